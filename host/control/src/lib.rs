@@ -1,0 +1,35 @@
+//! What the service and one VM process say to each other.
+//!
+//! The service starts a VM process with one end of a `SOCK_SEQPACKET` socket pair as descriptor
+//! [`CONTROL_FD`]. One packet is one message: a version byte, then the postcard encoding of a
+//! [`Request`] (service to VM process) or an [`Event`] (VM process to service). Descriptors travel
+//! with the packet; a message names them by their index in it.
+//!
+//! ```text
+//! service                               VM process
+//!   | -- Configure(VmSpec) + fds ------->  |   builds KVM objects and devices, runs nothing
+//!   | <------------------ Configured ----  |
+//!   | -- Start ------------------------->  |   lets the vCPUs go
+//!   | <--------------------- Started ----  |
+//!   | -- Stats ------------------------->  |
+//!   | <---------------- Stats(VmStats) --  |
+//!   | -- Stop -------------------------->  |
+//!   | <------- Exited(ExitReport), EOF --  |   also unasked for: panic, triple fault, host fault
+//! ```
+//!
+//! Either side may vanish: end-of-file on the socket means the peer is gone. A VM process whose
+//! service is gone ends itself, so that a crashed service leaves no process behind.
+//!
+//! **Architecture invariant:** this crate knows neither KVM nor HTTP.
+
+mod frame;
+mod message;
+
+pub use frame::{ChannelError, MAX_FDS, MAX_MESSAGE, pair, recv, send};
+pub use message::{
+    Configured, DiskSpec, Event, ExitCause, ExitReport, FdIndex, MAX_CONSOLE_TAIL, MAX_DISKS,
+    MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, Request, SpecError, VmSpec, VmStats,
+};
+
+/// The descriptor under which a VM process finds its control socket.
+pub const CONTROL_FD: i32 = 3;

@@ -1,0 +1,271 @@
+//! The messages, and the one gate that makes a [`VmSpec`] valid.
+
+use serde::{Deserialize, Serialize};
+
+/// Most vCPUs a sandbox may have.
+pub const MAX_VCPUS: u8 = 8;
+/// Least guest memory, MiB.
+pub const MIN_MEMORY_MIB: u32 = 128;
+/// Most guest memory, MiB.
+pub const MAX_MEMORY_MIB: u32 = 16 * 1024;
+/// Most disks of one sandbox.
+pub const MAX_DISKS: usize = 4;
+/// Most bytes of console output in an [`ExitReport`].
+pub const MAX_CONSOLE_TAIL: usize = 8 * 1024;
+const MAX_ID: usize = 64;
+const MAX_CMDLINE: usize = 1024;
+
+/// Position of a descriptor among those that came with the same packet.
+pub type FdIndex = u8;
+
+/// From the service to a VM process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Build the machine. Answered by [`Event::Configured`] or [`Event::Failed`]. Once only.
+    Configure(Box<VmSpec>),
+    /// Run the vCPUs. Answered by [`Event::Started`].
+    Start,
+    /// Ask for counters. Answered by [`Event::Stats`].
+    Stats,
+    /// End the machine at once. Answered by [`Event::Exited`], then end-of-file.
+    Stop,
+}
+
+/// Everything a VM process needs to build a machine that boots from a kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSpec {
+    /// The sandbox's id, for logs: `[a-z0-9]`, at most 64 bytes.
+    pub sandbox_id: String,
+    /// Number of vCPUs, 1 to [`MAX_VCPUS`].
+    pub vcpus: u8,
+    /// Guest memory in MiB, [`MIN_MEMORY_MIB`] to [`MAX_MEMORY_MIB`].
+    pub memory_mib: u32,
+    /// Added to the kernel command line that the VM process composes.
+    pub cmdline_extra: String,
+    /// An ELF `vmlinux`, open for reading.
+    pub kernel: FdIndex,
+    /// The agent's ELF, open for reading; the VM process puts it into the guest as `/init`.
+    pub agent: FdIndex,
+    /// A connected stream socket: the byte stream between the service and the agent.
+    pub link: FdIndex,
+    /// Disks in the order the guest sees them (`vda`, `vdb`, …).
+    pub disks: Vec<DiskSpec>,
+}
+
+/// One virtio block device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpec {
+    /// The shared image, open for reading; never written.
+    pub base: FdIndex,
+    /// The private layer that takes writes: an empty file, open for reading and writing. `None`
+    /// makes the disk read-only.
+    pub layer: Option<FdIndex>,
+    /// The size the guest sees, bytes, a multiple of 4096 and not less than the base image.
+    pub size: u64,
+}
+
+/// Why a [`VmSpec`] is refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SpecError {
+    /// The id is empty, too long or has other characters than `[a-z0-9]`.
+    #[error("Sandbox id {0:?} is not 1 to {MAX_ID} characters of [a-z0-9]")]
+    Id(String),
+    /// vCPU count out of range.
+    #[error("{0} vCPUs asked, 1 to {MAX_VCPUS} are possible")]
+    Vcpus(u8),
+    /// Memory size out of range.
+    #[error("{0} MiB of memory asked, {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB} are possible")]
+    Memory(u32),
+    /// Kernel command line too long or not printable ASCII.
+    #[error("Extra kernel command line of {0} bytes is over {MAX_CMDLINE} or not printable ASCII")]
+    Cmdline(usize),
+    /// Too many disks.
+    #[error("{0} disks asked, at most {MAX_DISKS} are possible")]
+    Disks(usize),
+    /// A descriptor index has no descriptor, or two uses share one.
+    #[error("Descriptor index {index} is used twice or is not among the {count} that came along")]
+    Fd {
+        /// The index.
+        index: FdIndex,
+        /// How many descriptors came with the packet.
+        count: usize,
+    },
+    /// A disk size that is zero or not a multiple of 4096.
+    #[error("Disk size {0} is not a positive multiple of 4096")]
+    DiskSize(u64),
+}
+
+impl VmSpec {
+    /// Checks every field, with `fds` descriptors having come along.
+    ///
+    /// # Errors
+    /// The first field that is out of bounds.
+    pub fn check(&self, fds: usize) -> Result<(), SpecError> {
+        let id = &self.sandbox_id;
+        let id_ok = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        if id.is_empty() || id.len() > MAX_ID || !id.bytes().all(id_ok) {
+            return Err(SpecError::Id(id.chars().take(MAX_ID).collect()));
+        }
+        if self.vcpus == 0 || self.vcpus > MAX_VCPUS {
+            return Err(SpecError::Vcpus(self.vcpus));
+        }
+        if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib) {
+            return Err(SpecError::Memory(self.memory_mib));
+        }
+        let printable = |b: u8| (0x20..0x7f).contains(&b);
+        if self.cmdline_extra.len() > MAX_CMDLINE || !self.cmdline_extra.bytes().all(printable) {
+            return Err(SpecError::Cmdline(self.cmdline_extra.len()));
+        }
+        if self.disks.len() > MAX_DISKS {
+            return Err(SpecError::Disks(self.disks.len()));
+        }
+        if let Some(d) = self.disks.iter().find(|d| d.size == 0 || d.size % 4096 != 0) {
+            return Err(SpecError::DiskSize(d.size));
+        }
+        self.check_fds(fds)
+    }
+
+    /// Layers and the link are private; a base image, the kernel and the agent may be shared by
+    /// several uses, but here each index is used once so that each use owns its descriptor.
+    fn check_fds(&self, count: usize) -> Result<(), SpecError> {
+        let mut used = [false; u8::MAX as usize + 1];
+        let singles = [self.kernel, self.agent, self.link];
+        let disks = self.disks.iter().flat_map(|d| [Some(d.base), d.layer]).flatten();
+        for index in singles.into_iter().chain(disks) {
+            let slot = &mut used[usize::from(index)];
+            if *slot || usize::from(index) >= count {
+                return Err(SpecError::Fd { index, count });
+            }
+            *slot = true;
+        }
+        Ok(())
+    }
+}
+
+/// From a VM process to the service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// The machine is built and has not run.
+    Configured(Configured),
+    /// The vCPUs run.
+    Started,
+    /// Counters, as asked.
+    Stats(VmStats),
+    /// The machine has ended; the process follows.
+    Exited(ExitReport),
+    /// A request could not be done; the process ends after [`Request::Configure`] failed.
+    Failed {
+        /// What was tried, with which values, and why it failed.
+        message: String,
+    },
+}
+
+/// What building took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configured {
+    /// From the request's arrival to the machine being ready to run, nanoseconds.
+    pub build_ns: u64,
+}
+
+/// Counters of one VM process since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmStats {
+    /// Returns from `KVM_RUN`, all vCPUs.
+    pub vm_exits: u64,
+    /// Of these, port and memory-mapped accesses.
+    pub io_exits: u64,
+    /// `io_uring_enter` calls of the event loop.
+    pub ring_enters: u64,
+    /// Other system calls of the event loop.
+    pub loop_syscalls: u64,
+    /// Bytes from the guest over vsock.
+    pub vsock_rx_bytes: u64,
+    /// Bytes to the guest over vsock.
+    pub vsock_tx_bytes: u64,
+    /// Blocks of the private disk layers that hold data, in 4 KiB units.
+    pub layer_blocks: u64,
+    /// Host CPU time of the VM process, nanoseconds.
+    pub cpu_ns: u64,
+    /// Guest memory that has been touched, KiB.
+    pub guest_resident_kib: u64,
+    /// Unique memory of the VM process outside guest memory, KiB.
+    pub overhead_kib: u64,
+    /// CLOCK_MONOTONIC nanoseconds when the first vCPU entered the guest; 0 before.
+    pub first_run_ns: u64,
+}
+
+/// Why a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitCause {
+    /// [`Request::Stop`], or the service went away.
+    Stopped,
+    /// The guest powered off or rebooted in an orderly way.
+    GuestShutdown,
+    /// The guest kernel panicked.
+    GuestPanic,
+    /// PID 1 in the guest ended, which panics the kernel.
+    AgentDied,
+    /// The guest's processor reset itself (triple fault).
+    TripleFault,
+    /// KVM could not go on with the guest.
+    KvmInternalError {
+        /// KVM's suberror number, `KVM_INTERNAL_ERROR_*`.
+        suberror: u32,
+    },
+    /// The host or the VM process failed; the guest is not to blame.
+    HostFault {
+        /// What failed.
+        message: String,
+    },
+}
+
+/// The last word of a VM process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitReport {
+    /// Why it ended.
+    pub cause: ExitCause,
+    /// The end of the guest's console output, at most [`MAX_CONSOLE_TAIL`] bytes, not trusted.
+    pub console_tail: Vec<u8>,
+    /// Counters at the end.
+    pub stats: VmStats,
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn spec() -> VmSpec {
+        VmSpec {
+            sandbox_id: "i1".into(),
+            vcpus: 1,
+            memory_mib: 512,
+            cmdline_extra: String::new(),
+            kernel: 0,
+            agent: 1,
+            link: 2,
+            disks: vec![DiskSpec { base: 3, layer: Some(4), size: 4096 }],
+        }
+    }
+
+    #[test]
+    fn a_good_spec_passes() {
+        assert_eq!(spec().check(5), Ok(()));
+    }
+
+    #[test]
+    fn each_bound_is_checked() {
+        let refuse = |change: fn(&mut VmSpec), fds| {
+            let mut s = spec();
+            change(&mut s);
+            s.check(fds).expect_err("must be refused")
+        };
+        assert_eq!(refuse(|s| s.vcpus = 0, 5), SpecError::Vcpus(0));
+        assert_eq!(refuse(|s| s.vcpus = 9, 5), SpecError::Vcpus(9));
+        assert_eq!(refuse(|s| s.memory_mib = 127, 5), SpecError::Memory(127));
+        assert_eq!(refuse(|s| s.disks[0].size = 1, 5), SpecError::DiskSize(1));
+        assert_eq!(refuse(|s| s.link = 1, 5), SpecError::Fd { index: 1, count: 5 });
+        assert_eq!(refuse(|_| (), 4), SpecError::Fd { index: 4, count: 4 });
+        assert!(matches!(refuse(|s| s.sandbox_id = "../x".into(), 5), SpecError::Id(_)));
+        assert!(matches!(refuse(|s| s.cmdline_extra = "a\nb".into(), 5), SpecError::Cmdline(3)));
+    }
+}
