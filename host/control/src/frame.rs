@@ -53,7 +53,12 @@ fn io(e: Errno) -> ChannelError {
 /// # Errors
 /// When the process is out of descriptors.
 pub fn pair() -> std::io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+    Ok(socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
 }
 
 /// Sends one message with its descriptors.
@@ -68,7 +73,8 @@ pub fn send<T: Serialize>(
     if fds.len() > MAX_FDS {
         return Err(ChannelError::TooManyFds(fds.len()));
     }
-    let bytes = postcard::to_extend(message, vec![VERSION]).map_err(|_| ChannelError::Malformed(0))?;
+    let bytes =
+        postcard::to_extend(message, vec![VERSION]).map_err(|_| ChannelError::Malformed(0))?;
     if bytes.len() > MAX_MESSAGE {
         return Err(ChannelError::TooLarge(bytes.len()));
     }
@@ -78,7 +84,12 @@ pub fn send<T: Serialize>(
         return Err(ChannelError::TooManyFds(fds.len()));
     }
     loop {
-        match sendmsg(&socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL) {
+        match sendmsg(
+            &socket,
+            &[IoSlice::new(&bytes)],
+            &mut ancillary,
+            SendFlags::NOSIGNAL,
+        ) {
             Ok(_) => return Ok(()),
             Err(Errno::INTR) => {}
             Err(e) => return Err(io(e)),
@@ -98,7 +109,12 @@ pub fn recv<T: DeserializeOwned>(
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
         let mut slices = [IoSliceMut::new(&mut bytes)];
-        match recvmsg(&socket, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+        match recvmsg(
+            &socket,
+            &mut slices,
+            &mut ancillary,
+            RecvFlags::CMSG_CLOEXEC,
+        ) {
             Ok(r) => break r,
             Err(Errno::INTR) => {}
             Err(Errno::CONNRESET) => return Ok(None),

@@ -1,7 +1,7 @@
 //! What the service and one VM process say to each other.
 //!
-//! The service starts a VM process with one end of a `SOCK_SEQPACKET` socket pair as descriptor
-//! [`CONTROL_FD`]. One packet is one message: a version byte, then the postcard encoding of a
+//! The service starts a VM process by [`spawn`], with one end of a `SOCK_SEQPACKET` socket pair as
+//! its standard input ([`CONTROL_FD`]). One packet is one message: a version byte, then the postcard encoding of a
 //! [`Request`] (service to VM process) or an [`Event`] (VM process to service). Descriptors travel
 //! with the packet; a message names them by their index in it.
 //!
@@ -24,6 +24,7 @@
 
 mod frame;
 mod message;
+mod spawn;
 
 pub use frame::{ChannelError, MAX_FDS, MAX_MESSAGE, pair, recv, send};
 pub use message::{
@@ -31,5 +32,8 @@ pub use message::{
     MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, Request, SpecError, VmSpec, VmStats,
 };
 
-/// The descriptor under which a VM process finds its control socket.
-pub const CONTROL_FD: i32 = 3;
+pub use spawn::spawn;
+
+/// The descriptor under which a VM process finds its control socket: standard input, because that
+/// is the one a program can be given without code between fork and exec.
+pub const CONTROL_FD: i32 = 0;

@@ -119,7 +119,11 @@ impl VmSpec {
         if self.disks.len() > MAX_DISKS {
             return Err(SpecError::Disks(self.disks.len()));
         }
-        if let Some(d) = self.disks.iter().find(|d| d.size == 0 || d.size % 4096 != 0) {
+        if let Some(d) = self
+            .disks
+            .iter()
+            .find(|d| d.size == 0 || d.size % 4096 != 0)
+        {
             return Err(SpecError::DiskSize(d.size));
         }
         self.check_fds(fds)
@@ -130,7 +134,11 @@ impl VmSpec {
     fn check_fds(&self, count: usize) -> Result<(), SpecError> {
         let mut used = [false; u8::MAX as usize + 1];
         let singles = [self.kernel, self.agent, self.link];
-        let disks = self.disks.iter().flat_map(|d| [Some(d.base), d.layer]).flatten();
+        let disks = self
+            .disks
+            .iter()
+            .flat_map(|d| [Some(d.base), d.layer])
+            .flatten();
         for index in singles.into_iter().chain(disks) {
             let slot = &mut used[usize::from(index)];
             if *slot || usize::from(index) >= count {
@@ -243,7 +251,11 @@ mod test {
             kernel: 0,
             agent: 1,
             link: 2,
-            disks: vec![DiskSpec { base: 3, layer: Some(4), size: 4096 }],
+            disks: vec![DiskSpec {
+                base: 3,
+                layer: Some(4),
+                size: 4096,
+            }],
         }
     }
 
@@ -263,9 +275,18 @@ mod test {
         assert_eq!(refuse(|s| s.vcpus = 9, 5), SpecError::Vcpus(9));
         assert_eq!(refuse(|s| s.memory_mib = 127, 5), SpecError::Memory(127));
         assert_eq!(refuse(|s| s.disks[0].size = 1, 5), SpecError::DiskSize(1));
-        assert_eq!(refuse(|s| s.link = 1, 5), SpecError::Fd { index: 1, count: 5 });
+        assert_eq!(
+            refuse(|s| s.link = 1, 5),
+            SpecError::Fd { index: 1, count: 5 }
+        );
         assert_eq!(refuse(|_| (), 4), SpecError::Fd { index: 4, count: 4 });
-        assert!(matches!(refuse(|s| s.sandbox_id = "../x".into(), 5), SpecError::Id(_)));
-        assert!(matches!(refuse(|s| s.cmdline_extra = "a\nb".into(), 5), SpecError::Cmdline(3)));
+        assert!(matches!(
+            refuse(|s| s.sandbox_id = "../x".into(), 5),
+            SpecError::Id(_)
+        ));
+        assert!(matches!(
+            refuse(|s| s.cmdline_extra = "a\nb".into(), 5),
+            SpecError::Cmdline(3)
+        ));
     }
 }
