@@ -1,0 +1,143 @@
+"""Kill the VM process, the guest's kernel, its agent, the server: prompt and true errors, then a clean start."""
+
+import time
+
+import e2b
+import pytest
+from support import (
+    NotRunning,
+    SandboxNotFound,
+    SERVER_START,
+    STATE_DIR,
+    create,
+    eventually,
+    http_call,
+    on_host,
+    patient,
+    run,
+    server_pid,
+    vm_pids,
+)
+
+pytestmark = pytest.mark.fault
+
+PROMPT = 8
+
+
+def dies_promptly(handle):
+    """The running command ends with an exception of the SDK, soon; returns it."""
+    start = time.monotonic()
+    with pytest.raises(e2b.SandboxException) as caught:
+        handle.wait()
+    assert time.monotonic() - start < patient(PROMPT)
+    return caught.value
+
+
+def is_gone(box):
+    eventually("it is not running", 20, lambda: not box.is_running())
+    with pytest.raises(SandboxNotFound):
+        box.get_info()
+    with pytest.raises(NotRunning):
+        box.commands.run("true", timeout=patient(20))
+
+
+def works():
+    box = create()
+    try:
+        assert run(box, "echo works").stdout == "works\n"
+    finally:
+        box.kill()
+
+
+def test_the_vm_process_is_killed():
+    before = vm_pids()
+    box = create()
+    mine = vm_pids() - before
+    assert len(mine) == 1, f"one new VM process, got {mine}"
+    handle = box.commands.run("sleep 3600", background=True, timeout=0)
+    on_host(f"kill -9 {mine.pop()}")
+    assert not isinstance(dies_promptly(handle), e2b.CommandExitException)
+    is_gone(box)
+    eventually("it is reaped", 10, lambda: vm_pids() <= before)
+    works()
+
+
+@pytest.mark.vm
+def test_the_guest_kernel_panics():
+    box = create()
+    handle = box.commands.run("sleep 3600", background=True, timeout=0)
+    try:
+        run(box, "echo c > /proc/sysrq-trigger", user="root", timeout=patient(10))
+    except e2b.SandboxException:
+        pass
+    except Exception as error:  # noqa: BLE001 - the connection may be cut before any answer
+        assert "Command ended without an end event" in str(error)
+    dies_promptly(handle)
+    is_gone(box)
+    works()
+
+
+@pytest.mark.vm
+def test_the_agent_shrugs_off_signals(fresh):
+    run(fresh, "kill -9 1; kill -TERM 1; kill -INT 1; kill -HUP 1; true", user="root")
+    assert run(fresh, "echo alive").stdout == "alive\n"
+
+
+@pytest.mark.vm
+def test_the_guest_powers_off():
+    box = create()
+    handle = box.commands.run("sleep 3600", background=True, timeout=0)
+    try:
+        run(
+            box,
+            "python3 -c 'import ctypes; ctypes.CDLL(None).reboot(0x1234567)'",
+            user="root",
+            timeout=patient(10),
+        )
+    except Exception:  # noqa: BLE001 - whatever the dying connection gives
+        pass
+    dies_promptly(handle)
+    is_gone(box)
+
+
+def test_one_death_leaves_the_others_alone(box):
+    before = vm_pids()
+    victim = create()
+    mine = vm_pids() - before
+    handle = box.commands.run("read line; echo $line", background=True, stdin=True, timeout=0)
+    on_host("kill -9 " + " ".join(mine))
+    eventually("the victim is gone", 20, lambda: not victim.is_running())
+    box.commands.send_stdin(handle.pid, "unharmed\n")
+    assert handle.wait().stdout == "unharmed\n"
+
+
+@pytest.mark.skipif(not SERVER_START, reason="HATCHERY_SERVER_START is not set: cannot restart the server")
+def test_the_server_is_killed_and_started_again():
+    box = create()
+    handle = box.commands.run("sleep 3600", background=True, timeout=0)
+    orphans = " ".join(vm_pids())
+    on_host(f"kill -9 {server_pid()}")
+    start = time.monotonic()
+    with pytest.raises(Exception):  # noqa: B017 - no server: the SDK can only tell of the connection
+        handle.wait()
+    assert time.monotonic() - start < patient(PROMPT)
+    # Gone, or dead and only waiting for whoever inherited it.
+    alive = f"for p in {orphans}; do grep -hs '^State:' /proc/$p/status | grep -v Z; done; true"
+    eventually("no VM process outlives the server", 15, lambda: on_host(alive) == "")
+    on_host(SERVER_START)
+    eventually("the server answers", 30, _healthy)
+    assert http_call("GET", "/v2/sandboxes").json() == []
+    assert not box.is_running()
+    with pytest.raises(SandboxNotFound):
+        box.get_info()
+    if STATE_DIR:
+        leftovers = on_host(f'find "{STATE_DIR}" -name "*{box.sandbox_id}*"')
+        assert leftovers == ""
+    works()
+
+
+def _healthy():
+    try:
+        return http_call("GET", "/health", key=None).status < 300
+    except OSError:
+        return False
