@@ -1,2 +1,38 @@
-//! hatchery
-fn main() {}
+//! The barometer: measures Hatchery, and peers doing the same work, from outside.
+//!
+//! It drives VM processes as black boxes with the same kernel, agent and disk, checks every answer,
+//! and prints counts (instructions, VM exits, system calls, bytes) rather than wall times wherever
+//! the host is an emulated one.
+
+mod agent;
+mod api;
+mod boot;
+mod counters;
+mod engine;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "barometer", about = "Measures Hatchery and its peers")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Cold boot, first exec and bulk transfer of single VMs
+    Boot(boot::Args),
+}
+
+fn main() -> ExitCode {
+    let result: Result<ExitCode> = match Cli::parse().command {
+        Command::Boot(args) => boot::run(&args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,176 @@
+//! A blocking client of the guest agent: the same for every engine, so that engines differ only
+//! in what carries its bytes.
+
+use anyhow::{Context, Result, bail};
+use std::io::{Read, Write};
+use wire::{
+    Channel, Event, Exit, Frame, FrameBuffer, Hello, Limits, MAX_FRAME, Message, Open,
+    PROTOCOL_VERSION, RecvWindow, Reply, Request, Start, Stdin, Strings,
+};
+
+/// Room for several frames, so that one read can bring many.
+const BUFFER: usize = 256 * 1024;
+
+/// What the agent said of its own start, nanoseconds of the guest's monotonic clock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ready {
+    /// Its first instruction.
+    pub(crate) agent_start_ns: u64,
+    /// When it greeted.
+    pub(crate) ready_ns: u64,
+}
+
+/// The outcome of one process; the verification of a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ran {
+    /// Bytes on standard output.
+    pub(crate) bytes: u64,
+    /// The exit status.
+    pub(crate) status: u8,
+}
+
+/// A connection to a guest agent.
+pub(crate) struct Agent<S> {
+    stream: S,
+    frames: Box<FrameBuffer<BUFFER>>,
+    next_stream: u32,
+}
+
+impl<S: Read + Write> Agent<S> {
+    /// Waits for the agent's greeting and answers it.
+    pub(crate) fn greet(stream: S) -> Result<(Self, Ready)> {
+        let mut agent = Self {
+            stream,
+            frames: Box::new(FrameBuffer::new()),
+            next_stream: 1,
+        };
+        let ready = agent.next(|_, message| match message {
+            Message::Hello(h) => Ok(Some(Ready {
+                agent_start_ns: h.agent_start_ns,
+                ready_ns: h.ready_ns,
+            })),
+            other => bail!("The agent began with {:?}, not a greeting", other.kind()),
+        })?;
+        agent.send(
+            0,
+            &Message::Hello(Hello {
+                version: PROTOCOL_VERSION,
+                agent: "barometer",
+                generation: 0,
+                flags: 0,
+                agent_start_ns: 0,
+                ready_ns: 0,
+            }),
+        )?;
+        Ok((agent, ready))
+    }
+
+    /// Runs a program as root to its end, consuming its output as it comes.
+    pub(crate) fn run(&mut self, argv: &[&[u8]]) -> Result<Ran> {
+        let stream = self.next_stream;
+        self.next_stream += 1;
+        self.open(stream, argv)?;
+        let mut window = RecvWindow::new(wire::OUTPUT_WINDOW);
+        let mut bytes = 0u64;
+        loop {
+            let mut grant = None;
+            let status = self.next(|from, message| {
+                if from != stream {
+                    return Ok(Some(None));
+                }
+                match message {
+                    Message::Event(Event::Started { .. }) => {}
+                    Message::Data {
+                        channel,
+                        bytes: data,
+                    } => {
+                        let len = u32::try_from(data.len()).context("A frame over 4 GiB")?;
+                        window
+                            .receive(len)
+                            .ok()
+                            .context("The agent overran its window")?;
+                        window.consume(len);
+                        grant = window.take_grant();
+                        if channel == Channel::Stdout {
+                            bytes += u64::from(len);
+                        }
+                    }
+                    Message::Reply(Reply::Exited(Exit::Code(status))) => {
+                        return Ok(Some(Some(status)));
+                    }
+                    other => bail!("The agent answered a start with {other:?}"),
+                }
+                Ok(Some(None))
+            })?;
+            if let Some(status) = status {
+                return Ok(Ran { bytes, status });
+            }
+            if let Some(grant) = grant {
+                self.send(stream, &Message::Credit(grant))?;
+            }
+        }
+    }
+
+    fn open(&mut self, stream: u32, argv: &[&[u8]]) -> Result<()> {
+        let mut request = vec![0; 4096];
+        let len = Request::Start(Start {
+            argv: Strings::Slices(argv),
+            env: Strings::EMPTY,
+            cwd: b"/",
+            user: b"",
+            stdin: Stdin::Null,
+            pty: None,
+            tag: b"",
+            limits: Limits::default(),
+        })
+        .encode(&mut request)
+        .ok()
+        .context("Encoding a start request")?;
+        for part in Open::parts(&request[..len]) {
+            self.send(stream, &Message::Open(part))?;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, stream: u32, message: &Message<'_>) -> Result<()> {
+        let mut frame = [0; MAX_FRAME];
+        let len = message
+            .encode(stream, &mut frame)
+            .ok()
+            .context("Encoding a frame")?;
+        self.stream
+            .write_all(&frame[..len])
+            .context("Writing to the agent")
+    }
+
+    /// Hands frames to `take` until it gives a value.
+    fn next<T>(
+        &mut self,
+        mut take: impl FnMut(u32, Message<'_>) -> Result<Option<T>>,
+    ) -> Result<T> {
+        loop {
+            let decoded = self
+                .frames
+                .next_frame()
+                .ok()
+                .context("Not a frame from the agent")?;
+            if let Some(Frame { header, .. }) = &decoded {
+                let stream = header.stream;
+                let frame = decoded.as_ref().context("No frame")?;
+                let message = Message::decode(frame).ok().context("Not a message")?;
+                if let Some(value) = take(stream, message)? {
+                    return Ok(value);
+                }
+                continue;
+            }
+            let n = self
+                .stream
+                .read(self.frames.space())
+                .context("Reading from the agent")?;
+            if n == 0 {
+                bail!("The agent's connection ended");
+            }
+            self.frames.commit(n);
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The boot benchmark: what one sandbox costs to boot, to run a first program in, and to get bytes
+//! out of; and the bars it is held to.
+
+use crate::counters::{Counters, Counts};
+use crate::engine::{Boot, Guest, hatchery, qemu, timed};
+use crate::{agent::Ran, api};
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Bars on a cold boot (issue "One sandbox, end to end").
+const BAR_BOOT_INSTRUCTIONS: u64 = 100_000_000;
+const BAR_OVERHEAD_KIB: u64 = 2 * 1024;
+const BAR_GUEST_KIB: u64 = 24 * 1024;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Folder with hatchery, hatchery-vmm, hatchery-agent, vmlinux and base.ext4
+    #[arg(long)]
+    dist: PathBuf,
+    /// Boots to measure, after one that is not counted
+    #[arg(long, default_value_t = 3)]
+    samples: u32,
+    /// MiB that the bulk transfer moves
+    #[arg(long, default_value_t = 16)]
+    bulk_mib: u64,
+    /// The clock counts instructions (the host runs under QEMU's -icount)
+    #[arg(long)]
+    icount: bool,
+    /// A QEMU to measure beside, with vhost-vsock
+    #[arg(long)]
+    qemu: Option<PathBuf>,
+    /// Guest memory, MiB
+    #[arg(long, default_value_t = 512)]
+    memory_mib: u32,
+}
+
+/// One engine's figures.
+#[derive(Debug, Serialize)]
+struct Figures {
+    engine: &'static str,
+    boots: Vec<Boot>,
+    overhead_kib: Option<u64>,
+    guest_resident_kib: Option<u64>,
+    exec: Option<Work>,
+    bulk: Option<Work>,
+}
+
+/// Some work on a warm VM.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Work {
+    /// Nanoseconds, or instructions under instruction counting.
+    ns: u64,
+    counts: Counts,
+    bytes: u64,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let guest = Guest {
+        dist: args.dist.clone(),
+        vcpus: 1,
+        memory_mib: args.memory_mib,
+    };
+    let ours = measure_hatchery(args, &guest)?;
+    let api = api::exec(args.dist.as_path()).context("Measuring an exec through the API")?;
+    let peer = match &args.qemu {
+        Some(program) => Some(measure_qemu(args, &guest, program)?),
+        None => None,
+    };
+    Ok(report(args, &ours, &api, peer.as_ref()))
+}
+
+fn measure_hatchery(args: &Args, guest: &Guest) -> Result<Figures> {
+    eprintln!("warming up: one boot that is not counted");
+    hatchery::Vm::boot(guest)?.stop()?;
+    let mut figures = Figures {
+        engine: "hatchery",
+        boots: Vec::new(),
+        overhead_kib: None,
+        guest_resident_kib: None,
+        exec: None,
+        bulk: None,
+    };
+    for sample in 1..=args.samples {
+        let mut vm = hatchery::Vm::boot(guest)?;
+        let stats = vm.stats()?;
+        eprintln!("boot {sample} of {}: {:?}", args.samples, vm.boot);
+        figures.boots.push(vm.boot);
+        figures.overhead_kib = figures.overhead_kib.max(Some(stats.overhead_kib));
+        figures.guest_resident_kib = figures
+            .guest_resident_kib
+            .max(Some(stats.guest_resident_kib));
+        if sample == args.samples {
+            let pid = vm.pid();
+            (figures.exec, figures.bulk) = warm_work(args, pid, |argv| vm.agent.run(argv))?;
+        }
+        vm.stop()?;
+    }
+    Ok(figures)
+}
+
+fn measure_qemu(args: &Args, guest: &Guest, program: &std::path::Path) -> Result<Figures> {
+    eprintln!("peer: {}", program.display());
+    let mut vm = qemu::Vm::boot(guest, program)?;
+    let pid = vm.pid();
+    let boot = vm.boot;
+    let (exec, bulk) = warm_work(args, pid, |argv| vm.agent.run(argv))?;
+    vm.stop()?;
+    Ok(Figures {
+        engine: "qemu microvm + vhost-vsock",
+        boots: vec![boot],
+        overhead_kib: None,
+        guest_resident_kib: None,
+        exec,
+        bulk,
+    })
+}
+
+/// A small program and a bulk transfer: each once to warm up, once timed, once counted.
+fn warm_work(
+    args: &Args,
+    pid: u32,
+    mut run: impl FnMut(&[&[u8]]) -> Result<Ran>,
+) -> Result<(Option<Work>, Option<Work>)> {
+    let counters = Counters::arm;
+    let mib = format!("{}", args.bulk_mib * 1024 * 1024);
+    let jobs: [(&[&[u8]], u64); 2] = [
+        (&[b"/bin/true"], 0),
+        (
+            &[b"/usr/bin/head", b"-c", mib.as_bytes(), b"/dev/zero"],
+            args.bulk_mib * 1024 * 1024,
+        ),
+    ];
+    let mut done = [None, None];
+    for ((argv, bytes), slot) in jobs.into_iter().zip(&mut done) {
+        let mut checked = || -> Result<()> {
+            let ran = run(argv)?;
+            ensure!(
+                ran == Ran { bytes, status: 0 },
+                "wrong answer from the guest: {ran:?}"
+            );
+            Ok(())
+        };
+        checked()?;
+        let ((), ns) = timed(&mut checked)?;
+        let ((), counts) = counters()?.during(&[pid], &mut checked)?;
+        *slot = Some(Work { ns, counts, bytes });
+    }
+    let [exec, bulk] = done;
+    Ok((exec, bulk))
+}
+
+fn report(args: &Args, ours: &Figures, api: &api::ApiExec, peer: Option<&Figures>) -> ExitCode {
+    let unit = if args.icount { "instructions" } else { "ns" };
+    let boots = &ours.boots;
+    let median = |part: fn(&Boot) -> u64| {
+        let mut values: Vec<u64> = boots.iter().map(part).collect();
+        values.sort_unstable();
+        values.get(values.len() / 2).copied().unwrap_or(0)
+    };
+    let in_guest = median(|b| b.kernel_ns + b.agent_ns);
+    say(&format!("cold boot, median of {} ({unit}):", boots.len()));
+    say(&format!(
+        "  vm process start -> kernel entry  {:>12}",
+        median(|b| b.vmm_ns)
+    ));
+    say(&format!(
+        "  kernel entry -> agent's first     {:>12}",
+        median(|b| b.kernel_ns)
+    ));
+    say(&format!(
+        "  agent's first -> ready            {:>12}",
+        median(|b| b.agent_ns)
+    ));
+    let mut bars = Vec::new();
+    if args.icount {
+        bars.push((
+            "kernel entry -> agent ready, instructions",
+            in_guest,
+            BAR_BOOT_INSTRUCTIONS,
+        ));
+    }
+    bars.push((
+        "vm process memory outside the guest, KiB",
+        ours.overhead_kib.unwrap_or(u64::MAX),
+        BAR_OVERHEAD_KIB,
+    ));
+    bars.push((
+        "guest memory touched when ready, KiB",
+        ours.guest_resident_kib.unwrap_or(u64::MAX),
+        BAR_GUEST_KIB,
+    ));
+    for figures in [Some(ours), peer].into_iter().flatten() {
+        work(figures, unit);
+    }
+    api.print(unit);
+    let mut missed = false;
+    for (what, value, bar) in bars {
+        let verdict = if value <= bar { "met" } else { "MISSED" };
+        missed |= value > bar;
+        say(&format!("bar: {what}: {value} (bar {bar}) {verdict}"));
+    }
+    if let Ok(json) = serde_json::to_string(&(ours, api, peer)) {
+        say(&format!("raw: {json}"));
+    }
+    if missed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+fn work(figures: &Figures, unit: &str) {
+    let name = figures.engine;
+    if let Some(w) = figures.exec {
+        say(&format!(
+            "{name}: exec /bin/true: {} {unit}, {} vm exits, {} host system calls",
+            w.ns, w.counts.vm_exits, w.counts.syscalls
+        ));
+    }
+    if let Some(w) = figures.bulk {
+        let mib = w.bytes / (1024 * 1024);
+        say(&format!(
+            "{name}: {mib} MiB guest -> client: {} bytes per 1000 {unit}, {} system calls and {} vm \
+             exits per MiB",
+            w.bytes.saturating_mul(1000) / w.ns.max(1),
+            w.counts.syscalls / mib.max(1),
+            w.counts.vm_exits / mib.max(1),
+        ));
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the report is this program's output")]
+pub(crate) fn say(line: &str) {
+    println!("{line}");
+}

@@ -1,0 +1,86 @@
+//! The folder that a running Hatchery needs: programs, guest kernel and images side by side.
+
+use crate::{image, kernel};
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The template image that every distribution carries.
+pub(crate) const BASE: &str = "base";
+
+/// `target/dist/` of this workspace.
+pub(crate) struct Dist {
+    /// Holds `hatchery`, `hatchery-vmm`, `hatchery-agent`, `vmlinux`, `base.ext4`.
+    pub(crate) dir: PathBuf,
+}
+
+/// The workspace's top folder.
+pub(crate) fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").components().collect::<PathBuf>()
+}
+
+/// Cargo's target folder for this workspace.
+pub(crate) fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| top().join("target"), PathBuf::from)
+}
+
+fn top() -> PathBuf {
+    std::fs::canonicalize(workspace()).unwrap_or_else(|_| workspace())
+}
+
+impl Dist {
+    /// Builds what is missing or stale and lays it out; says what it is doing.
+    ///
+    /// # Errors
+    /// The first build that fails.
+    pub(crate) fn ensure() -> Result<Self> {
+        let dir = target_dir().join("dist");
+        std::fs::create_dir_all(&dir).with_context(|| format!("Creating {}", dir.display()))?;
+        cargo(&["--release", "-p", "api", "-p", "vmm", "-p", "perf"])?;
+        cargo(&["--profile", "agent", "-p", "guest-agent"])?;
+        let built = target_dir();
+        for name in ["hatchery", "hatchery-vmm", "barometer"] {
+            install(&built.join("release").join(name), &dir.join(name))?;
+        }
+        install(&built.join("agent/hatchery-agent"), &dir.join("hatchery-agent"))?;
+        install(&kernel::ensure()?, &dir.join("vmlinux"))?;
+        install(&image::ensure(BASE)?, &dir.join("base.ext4"))?;
+        Ok(Self { dir })
+    }
+}
+
+/// Runs `cargo build` with `args` in the workspace.
+fn cargo(args: &[&str]) -> Result<()> {
+    let status = Command::new(env!("CARGO"))
+        .arg("build")
+        .args(args)
+        .current_dir(top())
+        .status()
+        .context("Running cargo build")?;
+    if !status.success() {
+        bail!("`cargo build {}` failed: see its messages above", args.join(" "));
+    }
+    Ok(())
+}
+
+/// Puts `from` at `to` as a link to the same file (a copy across file systems), atomically, and
+/// only if it is not there already: a server may be running from it.
+fn install(from: &Path, to: &Path) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let source = std::fs::metadata(from).with_context(|| format!("Reading {}", from.display()))?;
+    if let Ok(there) = std::fs::metadata(to)
+        && (there.ino(), there.dev()) == (source.ino(), source.dev())
+    {
+        return Ok(());
+    }
+    let fresh = to.with_extension(format!("new{}", std::process::id()));
+    let _ = std::fs::remove_file(&fresh);
+    if std::fs::hard_link(from, &fresh).is_err() {
+        // Across file systems. `cp` keeps the holes of an image.
+        let copied = Command::new("cp").arg("--sparse=always").args([from, &fresh]).status()?;
+        if !copied.success() {
+            bail!("Copying {} to {} failed", from.display(), fresh.display());
+        }
+    }
+    std::fs::rename(&fresh, to).with_context(|| format!("Installing {}", to.display()))
+}
