@@ -1,1 +1,45 @@
-//! devices
+//! The devices of one sandbox, and the one thread that serves them.
+//!
+//! ```text
+//!  vCPU threads                         event loop thread (one io_uring)
+//!  ------------                         --------------------------------
+//!  register access --> [Mmio] --attention eventfd--> activate / reset
+//!  queue kick ------------------ ioeventfd --------> device: vsock | block | rng
+//!  interrupt  <----------------- [IrqLine] ---------   |        |
+//!  port I/O --> [Console], [ResetPort]              link sock  base + layer files
+//!  IOAPIC   --> [Ioapic] --> [IrqRoutes]            [Host]: control socket, VM's own eventfds
+//! ```
+//!
+//! A device is put into an [`EventLoop`] and answers with its [`Mmio`] register window. The window
+//! goes to the address map of the vCPUs; its [`Notifier`]s become ioeventfds. Everything else
+//! happens on the thread that calls [`EventLoop::run`].
+//!
+//! **Architecture invariant:** this crate never names KVM. An interrupt is a one-method trait,
+//! guest memory is `vm-memory`, a queue notification is an eventfd.
+
+mod block;
+mod chain;
+mod console;
+mod device;
+mod event_loop;
+mod interrupt;
+mod ioapic;
+mod metrics;
+mod mmio;
+mod reset;
+mod ring;
+mod rng;
+mod vsock;
+
+pub use block::{BlockConfig, BlockError};
+pub use console::{Console, LineSink};
+pub use event_loop::{EventLoop, Host, LoopControl, LoopError, WatchId};
+pub use interrupt::IrqLine;
+pub use ioapic::{IOAPIC_PINS, IOAPIC_WINDOW, Ioapic, IrqRoutes, MsiRoute};
+pub use metrics::{BlockMetrics, Counter, LoopMetrics, VsockMetrics};
+pub use mmio::{MMIO_WINDOW, Mmio, Notifier, QUEUE_NOTIFY};
+pub use reset::ResetPort;
+pub use vsock::VsockConfig;
+
+/// Guest memory, as `machine` maps it and every device sees it.
+pub type Memory = vm_memory::GuestMemoryMmap<()>;
