@@ -1,0 +1,237 @@
+//! The manifest: one JSON object that names everything a snapshot is made of.
+
+use crate::cpu::CpuContract;
+use crate::error::{FormatError, version_error};
+use crate::limits::{MAX_LAYERS, MAX_MANIFEST, MAX_UNITS};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Version of the manifest's schema.
+pub const MANIFEST_VERSION: u32 = 1;
+
+/// The SHA-256 of a blob, which is also its name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest(pub [u8; 32]);
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.to_string()
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = FormatError;
+
+    fn try_from(text: String) -> Result<Self, FormatError> {
+        let invalid = || FormatError::Invalid {
+            what: "digest",
+            value: format!("{text:?}"),
+        };
+        let digit = |b: u8| match b {
+            b'0'..=b'9' => Ok(b - b'0'),
+            b'a'..=b'f' => Ok(b - b'a' + 10),
+            _ => Err(invalid()),
+        };
+        let mut bytes = [0; 32];
+        if text.len() != 64 {
+            return Err(invalid());
+        }
+        for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+/// A blob and its size, so that a reader knows how much to expect.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlobRef {
+    /// Its name.
+    pub digest: Digest,
+    /// Its bytes.
+    pub size: u64,
+}
+
+/// The machine that a snapshot continues.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestShape {
+    /// Number of vCPUs.
+    pub vcpus: u8,
+    /// Memory, MiB.
+    pub memory_mib: u32,
+    /// Size of the root disk, bytes.
+    pub disk_size: u64,
+}
+
+/// A snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`MANIFEST_VERSION`].
+    pub manifest_version: u32,
+    /// The protocol version that the agent in it speaks.
+    pub wire_version: u16,
+    /// The agent's version.
+    pub agent_version: String,
+    /// The machine's shape.
+    pub guest: GuestShape,
+    /// The processor it needs.
+    pub cpu: CpuContract,
+    /// The section file.
+    pub machine: BlobRef,
+    /// Memory layers, newest first.
+    pub memory: Vec<BlobRef>,
+    /// Disk layers over the base image, newest first.
+    pub disk: Vec<BlobRef>,
+    /// The base image under all disk layers.
+    pub base: BlobRef,
+}
+
+/// Just enough to tell a newer manifest from a broken one.
+#[derive(Deserialize)]
+struct VersionOnly {
+    manifest_version: u32,
+}
+
+impl Manifest {
+    /// Reads and checks a manifest.
+    ///
+    /// # Errors
+    /// What is wrong first, in the order of the crate's introduction.
+    pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
+        crate::section::limit("length of the manifest", bytes.len(), MAX_MANIFEST)?;
+        let decode = |e: serde_json::Error| FormatError::Manifest(e.to_string());
+        let VersionOnly { manifest_version } = serde_json::from_slice(bytes).map_err(decode)?;
+        if manifest_version != MANIFEST_VERSION {
+            return Err(version_error(
+                "manifest",
+                manifest_version,
+                MANIFEST_VERSION,
+            ));
+        }
+        let manifest: Self = serde_json::from_slice(bytes).map_err(decode)?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// Writes a manifest.
+    ///
+    /// # Errors
+    /// When it would not be read back.
+    pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
+        self.check()?;
+        let bytes =
+            serde_json::to_vec_pretty(self).map_err(|e| FormatError::Manifest(e.to_string()))?;
+        crate::section::limit("length of the manifest", bytes.len(), MAX_MANIFEST)?;
+        Ok(bytes)
+    }
+
+    fn check(&self) -> Result<(), FormatError> {
+        crate::section::limit("number of memory layers", self.memory.len(), MAX_LAYERS)?;
+        crate::section::limit("number of disk layers", self.disk.len(), MAX_LAYERS)?;
+        let shape = &self.guest;
+        let disk_units = shape.disk_size / crate::UNIT;
+        if disk_units > MAX_UNITS {
+            return Err(FormatError::Limit {
+                what: "disk size",
+                found: disk_units,
+                limit: MAX_UNITS,
+            });
+        }
+        let empty = shape.vcpus == 0 || shape.memory_mib == 0 || self.memory.is_empty();
+        if empty || !shape.disk_size.is_multiple_of(crate::UNIT) {
+            let value = format!("{shape:?} with {} memory layers", self.memory.len());
+            return Err(FormatError::Invalid {
+                what: "machine shape",
+                value,
+            });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod test {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    pub(crate) fn sample() -> Manifest {
+        let blob = |n| BlobRef {
+            digest: Digest([n; 32]),
+            size: 4096,
+        };
+        Manifest {
+            manifest_version: MANIFEST_VERSION,
+            wire_version: 1,
+            agent_version: "0.1.0".into(),
+            guest: GuestShape {
+                vcpus: 1,
+                memory_mib: 512,
+                disk_size: 8 << 30,
+            },
+            cpu: CpuContract {
+                vendor: "AuthenticAMD".into(),
+                features: BTreeMap::from([("00000001.0.ecx".into(), 7)]),
+                xsave_size: 832,
+                tsc_khz: 1_000_000,
+            },
+            machine: blob(1),
+            memory: vec![blob(2), blob(3)],
+            disk: vec![],
+            base: blob(4),
+        }
+    }
+
+    #[test]
+    fn a_manifest_survives_the_disk() {
+        let bytes = sample().encode().unwrap();
+        assert_eq!(Manifest::parse(&bytes).unwrap(), sample());
+    }
+
+    #[test]
+    fn newer_older_and_unknown_are_told_apart() {
+        let text = String::from_utf8(sample().encode().unwrap()).unwrap();
+        let with = |from: &str, to: &str| Manifest::parse(text.replace(from, to).as_bytes());
+        let newer = with(
+            "\"manifest_version\": 1",
+            "\"manifest_version\": 2, \"more\": 1",
+        );
+        assert!(
+            newer
+                .unwrap_err()
+                .to_string()
+                .contains("update this program")
+        );
+        let older = with("\"manifest_version\": 1", "\"manifest_version\": 0");
+        assert!(
+            older
+                .unwrap_err()
+                .to_string()
+                .contains("build the template again")
+        );
+        let unknown = with("\"wire_version\"", "\"colour\": 1, \"wire_version\"");
+        assert!(matches!(unknown, Err(FormatError::Manifest(_))));
+    }
+
+    #[test]
+    fn names_cannot_leave_the_store() {
+        let text = String::from_utf8(sample().encode().unwrap()).unwrap();
+        let bad = text.replace(&Digest([1; 32]).to_string(), "../../etc/passwd");
+        Manifest::parse(bad.as_bytes()).expect_err("a path is no digest");
+    }
+}

@@ -1,0 +1,40 @@
+//! Numbers that stored snapshots rely on. If one of these fails, files in the field change their
+//! meaning: raise the version of what changed, and keep a golden of the old one.
+
+use crate::{LAYER_VERSION, MANIFEST_VERSION, SECTIONS_VERSION, UNIT};
+
+const _: () = assert!(SECTIONS_VERSION == 1 && LAYER_VERSION == 1 && MANIFEST_VERSION == 1);
+const _: () = assert!(UNIT == 4096);
+
+#[cfg(test)]
+mod test {
+    use crate::manifest::test::sample;
+    use crate::{LayerIndex, Section, SectionFile, SectionName};
+
+    #[test]
+    fn a_section_file_has_these_bytes() {
+        let name = SectionName::new("vcpu.0").unwrap();
+        let bytes = SectionFile::encode(&[Section {
+            name,
+            version: 1,
+            payload: b"abc",
+        }])
+        .unwrap();
+        assert_eq!(bytes.len(), 12 + 40 + 3);
+        assert_eq!(crc32fast::hash(&bytes), 671_904_757);
+    }
+
+    #[test]
+    fn a_layer_index_has_these_bytes() {
+        let bytes = LayerIndex::new(64, [(0, 2, true), (8, 1, false)])
+            .unwrap()
+            .encode();
+        assert_eq!(bytes.len(), 4096);
+        assert_eq!(crc32fast::hash(&bytes), 4_149_571_847);
+    }
+
+    #[test]
+    fn a_manifest_has_these_bytes() {
+        assert_eq!(crc32fast::hash(&sample().encode().unwrap()), 208_314_830);
+    }
+}
