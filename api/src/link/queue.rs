@@ -1,0 +1,93 @@
+//! The bytes of one stream between the reader task and a consumer, bounded by the stream's window.
+
+use bytes::{Bytes, BytesMut};
+use std::collections::VecDeque;
+use wire::Channel;
+
+/// Longest piece handed to a consumer (e2b.md §3.2, chunking).
+const PIECE: usize = 32 * 1024;
+/// Payloads below this are copied, so that a byte never pins a whole read buffer.
+const SMALL: usize = 4 * 1024;
+/// From so many segments on, a frame joins the last segment of its channel even when one of another
+/// channel lies between: a guest that writes single bytes to stdout and stderr in turn must not
+/// cost an allocation each. Only the order *between* channels can suffer, and only in a backlog.
+const SEGMENTS: usize = 128;
+
+/// Segments in order of arrival.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    segments: VecDeque<(Channel, BytesMut)>,
+}
+
+impl Queue {
+    /// Adds a frame's payload. The caller has accounted for its bytes.
+    pub(crate) fn push(&mut self, channel: Channel, payload: BytesMut) {
+        // Records never span frames, so they must not be cut or joined.
+        if channel == Channel::Records {
+            self.segments.push_back((channel, payload));
+            return;
+        }
+        let crowded = self.segments.len() >= SEGMENTS;
+        let last = if crowded {
+            self.segments.iter_mut().rev().find(|(of, _)| *of == channel)
+        } else {
+            self.segments.back_mut().filter(|(of, _)| *of == channel)
+        };
+        match last {
+            Some((_, bytes)) if crowded || bytes.len() + payload.len() <= PIECE => {
+                bytes.extend_from_slice(&payload);
+            }
+            _ if payload.len() < SMALL => {
+                self.segments.push_back((channel, BytesMut::from(&payload[..])));
+            }
+            _ => self.segments.push_back((channel, payload)),
+        }
+    }
+
+    /// Takes the oldest piece.
+    pub(crate) fn pop(&mut self) -> Option<(Channel, Bytes)> {
+        let (channel, bytes) = self.segments.front_mut()?;
+        let channel = *channel;
+        if bytes.len() > PIECE && channel != Channel::Records {
+            return Some((channel, bytes.split_to(PIECE).freeze()));
+        }
+        self.segments.pop_front().map(|(channel, bytes)| (channel, bytes.freeze()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn nothing_is_lost_and_each_channel_keeps_its_order(
+            frames in prop::collection::vec((0u8..3, 1usize..9000), 0..400),
+            pops in prop::collection::vec(any::<bool>(), 400),
+        ) {
+            let mut queue = Queue::default();
+            let mut sent = [vec![], vec![], vec![]];
+            let mut got = [vec![], vec![], vec![]];
+            let slot = |channel: Channel| usize::from(channel.to_u8()) - 1;
+            let mut take = |queue: &mut Queue| {
+                queue.pop().map(|(channel, bytes)| {
+                    assert!(!bytes.is_empty() && bytes.len() <= PIECE);
+                    got[slot(channel)].extend_from_slice(&bytes);
+                })
+            };
+            for (n, ((which, length), pop)) in frames.into_iter().zip(pops).enumerate() {
+                let channel = Channel::from_u8(which + 1).unwrap();
+                let payload = vec![u8::try_from(n % 251).unwrap(); length];
+                sent[slot(channel)].extend_from_slice(&payload);
+                queue.push(channel, BytesMut::from(&payload[..]));
+                prop_assert!(queue.segments.len() <= SEGMENTS + 3);
+                if pop {
+                    take(&mut queue);
+                }
+            }
+            while take(&mut queue).is_some() {}
+            prop_assert_eq!(sent, got);
+        }
+    }
+}
