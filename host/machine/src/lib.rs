@@ -1,1 +1,36 @@
-//! machine
+//! A machine: KVM objects, guest memory, processors, address buses, and what a Linux guest finds
+//! at its start.
+//!
+//! ```text
+//! Kvm::open ─> Vm::new ─> boot::load_linux ─> irq_line, doorbell ─> VcpuThread::spawn ─> run
+//!              slots,      kernel, initrd,     last: nothing may
+//!              irqchip,    ACPI tables         touch slots now
+//!              vCPUs
+//! ```
+//!
+//! **Architecture invariant:** this crate never names a device. A device reaches it as a
+//! [`BusDevice`], an eventfd, or a line of an ACPI table. It holds no policy: what an exit means
+//! for the sandbox is decided by its caller.
+
+pub mod acpi;
+pub mod boot;
+mod bus;
+pub mod cpuid;
+mod error;
+mod exit;
+mod irq;
+mod kvm;
+pub mod layout;
+mod memory;
+mod msr;
+mod vcpu;
+mod vm;
+
+pub use bus::{Bus, BusDevice};
+pub use error::{Error, Result};
+pub use exit::Exit;
+pub use irq::{IrqRoutes, Msi};
+pub use kvm::{API_VERSION, Kvm, OPTIONAL, REQUIRED};
+pub use memory::{Backing, GuestRam, HugePages, Memory, MemorySpec};
+pub use vcpu::{Vcpu, VcpuCounters, VcpuThread, Wiring, monotonic_ns};
+pub use vm::{MachineSpec, Vm};

@@ -1,0 +1,207 @@
+//! The CPU contract: what a guest may see of the processor.
+//!
+//! We start from what KVM can do on this host and change only what must differ:
+//! - topology: one socket, one thread per core, `vcpus` cores, and each vCPU's own APIC number;
+//! - on: the hypervisor bit, x2APIC, TSC-deadline timer;
+//! - off: nested virtualization (attack surface and state nobody asked for), performance counters
+//!   (host side channel, state), asynchronous page faults (one more exit per fault, no gain for a
+//!   guest whose memory is resident).
+//!
+//! The processor's name stays: programs choose code by it, and hiding it hides nothing.
+
+use crate::error::{Result, ioctl};
+use crate::kvm::Kvm;
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+
+/// CPUID leaf of KVM's paravirtual features.
+const KVM_FEATURES: u32 = 0x4000_0001;
+/// `KVM_FEATURE_ASYNC_PF`, `_ASYNC_PF_VMEXIT`, `_ASYNC_PF_INT`, `_MIGRATION_CONTROL`.
+const KVM_FEATURES_OFF: u32 = 1 << 4 | 1 << 10 | 1 << 14 | 1 << 17;
+
+const BIT_HYPERVISOR: u32 = 1 << 31; // leaf 1 ecx
+const BIT_TSC_DEADLINE: u32 = 1 << 24; // leaf 1 ecx
+const BIT_X2APIC: u32 = 1 << 21; // leaf 1 ecx
+const BIT_VMX: u32 = 1 << 5; // leaf 1 ecx
+const BIT_PDCM: u32 = 1 << 15; // leaf 1 ecx: performance capabilities
+const BIT_HTT: u32 = 1 << 28; // leaf 1 edx: more than one logical processor
+const BIT_CMP_LEGACY: u32 = 1 << 1; // leaf 0x8000_0001 ecx: AMD's word for the same
+const BIT_SVM: u32 = 1 << 2; // leaf 0x8000_0001 ecx
+const AMD_PERFORMANCE: u32 = 1 << 23 | 1 << 24 | 1 << 28; // leaf 0x8000_0001 ecx
+
+/// What this host's KVM can offer.
+///
+/// # Errors
+/// From the ioctl.
+pub fn supported(kvm: &Kvm) -> Result<CpuId> {
+    kvm.fd()
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(ioctl(
+            "KVM_GET_SUPPORTED_CPUID",
+            format!("{KVM_MAX_CPUID_ENTRIES} entries"),
+        ))
+}
+
+/// What vCPU `index` of `count` sees.
+#[must_use]
+pub fn for_vcpu(supported: &CpuId, index: u8, count: u8) -> CpuId {
+    let mut cpuid = supported.clone();
+    cpuid.retain(|entry| {
+        // Topology leaves are written anew; their subleaf count differs between hosts.
+        !matches!(entry.function, 0xb | 0x1f)
+    });
+    let place = Place {
+        index: index.into(),
+        count: count.into(),
+    };
+    for entry in cpuid.as_mut_slice() {
+        place.apply(entry);
+    }
+    let highest = cpuid.as_slice().first().map_or(0, |e| e.eax);
+    if highest >= 0xb {
+        for entry in place.extended_topology() {
+            // The list came from the kernel with room to spare: KVM_MAX_CPUID_ENTRIES.
+            let _ = cpuid.push(entry);
+        }
+    }
+    cpuid
+}
+
+/// One vCPU among its siblings.
+struct Place {
+    index: u32,
+    count: u32,
+}
+
+impl Place {
+    /// Bits of an APIC number that count cores.
+    fn core_bits(&self) -> u32 {
+        u32::BITS - (self.count - 1).leading_zeros()
+    }
+
+    fn apply(&self, entry: &mut kvm_cpuid_entry2) {
+        match entry.function {
+            0x1 => self.leaf_1(entry),
+            // Deterministic caches: cores per package; sharers of this cache (level 3: all).
+            0x4 if entry.eax & 0x1f != 0 => {
+                let sharers = if entry.eax >> 5 & 7 >= 3 {
+                    self.count - 1
+                } else {
+                    0
+                };
+                entry.eax = entry.eax & 0x3fff | sharers << 14 | (self.count - 1) << 26;
+            }
+            0xa => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
+            KVM_FEATURES => entry.eax &= !KVM_FEATURES_OFF,
+            0x8000_0001 => {
+                entry.ecx &= !(BIT_SVM | AMD_PERFORMANCE | BIT_CMP_LEGACY);
+                if self.count > 1 {
+                    entry.ecx |= BIT_CMP_LEGACY;
+                }
+            }
+            0x8000_0008 => entry.ecx = self.core_bits() << 12 | (self.count - 1),
+            // SVM features and AMD's performance counters.
+            0x8000_000a | 0x8000_0022 => {
+                (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0);
+            }
+            0x8000_001d if entry.eax & 0x1f != 0 => {
+                let sharers = if entry.eax >> 5 & 7 >= 3 {
+                    self.count - 1
+                } else {
+                    0
+                };
+                entry.eax = entry.eax & 0x3fff | sharers << 14;
+            }
+            0x8000_001e => {
+                (entry.eax, entry.ebx, entry.ecx) = (self.index, self.index, 0);
+            }
+            _ => {}
+        }
+    }
+
+    fn leaf_1(&self, entry: &mut kvm_cpuid_entry2) {
+        entry.ebx = entry.ebx & 0x0000_ffff | self.count << 16 | self.index << 24;
+        entry.ecx |= BIT_HYPERVISOR | BIT_TSC_DEADLINE | BIT_X2APIC;
+        entry.ecx &= !(BIT_VMX | BIT_PDCM);
+        entry.edx &= !BIT_HTT;
+        if self.count > 1 {
+            entry.edx |= BIT_HTT;
+        }
+    }
+
+    /// Leaf 0xb: level 0 threads (one), level 1 cores, then the end mark.
+    fn extended_topology(&self) -> [kvm_cpuid_entry2; 3] {
+        const SMT: u32 = 1 << 8;
+        const CORE: u32 = 2 << 8;
+        let level = |index: u32, eax, ebx, kind: u32| kvm_cpuid_entry2 {
+            function: 0xb,
+            index,
+            flags: kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+            eax,
+            ebx,
+            ecx: kind | index,
+            edx: self.index,
+            ..Default::default()
+        };
+        [
+            level(0, 0, 1, SMT),
+            level(1, self.core_bits(), self.count, CORE),
+            level(2, 0, 0, 0),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn host() -> CpuId {
+        let leaf = |function, eax, ecx| kvm_cpuid_entry2 {
+            function,
+            eax,
+            ebx: u32::MAX,
+            ecx,
+            edx: u32::MAX,
+            ..Default::default()
+        };
+        CpuId::from_entries(&[
+            leaf(0, 0x1f, 0),
+            leaf(1, 0, BIT_VMX),
+            leaf(0xb, 9, 9),
+            leaf(KVM_FEATURES, u32::MAX, 0),
+            leaf(0x8000_0001, 0, BIT_SVM | 1),
+            leaf(0x8000_001e, 77, 77),
+        ])
+        .unwrap()
+    }
+
+    fn find(cpuid: &CpuId, function: u32, index: u32) -> kvm_cpuid_entry2 {
+        let mut all = cpuid.as_slice().iter();
+        *all.find(|e| e.function == function && e.index == index)
+            .unwrap()
+    }
+
+    #[test]
+    fn each_vcpu_sees_its_own_number_everywhere() {
+        let cpuid = for_vcpu(&host(), 2, 3);
+        let one = find(&cpuid, 1, 0);
+        assert_eq!(
+            (one.ebx >> 24, one.ebx >> 16 & 0xff, one.edx & BIT_HTT),
+            (2, 3, BIT_HTT)
+        );
+        assert_eq!(find(&cpuid, 0x8000_001e, 0).eax, 2);
+        let core = find(&cpuid, 0xb, 1);
+        assert_eq!((core.eax, core.ebx, core.ecx, core.edx), (2, 3, 0x201, 2));
+    }
+
+    #[test]
+    fn nested_virtualization_and_async_faults_are_off() {
+        let cpuid = for_vcpu(&host(), 0, 1);
+        let one = find(&cpuid, 1, 0);
+        assert_eq!(one.ecx & BIT_VMX, 0);
+        assert_eq!(one.ecx & BIT_HYPERVISOR, BIT_HYPERVISOR);
+        assert_eq!(one.edx & BIT_HTT, 0);
+        assert_eq!(find(&cpuid, 0x8000_0001, 0).ecx, 1);
+        assert_eq!(find(&cpuid, KVM_FEATURES, 0).eax & KVM_FEATURES_OFF, 0);
+        assert_eq!(find(&cpuid, 0xb, 1).eax, 0);
+    }
+}

@@ -1,0 +1,81 @@
+//! The host's KVM: opened once, checked once.
+
+use crate::error::{Error, Result};
+use kvm_ioctls::Cap;
+
+/// What a host's KVM must have, with the kernel's names.
+pub const REQUIRED: &[(Cap, &str)] = &[
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::MpState, "KVM_CAP_MP_STATE"),
+    (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
+    (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+    (Cap::TscDeadlineTimer, "KVM_CAP_TSC_DEADLINE_TIMER"),
+    (Cap::AdjustClock, "KVM_CAP_ADJUST_CLOCK"),
+    (Cap::Xsave, "KVM_CAP_XSAVE"),
+];
+
+/// What makes a host better but is not needed.
+pub const OPTIONAL: &[(Cap, &str)] = &[
+    (Cap::SyncRegs, "KVM_CAP_SYNC_REGS"),
+    (Cap::TscControl, "KVM_CAP_TSC_CONTROL"),
+    (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ"),
+    (Cap::SyncMmu, "KVM_CAP_SYNC_MMU"),
+];
+
+/// The interface version that every KVM since 2007 speaks.
+pub const API_VERSION: i32 = 12;
+
+/// An open, checked `/dev/kvm`.
+#[derive(Debug)]
+pub struct Kvm {
+    fd: kvm_ioctls::Kvm,
+}
+
+impl Kvm {
+    /// Opens `/dev/kvm` and checks that it can do what we need.
+    ///
+    /// # Errors
+    /// [`Error::Open`], [`Error::ApiVersion`], or [`Error::Missing`] with the names.
+    pub fn open() -> Result<Self> {
+        let kvm = Self::open_unchecked()?;
+        match (kvm.fd.get_api_version(), kvm.missing()) {
+            (API_VERSION, missing) if missing.is_empty() => Ok(kvm),
+            (API_VERSION, missing) => Err(Error::Missing(missing)),
+            (version, _) => Err(Error::ApiVersion(version)),
+        }
+    }
+
+    /// Opens `/dev/kvm` without looking at what it can do, for a report about the host.
+    ///
+    /// # Errors
+    /// [`Error::Open`].
+    pub fn open_unchecked() -> Result<Self> {
+        Ok(Self {
+            fd: kvm_ioctls::Kvm::new().map_err(Error::Open)?,
+        })
+    }
+
+    /// Names of the needed capabilities that this host lacks.
+    #[must_use]
+    pub fn missing(&self) -> Vec<&'static str> {
+        let lacks = |(cap, name): &(Cap, _)| (!self.has(*cap)).then_some(*name);
+        REQUIRED.iter().filter_map(lacks).collect()
+    }
+
+    /// Whether a capability is there.
+    #[must_use]
+    pub fn has(&self, cap: Cap) -> bool {
+        self.fd.check_extension_int(cap) > 0
+    }
+
+    /// The kvm-ioctls handle, for reports and tests.
+    #[must_use]
+    pub fn fd(&self) -> &kvm_ioctls::Kvm {
+        &self.fd
+    }
+}

@@ -1,0 +1,185 @@
+//! Guest RAM: its mappings in this process and its KVM memory slots.
+//!
+//! Today RAM is anonymous private memory. A sealed golden file mapped copy-on-write
+//! ([`Backing::Golden`]) has the same shape: guest-physical order, holes left out, so that a clone
+//! changes this file and nothing else.
+#![expect(
+    unsafe_code,
+    reason = "KVM memory slots and madvise take raw addresses"
+)]
+
+use crate::error::{Error, Result, ioctl};
+use crate::layout;
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use rustix::mm::{Advice, madvise};
+use std::fs::File;
+use std::sync::Arc;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{
+    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap,
+};
+
+/// Guest memory as the devices see it. Cloning clones references, not memory.
+pub type GuestRam = GuestMemoryMmap<()>;
+
+/// What lies under guest RAM.
+#[derive(Clone, Debug, Default)]
+pub enum Backing {
+    /// Zeroes, private to this machine.
+    #[default]
+    Anonymous,
+    /// A file with the RAM ranges one after the other, mapped copy-on-write: writes stay private,
+    /// pages that are only read are shared by all machines that map the file.
+    Golden(Arc<File>),
+}
+
+/// Whether the host may back guest RAM by 2 MiB pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HugePages {
+    /// Small pages only: the least memory touched, and clones copy 4 KiB at a time.
+    #[default]
+    Never,
+    /// Ask for huge pages: fewer faults for large guests that touch everything.
+    Advise,
+}
+
+/// Guest RAM as asked.
+#[derive(Clone, Debug)]
+pub struct MemorySpec {
+    /// Size, a multiple of 4096.
+    pub bytes: u64,
+    /// What lies under it.
+    pub backing: Backing,
+    /// Page size policy.
+    pub huge_pages: HugePages,
+}
+
+/// Guest RAM, mapped.
+#[derive(Debug)]
+pub struct Memory {
+    ram: GuestRam,
+}
+
+impl Memory {
+    /// Maps RAM without touching it. Address space is not reserved in advance
+    /// (`MAP_NORESERVE`): whether the host may promise more than it has is its operator's choice.
+    ///
+    /// # Errors
+    /// [`Error::Layout`] for a size that is zero or not whole pages, [`Error::Map`] from `mmap`.
+    pub fn new(spec: &MemorySpec) -> Result<Self> {
+        if spec.bytes == 0 || !spec.bytes.is_multiple_of(layout::PAGE) {
+            return Err(Error::Layout(spec.bytes));
+        }
+        let mut regions = Vec::new();
+        let mut offset = 0;
+        for (base, bytes) in layout::ram_ranges(spec.bytes) {
+            regions.push(map(spec, base, bytes, offset)?);
+            offset += bytes;
+        }
+        let ram = GuestRam::from_regions(regions).map_err(|_| Error::Layout(spec.bytes))?;
+        Ok(Self { ram })
+    }
+
+    /// The memory itself, for devices and loaders.
+    #[must_use]
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// Host address ranges of guest RAM, for accounting.
+    #[must_use]
+    pub fn host_ranges(&self) -> Vec<std::ops::Range<usize>> {
+        let range = |r: &GuestRegionMmap| {
+            let start = r.get_mmap().as_ptr().addr();
+            start..start + r.get_mmap().size()
+        };
+        self.ram.iter().map(range).collect()
+    }
+
+    /// Gives KVM one slot per range. Before the irqchip is made, and never again: from Linux 6.18
+    /// a later slot change costs milliseconds.
+    pub(crate) fn register(&self, vm: &VmFd) -> Result<()> {
+        for (slot, region) in (0..).zip(self.ram.iter()) {
+            let slot = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().raw_value(),
+                memory_size: region.len(),
+                userspace_addr: region.get_mmap().as_ptr().expose_provenance() as u64,
+            };
+            // SAFETY: the range is a mapping of exactly this size, owned by `self.ram`; `Vm` keeps
+            // `Memory` at least as long as the VM's descriptor.
+            unsafe { vm.set_user_memory_region(slot) }.map_err(ioctl(
+                "KVM_SET_USER_MEMORY_REGION",
+                format!("{:#x}+{:#x}", slot.guest_phys_addr, slot.memory_size),
+            ))?;
+        }
+        Ok(())
+    }
+}
+
+fn map(spec: &MemorySpec, base: u64, bytes: u64, offset: u64) -> Result<GuestRegionMmap> {
+    let size = usize::try_from(bytes).map_err(|_| Error::Layout(bytes))?;
+    let builder = MmapRegionBuilder::new(size).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
+    let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+    let builder = match &spec.backing {
+        Backing::Anonymous => builder.with_mmap_flags(flags | libc::MAP_ANONYMOUS),
+        Backing::Golden(file) => builder
+            .with_mmap_flags(flags)
+            .with_file_offset(FileOffset::from_arc(Arc::clone(file), offset)),
+    };
+    let region = builder.build().map_err(|source| Error::Map {
+        base,
+        bytes,
+        source,
+    })?;
+    let advice = match spec.huge_pages {
+        HugePages::Never => Advice::LinuxNoHugepage,
+        HugePages::Advise => Advice::LinuxHugepage,
+    };
+    for advice in [advice, Advice::LinuxDontDump] {
+        // SAFETY: neither advice changes what the memory holds or whether it is mapped. A kernel
+        // without the feature refuses, which costs only the optimisation.
+        let _ = unsafe { madvise(region.as_ptr().cast(), size, advice) };
+    }
+    GuestRegionMmap::new(region, GuestAddress(base)).ok_or(Error::Layout(bytes))
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use std::io::Write;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn a_golden_file_is_shared_until_written() {
+        let mut file = File::from(
+            rustix::fs::memfd_create("golden", rustix::fs::MemfdFlags::CLOEXEC).unwrap(),
+        );
+        file.write_all(&[7; 8192]).unwrap();
+        let file = Arc::new(file);
+        let spec = MemorySpec {
+            bytes: 8192,
+            backing: Backing::Golden(file),
+            huge_pages: HugePages::Never,
+        };
+        let (a, b) = (Memory::new(&spec).unwrap(), Memory::new(&spec).unwrap());
+        a.ram().write_obj(9_u8, GuestAddress(4096)).unwrap();
+        assert_eq!(a.ram().read_obj::<u8>(GuestAddress(4096)).unwrap(), 9);
+        assert_eq!(b.ram().read_obj::<u8>(GuestAddress(4096)).unwrap(), 7);
+    }
+
+    #[test]
+    fn odd_sizes_are_refused() {
+        for bytes in [0, 4095] {
+            let spec = MemorySpec {
+                bytes,
+                backing: Backing::Anonymous,
+                huge_pages: HugePages::Never,
+            };
+            assert!(matches!(Memory::new(&spec), Err(Error::Layout(_))));
+        }
+    }
+}
