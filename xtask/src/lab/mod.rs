@@ -1,11 +1,281 @@
-//! Under construction.
-use anyhow::Result;
-use std::process::ExitCode;
+//! The lab: an emulated host with hardware virtualization, for machines without.
+//!
+//! QEMU emulates an AMD processor with nested paging in software; on it runs Debian's own kernel
+//! with `kvm_amd`, so that everything that needs a true KVM runs there unchanged. It is a machine
+//! of tmpfs: nothing in it survives `lab stop`. This program is its own agent inside.
+//!
+//! `package` fetches the kernel, `root` writes the first root, `qemu` starts the machine, `state`
+//! remembers it, `frame`, `client` and `agent` run commands in it.
 
-/// Arguments.
-#[derive(clap::Args)]
-pub(crate) struct Args {}
+mod agent;
+mod archive;
+mod client;
+mod command;
+mod detect;
+mod frame;
+mod modules;
+mod package;
+mod qemu;
+mod qmp;
+mod root;
+mod state;
 
-pub(crate) fn run(_args: &Args) -> Result<ExitCode> {
-    anyhow::bail!("not built yet")
+pub(crate) use client::{Running, Stream};
+pub(crate) use command::{Args, run};
+pub(crate) use detect::{Finding, hardware_virtualization};
+
+use crate::deps;
+use anyhow::{Context, Result, bail};
+use frame::Request;
+use qmp::Qmp;
+use state::{AGENT_PORT, Forward, Place, State};
+use std::process::Output;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// A lab that does not answer after this long is given up.
+const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// Tries at finding a free port before giving up.
+const PORT_TRIES: usize = 8;
+
+/// Which lab to use.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// Its name; labs with different names run side by side.
+    pub(crate) name: String,
+    /// One processor, and a clock that counts instructions.
+    pub(crate) icount: bool,
+    /// Memory in MiB; taken from this machine only as it is used.
+    pub(crate) memory_mib: u32,
+    /// Pairs of a port of loopback and a port of the lab.
+    pub(crate) forwards: Vec<(u16, u16)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            name: "lab".to_owned(),
+            icount: false,
+            memory_mib: 8192,
+            forwards: Vec::new(),
+        }
+    }
+}
+
+impl Options {
+    /// The lab that counts instructions, beside the ordinary one.
+    pub(crate) fn counting() -> Self {
+        Self {
+            name: "icount".to_owned(),
+            icount: true,
+            ..Self::default()
+        }
+    }
+}
+
+/// A lab that runs and answers. It keeps running when this is dropped.
+pub(crate) struct Lab {
+    place: Place,
+    state: State,
+    /// It was started just now.
+    pub(crate) fresh: bool,
+}
+
+impl Lab {
+    /// The lab of these options, built and started if need be.
+    ///
+    /// # Errors
+    /// If the lab runs with other options, or does not come up: then with its last messages.
+    pub(crate) fn ensure(options: &Options) -> Result<Self> {
+        let place = Place::new(&options.name)?;
+        let guard = place.lock()?;
+        let running = qemu::process(&place).is_some();
+        let mut lab = if running {
+            Self::join(place, options)?
+        } else {
+            Self::boot(place, options)?
+        };
+        drop(guard);
+        lab.fresh = !running;
+        for (host, port) in &options.forwards {
+            lab.forward(*host, *port)?;
+        }
+        Ok(lab)
+    }
+
+    /// The lab with this name if it runs.
+    pub(crate) fn running(name: &str) -> Result<Option<Self>> {
+        let place = Place::new(name)?;
+        if qemu::process(&place).is_none() {
+            return Ok(None);
+        }
+        let state = place.load()?;
+        Ok(Some(Self {
+            place,
+            state,
+            fresh: false,
+        }))
+    }
+
+    fn join(place: Place, options: &Options) -> Result<Self> {
+        let state = place.load()?;
+        if state.icount != options.icount {
+            let mode = if state.icount {
+                "counts"
+            } else {
+                "does not count"
+            };
+            bail!(
+                "The lab {:?} runs and {mode} instructions: stop it or choose another name",
+                place.name
+            );
+        }
+        let lab = Self {
+            place,
+            state,
+            fresh: false,
+        };
+        lab.answers(BOOT_LIMIT, None)?;
+        Ok(lab)
+    }
+
+    fn boot(place: Place, options: &Options) -> Result<Self> {
+        deps::ensure(&["qemu-system-x86", "busybox-static"])?;
+        let kernel = package::Kernel::ensure()?;
+        let agent = Forward {
+            host: state::free_port()?,
+            lab: AGENT_PORT,
+        };
+        let state = State {
+            token: state::token()?,
+            icount: options.icount,
+            memory_mib: options.memory_mib,
+            forwards: vec![agent],
+        };
+        root::write(&place.initrd(), &kernel, &state.token)?;
+        place.save(&state)?;
+        qemu::start(&place, &kernel, &state)?;
+        let lab = Self {
+            place,
+            state,
+            fresh: true,
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+        lab.answers(BOOT_LIMIT, u64::try_from(now.as_millis()).ok())?;
+        Ok(lab)
+    }
+
+    /// Waits until the agent answers.
+    fn answers(&self, limit: Duration, set_clock_ms: Option<u64>) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let request = Request {
+                set_clock_ms,
+                ..self.request(&[])
+            };
+            let tried = self.ask(&request);
+            let Err(error) = tried else { return Ok(()) };
+            let console = || self.place.console_tail(20);
+            if qemu::process(&self.place).is_none() {
+                bail!(
+                    "The lab ended while it was starting; its last messages:\n{}",
+                    console()
+                );
+            }
+            if start.elapsed() > limit {
+                let why = format!("The lab does not answer; its last messages:\n{}", console());
+                return Err(error.context(why));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn ask(&self, request: &Request) -> Result<()> {
+        let running = Running::start(self.agent_port()?, request)?;
+        running.limit_silence(Duration::from_secs(2))?;
+        running.wait(|_, _| Ok(())).map(drop)
+    }
+
+    fn agent_port(&self) -> Result<u16> {
+        self.state
+            .host_port(AGENT_PORT)
+            .context("This lab has no agent port: stop it")
+    }
+
+    fn request(&self, argv: &[&str]) -> Request {
+        let argv = argv.iter().map(|&argument| argument.to_owned()).collect();
+        Request {
+            token: self.state.token.clone(),
+            argv,
+            ..Request::default()
+        }
+    }
+
+    /// Runs a command without input and returns its status and output.
+    ///
+    /// # Errors
+    /// If it cannot be started; not if it fails.
+    pub(crate) fn exec(&self, argv: &[&str]) -> Result<Output> {
+        let running = self.spawn(argv)?;
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        running.control().feed(std::io::empty())?;
+        let status = running.wait(|stream, bytes| {
+            match stream {
+                Stream::Stdout => stdout.extend_from_slice(bytes),
+                Stream::Stderr => stderr.extend_from_slice(bytes),
+            }
+            Ok(())
+        })?;
+        Ok(Output {
+            status,
+            stdout,
+            stderr,
+        })
+    }
+
+    /// Starts a command; see [`Running`] for its input, output and signals.
+    pub(crate) fn spawn(&self, argv: &[&str]) -> Result<Running> {
+        Running::start(self.agent_port()?, &self.request(argv))
+    }
+
+    /// A port of loopback that leads to a port of the lab, made if there is none yet.
+    pub(crate) fn port(&mut self, lab: u16) -> Result<u16> {
+        if let Some(host) = self.state.host_port(lab) {
+            return Ok(host);
+        }
+        for _ in 0..PORT_TRIES {
+            let host = state::free_port()?;
+            if self.try_forward(host, lab)? {
+                return Ok(host);
+            }
+        }
+        bail!("No port of 127.0.0.1 could be forwarded to port {lab} of the lab")
+    }
+
+    /// Forwards a port of loopback to a port of the lab, unless it is forwarded so already.
+    pub(crate) fn forward(&mut self, host: u16, lab: u16) -> Result<()> {
+        let wanted = Forward { host, lab };
+        if self.state.forwards.contains(&wanted) || self.try_forward(host, lab)? {
+            return Ok(());
+        }
+        bail!(
+            "Port {host} of 127.0.0.1 cannot be forwarded to port {lab} of the lab: is it in use?"
+        )
+    }
+
+    fn try_forward(&mut self, host: u16, lab: u16) -> Result<bool> {
+        let _guard = self.place.lock()?;
+        if !Qmp::connect(&self.place.qmp())?.forward(host, lab)? {
+            return Ok(false);
+        }
+        self.state = self.place.load()?; // another process may have added one
+        self.state.forwards.push(Forward { host, lab });
+        self.place.save(&self.state)?;
+        Ok(true)
+    }
+
+    /// Ends the lab and everything in it.
+    pub(crate) fn stop(self) -> Result<()> {
+        let _guard = self.place.lock()?;
+        qemu::stop(&self.place).map(drop)
+    }
 }

@@ -1,0 +1,383 @@
+//! `cargo xtask lab …`.
+
+use super::client::{Control, Running, Stream};
+use super::package::Kernel;
+use super::state::Place;
+use super::{Lab, Options, agent, qemu};
+use anyhow::{Context, Result, bail};
+use clap::Subcommand;
+use std::io::{IsTerminal, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, ExitStatus};
+use std::time::Instant;
+
+/// Arguments of `lab`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Fetch the lab's kernel, so that starting is quick
+    Build,
+    /// Start the lab in the background; it keeps running until `stop`
+    Start(Start),
+    /// Run a command in the lab: input, output, signals and exit status are passed through
+    Exec(Exec),
+    /// Open a shell in the lab
+    Shell(Name),
+    /// Copy files into the lab; a DEST that ends in `/` is a folder
+    Push(Push),
+    /// Copy the programs of `target/dist` to `/opt/hatchery` in the lab
+    Install(Name),
+    /// Say whether the lab runs, and with what
+    Status(Name),
+    /// Print the lab's console and its kernel's messages
+    Logs(Name),
+    /// End the lab
+    Stop(Name),
+    /// Serve commands (inside the lab)
+    #[command(hide = true)]
+    Agent,
+}
+
+#[derive(clap::Args)]
+struct Name {
+    /// Which lab
+    #[arg(long, default_value = "lab")]
+    name: String,
+}
+
+#[derive(clap::Args)]
+struct Start {
+    /// Which lab; `icount` with --icount, else `lab`
+    #[arg(long)]
+    name: Option<String>,
+    /// One processor whose clock counts instructions (1 ns each), and idle time is skipped
+    #[arg(long)]
+    icount: bool,
+    /// Memory, in MiB
+    #[arg(long, default_value_t = Options::default().memory_mib)]
+    memory: u32,
+    /// Forward a port of 127.0.0.1 to a port of the lab
+    #[arg(long, value_name = "HOST:LAB", value_parser = forward)]
+    forward: Vec<(u16, u16)>,
+}
+
+#[derive(clap::Args)]
+struct Exec {
+    #[command(flatten)]
+    name: Name,
+    /// Set a variable
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    env: Vec<(String, String)>,
+    /// Working directory
+    #[arg(long)]
+    cwd: Option<String>,
+    /// Program and arguments
+    #[arg(trailing_var_arg = true, required = true, allow_hyphen_values = true)]
+    argv: Vec<String>,
+}
+
+#[derive(clap::Args)]
+struct Push {
+    #[command(flatten)]
+    name: Name,
+    /// Files, then the place for them in the lab
+    #[arg(required = true, num_args = 2.., value_name = "FILE… DEST")]
+    paths: Vec<PathBuf>,
+}
+
+/// Runs a subcommand.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    match &args.verb {
+        Verb::Build => {
+            Kernel::ensure().map(|kernel| eprintln!("lab: kernel {} is ready", kernel.release))?
+        }
+        Verb::Start(args) => start(args)?,
+        Verb::Exec(args) => return exec(args),
+        Verb::Shell(name) => return shell(name),
+        Verb::Push(args) => push(args)?,
+        Verb::Install(name) => install(name)?,
+        Verb::Status(name) => return status(name),
+        Verb::Logs(name) => return logs(name),
+        Verb::Stop(name) => stop(name)?,
+        Verb::Agent => agent::serve()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn start(args: &Start) -> Result<()> {
+    let begin = Instant::now();
+    let default = if args.icount {
+        Options::counting()
+    } else {
+        Options::default()
+    };
+    let name = args.name.clone().unwrap_or(default.name);
+    let options = Options {
+        name,
+        icount: args.icount,
+        memory_mib: args.memory,
+        forwards: args.forward.clone(),
+    };
+    let lab = Lab::ensure(&options)?;
+    if lab.fresh {
+        eprintln!(
+            "lab: {:?} is up after {:.1} s",
+            options.name,
+            begin.elapsed().as_secs_f64()
+        );
+    } else {
+        eprintln!("lab: {:?} runs already", options.name);
+    }
+    Ok(())
+}
+
+fn find(name: &Name) -> Result<Lab> {
+    Lab::running(&name.name)?.with_context(|| {
+        format!(
+            "No lab {:?} runs: start it with `cargo xtask lab start`",
+            name.name
+        )
+    })
+}
+
+fn exec(args: &Exec) -> Result<ExitCode> {
+    let lab = find(&args.name)?;
+    let argv: Vec<_> = args.argv.iter().map(String::as_str).collect();
+    let mut request = lab.request(&argv);
+    request.env.clone_from(&args.env);
+    request.cwd.clone_from(&args.cwd);
+    let running = Running::start(lab.agent_port()?, &request)?;
+    let control = running.control();
+    pass_signals(&control)?;
+    std::thread::spawn(move || control.feed(std::io::stdin().lock()));
+    running.wait(pass_output).map(exit_code)
+}
+
+fn shell(name: &Name) -> Result<ExitCode> {
+    let lab = find(name)?;
+    let stdin = std::io::stdin();
+    if !stdin.is_terminal() {
+        bail!("`lab shell` needs a terminal; use `lab exec -- sh` for scripts");
+    }
+    let mut request = lab.request(&["/bin/sh", "-l"]);
+    let size = rustix::termios::tcgetwinsize(&stdin)?;
+    request.terminal = Some((size.ws_row, size.ws_col));
+    let term = std::env::var("TERM").unwrap_or_else(|_| "vt100".to_owned());
+    request.env = vec![
+        ("TERM".to_owned(), term),
+        ("PS1".to_owned(), "lab:\\w# ".to_owned()),
+    ];
+    let running = Running::start(lab.agent_port()?, &request)?;
+    let control = running.control();
+    let raw = Raw::enter()?;
+    pass_sizes(&control)?;
+    std::thread::spawn(move || control.feed(std::io::stdin().lock()));
+    let status = running.wait(pass_output);
+    drop(raw);
+    status.map(exit_code)
+}
+
+/// The terminal in raw mode; as it was when dropped.
+struct Raw(rustix::termios::Termios);
+
+impl Raw {
+    fn enter() -> Result<Self> {
+        let stdin = std::io::stdin();
+        let before = rustix::termios::tcgetattr(&stdin)?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        rustix::termios::tcsetattr(&stdin, rustix::termios::OptionalActions::Now, &raw)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        let now = rustix::termios::OptionalActions::Now;
+        let _ = rustix::termios::tcsetattr(std::io::stdin(), now, &self.0);
+    }
+}
+
+/// Hands the usual ending signals on to the command instead of ending this program.
+fn pass_signals(control: &Control) -> Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
+    let control = control.clone();
+    std::thread::spawn(move || {
+        for signal in signals.forever() {
+            let _ = u8::try_from(signal).map(|number| control.signal(number));
+        }
+    });
+    Ok(())
+}
+
+/// Hands changes of the terminal's size on.
+fn pass_sizes(control: &Control) -> Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGWINCH])?;
+    let control = control.clone();
+    std::thread::spawn(move || {
+        for _ in signals.forever() {
+            if let Ok(size) = rustix::termios::tcgetwinsize(std::io::stdin()) {
+                let _ = control.resize(size.ws_row, size.ws_col);
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Writes a command's output to this program's.
+fn pass_output(stream: Stream, bytes: &[u8]) -> Result<()> {
+    fn put(mut to: impl Write, bytes: &[u8]) -> std::io::Result<()> {
+        to.write_all(bytes)?;
+        to.flush()
+    }
+    match stream {
+        Stream::Stdout => put(std::io::stdout().lock(), bytes),
+        Stream::Stderr => put(std::io::stderr().lock(), bytes),
+    }
+    .context("Passing on output of the lab")
+}
+
+/// As a shell reports it: 128 and the number for a signal.
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal));
+    ExitCode::from(
+        code.and_then(|code| u8::try_from(code).ok())
+            .unwrap_or(u8::MAX),
+    )
+}
+
+fn push(args: &Push) -> Result<()> {
+    let lab = find(&args.name)?;
+    let Some((dest, files)) = args.paths.split_last() else {
+        bail!("Nothing to copy")
+    };
+    let dest = dest.to_str().context("DEST must be plain text")?;
+    let folder = dest.ends_with('/');
+    if files.len() > 1 && !folder {
+        bail!("Several files need a folder: end {dest} with a `/`");
+    }
+    for file in files {
+        let name = file.file_name().and_then(|name| name.to_str());
+        let name = name.with_context(|| format!("{} has no plain name", file.display()))?;
+        let to = if folder {
+            format!("{dest}{name}")
+        } else {
+            dest.to_owned()
+        };
+        copy(&lab, file, &to)?;
+    }
+    Ok(())
+}
+
+/// Copies one file with its permissions; whoever runs the old one keeps it.
+fn copy(lab: &Lab, file: &Path, to: &str) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    const SCRIPT: &str = r#"mkdir -p "$(dirname "$2")" && cat > "$2.new" && chmod "$1" "$2.new" && mv "$2.new" "$2""#;
+    let content =
+        std::fs::File::open(file).with_context(|| format!("Opening {}", file.display()))?;
+    let mode = format!("{:o}", content.metadata()?.permissions().mode() & 0o777);
+    let running = lab.spawn(&["sh", "-c", SCRIPT, "push", &mode, to])?;
+    let control = running.control();
+    let feeder = std::thread::spawn(move || control.feed(content));
+    let mut said = Vec::new();
+    let status = running.wait(|_, bytes| {
+        said.extend_from_slice(bytes);
+        Ok(())
+    })?;
+    let fed = feeder
+        .join()
+        .ok()
+        .context("The thread that reads the file panicked")?;
+    if !status.success() {
+        bail!(
+            "Copying {} to {to}: {}",
+            file.display(),
+            String::from_utf8_lossy(&said).trim()
+        );
+    }
+    fed.with_context(|| format!("Copying {}", file.display()))
+}
+
+fn install(name: &Name) -> Result<()> {
+    const SCRIPT: &str = "for file in /dist/*; do case $file in *.ext4) ;; \
+        *) cmp -s $file /opt/hatchery/${file##*/} || { cp $file /opt/hatchery/.new && \
+        mv /opt/hatchery/.new /opt/hatchery/${file##*/}; } || exit 1 ;; esac; done";
+    let output = find(name)?.exec(&["sh", "-c", SCRIPT])?;
+    if !output.status.success() {
+        bail!(
+            "Installing in the lab: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(())
+}
+
+fn status(name: &Name) -> Result<ExitCode> {
+    let Some(lab) = Lab::running(&name.name)? else {
+        println(&format!("{}: not running", name.name))?;
+        return Ok(ExitCode::FAILURE);
+    };
+    let pid = qemu::process(&lab.place).map_or(0, |pid| pid.as_raw_nonzero().get());
+    let mode = if lab.state.icount {
+        "counting instructions"
+    } else {
+        "2 processors"
+    };
+    println(&format!(
+        "{}: running, process {pid}, {mode}, {} MiB",
+        name.name, lab.state.memory_mib
+    ))?;
+    for forward in &lab.state.forwards {
+        println(&format!(
+            "  127.0.0.1:{} -> lab port {}",
+            forward.host, forward.lab
+        ))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn logs(name: &Name) -> Result<ExitCode> {
+    println(&Place::new(&name.name)?.console_tail(usize::MAX))?;
+    if let Some(lab) = Lab::running(&name.name)? {
+        println(&String::from_utf8_lossy(&lab.exec(&["dmesg"])?.stdout))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn stop(name: &Name) -> Result<()> {
+    match Lab::running(&name.name)? {
+        Some(lab) => lab.stop(),
+        None => {
+            eprintln!("lab: {:?} does not run", name.name);
+            Ok(())
+        }
+    }
+}
+
+fn println(line: &str) -> Result<()> {
+    writeln!(std::io::stdout().lock(), "{}", line.trim_end()).context("Writing to standard output")
+}
+
+fn forward(text: &str) -> Result<(u16, u16), String> {
+    let parse = |(host, lab): (&str, &str)| Some((host.parse().ok()?, lab.parse().ok()?));
+    let pair = text
+        .split_once(':')
+        .and_then(parse)
+        .filter(|(host, lab)| *host > 0 && *lab > 0);
+    pair.ok_or_else(|| "expected two port numbers, as in 3000:3000".to_owned())
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    let (name, value) = pair.ok_or("expected NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}

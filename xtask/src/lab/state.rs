@@ -1,0 +1,154 @@
+//! Where a lab keeps its files, and what it remembers about itself.
+
+use crate::cache;
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// The agent's port inside the lab.
+pub(super) const AGENT_PORT: u16 = 1;
+
+/// The folders of a lab.
+pub(super) struct Place {
+    /// What tells it from other labs of this workspace.
+    pub(super) name: String,
+    /// `target/lab/<name>`: everything the lab writes on this machine.
+    dir: PathBuf,
+    /// `/share` in the lab, writable on both sides.
+    pub(super) share: PathBuf,
+    /// `/dist` in the lab.
+    pub(super) dist: PathBuf,
+    /// `/image` in the lab.
+    pub(super) images: PathBuf,
+}
+
+/// What a running lab was started with; written by whoever started it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct State {
+    pub(super) token: String,
+    pub(super) icount: bool,
+    pub(super) memory_mib: u32,
+    pub(super) forwards: Vec<Forward>,
+}
+
+/// A port of loopback that leads into the lab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Forward {
+    pub(super) host: u16,
+    pub(super) lab: u16,
+}
+
+impl Place {
+    /// The place of the lab with this name, its folders made.
+    pub(super) fn new(name: &str) -> Result<Self> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if name.is_empty() || name.len() > 32 || !name.chars().all(plain) {
+            bail!("{name:?} cannot name a lab: use up to 32 letters, digits, '-' or '_'");
+        }
+        let target = target_dir();
+        fs::create_dir_all(&target)?;
+        let target = fs::canonicalize(&target)?;
+        let dir = target.join("lab").join(name);
+        let place = Self {
+            name: name.to_owned(),
+            share: dir.join("share"),
+            dist: target.join("dist"),
+            images: cache::root()?.join("image"),
+            dir,
+        };
+        for dir in [&place.share, &place.dist, &place.images] {
+            fs::create_dir_all(dir).with_context(|| format!("Creating {}", dir.display()))?;
+        }
+        Ok(place)
+    }
+
+    pub(super) fn pid_file(&self) -> PathBuf {
+        self.dir.join("qemu.pid")
+    }
+
+    pub(super) fn qmp(&self) -> PathBuf {
+        self.dir.join("qmp.sock")
+    }
+
+    pub(super) fn console(&self) -> PathBuf {
+        self.dir.join("console.log")
+    }
+
+    pub(super) fn initrd(&self) -> PathBuf {
+        self.dir.join("initrd")
+    }
+
+    /// The last lines of the lab's console.
+    pub(super) fn console_tail(&self, lines: usize) -> String {
+        let text = fs::read(self.console()).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let skip = text.lines().count().saturating_sub(lines);
+        text.lines().skip(skip).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Waits until nobody else starts, stops or changes this lab; released when dropped.
+    pub(super) fn lock(&self) -> Result<File> {
+        let path = self.dir.join("lock");
+        let file = File::options().create(true).append(true).open(&path);
+        let file = file.with_context(|| format!("Opening {}", path.display()))?;
+        file.lock()
+            .with_context(|| format!("Locking {}", path.display()))?;
+        Ok(file)
+    }
+
+    /// What the running lab was started with.
+    pub(super) fn load(&self) -> Result<State> {
+        let path = self.dir.join("state.json");
+        let text = fs::read(&path).with_context(|| format!("Reading {}", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))
+    }
+
+    /// Replaces the state; only this user can read it, as the token is in it.
+    pub(super) fn save(&self, state: &State) -> Result<()> {
+        let path = self.dir.join("state.json");
+        let fresh = self.dir.join("state.json.new");
+        let _ = fs::remove_file(&fresh);
+        let mut options = File::options();
+        let file = options
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&fresh)?;
+        serde_json::to_writer(file, state)?;
+        fs::rename(&fresh, &path).with_context(|| format!("Writing {}", path.display()))
+    }
+}
+
+impl State {
+    /// The port of loopback that leads to a port of the lab.
+    pub(super) fn host_port(&self, lab: u16) -> Option<u16> {
+        self.forwards
+            .iter()
+            .find(|forward| forward.lab == lab)
+            .map(|forward| forward.host)
+    }
+}
+
+fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),
+        PathBuf::from,
+    )
+}
+
+/// A port of loopback that nobody listens on. Somebody may before it is used: then QEMU says so.
+pub(super) fn free_port() -> Result<u16> {
+    let listener =
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("Looking for a free port")?;
+    Ok(listener.local_addr()?.port())
+}
+
+/// 128 bits that nobody can guess.
+pub(super) fn token() -> Result<String> {
+    let mut bytes = [0; 16];
+    std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut bytes)?;
+    Ok(hex::encode(bytes))
+}
