@@ -1,0 +1,93 @@
+//! Writing a blob: its name is known only when its last byte is.
+
+use crate::error::{StoreError, io};
+use crate::lease::{Lease, Leases};
+use sha2::{Digest as _, Sha256};
+use snapshot_format::{BlobRef, Digest};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// A blob that is being written. Dropped before [`BlobWriter::finish`], it leaves nothing.
+#[derive(Debug)]
+pub struct BlobWriter {
+    file: File,
+    path: PathBuf,
+    blobs: PathBuf,
+    leases: Leases,
+    hash: Sha256,
+    size: u64,
+}
+
+impl BlobWriter {
+    pub(crate) fn create(tmp: &Path, blobs: &Path, leases: Leases) -> Result<Self, StoreError> {
+        let path = crate::store::fresh(tmp)?;
+        let file = File::create_new(&path).map_err(io("Creating", &path))?;
+        let blobs = blobs.to_owned();
+        Ok(Self {
+            file,
+            path,
+            blobs,
+            leases,
+            hash: Sha256::new(),
+            size: 0,
+        })
+    }
+
+    /// Makes the blob durable under its name, and keeps it from being collected while the lease
+    /// lives. A blob that the store has already is not written twice.
+    ///
+    /// # Errors
+    /// When the disk refuses; then nothing is left of it.
+    pub fn finish(self) -> Result<(BlobRef, Lease), StoreError> {
+        self.file
+            .sync_all()
+            .map_err(io("Making durable", &self.path))?;
+        let digest = Digest(self.hash.clone().finalize().into());
+        // The lease comes first: from here on no collection removes what is in place.
+        let lease = self.leases.take([digest]);
+        let place = self.blobs.join(digest.to_string());
+        std::fs::rename(&self.path, &place).map_err(io("Putting in place", &place))?;
+        crate::store::sync_dir(&self.blobs)?;
+        Ok((
+            BlobRef {
+                digest,
+                size: self.size,
+            },
+            lease,
+        ))
+    }
+}
+
+impl Write for BlobWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.file.write(bytes)?;
+        self.hash.update(&bytes[..n]);
+        self.size += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for BlobWriter {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path); // gone already if it was put in place
+    }
+}
+
+/// The digest of everything `file` still has to give.
+pub(crate) fn digest(file: &mut impl Read) -> io::Result<Digest> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(Digest(hash.finalize().into())),
+            Ok(n) => hash.update(&buffer[..n]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! Snapshots on a disk.
+//!
+//! ```text
+//! <root>/lock                 held by the one process that uses the store
+//! <root>/blobs/<sha256>       bytes that never change, named by what they are
+//! <root>/manifests/<id>       one snapshot each; naming a blob here keeps it
+//! <root>/tmp/…                being written; emptied when the store is opened
+//! ```
+//!
+//! **Publication is atomic.** Blobs are written to `tmp/`, made durable, and renamed to their
+//! digest; the manifest, which names them, is made durable and renamed last. A crash leaves a whole
+//! snapshot or none, and at worst blobs that nobody names, which the next collection removes.
+//!
+//! **A blob lives** while a manifest names it or somebody holds a [`Lease`] on it. Leases are in
+//! memory: they end with the process, and the lock says that there is only one. Collection takes the
+//! leases' own lock, so that a blob cannot gain its first lease while it is being removed.
+//!
+//! Ids and digests are checked types: no name can lead out of the store.
+
+#![forbid(unsafe_code)]
+
+mod blob;
+mod error;
+mod id;
+mod lease;
+mod store;
+
+pub use blob::BlobWriter;
+pub use error::StoreError;
+pub use id::SnapshotId;
+pub use lease::Lease;
+pub use store::{Collected, Store};

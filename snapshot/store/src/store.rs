@@ -1,0 +1,273 @@
+//! The store itself.
+
+use crate::blob::{BlobWriter, digest};
+use crate::error::{StoreError, io};
+use crate::id::SnapshotId;
+use crate::lease::{Lease, Leases};
+use rustix::fs::{FlockOperation, flock};
+use snapshot_format::{BlobRef, Digest, MAX_MANIFEST, Manifest};
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// An open store.
+#[derive(Debug)]
+pub struct Store {
+    blobs: PathBuf,
+    manifests: PathBuf,
+    tmp: PathBuf,
+    leases: Leases,
+    _lock: File,
+}
+
+/// What a collection removed.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Collected {
+    /// Blobs.
+    pub blobs: usize,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Store {
+    /// Opens the store at `root`, made if need be. Removes what a crash left half-written.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`] while another process has it open, or the file system's error.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        let folder = |name| {
+            let path = root.join(name);
+            fs::create_dir_all(&path).map_err(io("Creating", &path))?;
+            Ok(path)
+        };
+        let (blobs, manifests, tmp) = (folder("blobs")?, folder("manifests")?, folder("tmp")?);
+        let path = root.join("lock");
+        let lock = File::create(&path).map_err(io("Creating", &path))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| StoreError::InUse(root.to_owned()))?;
+        let store = Self {
+            blobs,
+            manifests,
+            tmp,
+            leases: Leases::default(),
+            _lock: lock,
+        };
+        for entry in entries(&store.tmp)? {
+            fs::remove_file(&entry).map_err(io("Removing", &entry))?;
+        }
+        Ok(store)
+    }
+
+    /// Begins a blob.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn write_blob(&self) -> Result<BlobWriter, StoreError> {
+        BlobWriter::create(&self.tmp, &self.blobs, self.leases.clone())
+    }
+
+    /// Makes `manifest` a snapshot, with everything it names. The caller holds leases on its blobs
+    /// until this returns.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`], a missing blob, an invalid manifest, or the disk's refusal; then
+    /// there is no such snapshot.
+    pub fn publish(&self, id: &SnapshotId, manifest: &Manifest) -> Result<(), StoreError> {
+        let format = |source| StoreError::Format {
+            id: id.to_string(),
+            source,
+        };
+        let bytes = manifest.encode().map_err(format)?;
+        let _keep = self.leases.take(digests(manifest));
+        for blob in blobs(manifest) {
+            self.open_blob(blob)?;
+        }
+        let place = self.manifests.join(id.as_str());
+        if place.exists() {
+            return Err(StoreError::Exists(id.to_string()));
+        }
+        let path = fresh(&self.tmp)?;
+        let written = File::create_new(&path)
+            .and_then(|mut f| f.write_all(&bytes).and_then(|()| f.sync_all()))
+            .map_err(io("Writing", &path))
+            .and_then(|()| fs::rename(&path, &place).map_err(io("Putting in place", &place)));
+        if written.is_err() {
+            let _ = fs::remove_file(&path);
+        }
+        written?;
+        sync_dir(&self.manifests)
+    }
+
+    /// The manifest of a snapshot, and a lease on everything it names.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSnapshot`] or [`StoreError::Format`].
+    pub fn load(&self, id: &SnapshotId) -> Result<(Manifest, Lease), StoreError> {
+        let manifest = self.read(id)?;
+        let lease = self.leases.take(digests(&manifest));
+        // Removed before the lease began? Then its blobs may be collected already.
+        if !self.manifests.join(id.as_str()).exists() {
+            return Err(StoreError::NoSnapshot(id.to_string()));
+        }
+        Ok((manifest, lease))
+    }
+
+    fn read(&self, id: &SnapshotId) -> Result<Manifest, StoreError> {
+        let path = self.manifests.join(id.as_str());
+        let file = match File::open(&path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                return Err(StoreError::NoSnapshot(id.to_string()));
+            }
+            other => other.map_err(io("Opening", &path))?,
+        };
+        let mut bytes = Vec::new();
+        let limit = MAX_MANIFEST as u64 + 1;
+        file.take(limit)
+            .read_to_end(&mut bytes)
+            .map_err(io("Reading", &path))?;
+        Manifest::parse(&bytes).map_err(|source| StoreError::Format {
+            id: id.to_string(),
+            source,
+        })
+    }
+
+    /// Opens a blob for reading, and checks its size.
+    ///
+    /// # Errors
+    /// [`StoreError::Blob`].
+    pub fn open_blob(&self, blob: &BlobRef) -> Result<File, StoreError> {
+        let damaged = |found: String| StoreError::Blob {
+            digest: blob.digest,
+            found,
+            wanted: blob.size,
+        };
+        let path = self.blobs.join(blob.digest.to_string());
+        let file = match File::open(&path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Err(damaged("missing".to_owned())),
+            other => other.map_err(io("Opening", &path))?,
+        };
+        let size = file
+            .metadata()
+            .map_err(io("Reading the size of", &path))?
+            .len();
+        if size != blob.size {
+            return Err(damaged(format!("{size} bytes long")));
+        }
+        Ok(file)
+    }
+
+    /// Reads a whole blob and compares it with its name.
+    ///
+    /// # Errors
+    /// [`StoreError::Digest`] or [`StoreError::Blob`].
+    pub fn verify_blob(&self, blob: &BlobRef) -> Result<(), StoreError> {
+        let mut file = self.open_blob(blob)?;
+        let path = self.blobs.join(blob.digest.to_string());
+        let found = digest(&mut file).map_err(io("Reading", &path))?;
+        if found == blob.digest {
+            return Ok(());
+        }
+        Err(StoreError::Digest {
+            wanted: blob.digest,
+            found,
+        })
+    }
+
+    /// The names of all snapshots, sorted.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn list(&self) -> Result<Vec<SnapshotId>, StoreError> {
+        let mut ids: Vec<_> = entries(&self.manifests)?
+            .iter()
+            .filter_map(|path| SnapshotId::new(path.file_name()?.to_str()?).ok())
+            .collect();
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// Removes a snapshot. Its blobs stay until a collection finds them unused.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSnapshot`].
+    pub fn remove(&self, id: &SnapshotId) -> Result<(), StoreError> {
+        let path = self.manifests.join(id.as_str());
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                Err(StoreError::NoSnapshot(id.to_string()))
+            }
+            other => other.map_err(io("Removing", &path)),
+        }?;
+        sync_dir(&self.manifests)
+    }
+
+    /// Removes every blob that no manifest names and nobody leases.
+    ///
+    /// # Errors
+    /// When a manifest cannot be read: then nothing is removed, since it might name anything.
+    pub fn collect(&self) -> Result<Collected, StoreError> {
+        let leased = self.leases.lock();
+        let mut named = HashSet::new();
+        for id in self.list()? {
+            named.extend(digests(&self.read(&id)?));
+        }
+        let mut collected = Collected::default();
+        for path in entries(&self.blobs)? {
+            let digest = path.file_name().and_then(|n| n.to_str()).map(str::to_owned);
+            let digest = digest.and_then(|name| Digest::try_from(name).ok());
+            if digest.is_some_and(|d| named.contains(&d) || leased.contains_key(&d)) {
+                continue;
+            }
+            let size = fs::metadata(&path).map_or(0, |m| m.len());
+            fs::remove_file(&path).map_err(io("Removing", &path))?;
+            collected.blobs += 1;
+            collected.bytes += size;
+        }
+        Ok(collected)
+    }
+}
+
+fn blobs(manifest: &Manifest) -> impl Iterator<Item = &BlobRef> {
+    let Manifest {
+        machine,
+        memory,
+        disk,
+        base,
+        ..
+    } = manifest;
+    [machine, base].into_iter().chain(memory).chain(disk)
+}
+
+fn digests(manifest: &Manifest) -> Vec<Digest> {
+    blobs(manifest).map(|b| b.digest).collect()
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let read = || -> std::io::Result<Vec<PathBuf>> {
+        fs::read_dir(folder)?
+            .map(|entry| Ok(entry?.path()))
+            .collect()
+    };
+    read().map_err(io("Listing", folder))
+}
+
+/// A path in `tmp` that nobody else has.
+pub(crate) fn fresh(tmp: &Path) -> Result<PathBuf, StoreError> {
+    let random = getrandom::u64().map_err(|e| {
+        let source = std::io::Error::other(e.to_string());
+        StoreError::Io {
+            action: "Choosing a name in",
+            path: tmp.to_owned(),
+            source,
+        }
+    })?;
+    Ok(tmp.join(format!("{random:016x}")))
+}
+
+/// Makes renames in `folder` durable.
+pub(crate) fn sync_dir(folder: &Path) -> Result<(), StoreError> {
+    File::open(folder)
+        .and_then(|f| f.sync_all())
+        .map_err(io("Making durable", folder))
+}

@@ -1,0 +1,257 @@
+//! The store through its public surface: what it keeps, what it drops, and what damage it notices.
+
+use snapshot_format::{BlobRef, CpuContract, GuestShape, MANIFEST_VERSION, Manifest};
+use snapshot_store::{Collected, Lease, SnapshotId, Store, StoreError};
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+fn open() -> (TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    (dir, store)
+}
+
+fn put(store: &Store, bytes: &[u8]) -> (BlobRef, Lease) {
+    let mut writer = store.write_blob().unwrap();
+    writer.write_all(bytes).unwrap();
+    writer.finish().unwrap()
+}
+
+fn id(name: &str) -> SnapshotId {
+    SnapshotId::new(name).unwrap()
+}
+
+fn manifest(machine: &BlobRef, memory: &[&BlobRef]) -> Manifest {
+    Manifest {
+        manifest_version: MANIFEST_VERSION,
+        wire_version: 1,
+        agent_version: "test".into(),
+        guest: GuestShape {
+            vcpus: 1,
+            memory_mib: 128,
+            disk_size: 0,
+        },
+        cpu: CpuContract {
+            vendor: "test".into(),
+            features: BTreeMap::new(),
+            xsave_size: 0,
+            tsc_khz: 0,
+        },
+        machine: machine.clone(),
+        memory: memory.iter().map(|&b| b.clone()).collect(),
+        disk: Vec::new(),
+        base: machine.clone(),
+    }
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    ["blobs", "manifests", "tmp"]
+        .iter()
+        .flat_map(|name| std::fs::read_dir(dir.join(name)).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .collect()
+}
+
+#[test]
+fn a_snapshot_survives_a_restart_and_its_parts_a_collection() {
+    let (dir, store) = open();
+    let (machine, a) = put(&store, b"machine");
+    let (memory, b) = put(&store, b"memory");
+    store
+        .publish(&id("one"), &manifest(&machine, &[&memory]))
+        .unwrap();
+    drop((a, b, store));
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.collect().unwrap(), Collected::default());
+    let (read, _lease) = store.load(&id("one")).unwrap();
+    let mut text = String::new();
+    store
+        .open_blob(&read.memory[0])
+        .unwrap()
+        .read_to_string(&mut text)
+        .unwrap();
+    assert_eq!(
+        (text.as_str(), store.list().unwrap()),
+        ("memory", vec![id("one")])
+    );
+}
+
+#[test]
+fn what_is_used_is_kept_and_what_is_not_goes() {
+    let (dir, store) = open();
+    let (shared, a) = put(&store, b"shared");
+    let (own, b) = put(&store, b"own");
+    store
+        .publish(&id("one"), &manifest(&shared, &[&own]))
+        .unwrap();
+    store
+        .publish(&id("two"), &manifest(&shared, &[&shared]))
+        .unwrap();
+    drop((a, b));
+    let (_, running) = store.load(&id("one")).unwrap();
+    store.remove(&id("one")).unwrap();
+    assert_eq!(
+        store.collect().unwrap().blobs,
+        0,
+        "a clone of it still runs"
+    );
+    let second = running.clone();
+    drop(running);
+    assert_eq!(store.collect().unwrap().blobs, 0);
+    drop(second);
+    assert_eq!(store.collect().unwrap(), Collected { blobs: 1, bytes: 3 });
+    store.remove(&id("two")).unwrap();
+    assert_eq!(store.collect().unwrap().blobs, 1);
+    assert!(files(dir.path()).is_empty());
+    assert!(matches!(
+        store.load(&id("two")),
+        Err(StoreError::NoSnapshot(_))
+    ));
+}
+
+#[test]
+fn half_a_publication_leaves_nothing() {
+    let (dir, store) = open();
+    let mut abandoned = store.write_blob().unwrap();
+    abandoned.write_all(b"not finished").unwrap();
+    drop(abandoned);
+    assert!(files(dir.path()).is_empty());
+    // A crash leaves the file itself, and finished blobs that no manifest names.
+    std::fs::write(dir.path().join("tmp/0123"), b"cut off").unwrap();
+    drop(put(&store, b"finished, but never named"));
+    drop(store);
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.collect().unwrap().blobs, 1);
+    assert!(files(dir.path()).is_empty());
+}
+
+#[test]
+fn a_manifest_is_published_only_with_all_its_parts() {
+    let (_dir, store) = open();
+    let (machine, _lease) = put(&store, b"machine");
+    let missing = BlobRef {
+        size: machine.size + 1,
+        ..machine.clone()
+    };
+    let refused = store
+        .publish(&id("x"), &manifest(&machine, &[&missing]))
+        .unwrap_err();
+    assert!(matches!(refused, StoreError::Blob { .. }), "{refused}");
+    assert!(store.list().unwrap().is_empty());
+    store
+        .publish(&id("x"), &manifest(&machine, &[&machine]))
+        .unwrap();
+    let again = store
+        .publish(&id("x"), &manifest(&machine, &[&machine]))
+        .unwrap_err();
+    assert!(matches!(again, StoreError::Exists(_)));
+}
+
+#[test]
+fn damage_is_noticed_and_named() {
+    let (dir, store) = open();
+    let (blob, _lease) = put(&store, b"golden");
+    store
+        .publish(&id("one"), &manifest(&blob, &[&blob]))
+        .unwrap();
+    let path = dir.path().join("blobs").join(blob.digest.to_string());
+    store.verify_blob(&blob).unwrap();
+    std::fs::write(&path, b"g0lden").unwrap();
+    assert!(matches!(
+        store.verify_blob(&blob),
+        Err(StoreError::Digest { .. })
+    ));
+    std::fs::write(&path, b"gold").unwrap();
+    assert!(matches!(
+        store.open_blob(&blob),
+        Err(StoreError::Blob { .. })
+    ));
+    std::fs::remove_file(&path).unwrap();
+    let missing = store.open_blob(&blob).unwrap_err().to_string();
+    assert!(missing.contains("missing"), "{missing}");
+    std::fs::write(
+        dir.path().join("manifests/one"),
+        b"{\"manifest_version\": 99}",
+    )
+    .unwrap();
+    let newer = store.load(&id("one")).unwrap_err();
+    assert!(matches!(newer, StoreError::Format { .. }));
+    // It might name anything, so nothing is collected.
+    store.collect().unwrap_err();
+}
+
+#[test]
+fn one_process_at_a_time() {
+    let (dir, _store) = open();
+    assert!(matches!(Store::open(dir.path()), Err(StoreError::InUse(_))));
+}
+
+#[test]
+fn a_full_disk_is_told_and_leaves_nothing() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: mounting a small file system needs root");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let small = SmallDisk::mount(dir.path());
+    let store = Store::open(dir.path()).unwrap();
+    let mut writer = store.write_blob().unwrap();
+    let full =
+        std::iter::repeat_n([7_u8; 65536], 64).find_map(|part| writer.write_all(&part).err());
+    assert_eq!(full.unwrap().kind(), std::io::ErrorKind::StorageFull);
+    drop(writer);
+    assert!(files(dir.path()).is_empty());
+    drop((store, small));
+}
+
+/// A tmpfs of 1 MiB.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &Path) -> Self {
+        let mut mount = std::process::Command::new("mount");
+        mount
+            .args(["-t", "tmpfs", "-o", "size=1m", "small"])
+            .arg(at);
+        assert!(mount.status().unwrap().success());
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(&self.0)
+            .status();
+    }
+}
+
+#[test]
+fn publishing_and_collecting_at_once_loses_nothing() {
+    let (_dir, store) = open();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (store, done) = (&store, &done);
+        let collector = scope.spawn(move || {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                store.collect().unwrap();
+            }
+        });
+        for n in 0..50 {
+            let (blob, lease) = put(store, format!("blob {n}").as_bytes());
+            let name = id(&format!("s{n}"));
+            store.publish(&name, &manifest(&blob, &[&blob])).unwrap();
+            drop(lease);
+            let (read, _lease) = store.load(&name).unwrap();
+            store.verify_blob(&read.machine).unwrap();
+            store.remove(&name).unwrap();
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        collector.join().unwrap();
+    });
+    store.collect().unwrap();
+    assert!(store.list().unwrap().is_empty());
+}
