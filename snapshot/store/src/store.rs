@@ -210,7 +210,11 @@ impl Store {
         let leased = self.leases.lock();
         let mut named = HashSet::new();
         for id in self.list()? {
-            named.extend(digests(&self.read(&id)?));
+            match self.read(&id) {
+                Ok(manifest) => named.extend(digests(&manifest)),
+                Err(StoreError::NoSnapshot(_)) => {} // removed since it was listed
+                Err(error) => return Err(error),
+            }
         }
         let mut collected = Collected::default();
         for path in entries(&self.blobs)? {

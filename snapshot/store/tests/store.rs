@@ -1,5 +1,7 @@
 //! The store through its public surface: what it keeps, what it drops, and what damage it notices.
 
+#![expect(clippy::unwrap_used, reason = "a test's helpers may panic")]
+
 use snapshot_format::{BlobRef, CpuContract, GuestShape, MANIFEST_VERSION, Manifest};
 use snapshot_store::{Collected, Lease, SnapshotId, Store, StoreError};
 use std::collections::BTreeMap;
