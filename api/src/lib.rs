@@ -8,10 +8,26 @@
 //! **Architecture invariant:** this crate never names KVM, and it is the only one that knows E2B's
 //! JSON and the Connect protocol.
 
+pub mod app;
+pub mod auth;
 pub mod body;
+pub mod config;
 pub mod connect;
 pub mod envd;
+pub mod error;
+pub mod ids;
+pub mod launcher;
 pub mod link;
+pub mod machine;
+pub mod query;
+mod ready;
+pub mod registry;
+pub mod route;
 pub mod sandbox;
+pub mod sandboxes;
+pub mod server;
+pub mod state;
+mod stderr;
+pub mod templates;
 
 pub use body::{Body, BodyError};

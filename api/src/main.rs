@@ -1,2 +1,173 @@
-//! hatchery
-fn main() {}
+//! `hatchery serve | doctor | version`.
+
+use anyhow::Context as _;
+use api::app::App;
+use api::config::{File, Overrides, Settings};
+use api::launcher::Launcher;
+use api::registry::Registry;
+use api::state::StateDir;
+use clap::{Parser, Subcommand};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+
+#[derive(Parser)]
+#[command(
+    name = "hatchery",
+    version,
+    about = "MicroVM sandboxes behind the E2B API"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the server until SIGTERM or SIGINT
+    Serve(Box<Serve>),
+    /// Print the version
+    Version,
+}
+
+#[derive(clap::Args)]
+struct Serve {
+    /// Configuration file
+    #[arg(long, env = "HATCHERY_CONFIG")]
+    config: Option<PathBuf>,
+    /// Address and port to listen on [default: 127.0.0.1:3000]
+    #[arg(long, env = "HATCHERY_LISTEN")]
+    listen: Option<SocketAddr>,
+    /// Folder for private state [default: hatchery-data]
+    #[arg(long, env = "HATCHERY_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// Domain of the sandboxes' host names
+    #[arg(long, env = "HATCHERY_DOMAIN")]
+    domain: Option<String>,
+    /// Folder of the programs and images [default: this program's]
+    #[arg(long, env = "HATCHERY_IMAGE_DIR")]
+    image_dir: Option<PathBuf>,
+    /// The program that runs one virtual machine
+    #[arg(long, env = "HATCHERY_VMM")]
+    vmm: Option<PathBuf>,
+    /// The guest agent
+    #[arg(long, env = "HATCHERY_AGENT")]
+    agent: Option<PathBuf>,
+    /// The guest kernel
+    #[arg(long, env = "HATCHERY_KERNEL")]
+    kernel: Option<PathBuf>,
+    /// Most sandboxes at one time [default: 64]
+    #[arg(long, env = "HATCHERY_MAX_SANDBOXES")]
+    max_sandboxes: Option<usize>,
+    /// Log filter, as `RUST_LOG` has it
+    #[arg(long, env = "HATCHERY_LOG", default_value = "info")]
+    log: String,
+    /// Log as JSON lines
+    #[arg(long, env = "HATCHERY_LOG_JSON")]
+    log_json: bool,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Serve(args) => serve(*args),
+        Command::Version => version(),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+#[expect(clippy::print_stdout, reason = "this is what was asked for")]
+fn version() -> anyhow::Result<ExitCode> {
+    println!("hatchery {}", env!("CARGO_PKG_VERSION"));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn serve(args: Serve) -> anyhow::Result<ExitCode> {
+    start_log(&args);
+    let settings = settings(args)?;
+    let state = StateDir::open(&settings.data_dir)?;
+    raise_file_limit();
+    let launcher = Launcher {
+        vmm: settings.vmm.clone(),
+        agent: settings.agent.clone(),
+        layer_dir: state.layers().to_owned(),
+        boot_timeout: settings.limits.boot_timeout,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let clean = runtime.block_on(async {
+        let listen = settings.listen;
+        let listener = tokio::net::TcpListener::bind(listen)
+            .await
+            .with_context(|| format!("Cannot listen on {listen}: is another server running?"))?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        tracing::info!(listen = %listener.local_addr()?, "hatchery is ready");
+        let registry = Registry::new(launcher, settings.limits.max_sandboxes);
+        let app = App::new(settings, registry);
+        let stop = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        anyhow::Ok(api::server::serve(app, listener, stop).await)
+    })?;
+    Ok(if clean {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn settings(args: Serve) -> anyhow::Result<Settings> {
+    let file = args
+        .config
+        .as_deref()
+        .map(File::read)
+        .transpose()?
+        .unwrap_or_default();
+    let program = std::env::current_exe().context("Cannot find this program's own folder")?;
+    let program_dir = program.parent().context("This program has no folder")?;
+    let over = Overrides {
+        listen: args.listen,
+        data_dir: args.data_dir,
+        domain: args.domain,
+        image_dir: args.image_dir,
+        vmm: args.vmm,
+        agent: args.agent,
+        kernel: args.kernel,
+        api_keys: std::env::var("HATCHERY_API_KEYS").ok(),
+        max_sandboxes: args.max_sandboxes,
+    };
+    Ok(Settings::new(file, over, program_dir)?)
+}
+
+fn start_log(args: &Serve) {
+    let filter = tracing_subscriber::EnvFilter::new(&args.log);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    if args.log_json {
+        log.json().init();
+    } else {
+        log.init();
+    }
+}
+
+/// Each sandbox takes a handful of descriptors here: take what the system allows.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    let wanted = Rlimit {
+        current: now.maximum,
+        maximum: now.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, wanted) {
+        tracing::warn!(%error, limit = now.current, "cannot raise the limit of open files");
+    }
+}

@@ -1,9 +1,11 @@
 //! One running sandbox, as everything outside the registry sees it.
 
 use crate::link::Link;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
+use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// Facts about the template that a sandbox was made from, fixed at its start.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,15 +45,54 @@ pub struct Sandbox {
     pub started_at: Timestamp,
     /// The connection to the guest agent.
     pub link: Link,
-    pub(crate) end_at: watch::Sender<Timestamp>,
-    pub(crate) gone: watch::Receiver<bool>,
+    /// What the envd facade knows about this sandbox's processes.
+    pub(crate) processes: crate::envd::Processes,
+    pub(crate) deadline: watch::Sender<Deadline>,
+    pub(crate) gone: watch::Sender<bool>,
+}
+
+/// An end in both clocks: the wall's for clients, the machine's for waiting, so that setting the
+/// clock neither kills nor revives a sandbox.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadline {
+    pub(crate) at: Timestamp,
+    pub(crate) instant: Instant,
+}
+
+impl Deadline {
+    pub(crate) fn after(time: Duration) -> Self {
+        let wall = SignedDuration::try_from(time).unwrap_or(SignedDuration::MAX);
+        Self {
+            at: Timestamp::now()
+                .saturating_add(wall)
+                .unwrap_or(Timestamp::MAX),
+            instant: Instant::now() + time,
+        }
+    }
 }
 
 impl Sandbox {
     /// When the sandbox will be killed.
     #[must_use]
     pub fn end_at(&self) -> Timestamp {
-        *self.end_at.borrow()
+        self.deadline.borrow().at
+    }
+
+    /// Moves the end to `time` from now.
+    pub(crate) fn set_timeout(&self, time: Duration) {
+        self.deadline.send_replace(Deadline::after(time));
+    }
+
+    /// Moves the end to `time` from now if that is later than it is.
+    pub(crate) fn extend(&self, time: Duration) {
+        let new = Deadline::after(time);
+        self.deadline.send_if_modified(|deadline| {
+            let later = new.instant > deadline.instant;
+            if later {
+                *deadline = new;
+            }
+            later
+        });
     }
 
     /// Whether the sandbox has ended.
@@ -62,8 +103,8 @@ impl Sandbox {
 
     /// Completes when the sandbox has ended. From then on the data plane answers 502.
     pub async fn gone(&self) {
-        let mut gone = self.gone.clone();
-        // An error means that the registry's entry is dropped, which is gone too.
+        let mut gone = self.gone.subscribe();
+        // The sender is in `self`, so this cannot fail.
         let _ = gone.wait_for(|gone| *gone).await;
     }
 }

@@ -1,0 +1,251 @@
+//! One request: to the control plane or to a sandbox, and always a response.
+
+use crate::config::Settings;
+use crate::error::{ApiError, ProxyError, json_response};
+use crate::registry::Registry;
+use crate::route::{self, ENVD_PORT, Route, Target};
+use crate::sandbox::Sandbox;
+use crate::sandboxes::{connect, create, get, kill, list, metrics, timeout};
+use crate::{Body, BodyError, body, envd, templates};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+use hyper::header::{CACHE_CONTROL, HeaderValue};
+use hyper::{Request, Response, StatusCode};
+use serde::de::DeserializeOwned;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// How long the body of a control-plane request may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Everything that requests share.
+#[derive(Debug)]
+pub struct App {
+    /// What the operator decided.
+    pub settings: Settings,
+    /// The sandboxes.
+    pub registry: Arc<Registry>,
+    /// Answers to creations that may be asked again.
+    pub idempotency: create::Idempotency,
+}
+
+impl App {
+    /// Ready to serve.
+    #[must_use]
+    pub fn new(settings: Settings, registry: Arc<Registry>) -> Arc<Self> {
+        Arc::new(Self {
+            settings,
+            registry,
+            idempotency: create::Idempotency::default(),
+        })
+    }
+
+    /// Answers any request.
+    pub async fn serve(self: &Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        match route::target(request.method(), request.uri(), request.headers()) {
+            Ok(Target::Control) => self
+                .control(request)
+                .await
+                .unwrap_or_else(|error| error.response()),
+            Ok(Target::Data { id, port }) => self.data(&id, port, request).await,
+            Ok(Target::Signed) => self.signed(request).await,
+            Err(error) => error.response(),
+        }
+    }
+
+    /// The control plane.
+    async fn control(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, ApiError> {
+        let route = route::route(request.method(), request.uri().path());
+        if matches!(route, Ok(Route::Health)) {
+            return Ok(health());
+        }
+        // Only who has a key learns which endpoints there are.
+        let key = request
+            .headers()
+            .get("x-api-key")
+            .ok_or(ApiError::Unauthorized)?;
+        if !self.settings.keys.accepts(key.as_bytes()) {
+            return Err(ApiError::Unauthorized);
+        }
+        match route? {
+            Route::Health => Ok(health()),
+            Route::Create(version) => create::handle(self, version, request).await,
+            Route::List(version) => list::handle(self, version, request.uri().query()),
+            Route::MetricsOfMany => metrics::of_many(self, request.uri().query()).await,
+            Route::Get(id) => get::handle(self, &id),
+            Route::Kill(id) => kill::handle(self, &id),
+            Route::Timeout(id) => timeout::set(self, &id, request).await,
+            Route::Refresh(id) => timeout::refresh(self, &id, request).await,
+            Route::Connect(id, version) => connect::handle(self, &id, version, request).await,
+            Route::Metrics(id) => metrics::of_one(self, &id).await,
+            Route::Logs(id, version) => get::logs(self, &id, version),
+            Route::Templates => Ok(templates::list(self)),
+            Route::Template(name) => templates::get(self, &name),
+            Route::TemplateAlias(name) => templates::alias(self, &name),
+            Route::NotYet(what, of) => {
+                if let Some(id) = of {
+                    self.sandbox(&id)?;
+                }
+                Err(ApiError::NotYet(what))
+            }
+        }
+    }
+
+    /// A port of a sandbox.
+    async fn data(&self, id: &str, port: u16, request: Request<Incoming>) -> Response<Body> {
+        let not_found = || ProxyError::NotFound { id: id.to_owned() }.response();
+        let Some(sandbox) = self.registry.get(id) else {
+            return not_found();
+        };
+        if port != ENVD_PORT {
+            return ProxyError::PortClosed {
+                id: id.to_owned(),
+                port,
+            }
+            .response();
+        }
+        envd_request(&sandbox, request).await
+    }
+
+    /// A signed file URL that names no sandbox: its own token tells.
+    async fn signed(&self, request: Request<Incoming>) -> Response<Body> {
+        let query = request.uri().query().unwrap_or_default();
+        let write = request.method() == hyper::Method::POST;
+        let signed = |sandbox: &Arc<Sandbox>| {
+            let token = sandbox.access_token.as_deref();
+            token.is_some_and(|token| envd::signature_matches(token, query, write))
+        };
+        match self
+            .registry
+            .running()
+            .iter()
+            .find(|sandbox| signed(sandbox))
+        {
+            Some(sandbox) => envd_request(sandbox, request).await,
+            None => ProxyError::Signature.response(),
+        }
+    }
+
+    /// A running sandbox, or 404.
+    ///
+    /// # Errors
+    /// [`ApiError::SandboxNotFound`].
+    pub fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, ApiError> {
+        let missing = || ApiError::SandboxNotFound(id.chars().take(64).collect());
+        self.registry.get(id).ok_or_else(missing)
+    }
+
+    /// The body as JSON; an absent body reads as `{}`.
+    ///
+    /// # Errors
+    /// [`ApiError::BodyTooLarge`], [`ApiError::BodyTooSlow`], [`ApiError::Invalid`].
+    pub async fn json<T: DeserializeOwned>(&self, body: Incoming) -> Result<T, ApiError> {
+        parse_json(&self.body(body).await?)
+    }
+
+    /// The whole body, within the limits of size and time.
+    ///
+    /// # Errors
+    /// [`ApiError::BodyTooLarge`], [`ApiError::BodyTooSlow`], [`ApiError::Invalid`].
+    pub async fn body(&self, body: Incoming) -> Result<Bytes, ApiError> {
+        let max = self.settings.limits.max_json_bytes;
+        match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, max).collect()).await {
+            Ok(Ok(whole)) => Ok(whole.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge(max)),
+            Ok(Err(error)) => Err(ApiError::Invalid(format!(
+                "The request body broke off: {error}"
+            ))),
+            Err(_) => Err(ApiError::BodyTooSlow(BODY_TIMEOUT.as_secs())),
+        }
+    }
+}
+
+/// Decodes a request body; an empty one reads as `{}`.
+///
+/// # Errors
+/// [`ApiError::Invalid`] with the place and the reason.
+pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let bytes = if bytes.is_empty() { b"{}" } else { bytes };
+    serde_json::from_slice(bytes)
+        .map_err(|error| ApiError::Invalid(format!("The request body is not as expected: {error}")))
+}
+
+/// One request to a sandbox's envd. Ends with the sandbox: before the response has begun by a 502,
+/// afterwards by breaking the connection, which is what the SDKs take for an ended sandbox.
+async fn envd_request(sandbox: &Arc<Sandbox>, request: Request<Incoming>) -> Response<Body> {
+    if let Some(path) = route::reserved(request.uri().path()) {
+        return ProxyError::Reserved(path).response();
+    }
+    tokio::select! {
+        biased;
+        () = sandbox.gone() => ProxyError::NotFound { id: sandbox.id.clone() }.response(),
+        response = envd::serve(sandbox, request) => {
+            let sandbox = Arc::clone(sandbox);
+            response.map(|inner| UntilGone::wrap(sandbox, inner))
+        }
+    }
+}
+
+/// A body that breaks off when its sandbox ends.
+struct UntilGone {
+    inner: Body,
+    gone: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl UntilGone {
+    fn wrap(sandbox: Arc<Sandbox>, inner: Body) -> Body {
+        if inner.is_end_stream() {
+            return inner;
+        }
+        let gone = Box::pin(async move { sandbox.gone().await });
+        Self { inner, gone }.boxed_unsync()
+    }
+}
+
+impl hyper::body::Body for UntilGone {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(context) {
+            return Poll::Ready(frame);
+        }
+        match self.gone.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(Some(Err("the sandbox has ended".into()))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+fn health() -> Response<Body> {
+    let mut response = json_response(StatusCode::OK, &serde_json::json!({ "status": "ok" }));
+    response
+        .headers_mut()
+        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// 204.
+#[must_use]
+pub fn no_content() -> Response<Body> {
+    let mut response = Response::new(body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
+}

@@ -1,0 +1,402 @@
+//! One VM process: a task that owns its control socket and its process descriptor, and a handle.
+//!
+//! The task ends only when the process is reaped, so [`Phase::Ended`] means that nothing of it is
+//! left. Dropping the handle ends the machine: that is how a failed creation is rolled back.
+
+use crate::ready;
+use control::{ChannelError, Configured, Event, ExitCause, ExitReport, Request, VmStats};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal,
+    waitid,
+};
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+
+/// How long a process may take to end after it was asked to, before it is killed.
+const GRACE: Duration = Duration::from_secs(1);
+/// Most bytes of console tail that are kept and logged.
+const MAX_TAIL: usize = control::MAX_CONSOLE_TAIL;
+
+/// How far a machine is.
+#[derive(Clone, Debug)]
+pub enum Phase {
+    /// The process runs and has its configuration.
+    Spawned,
+    /// Built, not running.
+    Configured(Configured),
+    /// The vCPUs run.
+    Started,
+    /// The process is gone and reaped.
+    Ended(Arc<End>),
+}
+
+/// How a machine ended.
+#[derive(Debug)]
+pub struct End {
+    /// What the VM process said last, if it said anything.
+    pub report: Option<ExitReport>,
+    /// A request that it could not do, if it said so.
+    pub failure: Option<String>,
+    /// How the process ended: "exit status 0", "signal 9".
+    pub status: String,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.report, &self.failure) {
+            (Some(report), _) => match &report.cause {
+                ExitCause::Stopped => f.write_str("the machine was stopped"),
+                ExitCause::GuestShutdown => f.write_str("the guest shut itself down"),
+                ExitCause::GuestPanic => f.write_str("the guest kernel panicked"),
+                ExitCause::AgentDied => f.write_str("the guest agent died"),
+                ExitCause::TripleFault => {
+                    f.write_str("the guest reset its processor (triple fault)")
+                }
+                ExitCause::KvmInternalError { suberror } => {
+                    write!(
+                        f,
+                        "KVM could not go on with the guest (suberror {suberror})"
+                    )
+                }
+                ExitCause::HostFault { message } => write!(f, "the VM process failed: {message}"),
+            },
+            (None, Some(failure)) => write!(f, "the VM process failed: {failure}"),
+            (None, None) => write!(f, "the VM process ended without a report ({})", self.status),
+        }
+    }
+}
+
+impl End {
+    /// The end of the guest's console, made printable; empty if there is none.
+    #[must_use]
+    pub fn console_tail(&self) -> String {
+        let tail = self
+            .report
+            .as_ref()
+            .map_or(&[][..], |report| &report.console_tail);
+        let tail = &tail[tail.len().saturating_sub(MAX_TAIL)..];
+        let printable = |c: char| {
+            if c.is_control() && c != '\n' {
+                '\u{fffd}'
+            } else {
+                c
+            }
+        };
+        String::from_utf8_lossy(tail)
+            .replace('\r', "")
+            .chars()
+            .map(printable)
+            .collect()
+    }
+}
+
+#[derive(Debug)]
+enum Command {
+    Start,
+    Stop,
+    Stats(oneshot::Sender<VmStats>),
+}
+
+/// The handle of one VM process.
+#[derive(Debug)]
+pub struct Machine {
+    commands: mpsc::Sender<Command>,
+    phase: watch::Receiver<Phase>,
+}
+
+impl Machine {
+    /// Takes over a process that has just been started and configured. Must be called on the
+    /// runtime; returns at once.
+    #[must_use]
+    pub fn adopt(id: &str, pid: Pid, control: OwnedFd) -> Self {
+        let (commands, receiver) = mpsc::channel(8);
+        let (sender, phase) = watch::channel(Phase::Spawned);
+        let task = Task {
+            id: id.to_owned(),
+            phase: sender,
+            report: None,
+            failure: None,
+        };
+        tokio::spawn(task.run(pid, control, receiver));
+        Self { commands, phase }
+    }
+
+    /// Waits for a phase of at least this kind; an end counts always.
+    pub async fn wait(&mut self, reached: fn(&Phase) -> bool) -> Phase {
+        let wanted = |phase: &Phase| matches!(phase, Phase::Ended(_)) || reached(phase);
+        if let Ok(phase) = self.phase.wait_for(wanted).await {
+            return phase.clone();
+        }
+        // The task publishes the end before it goes; this is for completeness.
+        self.phase.borrow().clone()
+    }
+
+    /// Lets the vCPUs go.
+    pub async fn start(&self) {
+        let _ = self.commands.send(Command::Start).await;
+    }
+
+    /// Asks the process to end, and sees to it. Completes when it is reaped.
+    pub async fn stop(&mut self) -> Option<Arc<End>> {
+        let _ = self.commands.send(Command::Stop).await;
+        self.ended().await
+    }
+
+    /// Completes when the process is reaped.
+    pub async fn ended(&mut self) -> Option<Arc<End>> {
+        match self.wait(|_| false).await {
+            Phase::Ended(end) => Some(end),
+            _ => None,
+        }
+    }
+
+    /// The process's counters; `None` if it has ended.
+    pub async fn stats(&self) -> Option<VmStats> {
+        let (sender, receiver) = oneshot::channel();
+        self.commands.send(Command::Stats(sender)).await.ok()?;
+        receiver.await.ok()
+    }
+}
+
+struct Task {
+    id: String,
+    phase: watch::Sender<Phase>,
+    report: Option<ExitReport>,
+    failure: Option<String>,
+}
+
+impl Task {
+    async fn run(mut self, pid: Pid, control: OwnedFd, commands: mpsc::Receiver<Command>) {
+        let status = match Ends::new(pid, control) {
+            Ok(ends) => {
+                self.serve(&ends, commands).await;
+                self.finish(&ends).await
+            }
+            Err(error) => {
+                self.failure = Some(format!("its descriptors cannot be watched: {error}"));
+                // Rare and bad (out of descriptors): a blocking wait, away from the runtime.
+                let reaped = tokio::task::spawn_blocking(move || {
+                    let _ = rustix::process::kill_process(pid, Signal::KILL);
+                    waitid(WaitId::Pid(pid), WaitIdOptions::EXITED)
+                });
+                status_text(reaped.await.ok().and_then(Result::ok).flatten().as_ref())
+            }
+        };
+        let end = End {
+            report: self.report,
+            failure: self.failure,
+            status,
+        };
+        self.phase.send_replace(Phase::Ended(Arc::new(end)));
+    }
+
+    /// Until the process has said its last word, is gone, or has been asked to end and does not.
+    async fn serve(&mut self, ends: &Ends, mut commands: mpsc::Receiver<Command>) {
+        let mut stats: Option<oneshot::Sender<VmStats>> = None;
+        let mut stop_by: Option<Instant> = None;
+        loop {
+            let request = tokio::select! {
+                event = ends.event() => match event {
+                    Ok(Some(event)) => match self.take(event, &mut stats) {
+                        true => continue,
+                        false => return,
+                    },
+                    Ok(None) => return,
+                    Err(error) => {
+                        self.failure.get_or_insert_with(|| format!("{error}"));
+                        return;
+                    }
+                },
+                () = ends.exited() => return,
+                () = sleep_until(stop_by.unwrap_or_else(Instant::now)), if stop_by.is_some() => {
+                    return;
+                }
+                command = commands.recv(), if stop_by.is_none() => match command {
+                    Some(Command::Start) => Request::Start,
+                    Some(Command::Stats(reply)) => {
+                        stats = Some(reply);
+                        Request::Stats
+                    }
+                    // The handle is dropped: nobody wants this machine any more.
+                    Some(Command::Stop) | None => {
+                        stop_by = Some(Instant::now() + GRACE);
+                        Request::Stop
+                    }
+                },
+            };
+            if let Err(error) = control::send(&ends.control, &request, &[]) {
+                tracing::debug!(sandbox_id = self.id, ?request, %error, "control request not sent");
+                if stop_by.is_some() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Notes an event; false when it was the last that matters.
+    fn take(&mut self, event: Event, stats: &mut Option<oneshot::Sender<VmStats>>) -> bool {
+        match event {
+            Event::Configured(configured) => {
+                self.phase.send_replace(Phase::Configured(configured));
+            }
+            Event::Started => {
+                self.phase.send_replace(Phase::Started);
+            }
+            Event::Stats(counters) => {
+                if let Some(reply) = stats.take() {
+                    let _ = reply.send(counters);
+                }
+            }
+            Event::Exited(report) => {
+                self.report = Some(report);
+                return false;
+            }
+            Event::Failed { message } => {
+                let message: String = message.chars().take(2048).collect();
+                tracing::warn!(
+                    sandbox_id = self.id,
+                    message,
+                    "the VM process could not do it"
+                );
+                let running = matches!(*self.phase.borrow(), Phase::Started);
+                self.failure = Some(message);
+                return running;
+            }
+        }
+        true
+    }
+
+    /// Sees the process out and reaps it.
+    async fn finish(&mut self, ends: &Ends) -> String {
+        if timeout(GRACE, ends.exited()).await.is_err() {
+            tracing::debug!(
+                sandbox_id = self.id,
+                "killing a VM process that does not end"
+            );
+            let _ = pidfd_send_signal(&ends.process, Signal::KILL);
+            ends.exited().await;
+        }
+        // It may have said why between the last look and its end.
+        while self.report.is_none() {
+            match control::recv::<Event>(&ends.control) {
+                Ok(Some((Event::Exited(report), _))) => self.report = Some(report),
+                Ok(Some((Event::Failed { message }, _))) => self.failure = Some(message),
+                Ok(Some(_)) => {}
+                _ => break,
+            }
+        }
+        let status = waitid(WaitId::PidFd(ends.process.as_fd()), WaitIdOptions::EXITED);
+        status_text(status.ok().flatten().as_ref())
+    }
+}
+
+/// What connects a task to its process.
+struct Ends {
+    control: AsyncFd<OwnedFd>,
+    process: AsyncFd<OwnedFd>,
+}
+
+impl Ends {
+    /// `pid` is a child that nobody else reaps, so its number cannot have been given away.
+    fn new(pid: Pid, control: OwnedFd) -> std::io::Result<Self> {
+        let process = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
+        rustix::io::ioctl_fionbio(&control, true)?;
+        Ok(Self {
+            control: ready::for_input(control)?,
+            process: ready::for_input(process)?,
+        })
+    }
+
+    async fn event(&self) -> Result<Option<Event>, ChannelError> {
+        loop {
+            let mut ready = self.control.readable().await.map_err(ChannelError::Io)?;
+            match control::recv::<Event>(&self.control) {
+                Err(error) if error.would_block() => ready.clear_ready(),
+                // Descriptors that come along are not expected and closed here.
+                other => return other.map(|event| event.map(|(event, _fds)| event)),
+            }
+        }
+    }
+
+    async fn exited(&self) {
+        // An error means that the runtime is shutting down; the process then ends by end-of-file.
+        let _ = self.process.readable().await;
+    }
+}
+
+fn status_text(status: Option<&WaitIdStatus>) -> String {
+    match status {
+        Some(s) if s.exited() => format!("exit status {}", s.exit_status().unwrap_or(-1)),
+        Some(s) => format!("signal {}", s.terminating_signal().unwrap_or(-1)),
+        None => "unknown status".into(),
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn shell(script: &str) -> Machine {
+        let (child, control) = control::spawn("/bin/sh", &["-c", script]).unwrap();
+        let pid = Pid::from_child(&child);
+        Machine::adopt("itest", pid, control)
+    }
+
+    fn no_such_process(pid: Pid) -> bool {
+        rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH)
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ends_by_itself_is_reaped_and_explained() {
+        let end = shell("exit 3").ended().await.unwrap();
+        assert_eq!(
+            end.to_string(),
+            "the VM process ended without a report (exit status 3)"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_process_that_does_not_listen_is_killed() {
+        let mut machine = shell("trap '' TERM; exec sleep 600");
+        let end = timeout(Duration::from_secs(20), machine.stop())
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(end.status, "signal 9");
+    }
+
+    #[tokio::test]
+    async fn dropping_the_handle_leaves_no_process() {
+        let (child, control) = control::spawn("/bin/sh", &["-c", "exec sleep 600"]).unwrap();
+        let pid = Pid::from_child(&child);
+        drop(Machine::adopt("itest", pid, control));
+        for _ in 0..400 {
+            if no_such_process(pid) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("process {pid:?} is still there");
+    }
+
+    #[test]
+    fn the_console_tail_is_made_printable() {
+        let report = ExitReport {
+            cause: ExitCause::GuestPanic,
+            console_tail: b"a\r\nb\x1b[31m\xff".to_vec(),
+            stats: VmStats::default(),
+        };
+        let end = End {
+            report: Some(report),
+            failure: None,
+            status: String::new(),
+        };
+        assert_eq!(end.console_tail(), "a\nb\u{fffd}[31m\u{fffd}");
+        assert_eq!(end.to_string(), "the guest kernel panicked");
+    }
+}

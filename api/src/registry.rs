@@ -1,0 +1,388 @@
+//! The table of sandboxes and the only owner of their lives.
+//!
+//! ```text
+//! Creating ──> Running ──> Gone
+//!     └──(dropped, failed)──^
+//! ```
+//!
+//! A sandbox leaves the table first, then its connections are cut, then its machine is stopped; the
+//! slot it counts for is given back only when its process is reaped, so that `max_sandboxes` bounds
+//! what really exists.
+
+use crate::config::Template;
+use crate::error::ApiError;
+use crate::ids;
+use crate::launcher::{Launched, Launcher, Timings};
+use crate::link::{Identity, Link};
+use crate::machine::Machine;
+use crate::sandbox::{Deadline, Origin, Sandbox};
+use jiff::Timestamp;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::timeout;
+
+/// How long a creation waits for a slot that an ended sandbox is about to give back.
+const SLOT_WAIT: Duration = Duration::from_secs(2);
+/// How long the agent may take to accept its identity.
+const IDENTITY_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What a creation asks for, already checked.
+#[derive(Clone, Debug)]
+pub struct NewSandbox {
+    /// From which template.
+    pub template: Template,
+    /// Time to live.
+    pub timeout: Duration,
+    /// The client's labels.
+    pub metadata: BTreeMap<String, String>,
+    /// The client's environment.
+    pub env: BTreeMap<String, String>,
+    /// Whether the data plane asks for a token.
+    pub secure: bool,
+}
+
+/// Why a sandbox ended, for the log.
+#[derive(Clone, Debug)]
+pub enum Reason {
+    /// A client asked for it.
+    Killed,
+    /// Its time was over.
+    Deadline,
+    /// The server is shutting down.
+    Shutdown,
+    /// The machine ended by itself: how.
+    Ended(String),
+}
+
+/// All sandboxes.
+#[derive(Debug)]
+pub struct Registry {
+    table: Mutex<HashMap<String, Entry>>,
+    slots: Arc<Semaphore>,
+    max: usize,
+    launcher: Launcher,
+    closing: watch::Sender<bool>,
+}
+
+#[derive(Debug)]
+enum Entry {
+    Creating,
+    Running(Arc<Sandbox>),
+}
+
+/// Takes a `Creating` entry back when a creation fails or is dropped.
+struct Reservation<'a> {
+    registry: &'a Registry,
+    id: String,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        let mut table = self.registry.table();
+        if matches!(table.get(&self.id), Some(Entry::Creating)) {
+            table.remove(&self.id);
+        }
+    }
+}
+
+impl Registry {
+    /// An empty table for at most `max` sandboxes.
+    #[must_use]
+    pub fn new(launcher: Launcher, max: usize) -> Arc<Self> {
+        Arc::new(Self {
+            table: Mutex::default(),
+            slots: Arc::new(Semaphore::new(max)),
+            max,
+            launcher,
+            closing: watch::Sender::new(false),
+        })
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+        // No code panics while it holds the lock; if some does, the table is still whole.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A running sandbox.
+    #[must_use]
+    pub fn get(&self, id: &str) -> Option<Arc<Sandbox>> {
+        match self.table().get(id) {
+            Some(Entry::Running(sandbox)) => Some(Arc::clone(sandbox)),
+            _ => None,
+        }
+    }
+
+    /// All running sandboxes, in no order.
+    #[must_use]
+    pub fn running(&self) -> Vec<Arc<Sandbox>> {
+        let running = |entry: &Entry| match entry {
+            Entry::Running(sandbox) => Some(Arc::clone(sandbox)),
+            Entry::Creating => None,
+        };
+        self.table().values().filter_map(running).collect()
+    }
+
+    /// Makes a sandbox. Answers only when its agent has taken its identity: no tenant code can run
+    /// before. Cancel-safe: a dropped creation leaves nothing.
+    ///
+    /// # Errors
+    /// [`ApiError::TooManySandboxes`], [`ApiError::ShuttingDown`], [`ApiError::StartFailed`].
+    pub async fn create(
+        self: &Arc<Self>,
+        new: NewSandbox,
+        timings: &mut Timings,
+    ) -> Result<Arc<Sandbox>, ApiError> {
+        let mut closing = self.closing.subscribe();
+        tokio::select! {
+            biased;
+            _ = closing.wait_for(|closing| *closing) => Err(ApiError::ShuttingDown),
+            made = self.make(new, timings) => made,
+        }
+    }
+
+    async fn make(
+        self: &Arc<Self>,
+        new: NewSandbox,
+        timings: &mut Timings,
+    ) -> Result<Arc<Sandbox>, ApiError> {
+        let no_entropy = |e: std::io::Error| ApiError::StartFailed(format!("No random bytes: {e}"));
+        let slot = self.slot().await?;
+        let reservation = self.reserve(ids::sandbox_id().map_err(no_entropy)?);
+        let id = reservation.id.clone();
+        let failed = |error: &dyn std::fmt::Display| {
+            tracing::error!(sandbox_id = id, template = new.template.name, %error, "not started");
+            ApiError::StartFailed(error.to_string())
+        };
+        let access_token = new
+            .secure
+            .then(ids::token)
+            .transpose()
+            .map_err(no_entropy)?;
+
+        let launched = self.launcher.launch(&id, &new.template, timings).await;
+        let Launched {
+            machine,
+            link,
+            disk_size,
+        } = launched.map_err(|error| failed(&error))?;
+        let env = environment(&id, &new);
+        identify(&link, &id, &env)
+            .await
+            .map_err(|error| failed(&error))?;
+        timings.step("identity");
+
+        let sandbox = Arc::new(Sandbox {
+            id: id.clone(),
+            origin: Origin {
+                template_id: new.template.name.clone(),
+                alias: new.template.aliases.first().cloned(),
+                cpu_count: new.template.cpu_count,
+                memory_mb: new.template.memory_mb,
+                disk_size_mb: disk_size >> 20,
+            },
+            metadata: new.metadata,
+            env,
+            access_token,
+            default_user: new.template.default_user,
+            default_workdir: new.template.default_workdir,
+            processes: crate::envd::Processes::default(),
+            started_at: Timestamp::now(),
+            link,
+            deadline: watch::Sender::new(Deadline::after(new.timeout)),
+            gone: watch::Sender::new(false),
+        });
+        self.publish(&sandbox, machine, slot)?;
+        tracing::info!(
+            sandbox_id = id,
+            template = sandbox.origin.template_id,
+            timing = timings.header(),
+            "sandbox started"
+        );
+        Ok(sandbox)
+    }
+
+    /// A slot, at once or as soon as an ended sandbox gives one back.
+    async fn slot(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        let full = || ApiError::TooManySandboxes { max: self.max };
+        if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
+            return Ok(slot);
+        }
+        if self.table().len() >= self.max {
+            return Err(full());
+        }
+        match timeout(SLOT_WAIT, Arc::clone(&self.slots).acquire_owned()).await {
+            Ok(Ok(slot)) => Ok(slot),
+            _ => Err(full()),
+        }
+    }
+
+    fn reserve(&self, id: String) -> Reservation<'_> {
+        self.table().insert(id.clone(), Entry::Creating);
+        Reservation { registry: self, id }
+    }
+
+    /// Creating → Running, unless the server closes at this moment.
+    fn publish(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        machine: Machine,
+        slot: OwnedSemaphorePermit,
+    ) -> Result<(), ApiError> {
+        {
+            let mut table = self.table();
+            if *self.closing.borrow() {
+                return Err(ApiError::ShuttingDown);
+            }
+            table.insert(sandbox.id.clone(), Entry::Running(Arc::clone(sandbox)));
+        }
+        tokio::spawn(guard(Arc::clone(self), Arc::clone(sandbox), machine, slot));
+        Ok(())
+    }
+
+    /// Running → Gone: from this call on the data plane answers 502. False if it was not running.
+    /// The machine is stopped in the background.
+    pub fn end(&self, id: &str, reason: &Reason) -> bool {
+        let sandbox = {
+            let mut table = self.table();
+            match table.remove(id) {
+                Some(Entry::Running(sandbox)) => sandbox,
+                Some(creating @ Entry::Creating) => {
+                    table.insert(id.to_owned(), creating);
+                    return false;
+                }
+                None => return false,
+            }
+        };
+        sandbox.gone.send_replace(true);
+        sandbox.link.close();
+        match reason {
+            Reason::Ended(how) => tracing::warn!(sandbox_id = id, how, "sandbox ended by itself"),
+            Reason::Killed => tracing::info!(sandbox_id = id, "sandbox killed"),
+            Reason::Deadline => tracing::info!(sandbox_id = id, "sandbox's time is over"),
+            Reason::Shutdown => tracing::info!(sandbox_id = id, "sandbox ends with the server"),
+        }
+        true
+    }
+
+    /// Ends everything and waits until every process is reaped, at most `bound`. False if some
+    /// were still there then.
+    pub async fn close(&self, bound: Duration) -> bool {
+        {
+            // Under the lock, so that no creation publishes after the list is taken.
+            let _table = self.table();
+            self.closing.send_replace(true);
+        }
+        for sandbox in self.running() {
+            self.end(&sandbox.id, &Reason::Shutdown);
+        }
+        let all = u32::try_from(self.max).unwrap_or(u32::MAX);
+        timeout(bound, self.slots.acquire_many(all)).await.is_ok()
+    }
+
+    /// How many sandboxes exist in some way: being made, running, or being torn down.
+    #[must_use]
+    pub fn in_use(&self) -> usize {
+        self.max - self.slots.available_permits()
+    }
+}
+
+/// Lives as long as the machine: watches the clock and the machine, and sees the end through.
+async fn guard(
+    registry: Arc<Registry>,
+    sandbox: Arc<Sandbox>,
+    mut machine: Machine,
+    slot: OwnedSemaphorePermit,
+) {
+    let reason = tokio::select! {
+        biased;
+        () = sandbox.gone() => None,
+        end = machine.ended() => Some(Reason::Ended(ended_text(&sandbox.id, end.as_deref()))),
+        () = sandbox.link.closed() => {
+            // Most often the machine is ending: its own word is better than ours.
+            let end = timeout(Duration::from_secs(1), machine.ended()).await;
+            let text = match end {
+                Ok(end) => ended_text(&sandbox.id, end.as_deref()),
+                Err(_) => "the link to the guest agent broke".to_owned(),
+            };
+            Some(Reason::Ended(text))
+        }
+        () = expired(&sandbox) => Some(Reason::Deadline),
+    };
+    if let Some(reason) = reason {
+        registry.end(&sandbox.id, &reason);
+    }
+    let end = machine.stop().await;
+    drop(slot);
+    tracing::debug!(
+        sandbox_id = sandbox.id,
+        end = end.map(|e| e.to_string()),
+        "machine is gone"
+    );
+}
+
+fn ended_text(id: &str, end: Option<&crate::machine::End>) -> String {
+    let Some(end) = end else {
+        return "its task was lost".to_owned();
+    };
+    let console = end.console_tail();
+    if !console.is_empty() {
+        tracing::warn!(sandbox_id = id, console, "end of the guest's console");
+    }
+    end.to_string()
+}
+
+/// Completes at the deadline, however often it is moved.
+async fn expired(sandbox: &Sandbox) {
+    let mut deadline = sandbox.deadline.subscribe();
+    loop {
+        let at = deadline.borrow_and_update().instant;
+        tokio::select! {
+            () = tokio::time::sleep_until(at) => return,
+            changed = deadline.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// What every process starts with: who and where it is, then what the creator asked for.
+fn environment(id: &str, new: &NewSandbox) -> BTreeMap<String, String> {
+    let own = [
+        ("E2B_SANDBOX", "true"),
+        ("E2B_SANDBOX_ID", id),
+        ("E2B_TEMPLATE_ID", &new.template.name),
+    ];
+    let own = own
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value.to_owned()));
+    own.chain(new.env.clone()).collect()
+}
+
+/// Gives the guest its name, clock and entropy, and waits for its word that it has them.
+async fn identify(link: &Link, id: &str, env: &BTreeMap<String, String>) -> Result<(), String> {
+    let mut entropy = [0; 32];
+    getrandom::fill(&mut entropy).map_err(|e| format!("The host gave no random bytes: {e}"))?;
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let identity = Identity {
+        unix_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+        hostname: id.to_owned(),
+        entropy,
+        env: env.clone(),
+    };
+    match timeout(IDENTITY_TIMEOUT, link.set_identity(identity)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(format!(
+            "The guest agent did not accept its identity: {error}"
+        )),
+        Err(_) => Err(format!(
+            "The guest agent did not accept its identity within {} s",
+            IDENTITY_TIMEOUT.as_secs()
+        )),
+    }
+}

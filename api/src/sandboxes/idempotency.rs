@@ -1,0 +1,193 @@
+//! `Idempotency-Key`: a creation that is asked again gives the same sandbox.
+
+use crate::auth::same;
+use crate::error::ApiError;
+use hyper::header::HeaderValue;
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Most keys that are remembered. Above it the oldest settled one is forgotten.
+const MAX_KEYS: usize = 4096;
+/// How long a key is remembered.
+const MEMORY: Duration = Duration::from_secs(24 * 3600);
+
+type Table = HashMap<String, Record>;
+
+/// Remembers which sandbox a key has given.
+#[derive(Clone, Debug, Default)]
+pub struct Idempotency(Arc<Mutex<Table>>);
+
+#[derive(Debug)]
+struct Record {
+    body: [u8; 32],
+    since: Instant,
+    /// `None` while the first creation is on its way.
+    outcome: watch::Receiver<Option<String>>,
+}
+
+/// The right and the duty to create. Dropped unsettled, the key is free again.
+#[derive(Debug)]
+pub struct Claim {
+    owner: Idempotency,
+    key: String,
+    outcome: watch::Sender<Option<String>>,
+}
+
+impl Idempotency {
+    /// Either a claim to create, or the id of the sandbox that this key has given already. Waits
+    /// while another request with the same key is on its way.
+    ///
+    /// # Errors
+    /// [`ApiError::Invalid`] for a key that is not 1 to 255 characters of `[A-Za-z0-9_-]`;
+    /// [`ApiError::IdempotencyMismatch`] when the key came with another body.
+    pub async fn claim(
+        &self,
+        key: &HeaderValue,
+        body: &[u8],
+    ) -> Result<Result<Claim, String>, ApiError> {
+        let key = key.to_str().ok().filter(|key| is_key(key)).ok_or_else(|| {
+            ApiError::Invalid("Idempotency-Key is not 1 to 255 characters of [a-z0-9-]".into())
+        })?;
+        let hash: [u8; 32] = Sha256::digest(body).into();
+        loop {
+            let mut outcome = match self.look(key, &hash)? {
+                Ok(claim) => return Ok(Ok(claim)),
+                Err(outcome) => outcome,
+            };
+            if let Ok(known) = outcome.wait_for(Option::is_some).await {
+                return Ok(Err(known.clone().unwrap_or_default()));
+            }
+            // The other creation failed: try to be the one who creates.
+        }
+    }
+
+    fn look(
+        &self,
+        key: &str,
+        body: &[u8; 32],
+    ) -> Result<Result<Claim, watch::Receiver<Option<String>>>, ApiError> {
+        let mut table = self.table();
+        let now = Instant::now();
+        table.retain(|_, r| r.outcome.borrow().is_none() || now - r.since < MEMORY);
+        if let Some(record) = table.get(key) {
+            if !same(&record.body, body) {
+                return Err(ApiError::IdempotencyMismatch);
+            }
+            return Ok(Err(record.outcome.clone()));
+        }
+        if table.len() >= MAX_KEYS {
+            let settled = table.iter().filter(|(_, r)| r.outcome.borrow().is_some());
+            let oldest = settled
+                .min_by_key(|(_, r)| r.since)
+                .map(|(key, _)| key.clone());
+            oldest.map(|key| table.remove(&key));
+        }
+        let (sender, outcome) = watch::channel(None);
+        table.insert(
+            key.to_owned(),
+            Record {
+                body: *body,
+                since: now,
+                outcome,
+            },
+        );
+        Ok(Ok(Claim {
+            owner: self.clone(),
+            key: key.to_owned(),
+            outcome: sender,
+        }))
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Claim {
+    /// The creation gave this sandbox.
+    pub fn settle(self, id: &str) {
+        self.outcome.send_replace(Some(id.to_owned()));
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if self.outcome.borrow().is_none() {
+            self.owner.table().remove(&self.key);
+        }
+    }
+}
+
+fn is_key(key: &str) -> bool {
+    let good = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    (1..=255).contains(&key.len()) && key.bytes().all(good)
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn key(text: &str) -> HeaderValue {
+        HeaderValue::from_str(text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_second_request_waits_for_the_first_and_gets_the_same() {
+        let table = Idempotency::default();
+        let claim = table.claim(&key("k"), b"body").await.unwrap().unwrap();
+        let other = table.clone();
+        let second = tokio::spawn(async move { other.claim(&key("k"), b"body").await });
+        tokio::task::yield_now().await;
+        claim.settle("i1");
+        assert_eq!(second.await.unwrap().unwrap().unwrap_err(), "i1");
+        let third = table.claim(&key("k"), b"body").await;
+        assert_eq!(third.unwrap().unwrap_err(), "i1");
+    }
+
+    #[tokio::test]
+    async fn a_failed_creation_frees_its_key() {
+        let table = Idempotency::default();
+        let claim = table.claim(&key("k"), b"body").await.unwrap().unwrap();
+        let other = table.clone();
+        let second = tokio::spawn(async move { other.claim(&key("k"), b"body").await });
+        tokio::task::yield_now().await;
+        drop(claim);
+        let second = second.await.unwrap().unwrap().unwrap();
+        drop(second);
+        assert!(table.table().is_empty());
+    }
+
+    #[tokio::test]
+    async fn misuse_is_refused() {
+        let table = Idempotency::default();
+        table
+            .claim(&key("k"), b"body")
+            .await
+            .unwrap()
+            .unwrap()
+            .settle("i1");
+        let other = table.claim(&key("k"), b"other").await.unwrap_err();
+        assert_eq!(other.status(), 409);
+        for bad in ["", "a b", &"k".repeat(256)] {
+            assert_eq!(table.claim(&key(bad), b"").await.unwrap_err().status(), 400);
+        }
+    }
+
+    #[tokio::test]
+    async fn memory_is_bounded() {
+        let table = Idempotency::default();
+        for n in 0..MAX_KEYS + 10 {
+            table
+                .claim(&key(&format!("k{n}")), b"")
+                .await
+                .unwrap()
+                .unwrap()
+                .settle("i1");
+        }
+        assert_eq!(table.table().len(), MAX_KEYS);
+    }
+}

@@ -1,0 +1,20 @@
+//! `DELETE /sandboxes/{id}`.
+
+use crate::Body;
+use crate::app::{App, no_content};
+use crate::error::ApiError;
+use crate::registry::Reason;
+use hyper::Response;
+use std::sync::Arc;
+
+/// Kills a sandbox. It is gone for every client when this answers; its process ends in the
+/// background.
+///
+/// # Errors
+/// [`ApiError::SandboxNotFound`].
+pub fn handle(app: &Arc<App>, id: &str) -> Result<Response<Body>, ApiError> {
+    if app.registry.end(id, &Reason::Killed) {
+        return Ok(no_content());
+    }
+    Err(ApiError::SandboxNotFound(id.chars().take(64).collect()))
+}

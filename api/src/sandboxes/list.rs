@@ -1,0 +1,268 @@
+//! `GET /sandboxes`, `GET /v2/sandboxes` (e2b.md §2.3).
+
+use crate::Body;
+use crate::app::App;
+use crate::error::{ApiError, json_response};
+use crate::query::{Query, metadata_filter};
+use crate::route::Version;
+use crate::sandbox::Sandbox;
+use crate::sandboxes::view::Listed;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hyper::header::HeaderValue;
+use hyper::{Response, StatusCode};
+use jiff::Timestamp;
+use std::sync::Arc;
+
+/// Most entries of one answer, and the default.
+const MAX_LIMIT: usize = 100;
+
+/// What to list, and where to go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Filter {
+    metadata: Vec<(String, String)>,
+    running: bool,
+    ascending: bool,
+    template: Option<String>,
+    started_after: Option<Timestamp>,
+    limit: usize,
+    after: Option<Place>,
+}
+
+/// A sandbox's place in the order: by start, then by id.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    started: i128,
+    id: String,
+}
+
+/// Lists running sandboxes.
+///
+/// # Errors
+/// [`ApiError::Invalid`] for a bad filter, limit or token.
+pub fn handle(
+    app: &Arc<App>,
+    version: Version,
+    query: Option<&str>,
+) -> Result<Response<Body>, ApiError> {
+    let query = Query::parse(query.unwrap_or_default())
+        .ok_or_else(|| ApiError::Invalid("The query does not decode".into()))?;
+    let filter = Filter::new(&query, version)?;
+    let mut all = app.registry.running();
+    all.retain(|sandbox| filter.takes(sandbox));
+    let total = all.len();
+    let next = filter.page(&mut all);
+    let views: Vec<_> = all.iter().map(|sandbox| Listed::new(sandbox)).collect();
+    let mut response = json_response(StatusCode::OK, &views);
+    if version == Version::V2 {
+        let headers = response.headers_mut();
+        headers.insert("x-total-running", HeaderValue::from(total));
+        if let Some(token) = next.and_then(|token| HeaderValue::from_str(&token).ok()) {
+            headers.insert("x-next-token", token);
+        }
+    }
+    Ok(response)
+}
+
+impl Filter {
+    fn new(query: &Query, version: Version) -> Result<Self, ApiError> {
+        let invalid = |what: &str| ApiError::Invalid(format!("{what} is not valid"));
+        let mut metadata = Vec::new();
+        for parameter in query.all("metadata") {
+            metadata.extend(metadata_filter(parameter).ok_or_else(|| invalid("metadata"))?);
+        }
+        let (limit, ascending, after) = match version {
+            // The old list has no pages.
+            Version::V1 => (usize::MAX, false, None),
+            Version::V2 => {
+                let limit = query
+                    .get("limit")
+                    .map_or(Some(MAX_LIMIT), |text| text.parse().ok());
+                let limit = limit.filter(|limit| (1..=MAX_LIMIT).contains(limit));
+                let ascending = match query.get("order") {
+                    None | Some("" | "desc") => false,
+                    Some("asc") => true,
+                    Some(_) => return Err(invalid("order")),
+                };
+                let token = query.get("nextToken").filter(|token| !token.is_empty());
+                let place = |token| Place::decode(token, ascending);
+                let after = token.map(|t| place(t).ok_or_else(|| invalid("nextToken")));
+                let limit = limit.ok_or_else(|| invalid("limit (1 to 100)"))?;
+                (limit, ascending, after.transpose()?)
+            }
+        };
+        let started_after = query.get("startedAfter").filter(|text| !text.is_empty());
+        let started_after = started_after
+            .map(|text| text.parse().map_err(|_| invalid("startedAfter")))
+            .transpose()?;
+        Ok(Self {
+            metadata,
+            running: states(query).ok_or_else(|| invalid("state"))?,
+            ascending,
+            template: query
+                .get("template")
+                .filter(|t| !t.is_empty())
+                .map(Into::into),
+            started_after,
+            limit,
+            after,
+        })
+    }
+
+    fn takes(&self, sandbox: &Sandbox) -> bool {
+        let same = |(key, value): &(String, String)| sandbox.metadata.get(key) == Some(value);
+        let origin = &sandbox.origin;
+        let template = self.template.as_ref().is_none_or(|wanted| {
+            *wanted == origin.template_id || origin.alias.as_ref() == Some(wanted)
+        });
+        self.running
+            && template
+            && self
+                .started_after
+                .is_none_or(|after| sandbox.started_at > after)
+            && self.metadata.iter().all(same)
+    }
+
+    /// Sorts, cuts out one page, and gives the token of the next.
+    fn page(&self, all: &mut Vec<Arc<Sandbox>>) -> Option<String> {
+        all.sort_by_cached_key(|sandbox| Place::of(sandbox));
+        if !self.ascending {
+            all.reverse();
+        }
+        if let Some(after) = &self.after {
+            all.retain(|sandbox| match self.ascending {
+                true => Place::of(sandbox) > *after,
+                false => Place::of(sandbox) < *after,
+            });
+        }
+        let more = all.len() > self.limit;
+        all.truncate(self.limit);
+        let last = all.last().filter(|_| more)?;
+        Some(Place::of(last).encode(self.ascending))
+    }
+}
+
+/// Whether running sandboxes are wanted; `None` for a state that does not exist. There are no
+/// paused ones yet.
+fn states(query: &Query) -> Option<bool> {
+    let mut wanted = query
+        .all("state")
+        .flat_map(|value| value.split(','))
+        .peekable();
+    if wanted.peek().is_none() {
+        return Some(true);
+    }
+    wanted.try_fold(false, |running, state| match state {
+        "running" => Some(true),
+        "paused" | "" => Some(running),
+        _ => None,
+    })
+}
+
+impl Place {
+    fn of(sandbox: &Sandbox) -> Self {
+        Self {
+            started: sandbox.started_at.as_nanosecond(),
+            id: sandbox.id.clone(),
+        }
+    }
+
+    fn encode(&self, ascending: bool) -> String {
+        let order = if ascending { "asc" } else { "desc" };
+        URL_SAFE_NO_PAD.encode(format!("{}__{}__{order}", self.started, self.id))
+    }
+
+    /// `None` for anything that [`Place::encode`] has not made for this order.
+    fn decode(token: &str, ascending: bool) -> Option<Self> {
+        if token.len() > 256 {
+            return None;
+        }
+        let text = String::from_utf8(URL_SAFE_NO_PAD.decode(token).ok()?).ok()?;
+        let mut parts = text.split("__");
+        let place = Self {
+            started: parts.next()?.parse().ok()?,
+            id: parts.next()?.to_owned(),
+        };
+        let order = parts.next()?;
+        let right = order == if ascending { "asc" } else { "desc" };
+        (right && parts.next().is_none()).then_some(place)
+    }
+}
+
+/// Fuzz entry point: tokens and queries of clients.
+pub fn fuzz_list(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    for ascending in [false, true] {
+        if let Some(place) = Place::decode(text, ascending) {
+            assert_eq!(
+                Place::decode(&place.encode(ascending), ascending),
+                Some(place),
+                "{text}"
+            );
+        }
+    }
+    if let Some(query) = Query::parse(text) {
+        let _ = Filter::new(&query, Version::V2);
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn filter(query: &str) -> Result<Filter, u16> {
+        let query = Query::parse(query).unwrap();
+        Filter::new(&query, Version::V2).map_err(|error| error.status().as_u16())
+    }
+
+    #[test]
+    fn states_come_with_either_comma() {
+        assert!(filter("").unwrap().running);
+        assert!(filter("state=running,paused").unwrap().running);
+        assert!(filter("state=running%2Cpaused").unwrap().running);
+        assert!(filter("state=paused&state=running").unwrap().running);
+        assert!(!filter("state=paused").unwrap().running);
+        assert_eq!(filter("state=dead"), Err(400));
+    }
+
+    #[test]
+    fn bad_limits_orders_and_tokens_are_refused() {
+        for bad in [
+            "limit=0",
+            "limit=101",
+            "limit=x",
+            "order=up",
+            "nextToken=x",
+            "startedAfter=x",
+        ] {
+            assert_eq!(filter(bad), Err(400), "{bad}");
+        }
+        assert_eq!(filter("limit=100&order=asc").map(|f| f.limit), Ok(100));
+    }
+
+    #[test]
+    fn a_token_is_for_one_order() {
+        let place = Place {
+            started: 1_700_000_000_123_456_789,
+            id: "iabc".into(),
+        };
+        let token = place.encode(true);
+        assert_eq!(Place::decode(&token, false), None);
+        assert_eq!(Place::decode(&token, true), Some(place));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            fuzz_list(&bytes);
+        }
+
+        #[test]
+        fn near_tokens_do_not_panic(text in "[-0-9]{0,40}_{0,3}[a-z0-9]{0,30}_{0,3}(asc|desc)?") {
+            fuzz_list(URL_SAFE_NO_PAD.encode(text).as_bytes());
+        }
+    }
+}
