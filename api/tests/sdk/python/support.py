@@ -74,7 +74,12 @@ def eventually(what, seconds, check):
 def on_host(script, timeout=60):
     """Runs a shell script on the server's host and returns what it prints."""
     done = subprocess.run(
-        [*HOST_CMD, script], capture_output=True, text=True, timeout=patient(timeout), check=False
+        [*HOST_CMD, script],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=patient(timeout),
+        check=False,
     )
     assert done.returncode == 0, f"{script!r} on the host: {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout
