@@ -12,6 +12,8 @@ pub(crate) const BASE: &str = "base";
 pub(crate) struct Dist {
     /// Holds `hatchery`, `hatchery-vmm`, `hatchery-agent`, `vmlinux`, `base.ext4`.
     pub(crate) dir: PathBuf,
+    /// The base image's own place in the cache.
+    pub(crate) image: PathBuf,
 }
 
 /// The workspace's top folder.
@@ -44,8 +46,9 @@ impl Dist {
         }
         install(&built.join("agent/hatchery-agent"), &dir.join("hatchery-agent"))?;
         install(&kernel::ensure()?, &dir.join("vmlinux"))?;
-        install(&image::ensure(BASE)?, &dir.join("base.ext4"))?;
-        Ok(Self { dir })
+        let image = image::ensure(BASE)?;
+        install(&image, &dir.join("base.ext4"))?;
+        Ok(Self { dir, image })
     }
 }
 

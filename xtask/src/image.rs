@@ -9,3 +9,7 @@ pub(crate) struct Args {}
 pub(crate) fn run(_args: &Args) -> Result<ExitCode> {
     anyhow::bail!("not built yet")
 }
+
+pub(crate) fn ensure(_name: &str) -> Result<std::path::PathBuf> {
+    anyhow::bail!("not built yet")
+}

@@ -1,10 +1,16 @@
 //! Developer commands. `cargo xtask --help` lists them.
 
+mod bench;
 mod cache;
 mod deps;
+mod dist;
 mod image;
 mod kernel;
 mod lab;
+mod sdk;
+mod service;
+mod test;
+mod up;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -18,6 +24,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// From nothing to a running server, checked with the published E2B SDK
+    Up(up::Args),
+    /// Everything that must pass, ending in a count
+    Test(test::Args),
+    /// Measure, and compare with the bars
+    Bench(bench::Args),
     /// Build the guest kernel, or check a built one against its fragments
     Kernel(kernel::Args),
     /// Build the guest images
@@ -28,6 +40,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Up(args) => up::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Kernel(args) => kernel::run(&args),
         Command::Image(args) => image::run(&args),
         Command::Lab(args) => lab::run(&args),

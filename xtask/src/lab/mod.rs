@@ -20,9 +20,9 @@ mod qmp;
 mod root;
 mod state;
 
-pub(crate) use client::{Running, Stream};
+pub(crate) use client::{Control, Running, Stream};
 pub(crate) use command::{Args, run};
-pub(crate) use detect::{Finding, hardware_virtualization};
+pub(crate) use detect::hardware_virtualization;
 
 use crate::deps;
 use anyhow::{Context, Result, bail};

@@ -1,0 +1,60 @@
+//! `cargo xtask bench`: runs the barometer where its figures mean something.
+
+use crate::dist::Dist;
+use crate::lab::{Lab, Options, Stream};
+use crate::service::install_in_lab;
+use anyhow::Result;
+use clap::Subcommand;
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitCode;
+
+/// Arguments.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Cold boot, first exec and bulk transfer, in the lab under instruction counting
+    Boot {
+        /// Boots to measure
+        #[arg(long, default_value_t = 3)]
+        samples: u32,
+        /// Leave the peer (QEMU microvm with vhost-vsock) out
+        #[arg(long)]
+        no_peer: bool,
+    },
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    match args.what {
+        What::Boot { samples, no_peer } => boot(samples, !no_peer),
+    }
+}
+
+fn boot(samples: u32, peer: bool) -> Result<ExitCode> {
+    let dist = Dist::ensure()?;
+    eprintln!("starting the lab that counts instructions");
+    let lab = Lab::ensure(&Options::counting())?;
+    let programs = install_in_lab(&lab, &dist)?;
+    let barometer = programs.join("barometer").display().to_string();
+    let mut argv = vec![barometer, "boot".into(), "--icount".into(), "--dist".into()];
+    argv.push(programs.display().to_string());
+    argv.extend(["--samples".into(), samples.to_string()]);
+    if peer {
+        argv.extend(["--qemu".into(), "/usr/local/bin/qemu-system-x86_64".into()]);
+    }
+    let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+    let status = lab.spawn(&argv)?.wait(|stream, bytes| {
+        match stream {
+            Stream::Stdout => std::io::stdout().write_all(bytes)?,
+            Stream::Stderr => std::io::stderr().write_all(bytes)?,
+        }
+        Ok(())
+    })?;
+    let code = status.code().or(status.signal().map(|s| 128 + s)).unwrap_or(1);
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}

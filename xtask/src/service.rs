@@ -1,0 +1,201 @@
+//! A Hatchery server for `up`, the tests and the benchmarks: on this machine if it can run guests
+//! at hardware speed, else in the lab.
+
+use crate::dist::Dist;
+use crate::lab::{self, Lab, Options, Running, Stream};
+use anyhow::{Context, Result, bail};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// The key that servers started from here accept.
+pub(crate) const API_KEY: &str = "e2b_0123456789abcdef0123456789abcdef01234567";
+/// Where the programs are in the lab: on tmpfs, because a cold read over 9p is slow.
+pub(crate) const LAB_DIST: &str = "/opt/hatchery";
+/// The server's port in the lab.
+const LAB_PORT: u16 = 3000;
+/// A server that is not healthy after this long is given up.
+const HEALTH_LIMIT: Duration = Duration::from_secs(60);
+/// A server ends all its sandboxes within this.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+const SIGTERM: u8 = 15;
+
+/// Where guests run.
+pub(crate) enum Place {
+    /// This machine's own KVM.
+    Host,
+    /// The emulated host.
+    Lab(Box<Lab>),
+}
+
+impl Place {
+    /// This machine, or a lab with `options`; says which and why.
+    pub(crate) fn choose(options: &Options) -> Result<Self> {
+        let finding = lab::hardware_virtualization();
+        eprintln!("{}", finding.reason);
+        if finding.usable {
+            eprintln!("guests run on this machine's KVM");
+            return Ok(Self::Host);
+        }
+        eprintln!("guests run in the lab: real KVM, emulated processor, 10 to 50 times slower");
+        let start = Instant::now();
+        let lab = Lab::ensure(options)?;
+        if lab.fresh {
+            eprintln!("the lab started in {:.1} s", start.elapsed().as_secs_f64());
+        }
+        Ok(Self::Lab(Box::new(lab)))
+    }
+
+    /// Where the distribution is, as programs there see it; copies it into a lab.
+    pub(crate) fn install(&self, dist: &Dist) -> Result<PathBuf> {
+        match self {
+            Self::Host => Ok(dist.dir.clone()),
+            Self::Lab(lab) => install_in_lab(lab, dist),
+        }
+    }
+}
+
+/// Copies the programs to the lab's tmpfs; the image stays where the lab caches its pages.
+pub(crate) fn install_in_lab(lab: &Lab, dist: &Dist) -> Result<PathBuf> {
+    let image = dist.image.strip_prefix(crate::cache::root()?.join("image"))?;
+    let script = format!(
+        "mkdir -p {LAB_DIST} && cd /dist && for f in hatchery hatchery-vmm hatchery-agent \
+         barometer vmlinux; do [ $f -nt {LAB_DIST}/$f ] || continue; cp -p $f {LAB_DIST}/.new \
+         && mv {LAB_DIST}/.new {LAB_DIST}/$f || exit 1; done; \
+         ln -sf /image/{} {LAB_DIST}/base.ext4",
+        image.display()
+    );
+    let done = lab.exec(&["sh", "-c", &script])?;
+    if !done.status.success() {
+        bail!("Copying the programs into the lab: {}", String::from_utf8_lossy(&done.stderr));
+    }
+    Ok(PathBuf::from(LAB_DIST))
+}
+
+/// A running server. Ends when dropped.
+pub(crate) struct Service {
+    /// `http://127.0.0.1:PORT`, from this machine.
+    pub(crate) url: String,
+    process: Process,
+}
+
+enum Process {
+    Host(Child),
+    Lab { control: lab::Control, output: Option<JoinHandle<Result<()>>> },
+}
+
+impl Service {
+    /// Starts the server that is in `dist` at `place` and waits until it is healthy; its log goes
+    /// to `log`.
+    pub(crate) fn start(place: &mut Place, dist: &Dist, port: u16, log: &Path) -> Result<Self> {
+        let programs = place.install(dist)?;
+        let log_file =
+            File::create(log).with_context(|| format!("Creating the log {}", log.display()))?;
+        let data = crate::dist::target_dir().join("hatchery-data");
+        let process = match place {
+            Place::Host => Self::on_host(&programs, &data, port, log_file)?,
+            Place::Lab(lab) => {
+                lab.forward(port, LAB_PORT)?;
+                Self::in_lab(lab, &programs, log_file)?
+            }
+        };
+        let mut service = Self { url: format!("http://127.0.0.1:{port}"), process };
+        service.wait_until_healthy(port, log)?;
+        Ok(service)
+    }
+
+    fn on_host(programs: &Path, data: &Path, port: u16, log: File) -> Result<Process> {
+        let child = Command::new(programs.join("hatchery"))
+            .arg("serve")
+            .args(["--listen", &format!("127.0.0.1:{port}")])
+            .arg("--dist")
+            .arg(programs)
+            .arg("--data-dir")
+            .arg(data)
+            .env("HATCHERY_API_KEYS", API_KEY)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .context("Starting hatchery serve")?;
+        Ok(Process::Host(child))
+    }
+
+    fn in_lab(lab: &Lab, programs: &Path, mut log: File) -> Result<Process> {
+        let script = format!(
+            "HATCHERY_API_KEYS={API_KEY} exec {0}/hatchery serve --listen 0.0.0.0:{LAB_PORT} \
+             --dist {0} --data-dir /var/lib/hatchery",
+            programs.display()
+        );
+        let running: Running = lab.spawn(&["sh", "-c", &script])?;
+        let control = running.control();
+        let output = std::thread::spawn(move || {
+            let sink = |_: Stream, bytes: &[u8]| Ok(log.write_all(bytes)?);
+            running.wait(sink).map(drop)
+        });
+        Ok(Process::Lab { control, output: Some(output) })
+    }
+
+    fn wait_until_healthy(&mut self, port: u16, log: &Path) -> Result<()> {
+        let start = Instant::now();
+        while !healthy(port) {
+            if self.ended()? || start.elapsed() > HEALTH_LIMIT {
+                let text = std::fs::read_to_string(log).unwrap_or_default();
+                let tail: Vec<_> = text.lines().rev().take(20).collect();
+                let tail: Vec<_> = tail.into_iter().rev().collect();
+                bail!("The server did not come up; the end of {}:\n{}", log.display(), tail.join("\n"));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// Whether the server has ended by itself.
+    pub(crate) fn ended(&mut self) -> Result<bool> {
+        Ok(match &mut self.process {
+            Process::Host(child) => child.try_wait()?.is_some(),
+            Process::Lab { output, .. } => output.as_ref().is_none_or(JoinHandle::is_finished),
+        })
+    }
+}
+
+/// Whether something answers `GET /health` with a success.
+fn healthy(port: u16) -> bool {
+    let ask = || -> std::io::Result<bool> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer)?;
+        Ok(answer.starts_with(b"HTTP/1.1 2"))
+    };
+    ask().unwrap_or(false)
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        match &mut self.process {
+            Process::Host(child) => {
+                if let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed()) {
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+                }
+                let start = Instant::now();
+                while matches!(child.try_wait(), Ok(None)) && start.elapsed() < STOP_LIMIT {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            Process::Lab { control, output } => {
+                let _ = control.signal(SIGTERM);
+                if let Some(output) = output.take() {
+                    let _ = output.join();
+                }
+            }
+        }
+    }
+}
