@@ -1,2 +1,58 @@
-//! hatchery
-fn main() {}
+//! `hatchery-vmm`: one process, one sandbox.
+//!
+//! Without arguments it serves one machine over its control socket (see the `control` crate);
+//! `probe` tells facts about this host; `run` boots a machine by hand, for developers.
+
+mod assemble;
+mod confine;
+mod ending;
+mod initrd;
+mod log;
+mod run;
+mod stats;
+mod supervise;
+mod wiring;
+
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+Usage:
+  hatchery-vmm                 serve one machine; standard input is the control socket
+  hatchery-vmm probe           facts about this host's KVM, as JSON
+  hatchery-vmm run OPTIONS     boot a machine by hand
+    --kernel FILE --agent FILE [--disk FILE]... [--vcpus N] [--memory MIB]
+    [--cmdline TEXT] [--timeout-s N]
+  hatchery-vmm version";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let result = match words[..] {
+        [] => serve(),
+        ["run", ref options @ ..] => run::run(options),
+        ["version"] => version(),
+        _ => Err(anyhow::anyhow!("{USAGE}")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hatchery-vmm: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve() -> anyhow::Result<()> {
+    let control = std::io::stdin().as_fd().try_clone_to_owned()?;
+    // Nobody who reads log lines slowly may stop a guest.
+    let _ = rustix::io::ioctl_fionbio(std::io::stderr(), true);
+    Ok(supervise::serve(control, false)?)
+}
+
+#[expect(clippy::print_stdout, reason = "what was asked for")]
+#[expect(clippy::unnecessary_wraps, reason = "one shape for all commands")]
+fn version() -> anyhow::Result<()> {
+    println!("hatchery-vmm {}", env!("CARGO_PKG_VERSION"));
+    Ok(())
+}

@@ -1,0 +1,256 @@
+//! The life of one VM process: Idle → Configured → Running → Stopped.
+//!
+//! The main thread waits for [`Request::Configure`], builds the machine, and then runs the event
+//! loop, in which the control socket is one descriptor among others. Whatever ends the machine
+//! ends the loop; the last word is an [`ExitReport`].
+
+use crate::assemble::{Machine, assemble};
+use crate::confine;
+use crate::ending::{Reason, classify};
+use crate::log::Log;
+use crate::stats::Accounts;
+use crate::wiring::borrow;
+use control::{ChannelError, Configured, Event, ExitReport, Request, VmSpec, VmStats};
+use devices::{Host, LoopControl, WatchId};
+use machine::monotonic_ns;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+const CONTROL: WatchId = WatchId(0);
+const ENDING: WatchId = WatchId(1);
+/// How long a vCPU may take to leave the guest.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// How long the service may take to make room for the last word.
+const LAST_WORD_LIMIT: Timespec = Timespec {
+    tv_sec: 2,
+    tv_nsec: 0,
+};
+
+/// Why the process could not do its work to the end. What concerns the sandbox goes to the service
+/// as an event; this is for the case that there is nobody to tell.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SuperviseError {
+    #[error("The control socket does not work")]
+    Control(#[from] ChannelError),
+    #[error("A control message came out of turn: {0}")]
+    OutOfTurn(String),
+    #[error("The machine could not be built: {0}")]
+    Build(String),
+    #[error("Could not {what}")]
+    Io {
+        what: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+fn io<E: Into<std::io::Error>>(what: &'static str) -> impl FnOnce(E) -> SuperviseError {
+    move |source| SuperviseError::Io {
+        what,
+        source: source.into(),
+    }
+}
+
+/// Serves one sandbox over `control` until it ends.
+pub(crate) fn serve(control: OwnedFd, console_live: bool) -> Result<(), SuperviseError> {
+    let Some((request, fds)) = control::recv::<Request>(&control)? else {
+        return Ok(());
+    };
+    let Request::Configure(spec) = request else {
+        return refuse(
+            &control,
+            SuperviseError::OutOfTurn(format!("{request:?} before Configure")),
+        );
+    };
+    match configure(&spec, fds, console_live) {
+        Ok((machine, accounts, log, build_ns)) => {
+            control::send(&control, &Event::Configured(Configured { build_ns }), &[])?;
+            Supervisor::new(control, machine, accounts, log).run()
+        }
+        Err(error) => refuse(&control, error),
+    }
+}
+
+fn refuse(control: &OwnedFd, error: SuperviseError) -> Result<(), SuperviseError> {
+    control::send(
+        control,
+        &Event::Failed {
+            message: chain(&error),
+        },
+        &[],
+    )?;
+    Err(error)
+}
+
+/// An error and its sources in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        next = error.source();
+    }
+    text
+}
+
+type Built = (Machine, Accounts, Log, u64);
+
+fn configure(
+    spec: &VmSpec,
+    fds: Vec<OwnedFd>,
+    console_live: bool,
+) -> Result<Built, SuperviseError> {
+    let start = monotonic_ns();
+    let build = |error: &dyn std::error::Error| SuperviseError::Build(chain(error));
+    spec.check(fds.len()).map_err(|e| build(&e))?;
+    let log = Log::new(&spec.sandbox_id, console_live);
+    let machine = assemble(spec, fds, &log, confine::vcpu).map_err(|e| build(&e))?;
+    let accounts =
+        Accounts::open(machine.vm.memory().host_ranges()).map_err(io("open /proc/self/smaps"))?;
+    Ok((machine, accounts, log, monotonic_ns() - start))
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Configured,
+    Running,
+}
+
+/// What the event loop calls for the control socket and for the end.
+struct Supervisor {
+    control: OwnedFd,
+    machine: Machine,
+    accounts: Accounts,
+    log: Log,
+    phase: Phase,
+}
+
+impl Supervisor {
+    fn new(control: OwnedFd, machine: Machine, accounts: Accounts, log: Log) -> Self {
+        Self {
+            control,
+            machine,
+            accounts,
+            log,
+            phase: Phase::Configured,
+        }
+    }
+
+    fn run(mut self) -> Result<(), SuperviseError> {
+        rustix::io::ioctl_fionbio(&self.control, true).map_err(io("prepare the control socket"))?;
+        let control = self
+            .control
+            .try_clone()
+            .map_err(io("watch the control socket"))?;
+        let ending = borrow(self.machine.ending.wake())
+            .try_clone_to_owned()
+            .map_err(io("watch for the end"))?;
+        let fail = |e: devices::LoopError| SuperviseError::Build(chain(&e));
+        if let Some(event_loop) = &mut self.machine.event_loop {
+            event_loop.watch(control, CONTROL).map_err(fail)?;
+            event_loop.watch(ending, ENDING).map_err(fail)?;
+        }
+        confine::main_thread().map_err(|e| SuperviseError::Build(chain(&e)))?;
+        // The loop calls back into the rest of the supervisor, so it is taken out of it.
+        if let Some(mut event_loop) = self.machine.event_loop.take()
+            && let Err(error) = event_loop.run(&mut self)
+        {
+            self.machine.ending.report(Reason::Host(chain(&error)));
+        }
+        self.finish()
+    }
+
+    /// Stops the vCPUs and tells the service why and with which counters.
+    fn finish(mut self) -> Result<(), SuperviseError> {
+        let stats = self.stats();
+        for vcpu in std::mem::take(&mut self.machine.vcpus) {
+            if let Err(error) = vcpu.finish(STOP_LIMIT) {
+                self.log.line("error", &chain(&error));
+            }
+        }
+        let reason = self.machine.ending.reason().unwrap_or(Reason::Stopped);
+        let console_tail = self.machine.console.tail();
+        let cause = classify(&reason, &console_tail);
+        self.log.line("info", &format!("ended: {cause:?}"));
+        let report = Event::Exited(ExitReport {
+            cause,
+            console_tail,
+            stats,
+        });
+        match control::send(&self.control, &report, &[]) {
+            Err(error) if error.would_block() => {
+                let mut ready = [PollFd::new(&self.control, PollFlags::OUT)];
+                poll(&mut ready, Some(&LAST_WORD_LIMIT)).map_err(io("wait for the service"))?;
+                Ok(control::send(&self.control, &report, &[])?)
+            }
+            // A service that is gone does not listen.
+            Err(ChannelError::Io(_)) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
+    fn stats(&mut self) -> VmStats {
+        self.accounts
+            .stats(&self.machine.vcpus, &self.machine.metrics)
+    }
+
+    /// Takes every message that is there.
+    fn receive(&mut self) {
+        loop {
+            match control::recv::<Request>(self.control.as_fd()) {
+                Ok(Some((request, _))) => self.handle(&request),
+                Ok(None) => return self.machine.ending.report(Reason::Stopped),
+                Err(error) if error.would_block() => return,
+                Err(error) => {
+                    return self.machine.ending.report(Reason::Host(chain(&error)));
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, request: &Request) {
+        match (request, self.phase) {
+            (Request::Start, Phase::Configured) => {
+                self.phase = Phase::Running;
+                self.machine.vcpus.iter().for_each(machine::VcpuThread::run);
+                self.send(&Event::Started);
+            }
+            (Request::Stats, _) => {
+                let stats = self.stats();
+                self.send(&Event::Stats(stats));
+            }
+            (Request::Stop, _) => self.machine.ending.report(Reason::Stopped),
+            (Request::Configure(_), _) | (Request::Start, Phase::Running) => {
+                let phase = self.phase;
+                self.send(&Event::Failed {
+                    message: format!("{request:?} while {phase:?}"),
+                });
+            }
+        }
+    }
+
+    /// An answer that does not fit is dropped and said so: the service has stopped reading.
+    fn send(&self, event: &Event) {
+        if let Err(error) = control::send(&self.control, event, &[]) {
+            self.log
+                .line("error", &format!("answer dropped: {}", chain(&error)));
+        }
+    }
+}
+
+impl Host for Supervisor {
+    fn ready(&mut self, watch: WatchId, control: &mut LoopControl) {
+        if watch == CONTROL {
+            self.receive();
+        }
+        if self.machine.ending.reason().is_some() {
+            control.stop();
+        }
+    }
+
+    fn link_closed(&mut self, _control: &mut LoopControl) {
+        self.log.line("info", "the service closed the link");
+    }
+}
