@@ -1,0 +1,170 @@
+//! `/etc/passwd` and `/etc/group`, as bytes.
+
+use wire::MAX_GROUPS;
+
+/// A user, borrowed from the file it was found in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Account<'a> {
+    /// Login name.
+    pub name: &'a [u8],
+    /// User id.
+    pub uid: u32,
+    /// Primary group.
+    pub gid: u32,
+    /// Home directory.
+    pub home: &'a [u8],
+    /// Login shell.
+    pub shell: &'a [u8],
+}
+
+/// The two files' contents.
+#[derive(Debug, Clone, Copy)]
+pub struct Accounts<'a> {
+    /// Of `/etc/passwd`.
+    pub passwd: &'a [u8],
+    /// Of `/etc/group`.
+    pub group: &'a [u8],
+}
+
+/// The user a guest without a readable `/etc/passwd` still has.
+const ROOT: Account<'static> = Account {
+    name: b"root",
+    uid: 0,
+    gid: 0,
+    home: b"/root",
+    shell: b"/bin/sh",
+};
+
+impl<'a> Accounts<'a> {
+    /// The user of this name; an empty name means root, and root always exists.
+    #[must_use]
+    pub fn user(&self, name: &[u8]) -> Option<Account<'a>> {
+        let name = if name.is_empty() { b"root" } else { name };
+        let found = lines(self.passwd)
+            .filter_map(account)
+            .find(|a| a.name == name);
+        if found.is_none() && name == b"root" {
+            Some(ROOT)
+        } else {
+            found
+        }
+    }
+
+    /// The name of a user id, empty when it has none.
+    #[must_use]
+    pub fn user_name(&self, uid: u32) -> &'a [u8] {
+        lines(self.passwd)
+            .filter_map(account)
+            .find(|a| a.uid == uid)
+            .map_or(b"", |a| a.name)
+    }
+
+    /// The name of a group id, empty when it has none.
+    #[must_use]
+    pub fn group_name(&self, gid: u32) -> &'a [u8] {
+        lines(self.group)
+            .filter_map(group)
+            .find(|g| g.1 == gid)
+            .map_or(b"", |g| g.0)
+    }
+
+    /// The supplementary groups of a user, its primary group first; at most [`MAX_GROUPS`].
+    pub fn groups<'b>(&self, user: &Account<'_>, out: &'b mut [u32; MAX_GROUPS]) -> &'b [u32] {
+        out[0] = user.gid;
+        let mut n = 1;
+        for (_, gid, members) in lines(self.group).filter_map(group) {
+            let member = members.split(|&b| b == b',').any(|m| m == user.name);
+            if member && n < MAX_GROUPS && !out[..n].contains(&gid) {
+                out[n] = gid;
+                n += 1;
+            }
+        }
+        &out[..n]
+    }
+}
+
+fn lines(file: &[u8]) -> impl Iterator<Item = &[u8]> {
+    file.split(|&b| b == b'\n')
+}
+
+/// `name:password:uid:gid:comment:home:shell`
+fn account(line: &[u8]) -> Option<Account<'_>> {
+    let mut fields = line.split(|&b| b == b':');
+    let name = fields
+        .next()
+        .filter(|n| !n.is_empty() && n.len() <= wire::MAX_NAME)?;
+    let _password = fields.next()?;
+    let uid = number(fields.next()?)?;
+    let gid = number(fields.next()?)?;
+    let _comment = fields.next()?;
+    let home = fields.next().filter(|h| h.len() <= wire::MAX_PATH)?;
+    let shell = fields.next().filter(|s| s.len() <= wire::MAX_PATH)?;
+    let home = if home.is_empty() { b"/" } else { home };
+    Some(Account {
+        name,
+        uid,
+        gid,
+        home,
+        shell,
+    })
+}
+
+/// `name:password:gid:member,member`
+fn group(line: &[u8]) -> Option<(&[u8], u32, &[u8])> {
+    let mut fields = line.split(|&b| b == b':');
+    let name = fields
+        .next()
+        .filter(|n| !n.is_empty() && n.len() <= wire::MAX_NAME)?;
+    let _password = fields.next()?;
+    Some((name, number(fields.next()?)?, fields.next()?))
+}
+
+fn number(digits: &[u8]) -> Option<u32> {
+    core::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use proptest::prelude::*;
+
+    const FILES: Accounts<'static> = Accounts {
+        passwd: b"root:x:0:0:root:/root:/bin/bash\n# odd\nuser:x:1000:1001:,,,:/home/user:/bin/sh\nbad:x:-1:0::/:\n",
+        group: b"root:x:0:\nsudo:x:27:user,other\nuser:x:1001:\ndocker:x:99:other,user\n",
+    };
+
+    #[test]
+    fn finds_a_user_with_its_groups() {
+        let user = FILES.user(b"user").unwrap();
+        assert_eq!(
+            (user.uid, user.gid, user.home),
+            (1000, 1001, &b"/home/user"[..])
+        );
+        assert_eq!(FILES.groups(&user, &mut [0; MAX_GROUPS]), [1001, 27, 99]);
+        assert_eq!(FILES.user_name(1000), b"user");
+        assert_eq!(FILES.group_name(27), b"sudo");
+        assert_eq!(FILES.group_name(28), b"");
+    }
+
+    #[test]
+    fn unknown_and_broken_users_are_not_found_and_root_always_is() {
+        assert_eq!(FILES.user(b"bad"), None);
+        assert_eq!(FILES.user(b"nobody"), None);
+        assert_eq!(FILES.user(b"").unwrap().home, b"/root");
+        let empty = Accounts {
+            passwd: b"",
+            group: b"",
+        };
+        assert_eq!(empty.user(b"root").unwrap().uid, 0);
+    }
+
+    proptest! {
+        #[test]
+        fn any_file_is_survived(passwd: Vec<u8>, group: Vec<u8>, name: Vec<u8>) {
+            let files = Accounts { passwd: &passwd, group: &group };
+            if let Some(user) = files.user(&name) {
+                files.groups(&user, &mut [0; MAX_GROUPS]);
+            }
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! The event loop: one thread, one epoll, one connection.
+//!
+//! ```text
+//! wait -> note what is ready -> reap -> read the link -> step tasks -> pump processes -> write the link
+//!   ^_______________ at once if something may go on, else when something is ready _______________|
+//! ```
+//!
+//! Nothing in a turn is unbounded: a frame per process and way, a step per task, one buffer of
+//! input. What does not fit waits for the next turn.
+
+use crate::link::{Link, Received};
+use crate::procs::Port;
+use crate::sys::event::{Epoll, Event, child_signals};
+use crate::sys::spawn::reap;
+use crate::sys::{Errno, Fd, read, system};
+use crate::tasks::Tasks;
+use agent_core::{Action, Fatal, Input, Session};
+use wire::Message;
+
+/// Events taken at once.
+const EVENTS: usize = 64;
+/// Children reaped per turn.
+const REAP_PER_TURN: usize = 512;
+/// Frames handled per turn.
+const FRAMES_PER_TURN: usize = 64;
+
+/// Everything the agent has.
+pub(crate) struct Agent {
+    input: Input,
+    session: Session,
+    pub(crate) tasks: Tasks,
+    turn: usize,
+}
+
+const LINK: u64 = 1 << 32;
+const SIGNAL: u64 = 2 << 32;
+const STDIN: u64 = 3 << 32;
+const OUT: u64 = 4 << 32;
+const ERR: u64 = 5 << 32;
+
+/// The epoll token of a process's descriptor.
+pub(crate) fn token(process: usize, port: Port) -> u64 {
+    let kind = match port {
+        Port::Stdin => STDIN,
+        Port::Out => OUT,
+        Port::Err => ERR,
+    };
+    kind | u64::try_from(process).unwrap_or(0)
+}
+
+/// What the loop waits on.
+struct Sources {
+    epoll: Epoll,
+    signals: Fd,
+    /// Children may have ended.
+    ended: bool,
+}
+
+impl Agent {
+    pub(crate) const fn new() -> Self {
+        Self {
+            input: Input::new(),
+            session: Session::new(),
+            tasks: Tasks::new(),
+            turn: 0,
+        }
+    }
+
+    /// Serves the link until there is none to be had, which for PID 1 is never.
+    ///
+    /// # Errors
+    /// When the kernel refuses what the loop cannot be without.
+    pub(crate) fn run(&mut self, mut link: Link) -> Result<(), Errno> {
+        let epoll = Epoll::new()?;
+        let signals = child_signals()?;
+        epoll.add(&signals, SIGNAL, false, true)?;
+        let mut sources = Sources {
+            epoll,
+            signals,
+            ended: true,
+        };
+        link.begin(
+            &sources.epoll,
+            LINK,
+            &self.tasks.identity,
+            &mut self.session,
+        );
+        let mut again = true;
+        loop {
+            let timeout = if again { Some(0) } else { link.retry_in_ms() };
+            self.wait(&mut sources, &mut link, timeout);
+            again = self.reap(&mut sources);
+            again |= self.receive(&mut link, &sources.epoll);
+            again |= self.tasks.step(self.turn, &mut self.session);
+            again |= self
+                .tasks
+                .procs
+                .pump(self.turn, &mut self.session, &sources.epoll, token);
+            link.send(&mut self.session);
+            self.turn = self.turn.wrapping_add(1);
+            if link.is_lost() {
+                self.tasks.disconnect();
+                self.input.clear();
+                self.session.clear();
+                if link.is_final() {
+                    self.tasks.procs.kill_all();
+                    return Ok(());
+                }
+            }
+            link.begin(
+                &sources.epoll,
+                LINK,
+                &self.tasks.identity,
+                &mut self.session,
+            );
+            if self.tasks.shutdown && self.session.output().is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes events, and notes what they make possible.
+    fn wait(&mut self, sources: &mut Sources, link: &mut Link, timeout: Option<u32>) {
+        let mut events = [Event::default(); EVENTS];
+        let n = sources.epoll.wait(&mut events, timeout);
+        for event in &events[..n.min(EVENTS)] {
+            let token = event.token();
+            let process = usize::try_from(token & 0xffff_ffff).unwrap_or(usize::MAX);
+            let (readable, writable) = (event.readable(), event.writable());
+            match token & !0xffff_ffff {
+                LINK => link.on_event(readable, writable),
+                SIGNAL => sources.ended = true,
+                STDIN => self
+                    .tasks
+                    .procs
+                    .on_event(process, Port::Stdin, false, writable),
+                OUT => self
+                    .tasks
+                    .procs
+                    .on_event(process, Port::Out, readable, writable),
+                _ => self
+                    .tasks
+                    .procs
+                    .on_event(process, Port::Err, readable, false),
+            }
+        }
+    }
+
+    /// Reaps children that have ended, the agent's own and orphans.
+    fn reap(&mut self, sources: &mut Sources) -> bool {
+        if !sources.ended {
+            return false;
+        }
+        let _ = read(&sources.signals, &mut [0; 128]);
+        for _ in 0..REAP_PER_TURN {
+            match reap() {
+                Some((pid, exit)) => self.tasks.procs.on_exit(pid, exit),
+                None => {
+                    sources.ended = false;
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Reads the link and handles what has arrived, as long as there is room for answers.
+    fn receive(&mut self, link: &mut Link, epoll: &Epoll) -> bool {
+        for _ in 0..FRAMES_PER_TURN {
+            if !link.is_up() || !self.session.has_room() {
+                return false;
+            }
+            match self.input.next(&mut self.session) {
+                Err(fatal) => {
+                    self.farewell(link, &fatal);
+                    return false;
+                }
+                Ok(Some(action)) => act(action, &mut self.tasks, &mut self.session, epoll),
+                Ok(None) => match link.receive(self.input.space()) {
+                    Received::Bytes(n) => self.input.commit(n),
+                    Received::Nothing => return false,
+                    Received::End => {
+                        link.lose();
+                        return false;
+                    }
+                },
+            }
+        }
+        true
+    }
+
+    /// Tells the host why, as far as the link takes it, and gives the connection up.
+    fn farewell(&mut self, link: &mut Link, fatal: &Fatal) {
+        system::log(format_args!("closing the link: {}", fatal.message.as_str()));
+        let message = fatal.message.as_str();
+        self.session.connection(&Message::GoAway {
+            code: fatal.code,
+            message,
+        });
+        link.send(&mut self.session);
+        link.lose();
+    }
+}
+
+fn act(action: Action<'_>, tasks: &mut Tasks, session: &mut Session, epoll: &Epoll) {
+    match action {
+        Action::Open { slot, request } => tasks.open(slot, &request, session, epoll),
+        Action::Data {
+            slot,
+            channel,
+            bytes,
+        } => tasks.data(slot, channel, bytes, session),
+        Action::End { slot } => tasks.end(slot, session),
+        Action::Abandon { slot } => tasks.abandon(slot),
+        Action::None => {}
+    }
+}

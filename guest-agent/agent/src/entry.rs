@@ -1,0 +1,69 @@
+//! What is at a path, as the protocol tells it.
+
+use crate::path::Path;
+use crate::sys::Errno;
+use crate::sys::Fd;
+use crate::sys::file::{Dir, O_PATH, S_IFDIR, S_IFLNK, S_IFREG, Stat, open, readlink, stat};
+use agent_core::{Accounts, Text};
+use core::ffi::CStr;
+use wire::{EntryInfo, FileKind, MAX_PATH};
+
+/// Looks at `name` in `dir`, known to the host as `path`, and hands the description to `tell`.
+///
+/// # Errors
+/// When there is nothing, or it cannot be looked at.
+pub(crate) fn describe<R>(
+    dir: Dir<'_>,
+    name: &CStr,
+    path: &[u8],
+    accounts: &Accounts<'_>,
+    tell: impl FnOnce(&EntryInfo<'_>) -> R,
+) -> Result<R, Errno> {
+    let own = stat(dir, name, false)?;
+    let mut buffer = [0; MAX_PATH + 1];
+    let (behind, target): (Option<Stat>, &[u8]) = if own.is(S_IFLNK) {
+        match open(dir, name, O_PATH, 0) {
+            Ok(fd) => (
+                crate::sys::file::fstat(&fd).ok(),
+                resolved(&fd, &mut buffer).unwrap_or(path),
+            ),
+            Err(_) => (None, path),
+        }
+    } else {
+        (Some(own), b"")
+    };
+    let entry = EntryInfo {
+        path,
+        kind: kind(own.mode),
+        target_kind: behind.map_or(FileKind::Unspecified, |s| kind(s.mode)),
+        size: u64::try_from(own.size).unwrap_or(0),
+        mode: own.mode,
+        target_mode: behind.map_or(0, |s| s.mode),
+        uid: own.uid,
+        gid: own.gid,
+        owner: accounts.user_name(own.uid),
+        group: accounts.group_name(own.gid),
+        modified_ns: own.mtime[0]
+            .saturating_mul(1_000_000_000)
+            .saturating_add(own.mtime[1]),
+        symlink_target: target,
+    };
+    Ok(tell(&entry))
+}
+
+/// The path the kernel has for an open file.
+fn resolved<'a>(fd: &Fd, buffer: &'a mut [u8; MAX_PATH + 1]) -> Option<&'a [u8]> {
+    let name = Text::<32>::of(format_args!("/proc/self/fd/{}", fd.raw()));
+    let mut link = Path::new();
+    link.set(name.as_str().as_bytes());
+    readlink(Dir::Cwd, link.c(), &mut buffer[..MAX_PATH]).ok()
+}
+
+fn kind(mode: u32) -> FileKind {
+    match mode & crate::sys::file::S_IFMT {
+        S_IFREG => FileKind::File,
+        S_IFDIR => FileKind::Directory,
+        S_IFLNK => FileKind::Symlink,
+        _ => FileKind::Other,
+    }
+}

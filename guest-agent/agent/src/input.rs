@@ -1,0 +1,297 @@
+//! The link's bytes, turned into actions.
+
+use crate::{Session, Text};
+use wire::{
+    Channel, DecodeError, ErrorCode, FrameBuffer, FrameError, GoAwayCode, MAX_FRAME, MAX_REQUEST,
+    MAX_STREAMS, Message, Open, PROTOCOL_VERSION, Request,
+};
+
+/// What the host wants done. `slot` names the stream in the [`Session`].
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action<'a> {
+    /// Begin this.
+    Open {
+        /// The new stream.
+        slot: usize,
+        /// What to do.
+        request: Request<'a>,
+    },
+    /// Take these bytes; say [`Session::consumed`] when they are used up.
+    Data {
+        /// The stream.
+        slot: usize,
+        /// Where they belong.
+        channel: Channel,
+        /// The bytes.
+        bytes: &'a [u8],
+    },
+    /// There will be no more bytes.
+    End {
+        /// The stream.
+        slot: usize,
+    },
+    /// Stop; the slot is free already.
+    Abandon {
+        /// The stream.
+        slot: usize,
+    },
+    /// Nothing: the frame was for the session.
+    None,
+}
+
+/// The connection cannot go on. Send `GoAway` with this, then close.
+#[derive(Debug, Clone, Copy)]
+pub struct Fatal {
+    /// Why.
+    pub code: GoAwayCode,
+    /// Why, for people.
+    pub message: Text<96>,
+}
+
+impl Fatal {
+    fn protocol(args: core::fmt::Arguments<'_>) -> Self {
+        Self {
+            code: GoAwayCode::Protocol,
+            message: Text::of(args),
+        }
+    }
+}
+
+impl From<FrameError> for Fatal {
+    fn from(e: FrameError) -> Self {
+        Self::protocol(format_args!("not a frame: {e}"))
+    }
+}
+
+impl From<DecodeError> for Fatal {
+    fn from(e: DecodeError) -> Self {
+        Self::protocol(format_args!("not a message: {e}"))
+    }
+}
+
+/// The receiving half of a connection.
+pub struct Input {
+    frames: FrameBuffer<{ 2 * MAX_FRAME }>,
+    requests: Requests,
+    greeted: bool,
+}
+
+/// Joins requests from their parts.
+struct Requests {
+    bytes: [u8; MAX_REQUEST],
+    filled: usize,
+    /// The stream whose request is incomplete, 0 for none.
+    joining: u32,
+    /// The highest stream the host has opened.
+    last_id: u32,
+}
+
+impl Input {
+    /// For a new connection.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            frames: FrameBuffer::new(),
+            requests: Requests {
+                bytes: [0; MAX_REQUEST],
+                filled: 0,
+                joining: 0,
+                last_id: 0,
+            },
+            greeted: false,
+        }
+    }
+
+    /// Forgets everything: for a new connection.
+    pub const fn clear(&mut self) {
+        self.frames.clear();
+        self.requests.filled = 0;
+        self.requests.joining = 0;
+        self.requests.last_id = 0;
+        self.greeted = false;
+    }
+
+    /// Whether the host has said hello on this connection.
+    #[must_use]
+    pub const fn greeted(&self) -> bool {
+        self.greeted
+    }
+
+    /// Where to put bytes from the link.
+    pub fn space(&mut self) -> &mut [u8] {
+        self.frames.space()
+    }
+
+    /// `n` bytes of the space are filled.
+    pub fn commit(&mut self, n: usize) {
+        self.frames.commit(n);
+    }
+
+    /// Handles the next frame, or returns `None` when there is no whole one. Call it only while
+    /// [`Session::has_room`].
+    ///
+    /// # Errors
+    /// [`Fatal`]: the peer broke the protocol.
+    pub fn next(&mut self, session: &mut Session) -> Result<Option<Action<'_>>, Fatal> {
+        let Self {
+            frames,
+            requests,
+            greeted,
+        } = self;
+        let Some(frame) = frames.next_frame()? else {
+            return Ok(None);
+        };
+        let id = frame.header.stream;
+        let message = Message::decode(&frame)?;
+        if !*greeted && !matches!(message, Message::Hello(_)) {
+            return Err(Fatal::protocol(format_args!(
+                "{:?} before Hello",
+                message.kind()
+            )));
+        }
+        if requests.joining != 0 && (id != requests.joining || !matches!(message, Message::Open(_)))
+        {
+            return Err(Fatal::protocol(format_args!(
+                "stream {}: request cut",
+                requests.joining
+            )));
+        }
+        let action = match message {
+            Message::Hello(hello) => {
+                *greeted = true;
+                check_version(hello.version)?;
+                Action::None
+            }
+            Message::Ping(n) => {
+                session.connection(&Message::Pong(n));
+                Action::None
+            }
+            Message::Pong(_) => Action::None,
+            Message::Open(open) => requests.take(id, &open, session)?,
+            Message::GoAway { .. } | Message::Reply(_) | Message::Event(_) => {
+                return Err(Fatal::protocol(format_args!(
+                    "host sent {:?}",
+                    message.kind()
+                )));
+            }
+            Message::Data { .. } | Message::Credit(_) | Message::End | Message::Reset { .. } => {
+                match known(id, requests.last_id, session)? {
+                    Some(slot) => on_stream(slot, message, session),
+                    None => Action::None,
+                }
+            }
+        };
+        Ok(Some(action))
+    }
+}
+
+impl Requests {
+    fn take(
+        &mut self,
+        id: u32,
+        open: &Open<'_>,
+        session: &mut Session,
+    ) -> Result<Action<'_>, Fatal> {
+        if self.joining == 0 {
+            if id <= self.last_id {
+                return Err(Fatal::protocol(format_args!(
+                    "stream {id} after {}",
+                    self.last_id
+                )));
+            }
+            self.last_id = id;
+            self.filled = 0;
+        }
+        let end = self.filled + open.part.len();
+        let Some(room) = self.bytes.get_mut(self.filled..end) else {
+            return Err(Fatal::protocol(format_args!(
+                "request over {MAX_REQUEST} bytes"
+            )));
+        };
+        room.copy_from_slice(open.part);
+        self.filled = end;
+        self.joining = if open.more { id } else { 0 };
+        if open.more {
+            return Ok(Action::None);
+        }
+        match Request::decode(&self.bytes[..self.filled]) {
+            Err(e) => {
+                session.refuse(id, ErrorCode::InvalidArgument, format_args!("{e}"));
+                Ok(Action::None)
+            }
+            Ok(request) => match session.open(id) {
+                Some(slot) => Ok(Action::Open { slot, request }),
+                None => {
+                    let why = format_args!("{MAX_STREAMS} streams are open already");
+                    session.refuse(id, ErrorCode::Busy, why);
+                    Ok(Action::None)
+                }
+            },
+        }
+    }
+}
+
+impl Default for Input {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl core::fmt::Debug for Input {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Input(last stream {})", self.requests.last_id)
+    }
+}
+
+/// The slot of a stream; `None` for one that has ended, whose late frames mean nothing.
+fn known(id: u32, last_id: u32, session: &Session) -> Result<Option<usize>, Fatal> {
+    if id > last_id {
+        return Err(Fatal::protocol(format_args!(
+            "stream {id} was never opened"
+        )));
+    }
+    Ok(session.find(id))
+}
+
+/// A frame of an open stream.
+fn on_stream<'a>(slot: usize, message: Message<'a>, session: &mut Session) -> Action<'a> {
+    let refused = match message {
+        Message::Data { channel, bytes } => match session.receive(slot, bytes.len()) {
+            Ok(()) => {
+                return Action::Data {
+                    slot,
+                    channel,
+                    bytes,
+                };
+            }
+            Err(code) => code,
+        },
+        Message::Credit(n) => match session.grant(slot, n) {
+            Ok(()) => return Action::None,
+            Err(code) => code,
+        },
+        Message::End => {
+            session.end(slot);
+            return Action::End { slot };
+        }
+        _ => {
+            session.forget(slot);
+            return Action::Abandon { slot };
+        }
+    };
+    session.reset(slot, refused, "");
+    Action::Abandon { slot }
+}
+
+fn check_version(version: u16) -> Result<(), Fatal> {
+    if version == PROTOCOL_VERSION {
+        return Ok(());
+    }
+    let message = Text::of(format_args!(
+        "host speaks version {version}, agent {PROTOCOL_VERSION}"
+    ));
+    Err(Fatal {
+        code: GoAwayCode::Version,
+        message,
+    })
+}

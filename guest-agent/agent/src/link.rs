@@ -1,0 +1,194 @@
+//! The connection to the host: the one it was given, or one over vsock that is made again whenever
+//! it is lost.
+
+use crate::identity::Identity;
+use crate::sys::event::{Epoll, connect_host, monotonic_ns, socket_error};
+use crate::sys::{Errno, Fd, read, system, write};
+use agent_core::Session;
+use wire::{AGENT_PORT, Hello, Message, PROTOCOL_VERSION, boot_flags};
+
+const FIRST_RETRY_MS: u32 = 10;
+const LAST_RETRY_MS: u32 = 1000;
+
+enum State {
+    /// There is no connection; the next try is after the wait.
+    Down,
+    /// It is being made.
+    Connecting(Fd),
+    Up(Fd),
+    /// It was lost in this turn.
+    Lost,
+    /// It was lost and is not to be made again.
+    Over,
+}
+
+/// The connection.
+pub(crate) struct Link {
+    state: State,
+    /// Make it again over vsock.
+    vsock: bool,
+    readable: bool,
+    writable: bool,
+    wait_ms: u32,
+    flags: u32,
+    start_ns: u64,
+}
+
+/// What reading came to.
+pub(crate) enum Received {
+    Bytes(usize),
+    Nothing,
+    End,
+}
+
+impl Link {
+    /// Over a stream socket the program was started with.
+    pub(crate) fn given(socket: Fd, start_ns: u64) -> Self {
+        let state = State::Connecting(socket);
+        Self {
+            state,
+            vsock: false,
+            ..Self::vsock(0, start_ns)
+        }
+    }
+
+    /// Over vsock, to be made.
+    pub(crate) fn vsock(flags: u32, start_ns: u64) -> Self {
+        Self {
+            state: State::Down,
+            vsock: true,
+            readable: false,
+            writable: false,
+            wait_ms: 0,
+            flags,
+            start_ns,
+        }
+    }
+
+    /// Takes the next step towards a connection, if there is none.
+    pub(crate) fn begin(
+        &mut self,
+        epoll: &Epoll,
+        token: u64,
+        identity: &Identity,
+        session: &mut Session,
+    ) {
+        let connecting = matches!(self.state, State::Connecting(_));
+        match core::mem::replace(&mut self.state, State::Down) {
+            State::Down | State::Lost => self.try_vsock(epoll, token),
+            State::Connecting(fd) if !self.vsock => match epoll.add(&fd, token, true, true) {
+                Ok(()) => self.state = State::Up(fd),
+                Err(_) => self.state = State::Over,
+            },
+            State::Connecting(fd) if !self.writable => self.state = State::Connecting(fd),
+            State::Connecting(fd) => match socket_error(&fd) {
+                Ok(()) => self.state = State::Up(fd),
+                Err(e) => self.back_off(e),
+            },
+            other => self.state = other,
+        }
+        if connecting && let State::Up(_) = self.state {
+            self.wait_ms = 0;
+            self.writable = true;
+            self.readable = true;
+            session.connection(&Message::Hello(Hello {
+                version: PROTOCOL_VERSION,
+                agent: concat!("hatchery-agent ", env!("CARGO_PKG_VERSION")),
+                generation: identity.generation(),
+                flags: self.flags,
+                agent_start_ns: self.start_ns,
+                ready_ns: monotonic_ns(),
+            }));
+            self.flags |= boot_flags::RECONNECT;
+            self.send(session);
+        }
+    }
+
+    fn try_vsock(&mut self, epoll: &Epoll, token: u64) {
+        self.writable = false;
+        self.readable = false;
+        let made = connect_host(AGENT_PORT).and_then(|fd| {
+            epoll.add(&fd, token, true, true)?;
+            Ok(fd)
+        });
+        match made {
+            Ok(fd) => self.state = State::Connecting(fd),
+            Err(e) => self.back_off(e),
+        }
+    }
+
+    fn back_off(&mut self, e: Errno) {
+        if self.wait_ms == 0 {
+            system::log(format_args!(
+                "no link to the host: errno {}; trying again",
+                e.0
+            ));
+        }
+        self.state = State::Down;
+        self.wait_ms = (2 * self.wait_ms).clamp(FIRST_RETRY_MS, LAST_RETRY_MS);
+    }
+
+    /// How long to wait for events at most.
+    pub(crate) fn retry_in_ms(&self) -> Option<u32> {
+        match self.state {
+            State::Down => Some(self.wait_ms),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn on_event(&mut self, readable: bool, writable: bool) {
+        self.readable |= readable;
+        self.writable |= writable;
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        matches!(self.state, State::Up(_))
+    }
+
+    /// It was lost since the last [`begin`](Self::begin).
+    pub(crate) fn is_lost(&self) -> bool {
+        matches!(self.state, State::Lost | State::Over)
+    }
+
+    /// It will not come again.
+    pub(crate) fn is_final(&self) -> bool {
+        matches!(self.state, State::Over)
+    }
+
+    /// Gives the connection up.
+    pub(crate) fn lose(&mut self) {
+        self.state = if self.vsock { State::Lost } else { State::Over };
+    }
+
+    pub(crate) fn receive(&mut self, into: &mut [u8]) -> Received {
+        let State::Up(fd) = &self.state else {
+            return Received::Nothing;
+        };
+        if !self.readable {
+            return Received::Nothing;
+        }
+        match read(fd, into) {
+            Ok(0) => Received::End,
+            Ok(n) => Received::Bytes(n),
+            Err(Errno::AGAIN) => {
+                self.readable = false;
+                Received::Nothing
+            }
+            Err(Errno::INTR) => Received::Nothing,
+            Err(_) => Received::End,
+        }
+    }
+
+    /// Sends what waits, as far as the link takes it.
+    pub(crate) fn send(&mut self, session: &mut Session) {
+        let State::Up(fd) = &self.state else { return };
+        while self.writable && !session.output().is_empty() {
+            match write(fd, session.output()) {
+                Ok(n) => session.sent(n),
+                Err(Errno::AGAIN) => self.writable = false,
+                Err(Errno::INTR) => {}
+                Err(_) => return self.lose(),
+            }
+        }
+    }
+}

@@ -1,0 +1,521 @@
+//! The processes the agent started: their pipes, their input, their end.
+//!
+//! ```text
+//! start --> running --(reaped)--> draining --(pipes read as far as they were filled)--> told, gone
+//! ```
+//!
+//! A process ends for the host when the process itself ends: what it and its children had written
+//! by then is sent, then its exit. A descendant that keeps the pipe open does not hold it up; what
+//! that one writes later meets a closed pipe.
+
+use crate::launch::Launched;
+use crate::sys::event::Epoll;
+use crate::sys::file::readable;
+use crate::sys::memory::Pages;
+use crate::sys::spawn::kill;
+use crate::sys::{Errno, Fd, read, write};
+use agent_core::Session;
+use wire::{Channel, Exit, INPUT_WINDOW, MAX_NAME, MAX_TAG, ProcessInfo, Reply, Start};
+
+/// Processes at once, those whose stream is gone included.
+pub(crate) const MAX_PROCESSES: usize = 256;
+/// Bytes read at once from a process nobody listens to.
+const DISCARD: usize = 8 * 1024;
+const STDIN_BUFFER: usize = INPUT_WINDOW as usize;
+/// What a terminal may still deliver after its process has ended.
+const PTY_REST: u32 = 64 * 1024;
+
+/// What an epoll token means for a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Port {
+    Stdin,
+    Out,
+    Err,
+}
+
+/// A pipe or terminal the process writes to.
+struct Source {
+    fd: Option<Fd>,
+    ready: bool,
+    /// After the process has ended: bytes that are still to be read.
+    left: u32,
+}
+
+impl Source {
+    const NONE: Self = Self {
+        fd: None,
+        ready: false,
+        left: 0,
+    };
+}
+
+/// What the process is still to get as its input.
+struct Feed {
+    fd: Option<Fd>,
+    watched: bool,
+    ready: bool,
+    /// The host sends no more.
+    ended: bool,
+    waiting: Option<Pages>,
+    start: usize,
+    end: usize,
+}
+
+impl Feed {
+    const NONE: Self = Self {
+        fd: None,
+        watched: false,
+        ready: false,
+        ended: false,
+        waiting: None,
+        start: 0,
+        end: 0,
+    };
+}
+
+struct Label<const N: usize> {
+    bytes: [u8; N],
+    len: u8,
+}
+
+impl<const N: usize> Label<N> {
+    const EMPTY: Self = Self {
+        bytes: [0; N],
+        len: 0,
+    };
+
+    fn set(&mut self, label: &[u8]) {
+        let n = label.len().min(N);
+        self.bytes[..n].copy_from_slice(&label[..n]);
+        self.len = u8::try_from(n).unwrap_or(0);
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
+/// One process; `pid` 0 is a free place.
+struct Process {
+    pid: u32,
+    slot: Option<usize>,
+    pty: bool,
+    /// It was reaped; `exit` says how it ended. (Not an `Option`: a free place is all zeros, so that
+    /// the table costs no bytes in the program.)
+    ended: bool,
+    exit: Exit,
+    stdin: Feed,
+    out: Source,
+    err: Source,
+    started_ns: u64,
+    tag: Label<MAX_TAG>,
+    program: Label<MAX_NAME>,
+}
+
+impl Process {
+    const FREE: Self = Self {
+        pid: 0,
+        slot: None,
+        pty: false,
+        ended: false,
+        exit: Exit::Code(0),
+        stdin: Feed::NONE,
+        out: Source::NONE,
+        err: Source::NONE,
+        started_ns: 0,
+        tag: Label::EMPTY,
+        program: Label::EMPTY,
+    };
+}
+
+/// All processes.
+pub(crate) struct Procs {
+    table: [Process; MAX_PROCESSES],
+    /// No place at or beyond is in use.
+    high: usize,
+}
+
+impl Procs {
+    pub(crate) const fn new() -> Self {
+        Self {
+            table: [const { Process::FREE }; MAX_PROCESSES],
+            high: 0,
+        }
+    }
+
+    /// A free place.
+    pub(crate) fn vacancy(&self) -> Option<usize> {
+        self.table.iter().position(|p| p.pid == 0)
+    }
+
+    /// Takes a started process in.
+    pub(crate) fn admit(
+        &mut self,
+        i: usize,
+        slot: usize,
+        launched: Launched,
+        start: &Start<'_>,
+        now_ns: u64,
+    ) {
+        let p = &mut self.table[i];
+        p.pid = launched.pid;
+        p.slot = Some(slot);
+        p.pty = start.pty.is_some();
+        p.ended = false;
+        p.stdin = Feed {
+            fd: launched.stdin,
+            ready: true,
+            ..Feed::NONE
+        };
+        p.out = Source {
+            fd: Some(launched.out),
+            ..Source::NONE
+        };
+        p.err = Source {
+            fd: launched.err,
+            ..Source::NONE
+        };
+        p.started_ns = now_ns;
+        p.tag.set(start.tag);
+        p.program.set(start.argv.iter().next().unwrap_or(b""));
+        self.high = self.high.max(i + 1);
+    }
+
+    /// Begins to watch a process's descriptors under the tokens `token(port)`.
+    pub(crate) fn watch(
+        &self,
+        i: usize,
+        epoll: &Epoll,
+        token: impl Fn(Port) -> u64,
+    ) -> Result<(), Errno> {
+        let p = &self.table[i];
+        if let Some(fd) = &p.out.fd {
+            epoll.add(fd, token(Port::Out), p.pty, true)?;
+        }
+        if let Some(fd) = &p.err.fd {
+            epoll.add(fd, token(Port::Err), false, true)?;
+        }
+        Ok(())
+    }
+
+    /// An event of a descriptor.
+    pub(crate) fn on_event(&mut self, i: usize, port: Port, readable: bool, writable: bool) {
+        let Some(p) = self.table.get_mut(i) else {
+            return;
+        };
+        match port {
+            Port::Out => p.out.ready |= readable,
+            Port::Err => p.err.ready |= readable,
+            Port::Stdin => {}
+        }
+        if writable && (port == Port::Stdin || p.pty) {
+            p.stdin.ready = true;
+        }
+    }
+
+    /// A child was reaped; it may be an orphan the agent never started.
+    pub(crate) fn on_exit(&mut self, pid: u32, exit: Exit) {
+        let Some(p) = self.table[..self.high].iter_mut().find(|p| p.pid == pid) else {
+            return;
+        };
+        if p.ended {
+            return;
+        }
+        p.ended = true;
+        p.exit = exit;
+        p.stdin = Feed::NONE;
+        let pty = p.pty;
+        for source in [&mut p.out, &mut p.err] {
+            source.ready = true;
+            source.left = match &source.fd {
+                Some(_) if pty => PTY_REST,
+                Some(fd) => readable(fd).unwrap_or(0),
+                None => 0,
+            };
+            if source.left == 0 {
+                source.fd = None;
+            }
+        }
+    }
+
+    /// The host's bytes for a process. Bytes for one that takes none are dropped.
+    pub(crate) fn feed(&mut self, i: usize, bytes: &[u8], session: &mut Session) -> bool {
+        let p = &mut self.table[i];
+        let Some(slot) = p.slot else { return true };
+        let Feed {
+            fd, ready, waiting, ..
+        } = &mut p.stdin;
+        let target = if p.pty {
+            p.out.fd.as_ref()
+        } else {
+            fd.as_ref()
+        };
+        let mut rest = bytes;
+        match target {
+            None => rest = &[],
+            Some(fd) if waiting.is_none() && *ready => rest = &rest[put(fd, rest, ready)..],
+            Some(_) => {}
+        }
+        session.consumed(slot, bytes.len() - rest.len());
+        rest.is_empty() || p.stdin.keep(rest)
+    }
+
+    /// The host has no more input for it. A terminal has no such end.
+    pub(crate) fn end_input(&mut self, i: usize) {
+        let p = &mut self.table[i];
+        if p.pty {
+            return;
+        }
+        p.stdin.ended = true;
+        if p.stdin.start == p.stdin.end {
+            p.stdin = Feed::NONE;
+        }
+    }
+
+    /// Nobody listens to the process any more; it goes on.
+    pub(crate) fn detach(&mut self, i: usize) {
+        let p = &mut self.table[i];
+        p.slot = None;
+        if !p.pty {
+            p.stdin = Feed::NONE;
+        }
+    }
+
+    pub(crate) fn detach_all(&mut self) {
+        for i in 0..self.high {
+            self.detach(i);
+        }
+    }
+
+    /// Moves bytes of every process, one frame each and way, beginning at another one each time.
+    /// Says whether there may be more to do at once.
+    pub(crate) fn pump(
+        &mut self,
+        turn: usize,
+        session: &mut Session,
+        epoll: &Epoll,
+        token: impl Fn(usize, Port) -> u64,
+    ) -> bool {
+        let mut more = false;
+        let high = self.high;
+        for k in 0..high {
+            let i = (k + turn) % high;
+            let p = &mut self.table[i];
+            if p.pid == 0 {
+                continue;
+            }
+            more |= p.drain_input(session, epoll, token(i, Port::Stdin));
+            let (out, slot) = (if p.pty { Channel::Pty } else { Channel::Stdout }, p.slot);
+            let exited = p.ended;
+            more |= p.out.pump(out, slot, exited, session);
+            more |= p.err.pump(Channel::Stderr, slot, exited, session);
+            p.conclude(session);
+        }
+        while self.high > 0 && self.table[self.high - 1].pid == 0 {
+            self.high -= 1;
+        }
+        more
+    }
+
+    /// Signals a process that has not been reaped, so its id is still its own.
+    pub(crate) fn signal(&self, pid: u32, signal: u8) -> Result<(), Errno> {
+        match self.running(pid) {
+            Some(_) => kill(pid, signal),
+            None => Err(Errno::SRCH),
+        }
+    }
+
+    /// Sets the size of a process's terminal.
+    pub(crate) fn resize(&self, pid: u32, cols: u16, rows: u16) -> Result<(), Errno> {
+        let p = self.running(pid).ok_or(Errno::SRCH)?;
+        match &p.out.fd {
+            Some(fd) if p.pty => crate::sys::file::set_window(fd, cols, rows),
+            _ => Err(Errno::INVAL),
+        }
+    }
+
+    fn running(&self, pid: u32) -> Option<&Process> {
+        self.table[..self.high]
+            .iter()
+            .find(|p| p.pid == pid && pid != 0 && !p.ended)
+    }
+
+    /// Ends all of them: for the end of a test.
+    pub(crate) fn kill_all(&self) {
+        const SIGKILL: u8 = 9;
+        for p in self.table[..self.high]
+            .iter()
+            .filter(|p| p.pid != 0 && !p.ended)
+        {
+            let _ = kill(p.pid, SIGKILL);
+        }
+    }
+
+    /// The process at a place, if one runs there; `None` beyond the last.
+    pub(crate) fn info(&self, i: usize) -> Option<Option<ProcessInfo<'_>>> {
+        let p = self.table[..self.high].get(i)?;
+        if p.pid == 0 || p.ended {
+            return Some(None);
+        }
+        Some(Some(ProcessInfo {
+            pid: p.pid,
+            pty: p.pty,
+            started_ns: p.started_ns,
+            tag: p.tag.bytes(),
+            program: p.program.bytes(),
+        }))
+    }
+}
+
+impl Process {
+    /// Gives the process what waits for it.
+    fn drain_input(&mut self, session: &mut Session, epoll: &Epoll, token: u64) -> bool {
+        let feed = &mut self.stdin;
+        if feed.start == feed.end {
+            return false;
+        }
+        let target = if self.pty {
+            self.out.fd.as_ref()
+        } else {
+            feed.fd.as_ref()
+        };
+        let taken = match (target, feed.waiting.as_mut()) {
+            (Some(fd), Some(pages)) => {
+                if !feed.watched && !self.pty {
+                    feed.watched = epoll.add(fd, token, true, false).is_ok();
+                }
+                if !feed.ready {
+                    return false;
+                }
+                put(fd, &pages.bytes()[feed.start..feed.end], &mut feed.ready)
+            }
+            _ => feed.end - feed.start,
+        };
+        feed.start += taken;
+        if feed.start == feed.end {
+            feed.waiting = None;
+            feed.start = 0;
+            feed.end = 0;
+        }
+        let (empty, ended) = (feed.start == feed.end, feed.ended);
+        if let Some(slot) = self.slot {
+            session.consumed(slot, taken);
+        }
+        if empty && ended {
+            self.stdin = Feed::NONE;
+        }
+        !empty && self.stdin.ready
+    }
+
+    /// Tells the end once everything was read, and frees the place.
+    fn conclude(&mut self, session: &mut Session) {
+        if !self.ended {
+            return;
+        }
+        if self.slot.is_none() {
+            *self = Self::FREE;
+            return;
+        }
+        if self.out.fd.is_some() || self.err.fd.is_some() || !session.has_room() {
+            return;
+        }
+        if let Some(slot) = self.slot {
+            session.reply(slot, &Reply::Exited(self.exit));
+        }
+        *self = Self::FREE;
+    }
+}
+
+impl Feed {
+    /// Keeps bytes until the process takes them. The window bounds them; false without memory.
+    fn keep(&mut self, bytes: &[u8]) -> bool {
+        if self.waiting.is_none() {
+            self.waiting = Pages::new(STDIN_BUFFER).ok();
+        }
+        let Some(pages) = self.waiting.as_mut() else {
+            return false;
+        };
+        let all = pages.bytes();
+        if STDIN_BUFFER - self.end < bytes.len() {
+            all.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        let Some(room) = all.get_mut(self.end..self.end + bytes.len()) else {
+            return false;
+        };
+        room.copy_from_slice(bytes);
+        self.end += bytes.len();
+        true
+    }
+}
+
+impl Source {
+    /// Reads once. Says whether there may be more at once.
+    fn pump(
+        &mut self,
+        channel: Channel,
+        slot: Option<usize>,
+        exited: bool,
+        session: &mut Session,
+    ) -> bool {
+        let Some(fd) = self.fd.as_ref().filter(|_| self.ready) else {
+            return false;
+        };
+        let most = if exited {
+            usize::try_from(self.left).unwrap_or(0)
+        } else {
+            usize::MAX
+        };
+        let got = match slot {
+            Some(slot) => {
+                let Some(space) = session.data_space(slot) else {
+                    return false;
+                };
+                let most = most.min(space.len());
+                let got = read(fd, &mut space[..most]);
+                if let Ok(n) = got {
+                    session.data_commit(slot, channel, n);
+                }
+                got
+            }
+            None => read(fd, &mut [0; DISCARD]),
+        };
+        match got {
+            Ok(n) if n > 0 => {
+                let read = u32::try_from(n).unwrap_or(u32::MAX);
+                self.left = self.left.saturating_sub(read);
+                if exited && self.left == 0 {
+                    self.fd = None;
+                }
+                self.fd.is_some()
+            }
+            Err(Errno::AGAIN) if !exited => {
+                self.ready = false;
+                false
+            }
+            Err(Errno::INTR) => true,
+            _ => {
+                self.fd = None;
+                false
+            }
+        }
+    }
+}
+
+/// Writes what the process takes now. A process that closed its input takes everything.
+fn put(fd: &Fd, bytes: &[u8], ready: &mut bool) -> usize {
+    let mut done = 0;
+    while done < bytes.len() {
+        match write(fd, &bytes[done..]) {
+            Ok(n) => done += n,
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                *ready = false;
+                break;
+            }
+            Err(_) => return bytes.len(),
+        }
+    }
+    done
+}

@@ -1,0 +1,288 @@
+//! The streams of one connection, and the frames on their way out.
+//!
+//! ```text
+//!            data_space / data_commit        take / sent
+//!  pipes, files ----> [ out: 256 KiB ] -----------------> link
+//!            reply, event, credit, reset
+//! ```
+//!
+//! Data may fill the buffer only up to a reserve, so that there is always room for the answer to
+//! one more frame; input is read only while that room is there. So a peer that does not read is not
+//! read from, and nothing grows.
+
+use wire::{
+    Channel, ErrorCode, Event, HEADER_LEN, Header, INPUT_WINDOW, Kind, MAX_FRAME, MAX_MESSAGE,
+    MAX_PAYLOAD, MAX_STREAMS, Message, OUTPUT_WINDOW, RecvWindow, Reply, ReplyError, ResetCode,
+    SendWindow,
+};
+
+use crate::Text;
+
+/// Bytes of frames that may wait for the link.
+pub const OUT_BUFFER: usize = 256 * 1024;
+/// Kept free of data, for the other frames.
+const RESERVE: usize = 3 * MAX_FRAME;
+
+/// A stream's place in the table.
+#[derive(Debug, Clone, Copy)]
+struct Stream {
+    /// 0 when the place is free.
+    id: u32,
+    send: SendWindow,
+    recv: RecvWindow,
+    /// The host has ended its half.
+    ended: bool,
+}
+
+impl Stream {
+    const FREE: Self = Self {
+        id: 0,
+        send: SendWindow::new(0),
+        recv: RecvWindow::new(0),
+        ended: false,
+    };
+}
+
+/// The streams of a connection and its output. Streams are named by their slot, 0 to
+/// [`MAX_STREAMS`], which stays theirs until [`reply`](Self::reply) or
+/// [`forget`](Self::forget).
+pub struct Session {
+    streams: [Stream; MAX_STREAMS],
+    out: [u8; OUT_BUFFER],
+    start: usize,
+    end: usize,
+}
+
+impl Session {
+    /// Without streams or output.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            streams: [Stream::FREE; MAX_STREAMS],
+            out: [0; OUT_BUFFER],
+            start: 0,
+            end: 0,
+        }
+    }
+
+    /// Forgets everything: for a new connection.
+    pub fn clear(&mut self) {
+        self.streams = [Stream::FREE; MAX_STREAMS];
+        self.start = 0;
+        self.end = 0;
+    }
+
+    /// Bytes for the link.
+    #[must_use]
+    pub fn output(&self) -> &[u8] {
+        &self.out[self.start..self.end]
+    }
+
+    /// The link took `n` bytes of [`output`](Self::output).
+    pub fn sent(&mut self, n: usize) {
+        self.start = self.start.saturating_add(n).min(self.end);
+        if self.start == self.end {
+            self.start = 0;
+            self.end = 0;
+        }
+    }
+
+    /// Whether any answer to one more frame, or to one step of a task, has room.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        OUT_BUFFER - (self.end - self.start) >= RESERVE
+    }
+
+    /// The slot of a stream.
+    #[must_use]
+    pub fn find(&self, id: u32) -> Option<usize> {
+        if id == 0 {
+            None
+        } else {
+            self.streams.iter().position(|s| s.id == id)
+        }
+    }
+
+    /// A slot for a new stream, or `None` when all are taken.
+    pub(crate) fn open(&mut self, id: u32) -> Option<usize> {
+        let slot = self.streams.iter().position(|s| s.id == 0)?;
+        self.streams[slot] = Stream {
+            id,
+            send: SendWindow::new(OUTPUT_WINDOW),
+            recv: RecvWindow::new(INPUT_WINDOW),
+            ended: false,
+        };
+        Some(slot)
+    }
+
+    /// Frees a slot without a word.
+    pub fn forget(&mut self, slot: usize) {
+        self.streams[slot] = Stream::FREE;
+    }
+
+    pub(crate) fn receive(&mut self, slot: usize, bytes: usize) -> Result<(), ResetCode> {
+        let stream = &mut self.streams[slot];
+        if stream.ended {
+            return Err(ResetCode::Protocol);
+        }
+        let bytes = u32::try_from(bytes).map_err(|_| ResetCode::FlowControl)?;
+        stream
+            .recv
+            .receive(bytes)
+            .map_err(|_| ResetCode::FlowControl)
+    }
+
+    pub(crate) fn grant(&mut self, slot: usize, bytes: u32) -> Result<(), ResetCode> {
+        self.streams[slot]
+            .send
+            .grant(bytes)
+            .map_err(|_| ResetCode::FlowControl)
+    }
+
+    pub(crate) fn end(&mut self, slot: usize) {
+        self.streams[slot].ended = true;
+    }
+
+    /// The stream's data was used up: lets the host send more. The host has ended its half: nothing.
+    pub fn consumed(&mut self, slot: usize, bytes: usize) {
+        let stream = &mut self.streams[slot];
+        stream
+            .recv
+            .consume(u32::try_from(bytes).unwrap_or(u32::MAX));
+        if stream.ended {
+            return;
+        }
+        if let Some(credit) = stream.recv.take_grant() {
+            let id = stream.id;
+            self.push(id, &Message::Credit(credit));
+        }
+    }
+
+    /// Ends a stream with its answer and frees the slot.
+    pub fn reply(&mut self, slot: usize, reply: &Reply<'_>) {
+        let id = self.streams[slot].id;
+        self.forget(slot);
+        self.push(id, &Message::Reply(*reply));
+    }
+
+    /// Ends a stream with an error and frees the slot.
+    pub fn fail(
+        &mut self,
+        slot: usize,
+        code: ErrorCode,
+        errno: i32,
+        message: core::fmt::Arguments<'_>,
+    ) {
+        let text = Text::<MAX_MESSAGE>::of(message);
+        self.reply(
+            slot,
+            &Reply::Error(ReplyError {
+                code,
+                errno,
+                message: text.as_str(),
+            }),
+        );
+    }
+
+    /// Refuses a stream that never got a slot.
+    pub(crate) fn refuse(&mut self, id: u32, code: ErrorCode, message: core::fmt::Arguments<'_>) {
+        let text = Text::<MAX_MESSAGE>::of(message);
+        let error = ReplyError {
+            code,
+            errno: 0,
+            message: text.as_str(),
+        };
+        self.push(id, &Message::Reply(Reply::Error(error)));
+    }
+
+    /// Tells news of a stream.
+    pub fn event(&mut self, slot: usize, event: &Event<'_>) {
+        self.push(self.streams[slot].id, &Message::Event(*event));
+    }
+
+    /// Gives a stream up and frees the slot.
+    pub fn reset(&mut self, slot: usize, code: ResetCode, message: &str) {
+        let id = self.streams[slot].id;
+        self.forget(slot);
+        self.push(id, &Message::Reset { code, message });
+    }
+
+    /// A message about the connection.
+    pub fn connection(&mut self, message: &Message<'_>) {
+        self.push(0, message);
+    }
+
+    /// Where to put the stream's next data: as much as its window and the buffer allow now, at most
+    /// one payload. `None` when it has to wait. Follow with [`data_commit`](Self::data_commit).
+    pub fn data_space(&mut self, slot: usize) -> Option<&mut [u8]> {
+        let window = usize::try_from(self.streams[slot].send.available()).unwrap_or(usize::MAX);
+        let waiting = self.end - self.start;
+        let room = (OUT_BUFFER - waiting).checked_sub(RESERVE + HEADER_LEN)?;
+        let n = room.min(window).min(MAX_PAYLOAD);
+        if n == 0 || self.streams[slot].id == 0 {
+            return None;
+        }
+        self.make_room(HEADER_LEN + n);
+        let body = self.end + HEADER_LEN;
+        self.out.get_mut(body..body + n)
+    }
+
+    /// Sends the first `n` bytes of the space just got.
+    pub fn data_commit(&mut self, slot: usize, channel: Channel, n: usize) {
+        let stream = &mut self.streams[slot];
+        let len = u32::try_from(n).unwrap_or(u32::MAX);
+        if n == 0 || stream.send.take(len).is_err() {
+            return;
+        }
+        let header = Header {
+            len: n,
+            stream: stream.id,
+            kind: Kind::Data,
+            flags: channel.to_u8(),
+        };
+        let body = self.end + HEADER_LEN;
+        self.out[self.end..body].copy_from_slice(&header.encode());
+        self.end = body + n;
+    }
+
+    /// Whether the stream's window has room for a record of any size.
+    #[must_use]
+    pub fn has_credit(&self, slot: usize, bytes: u32) -> bool {
+        self.streams[slot].send.available() >= bytes
+    }
+
+    fn make_room(&mut self, n: usize) {
+        if OUT_BUFFER - self.end < n {
+            self.out.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+    }
+
+    /// Appends a frame. Callers have checked [`has_room`](Self::has_room) before they began; a frame
+    /// without room would be lost, which the test below shows cannot be.
+    fn push(&mut self, stream: u32, message: &Message<'_>) {
+        self.make_room(MAX_FRAME);
+        match message.encode(stream, &mut self.out[self.end..]) {
+            Ok(n) => self.end += n,
+            Err(_) => debug_assert!(false, "a frame of the agent must encode"),
+        }
+    }
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl core::fmt::Debug for Session {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let open = self.streams.iter().filter(|s| s.id != 0).count();
+        write!(
+            f,
+            "Session({open} streams, {} bytes out)",
+            self.end - self.start
+        )
+    }
+}

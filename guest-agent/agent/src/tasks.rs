@@ -1,0 +1,415 @@
+//! What goes on for the streams: one task per slot, each a bounded step per turn.
+
+use crate::entry::describe;
+use crate::failure::fail;
+use crate::files::{Step, make_dir, move_to, open_read, open_write, send_piece};
+use crate::identity::Identity;
+use crate::launch::{Launcher, Refused};
+use crate::path::Path;
+use crate::procs::Procs;
+use crate::sys::event::{Epoll, monotonic_ns};
+use crate::sys::file::{Dir, sync};
+use crate::sys::{Errno, Fd, write_all};
+use crate::users::Users;
+use crate::walk::{Removal, Walked, Walks};
+use agent_core::Session;
+use wire::{
+    Channel, ErrorCode, Event, MAX_STREAMS, Record, Reply, Request, ResetCode, Start, User,
+};
+
+/// What a stream does.
+enum Task {
+    /// Nothing, or nothing any more.
+    Free,
+    /// Belongs to the process at this place.
+    Process(usize),
+    /// Sends a file.
+    Read { file: Fd, left: u64, sent: u64 },
+    /// Takes a file; its path is in the table of paths.
+    Write { file: Fd },
+    /// Lists or removes.
+    Walk(usize),
+    /// Lists processes from this place on.
+    Processes { next: usize, told: u64 },
+}
+
+/// Everything the streams work with.
+pub(crate) struct Tasks {
+    table: [Task; MAX_STREAMS],
+    paths: [Path; MAX_STREAMS],
+    other_path: Path,
+    walks: Walks,
+    pub(crate) procs: Procs,
+    pub(crate) launcher: Launcher,
+    pub(crate) users: Users,
+    pub(crate) identity: Identity,
+    /// The host wants the guest to end.
+    pub(crate) shutdown: bool,
+}
+
+impl Tasks {
+    pub(crate) const fn new() -> Self {
+        Self {
+            table: [const { Task::Free }; MAX_STREAMS],
+            paths: [const { Path::new() }; MAX_STREAMS],
+            other_path: Path::new(),
+            walks: Walks::new(),
+            procs: Procs::new(),
+            launcher: Launcher::new(),
+            users: Users::new(),
+            identity: Identity::new(),
+            shutdown: false,
+        }
+    }
+
+    /// The connection is gone: stops everything but the processes.
+    pub(crate) fn disconnect(&mut self) {
+        for slot in 0..MAX_STREAMS {
+            self.abandon(slot);
+        }
+        self.procs.detach_all();
+    }
+
+    /// The stream is gone.
+    pub(crate) fn abandon(&mut self, slot: usize) {
+        match core::mem::replace(&mut self.table[slot], Task::Free) {
+            Task::Process(i) => self.procs.detach(i),
+            Task::Walk(w) => self.walks.stop(w),
+            _ => {}
+        }
+    }
+
+    /// Begins a request.
+    pub(crate) fn open(
+        &mut self,
+        slot: usize,
+        request: &Request<'_>,
+        session: &mut Session,
+        epoll: &Epoll,
+    ) {
+        self.table[slot] = Task::Free;
+        match *request {
+            Request::Start(ref start) => self.start(slot, start, session, epoll),
+            Request::Signal { pid, signal } => {
+                let done = self.procs.signal(pid, signal);
+                finish(session, slot, done, "signal a process");
+            }
+            Request::Resize { pid, size } => {
+                let done = self.procs.resize(pid, size.cols, size.rows);
+                finish(session, slot, done, "resize a terminal");
+            }
+            Request::ListProcesses => self.table[slot] = Task::Processes { next: 0, told: 0 },
+            Request::LookupUser { name } => self.lookup(slot, name, session),
+            Request::SetIdentity(ref identity) => {
+                let done = self.identity.take(identity);
+                finish_with(session, slot, done, "take an identity", identity.generation);
+            }
+            Request::Sysinfo => {
+                let info = crate::sysinfo::figures(self.launcher.cgroup());
+                session.reply(slot, &Reply::Sysinfo(info));
+            }
+            Request::Sync => {
+                sync();
+                session.reply(slot, &Reply::Done(0));
+            }
+            Request::Shutdown => {
+                self.shutdown = true;
+                session.reply(slot, &Reply::Done(0));
+            }
+            _ => self.open_path(slot, request, session),
+        }
+    }
+
+    /// Begins a request about a path.
+    fn open_path(&mut self, slot: usize, request: &Request<'_>, session: &mut Session) {
+        let (path, other, user): (&[u8], &[u8], &[u8]) = match *request {
+            Request::Stat { path } | Request::ListDir { path, .. } | Request::Remove { path } => {
+                (path, b"", b"")
+            }
+            Request::ReadFile(f) => (f.path, b"", b""),
+            Request::WriteFile(f) => (f.path, b"", f.user),
+            Request::MakeDir { path, user } => (path, b"", user),
+            Request::Move { from, to, user } => (to, from, user),
+            _ => (b"", b"", b""),
+        };
+        if !self.paths[slot].set(path) || !self.other_path.set(other) {
+            return fail(session, slot, "use a path", Errno::NAMETOOLONG);
+        }
+        let accounts = self.users.now();
+        let Some(user) = accounts.user(user) else {
+            return session.fail(
+                slot,
+                ErrorCode::UnknownUser,
+                0,
+                format_args!("unknown user"),
+            );
+        };
+        let path = &self.paths[slot];
+        match request {
+            Request::Stat { .. } => self.tell_entry(slot, session, "look at it"),
+            Request::ReadFile(f) => match open_read(f, path) {
+                Ok(file) => {
+                    let told = describe(Dir::Cwd, path.c(), path.bytes(), &accounts, |e| {
+                        session.event(slot, &Event::Opened(*e));
+                    });
+                    match told {
+                        Ok(()) => {
+                            self.table[slot] = Task::Read {
+                                file,
+                                left: f.len,
+                                sent: 0,
+                            }
+                        }
+                        Err(e) => fail(session, slot, "look at a file", e),
+                    }
+                }
+                Err(e) => fail(session, slot, "open a file to read", e),
+            },
+            Request::WriteFile(f) => match open_write(f, path, &user) {
+                Ok(file) => self.table[slot] = Task::Write { file },
+                Err(e) => fail(session, slot, "open a file to write", e),
+            },
+            Request::MakeDir { .. } => match make_dir(path, &user) {
+                Ok(()) => self.tell_entry(slot, session, "look at a new directory"),
+                Err(e) => fail(session, slot, "make a directory", e),
+            },
+            Request::Move { .. } => match move_to(&self.other_path, path, &user) {
+                Ok(()) => self.tell_entry(slot, session, "look at what was moved"),
+                Err(e) => fail(session, slot, "move", e),
+            },
+            Request::ListDir { depth, .. } => match self.walks.list(path, *depth) {
+                Ok(w) => self.table[slot] = Task::Walk(w),
+                Err(e) => fail(session, slot, "open a directory", e),
+            },
+            _ => match self.walks.remove(path) {
+                Ok(Removal::Walk(w)) => self.table[slot] = Task::Walk(w),
+                Ok(Removal::Done(count)) => session.reply(slot, &Reply::Done(count)),
+                Err(e) => fail(session, slot, "remove", e),
+            },
+        }
+    }
+
+    /// Answers with what is at the slot's path.
+    fn tell_entry(&mut self, slot: usize, session: &mut Session, what: &str) {
+        let accounts = self.users.now();
+        let path = &self.paths[slot];
+        let told = describe(Dir::Cwd, path.c(), path.bytes(), &accounts, |e| {
+            session.reply(slot, &Reply::Entry(*e));
+        });
+        if let Err(e) = told {
+            fail(session, slot, what, e);
+        }
+    }
+
+    fn start(&mut self, slot: usize, start: &Start<'_>, session: &mut Session, epoll: &Epoll) {
+        let Some(i) = self.procs.vacancy() else {
+            return session.fail(slot, ErrorCode::Busy, 0, format_args!("too many processes"));
+        };
+        let accounts = self.users.now();
+        match self.launcher.start(start, &accounts, self.identity.env()) {
+            Err(Refused { code, errno, what }) => {
+                let program = start.argv.iter().next().unwrap_or(b"");
+                let program = core::str::from_utf8(&program[..program.len().min(256)]);
+                let program = program.unwrap_or("");
+                session.fail(
+                    slot,
+                    code,
+                    errno,
+                    format_args!("{what}: {program}: errno {errno}"),
+                );
+            }
+            Ok(launched) => {
+                let pid = launched.pid;
+                self.procs.admit(i, slot, launched, start, monotonic_ns());
+                self.table[slot] = Task::Process(i);
+                session.event(slot, &Event::Started { pid });
+                let watched = self
+                    .procs
+                    .watch(i, epoll, |port| crate::agent::token(i, port));
+                if watched.is_err() {
+                    session.reset(
+                        slot,
+                        ResetCode::Internal,
+                        "cannot watch the process's output",
+                    );
+                    self.abandon(slot);
+                    let _ = self.procs.signal(pid, 9);
+                }
+            }
+        }
+    }
+
+    fn lookup(&mut self, slot: usize, name: &[u8], session: &mut Session) {
+        let accounts = self.users.now();
+        let Some(user) = accounts.user(name) else {
+            return session.fail(
+                slot,
+                ErrorCode::UnknownUser,
+                0,
+                format_args!("unknown user"),
+            );
+        };
+        let mut groups = [0; wire::MAX_GROUPS];
+        let mut bytes = [0; 4 * wire::MAX_GROUPS];
+        let groups = accounts.groups(&user, &mut groups);
+        for (to, group) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(groups) {
+            *to = group.to_le_bytes();
+        }
+        let user = User {
+            uid: user.uid,
+            gid: user.gid,
+            name: user.name,
+            home: user.home,
+            shell: user.shell,
+            group_bytes: &bytes[..4 * groups.len()],
+        };
+        session.reply(slot, &Reply::User(user));
+    }
+
+    /// Bytes of the host.
+    pub(crate) fn data(
+        &mut self,
+        slot: usize,
+        channel: Channel,
+        bytes: &[u8],
+        session: &mut Session,
+    ) {
+        match (&mut self.table[slot], channel) {
+            (Task::Process(i), Channel::Stdin) => {
+                if !self.procs.feed(*i, bytes, session) {
+                    session.reset(slot, ResetCode::Internal, "no memory for the input");
+                    self.abandon(slot);
+                }
+            }
+            (Task::Write { file }, Channel::File) => match write_all(file, bytes) {
+                Ok(()) => session.consumed(slot, bytes.len()),
+                Err(e) => {
+                    fail(session, slot, "write a file", e);
+                    self.abandon(slot);
+                }
+            },
+            _ => {
+                session.reset(slot, ResetCode::Protocol, "this request takes no such data");
+                self.abandon(slot);
+            }
+        }
+    }
+
+    /// The host has no more bytes.
+    pub(crate) fn end(&mut self, slot: usize, session: &mut Session) {
+        match &self.table[slot] {
+            Task::Process(i) => self.procs.end_input(*i),
+            Task::Write { .. } => {
+                self.table[slot] = Task::Free;
+                self.tell_entry(slot, session, "look at what was written");
+            }
+            _ => {}
+        }
+    }
+
+    /// One step of every task. Says whether there may be more to do at once.
+    pub(crate) fn step(&mut self, turn: usize, session: &mut Session) -> bool {
+        let mut more = false;
+        for k in 0..MAX_STREAMS {
+            let slot = (k + turn) % MAX_STREAMS;
+            if !session.has_room() {
+                return false;
+            }
+            let (goes_on, again) = match &mut self.table[slot] {
+                Task::Free | Task::Process(_) | Task::Write { .. } => continue,
+                Task::Read { file, left, sent } => {
+                    let before = *left;
+                    let step = send_piece(file, left, slot, session);
+                    *sent += before - *left;
+                    read_on(step, *sent, slot, session)
+                }
+                Task::Walk(w) => {
+                    let accounts = self.users.now();
+                    match self.walks.step(*w, slot, &accounts, session) {
+                        Walked::More => (true, true),
+                        Walked::Wait => (true, false),
+                        Walked::End(count) => {
+                            self.walks.stop(*w);
+                            session.reply(slot, &Reply::Done(count));
+                            (false, true)
+                        }
+                        Walked::Failed(e) => {
+                            self.walks.stop(*w);
+                            fail(session, slot, "walk a directory", e);
+                            (false, true)
+                        }
+                    }
+                }
+                Task::Processes { next, told } => {
+                    let done = tell_processes(&self.procs, next, told, slot, session);
+                    if done {
+                        session.reply(slot, &Reply::Done(*told));
+                    }
+                    (!done, false)
+                }
+            };
+            more |= again;
+            if !goes_on {
+                self.table[slot] = Task::Free;
+            }
+        }
+        more
+    }
+}
+
+/// Whether the reader goes on, and whether at once.
+fn read_on(step: Step, sent: u64, slot: usize, session: &mut Session) -> (bool, bool) {
+    match step {
+        Step::More => (true, true),
+        Step::Wait => (true, false),
+        Step::End => {
+            session.reply(slot, &Reply::Done(sent));
+            (false, true)
+        }
+        Step::Failed(e) => {
+            fail(session, slot, "read a file", e);
+            (false, true)
+        }
+    }
+}
+
+/// Tells as many processes as one frame holds; true when that were all.
+fn tell_processes(
+    procs: &Procs,
+    next: &mut usize,
+    told: &mut u64,
+    slot: usize,
+    session: &mut Session,
+) -> bool {
+    let Some(space) = session.data_space(slot) else {
+        return false;
+    };
+    let mut used = 0;
+    let all = loop {
+        match procs.info(*next) {
+            None => break true,
+            Some(None) => *next += 1,
+            Some(Some(info)) => match info.write(&mut space[used..]) {
+                Ok(n) => {
+                    used += n;
+                    *next += 1;
+                    *told += 1;
+                }
+                Err(_) => break false,
+            },
+        }
+    };
+    session.data_commit(slot, Channel::Records, used);
+    all
+}
+
+fn finish(session: &mut Session, slot: usize, done: Result<(), Errno>, what: &str) {
+    finish_with(session, slot, done, what, 0);
+}
+
+fn finish_with(session: &mut Session, slot: usize, done: Result<(), Errno>, what: &str, n: u64) {
+    match done {
+        Ok(()) => session.reply(slot, &Reply::Done(n)),
+        Err(e) => fail(session, slot, what, e),
+    }
+}
