@@ -1,0 +1,124 @@
+//! All files: what stands at the top, what each room must have, what no file may say.
+
+use crate::graph::packages;
+use crate::{files, none, top};
+use std::collections::BTreeSet;
+use std::fs;
+
+/// What may stand at the top. A new room is a decision about the house: make it in its design.
+const TOP: &[&str] = &[
+    ".cargo",
+    ".ci",
+    ".gitignore",
+    "Cargo.lock",
+    "Cargo.toml",
+    "LICENSE",
+    "README.md",
+    "api",
+    "clippy.toml",
+    "deny.toml",
+    "guest-agent",
+    "guest-kernel-config",
+    "host",
+    "perf",
+    "rust-toolchain.toml",
+    "rustfmt.toml",
+    "snapshot",
+    "xtask",
+];
+
+/// A file may not be larger; data belongs elsewhere. Bytes.
+const LARGEST: u64 = 512 << 10;
+
+/// Files that must hold other people's text, and so are not searched.
+const UNSEARCHED: &[&str] = &["Cargo.lock", "LICENSE", "xtask/tests/tidy/text.rs"];
+
+/// What would tie the house to one machine, or says that it is not finished.
+const BANNED: &[(&str, &str)] = &[
+    ("/work/", "a path of one machine"),
+    ("/root/.", "a path of one user's home"),
+    (".pyenv", "a path of one user's home"),
+    ("/tmp/t-", "a path of one machine"),
+    ("artifactory", "one site's package mirror"),
+    ("FIXME", "unfinished work"),
+    ("XXX:", "unfinished work"),
+    ("TODO", "unfinished work"),
+    ("Under construction", "unfinished work"),
+];
+
+#[test]
+fn nothing_else_stands_at_the_top() {
+    let found: BTreeSet<_> = files()
+        .iter()
+        .map(|name| name.split('/').next().unwrap().to_owned())
+        .collect();
+    let extra: Vec<_> = found
+        .into_iter()
+        .filter(|name| !TOP.contains(&name.as_str()))
+        .collect();
+    none("The top holds only:", &extra);
+}
+
+#[test]
+fn every_room_has_a_readme() {
+    let mut rooms: Vec<_> = packages()
+        .into_iter()
+        .map(|package| package.folder)
+        .collect();
+    rooms.extend(["", "guest-kernel-config"].map(str::to_owned));
+    let mut broken = Vec::new();
+    for room in rooms {
+        let text = fs::read_to_string(top().join(&room).join("README.md")).unwrap_or_default();
+        if !text.starts_with("# ") || text.lines().count() < 3 {
+            broken.push(format!(
+                "{room}/README.md: a title and at least a paragraph"
+            ));
+        }
+    }
+    none("Every room says what it is:", &broken);
+}
+
+#[test]
+fn files_are_text_of_modest_size_without_banned_words() {
+    let mut broken = Vec::new();
+    for name in files() {
+        let path = top().join(&name);
+        if fs::metadata(&path).unwrap().len() > LARGEST {
+            broken.push(format!("{name}: larger than {LARGEST} bytes"));
+            continue;
+        }
+        if UNSEARCHED.contains(&name.as_str()) {
+            continue;
+        }
+        let text = String::from_utf8_lossy(&fs::read(&path).unwrap()).into_owned();
+        for (number, line) in text.lines().enumerate() {
+            for (word, why) in BANNED.iter().filter(|(word, _)| line.contains(word)) {
+                broken.push(format!("{name}:{}: {word:?} is {why}", number + 1));
+            }
+        }
+    }
+    none(
+        "No file says what ties it to a machine, or that it is not finished:",
+        &broken,
+    );
+}
+
+#[test]
+fn the_readme_shows_the_tested_programs() {
+    let readme = fs::read_to_string(top().join("README.md")).unwrap();
+    let mut broken = Vec::new();
+    for name in ["quickstart.py", "quickstart.mjs"] {
+        let program = fs::read_to_string(top().join("api/tests/sdk/snippets").join(name)).unwrap();
+        if !readme.contains(program.trim_end()) {
+            broken.push(format!(
+                "api/tests/sdk/snippets/{name} is not in it, word for word"
+            ));
+        }
+    }
+    for command in ["cargo xtask up", "cargo xtask test"] {
+        if !readme.contains(command) {
+            broken.push(format!("`{command}` is not in it"));
+        }
+    }
+    none("README.md shows what the tests run:", &broken);
+}
