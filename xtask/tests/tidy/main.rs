@@ -5,6 +5,7 @@
 //! [`lints`] only makes sure that nobody switches it off.
 
 #![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "helpers of tests: to panic is to fail")]
 
 mod graph;
 mod licences;
