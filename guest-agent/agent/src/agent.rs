@@ -175,7 +175,7 @@ impl Agent {
                     self.farewell(link, &fatal);
                     return false;
                 }
-                Ok(Some(action)) => act(action, &mut self.tasks, &mut self.session, epoll),
+                Ok(Some(action)) => act(&action, &mut self.tasks, &mut self.session, epoll),
                 Ok(None) => match link.receive(self.input.space()) {
                     Received::Bytes(n) => self.input.commit(n),
                     Received::Nothing => return false,
@@ -202,9 +202,9 @@ impl Agent {
     }
 }
 
-fn act(action: Action<'_>, tasks: &mut Tasks, session: &mut Session, epoll: &Epoll) {
-    match action {
-        Action::Open { slot, request } => tasks.open(slot, &request, session, epoll),
+fn act(action: &Action<'_>, tasks: &mut Tasks, session: &mut Session, epoll: &Epoll) {
+    match *action {
+        Action::Open { slot, ref request } => tasks.open(slot, request, session, epoll),
         Action::Data {
             slot,
             channel,

@@ -38,6 +38,7 @@ fn regular(file: &Fd) -> Result<i64, Errno> {
 }
 
 /// What a step of a reader came to.
+#[derive(Clone, Copy)]
 pub(crate) enum Step {
     /// There may be more at once.
     More,

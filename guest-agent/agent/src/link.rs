@@ -30,6 +30,8 @@ pub(crate) struct Link {
     readable: bool,
     writable: bool,
     wait_ms: u32,
+    /// No try before this moment of the monotonic clock.
+    next_try_ns: u64,
     flags: u32,
     start_ns: u64,
 }
@@ -60,6 +62,7 @@ impl Link {
             readable: false,
             writable: false,
             wait_ms: 0,
+            next_try_ns: 0,
             flags,
             start_ns,
         }
@@ -75,6 +78,7 @@ impl Link {
     ) {
         let connecting = matches!(self.state, State::Connecting(_));
         match core::mem::replace(&mut self.state, State::Down) {
+            State::Down if self.wait_ms != 0 && monotonic_ns() < self.next_try_ns => {}
             State::Down | State::Lost => self.try_vsock(epoll, token),
             State::Connecting(fd) if !self.vsock => match epoll.add(&fd, token, true, true) {
                 Ok(()) => self.state = State::Up(fd),
@@ -126,6 +130,7 @@ impl Link {
         }
         self.state = State::Down;
         self.wait_ms = (2 * self.wait_ms).clamp(FIRST_RETRY_MS, LAST_RETRY_MS);
+        self.next_try_ns = monotonic_ns() + u64::from(self.wait_ms) * 1_000_000;
     }
 
     /// How long to wait for events at most.

@@ -33,6 +33,10 @@ use sys::{Fd, spawn, system};
 pub(crate) extern "C" fn entry(stack: *const usize) -> ! {
     let start_ns = monotonic_ns();
     let (args, agent) = sys::runtime::begin(stack);
+    if system::pid() == 1 {
+        // What the kernel's command line adds to the arguments is not for us.
+        boot::run(agent, start_ns);
+    }
     match (args.get(1), args.get(2).and_then(number)) {
         (Some(b"--fd"), Some(fd)) => serve(agent, fd, start_ns),
         (Some(b"--version"), _) => {
@@ -40,7 +44,6 @@ pub(crate) extern "C" fn entry(stack: *const usize) -> ! {
             let _ = sys::write_all(&Fd::inherited(1), version.as_bytes());
             spawn::exit(0)
         }
-        _ if system::pid() == 1 => boot::run(agent, start_ns),
         _ => {
             let usage =
                 b"usage: hatchery-agent --fd N | --version; without arguments only as PID 1\n";
@@ -54,6 +57,7 @@ pub(crate) extern "C" fn entry(stack: *const usize) -> ! {
 fn serve(agent: &mut Agent, fd: i32, start_ns: u64) -> ! {
     let socket = Fd::inherited(fd);
     let ready = sys::file::set_nonblocking(&socket).and_then(|()| sys::file::set_cloexec(&socket));
+    system::umask(0o022);
     system::adopt_orphans();
     agent.tasks.identity.leave_machine_alone();
     let status = match ready.and_then(|()| agent.run(Link::given(socket, start_ns))) {

@@ -357,3 +357,8 @@ pub(crate) fn set_cloexec(file: &Fd) -> Result<()> {
     const FD_CLOEXEC: usize = 1;
     plain(nr::FCNTL, &[file.arg(), F_SETFD, FD_CLOEXEC]).map(drop)
 }
+
+/// Makes descriptor `number` the same file as `file`; it stays open in executed programs.
+pub(crate) fn replace(file: &Fd, number: usize) -> Result<()> {
+    plain(nr::DUP2, &[file.arg(), number]).map(drop)
+}

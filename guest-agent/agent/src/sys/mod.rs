@@ -33,7 +33,6 @@ impl Errno {
     pub(crate) const AGAIN: Self = Self(11);
     pub(crate) const NOMEM: Self = Self(12);
     pub(crate) const ACCES: Self = Self(13);
-    pub(crate) const BUSY: Self = Self(16);
     pub(crate) const EXIST: Self = Self(17);
     pub(crate) const XDEV: Self = Self(18);
     pub(crate) const NOTDIR: Self = Self(20);
@@ -44,7 +43,6 @@ impl Errno {
     pub(crate) const FBIG: Self = Self(27);
     pub(crate) const NOSPC: Self = Self(28);
     pub(crate) const ROFS: Self = Self(30);
-    pub(crate) const PIPE: Self = Self(32);
     pub(crate) const NAMETOOLONG: Self = Self(36);
     pub(crate) const NOTEMPTY: Self = Self(39);
     pub(crate) const LOOP: Self = Self(40);
@@ -90,7 +88,7 @@ pub(crate) mod nr {
     numbers! {
         READ 0 WRITE 1 CLOSE 3 FSTAT 5 LSEEK 8 MMAP 9 MUNMAP 11 SIGPROCMASK 14 IOCTL 16 DUP2 33
         GETPID 39 SOCKET 41 CONNECT 42 GETSOCKOPT 55 EXECVE 59 KILL 62 FCNTL 72 FTRUNCATE 77
-        CHDIR 80 FCHOWN 93 UMASK 95 SETSID 112 SETGROUPS 116 SETRESUID 117 SETRESGID 119
+        CHDIR 80 FCHOWN 93 UMASK 95 SYSINFO 99 SETSID 112 SETGROUPS 116 SETRESUID 117 SETRESGID 119
         STATFS 137 PRCTL 157 CHROOT 161 SYNC 162 MOUNT 165 REBOOT 169 SETHOSTNAME 170
         GETDENTS64 217 CLOCK_SETTIME 227 CLOCK_GETTIME 228 EXIT_GROUP 231 EPOLL_WAIT 232
         EPOLL_CTL 233 WAITID 247 OPENAT 257 MKDIRAT 258 FCHOWNAT 260 NEWFSTATAT 262 UNLINKAT 263

@@ -29,7 +29,7 @@ impl Args {
             return None;
         }
         // SAFETY: argv[0] to argv[argc - 1] follow it.
-        let arg = unsafe { *self.stack.add(1 + n) };
+        let arg = unsafe { self.stack.wrapping_add(1 + n).read() };
         let arg = core::ptr::with_exposed_provenance::<core::ffi::c_char>(arg);
         // SAFETY: the kernel terminates arguments, and they stay for the life of the program.
         Some(unsafe { core::ffi::CStr::from_ptr(arg) }.to_bytes())
@@ -89,9 +89,9 @@ unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, n: usize) -> i32 {
     let mut i = 0;
     while i < n {
         // SAFETY: `i < n`, and the caller promises `n` bytes.
-        let x = unsafe { *a.add(i) };
+        let x = unsafe { a.wrapping_add(i).read() };
         // SAFETY: as above.
-        let y = unsafe { *b.add(i) };
+        let y = unsafe { b.wrapping_add(i).read() };
         if x != y {
             return i32::from(x) - i32::from(y);
         }
@@ -114,7 +114,7 @@ unsafe extern "C" fn bcmp(a: *const u8, b: *const u8, n: usize) -> i32 {
 unsafe extern "C" fn strlen(s: *const u8) -> usize {
     let mut n = 0;
     // SAFETY: the caller promises a terminator.
-    while unsafe { *s.add(n) } != 0 {
+    while unsafe { s.wrapping_add(n).read() } != 0 {
         n += 1;
     }
     n

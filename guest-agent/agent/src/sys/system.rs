@@ -52,6 +52,29 @@ pub(crate) fn chroot(path: &CStr) -> Result<()> {
     .map(drop)
 }
 
+/// Bytes of memory the kernel manages.
+pub(crate) fn memory_bytes() -> Result<u64> {
+    let mut info = [0u64; 14];
+    // SAFETY: `struct sysinfo` has 112 bytes.
+    unsafe {
+        call(
+            nr::SYSINFO,
+            [info.as_mut_ptr().expose_provenance(), 0, 0, 0, 0, 0],
+        )
+    }?;
+    // uptime, three loads, then the total, in units given by the u32 at byte 104: 1 on x86-64
+    Ok(info[4])
+}
+
+/// Limits the open files of this process and those it will start.
+pub(crate) fn limit_open_files(soft: u64, hard: u64) -> Result<()> {
+    const RLIMIT_NOFILE: usize = 7;
+    let pair = [soft, hard];
+    let at = pair.as_ptr().expose_provenance();
+    // SAFETY: the kernel reads one `struct rlimit`.
+    unsafe { call(nr::PRLIMIT64, [0, RLIMIT_NOFILE, at, 0, 0, 0]) }.map(drop)
+}
+
 /// Sets the file mode creation mask.
 pub(crate) fn umask(mask: usize) {
     let _ = plain(nr::UMASK, &[mask]);
