@@ -1,12 +1,32 @@
 //! The event loop: every device, the link, the disks, timers and the VM process's own descriptors
 //! on one io_uring and one thread.
+//!
+//! One turn:
+//! 1. `io_uring_enter`: submit what the last turn prepared (interrupts included), wait for events
+//!    or the nearest deadline, collect. The only system call of a turn.
+//! 2. Tell each completion to its device or to the [`Host`]. Devices only take note.
+//! 3. Start and reset devices whose driver asked for it.
+//! 4. Let each device work once, in bounded measure. A device with more to do makes the next
+//!    `io_uring_enter` not wait, so that the others get their events in between.
 
+use crate::block::Block;
+use crate::device::{Context, Device, Next, Trouble};
 use crate::metrics::{BlockMetrics, LoopMetrics, VsockMetrics};
+use crate::mmio::{Demand, Identity};
+use crate::ring::{Completion, ENTRIES, Ring, Target, Token, borrow};
+use crate::rng::{self, Rng};
+use crate::vsock::Vsock;
 use crate::{BlockConfig, BlockError, IrqLine, Memory, Mmio, VsockConfig};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::mem;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
+use virtio_queue::{Queue, QueueState, QueueT};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// Most devices, and most watches.
+const MAX_DEVICES: usize = 16;
 
 /// A name the owner of the loop gives to one of its own descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,20 +103,66 @@ pub enum LoopError {
     },
 }
 
+/// A device and where it stands.
+#[derive(Debug)]
+struct Slot {
+    device: Box<dyn Device>,
+    mmio: Arc<Mmio>,
+    state: SlotState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SlotState {
+    /// Not started, or reset.
+    Idle,
+    Running,
+    /// The driver broke the rules; it must reset the device.
+    Failed,
+    /// I/O drains, then the driver is told that the reset is done.
+    Resetting,
+}
+
 /// The loop. It must run on the thread that made it (the ring has a single issuer).
 #[derive(Debug)]
 pub struct EventLoop {
+    ring: Ring,
+    memory: Arc<Memory>,
     metrics: Arc<LoopMetrics>,
+    attention: Arc<EventFd>,
+    slots: Vec<Slot>,
+    watches: Vec<(WatchId, OwnedFd)>,
+    link_closed: bool,
+    attended: bool,
+    started: bool,
 }
+
+fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> LoopError {
+    move |source| LoopError::Io { what, source }
+}
+
+const RING_FAILED: &str = "go on with the io_uring";
 
 impl EventLoop {
     /// A loop over `memory` with no devices.
     ///
     /// # Errors
     /// [`LoopError::Setup`] when the kernel refuses the ring.
-    pub fn new(_memory: Arc<Memory>) -> Result<Self, LoopError> {
+    pub fn new(memory: Arc<Memory>) -> Result<Self, LoopError> {
+        let ring = Ring::new(memory.clone()).map_err(|source| LoopError::Setup {
+            entries: ENTRIES,
+            source,
+        })?;
+        let attention = EventFd::new(EFD_NONBLOCK).map_err(io_error("make the loop's eventfd"))?;
         Ok(Self {
+            ring,
+            memory,
             metrics: Arc::default(),
+            attention: Arc::new(attention),
+            slots: Vec::new(),
+            watches: Vec::new(),
+            link_closed: false,
+            attended: false,
+            started: false,
         })
     }
 
@@ -106,10 +172,12 @@ impl EventLoop {
     /// Out of descriptors or room.
     pub fn add_vsock(
         &mut self,
-        _config: VsockConfig,
-        _line: Arc<dyn IrqLine>,
+        config: VsockConfig,
+        line: Arc<dyn IrqLine>,
     ) -> Result<(Arc<Mmio>, Arc<VsockMetrics>), LoopError> {
-        Err(LoopError::Full(0))
+        let (device, metrics) = Vsock::new(config);
+        let identity = device.identity();
+        Ok((self.add(Box::new(device), identity, line)?, metrics))
     }
 
     /// Adds a block device.
@@ -118,26 +186,55 @@ impl EventLoop {
     /// [`LoopError::Block`] for an unusable disk; out of descriptors or room.
     pub fn add_block(
         &mut self,
-        _config: BlockConfig,
-        _line: Arc<dyn IrqLine>,
+        config: BlockConfig,
+        line: Arc<dyn IrqLine>,
     ) -> Result<(Arc<Mmio>, Arc<BlockMetrics>), LoopError> {
-        Err(LoopError::Full(0))
+        let serial = config.serial.clone();
+        let (device, metrics) =
+            Block::new(config).map_err(|source| LoopError::Block { serial, source })?;
+        let identity = device.identity();
+        Ok((self.add(Box::new(device), identity, line)?, metrics))
     }
 
     /// Adds the entropy device.
     ///
     /// # Errors
     /// Out of descriptors or room.
-    pub fn add_rng(&mut self, _line: Arc<dyn IrqLine>) -> Result<Arc<Mmio>, LoopError> {
-        Err(LoopError::Full(0))
+    pub fn add_rng(&mut self, line: Arc<dyn IrqLine>) -> Result<Arc<Mmio>, LoopError> {
+        self.add(Box::new(Rng::new()), rng::identity(), line)
     }
 
-    /// Watches a descriptor for [`Host::ready`]; the loop keeps it until it is dropped.
+    fn add(
+        &mut self,
+        device: Box<dyn Device>,
+        identity: Identity,
+        line: Arc<dyn IrqLine>,
+    ) -> Result<Arc<Mmio>, LoopError> {
+        if self.slots.len() == MAX_DEVICES {
+            return Err(LoopError::Full(MAX_DEVICES));
+        }
+        let mmio = Mmio::new(identity, line, self.attention.clone())
+            .map_err(io_error("make a device's queue eventfds"))?;
+        let mmio = Arc::new(mmio);
+        self.slots.push(Slot {
+            device,
+            mmio: mmio.clone(),
+            state: SlotState::Idle,
+        });
+        Ok(mmio)
+    }
+
+    /// Watches a descriptor for [`Host::ready`]; the loop keeps it until it is dropped. Before
+    /// [`EventLoop::run`] only.
     ///
     /// # Errors
     /// Out of room.
-    pub fn watch(&mut self, _fd: OwnedFd, _id: WatchId) -> Result<(), LoopError> {
-        Err(LoopError::Full(0))
+    pub fn watch(&mut self, fd: OwnedFd, id: WatchId) -> Result<(), LoopError> {
+        if self.watches.len() == MAX_DEVICES {
+            return Err(LoopError::Full(MAX_DEVICES));
+        }
+        self.watches.push((id, fd));
+        Ok(())
     }
 
     /// The loop's counters.
@@ -151,7 +248,216 @@ impl EventLoop {
     ///
     /// # Errors
     /// Only when the ring itself fails; a guest cannot cause that.
-    pub fn run(&mut self, _host: &mut dyn Host) -> Result<(), LoopError> {
-        Err(LoopError::Full(0))
+    pub fn run(&mut self, host: &mut dyn Host) -> Result<(), LoopError> {
+        let result = self.serve(host);
+        self.slots.iter().for_each(|slot| slot.mmio.close());
+        result
+    }
+
+    fn serve(&mut self, host: &mut dyn Host) -> Result<(), LoopError> {
+        if !mem::replace(&mut self.started, true) {
+            self.arm_all()?;
+        }
+        let mut control = LoopControl::default();
+        let mut done = Vec::new();
+        let mut next = Next::Wait;
+        while !control.stop {
+            let deadline = self.deadline(host);
+            self.metrics.enters.add(1);
+            self.ring
+                .enter(next == Next::Wait, deadline)
+                .map_err(io_error(RING_FAILED))?;
+            self.ring.collect(&mut done);
+            self.metrics
+                .completions
+                .add(u64::try_from(done.len()).unwrap_or(0));
+            let now = Instant::now();
+            for completion in done.drain(..) {
+                self.dispatch(completion, now, host, &mut control)?;
+            }
+            if mem::take(&mut self.attended) {
+                self.serve_demands(now)?;
+            }
+            next = self.turn(now)?;
+            if mem::take(&mut self.link_closed) {
+                host.link_closed(&mut control);
+            }
+            if host.deadline().is_some_and(|at| at <= now) {
+                host.tick(now, &mut control);
+            }
+        }
+        Ok(())
+    }
+
+    fn arm_all(&mut self) -> Result<(), LoopError> {
+        self.arm(Target::Attention, 0)?;
+        for index in 0..self.watches.len() {
+            self.arm(Target::Watch(index), 0)?;
+        }
+        for index in 0..self.slots.len() {
+            let queues = self.slots[index].mmio.notifiers().count();
+            for queue in 0..u32::try_from(queues).unwrap_or(0) {
+                self.arm(Target::Kick(index), queue)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins, or begins again, to watch the descriptor of a target.
+    fn arm(&mut self, target: Target, key: u32) -> Result<(), LoopError> {
+        let token = Token { target, key };
+        let fd = match target {
+            Target::Attention => Some(borrow(&self.attention)),
+            Target::Watch(index) => self.watches.get(index).map(|(_, fd)| fd.as_fd()),
+            Target::Kick(index) => {
+                let queue = usize::try_from(key).unwrap_or(usize::MAX);
+                self.slots
+                    .get(index)
+                    .and_then(|s| s.mmio.notifier(queue))
+                    .map(borrow)
+            }
+            Target::Device(_) => None,
+        };
+        match fd {
+            Some(fd) => self.ring.poll(fd, token).map_err(io_error(RING_FAILED)),
+            None => Ok(()),
+        }
+    }
+
+    /// The nearest of all deadlines.
+    fn deadline(&self, host: &dyn Host) -> Option<Instant> {
+        let running = self.slots.iter().filter(|s| s.state == SlotState::Running);
+        running
+            .filter_map(|s| s.device.deadline())
+            .chain(host.deadline())
+            .min()
+    }
+
+    fn dispatch(
+        &mut self,
+        done: Completion,
+        now: Instant,
+        host: &mut dyn Host,
+        control: &mut LoopControl,
+    ) -> Result<(), LoopError> {
+        let Token { target, key } = done.token;
+        if !done.more && !matches!(target, Target::Device(_)) {
+            self.arm(target, key)?;
+        }
+        match target {
+            Target::Attention => self.attended = true,
+            Target::Watch(index) => {
+                if let Some(&(id, _)) = self.watches.get(index) {
+                    host.ready(id, control);
+                }
+            }
+            Target::Kick(index) => {
+                self.metrics.notifications.add(1);
+                let queue = usize::try_from(key).unwrap_or(usize::MAX);
+                if self
+                    .slots
+                    .get(index)
+                    .is_some_and(|s| s.state == SlotState::Running)
+                {
+                    self.with(index, now, |device, cx| device.kick(queue, cx))?;
+                }
+            }
+            // Also when it is not running: what is in flight must come home.
+            Target::Device(index) => {
+                self.with(index, now, |device, cx| device.complete(done, cx))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls a device. A driver's fault stops only that device.
+    fn with<T>(
+        &mut self,
+        index: usize,
+        now: Instant,
+        call: impl FnOnce(&mut dyn Device, &mut Context<'_>) -> Result<T, Trouble>,
+    ) -> Result<Option<T>, LoopError> {
+        let Some(slot) = self.slots.get_mut(index) else {
+            return Ok(None);
+        };
+        let mut cx = Context {
+            ring: &mut self.ring,
+            memory: &self.memory,
+            mmio: &slot.mmio,
+            index,
+            metrics: &self.metrics,
+            link_closed: &mut self.link_closed,
+            now,
+        };
+        match call(&mut *slot.device, &mut cx) {
+            Ok(value) => Ok(Some(value)),
+            Err(Trouble::Ring(error)) => Err(io_error(RING_FAILED)(error)),
+            Err(Trouble::Queue(_)) => {
+                if slot.state == SlotState::Running {
+                    slot.state = SlotState::Failed;
+                    slot.mmio.fail();
+                    tracing::warn!(
+                        device = index,
+                        "The guest broke a virtqueue; device stopped"
+                    );
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    fn serve_demands(&mut self, now: Instant) -> Result<(), LoopError> {
+        for index in 0..self.slots.len() {
+            match self.slots[index].mmio.take_demand() {
+                Some(Demand::Start { queues }) => {
+                    self.slots[index].state = SlotState::Running;
+                    let memory = self.memory.clone();
+                    self.with(index, now, |device, cx| {
+                        let queues: Result<Vec<_>, _> =
+                            queues.into_iter().map(|q| queue(q, &memory)).collect();
+                        device.start(queues?, cx)
+                    })?;
+                }
+                Some(Demand::Reset) => {
+                    self.slots[index].state = SlotState::Resetting;
+                    self.with(index, now, |device, cx| device.stop(cx))?;
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self, now: Instant) -> Result<Next, LoopError> {
+        let mut next = Next::Wait;
+        for index in 0..self.slots.len() {
+            let slot = &mut self.slots[index];
+            match slot.state {
+                SlotState::Running => {
+                    if self.with(index, now, |device, cx| device.turn(cx))? == Some(Next::Again) {
+                        next = Next::Again;
+                    }
+                }
+                SlotState::Resetting if slot.device.drained() => {
+                    slot.state = SlotState::Idle;
+                    slot.mmio.reset_done();
+                }
+                _ => {}
+            }
+        }
+        Ok(next)
+    }
+}
+
+/// The one gate from what the driver wrote to a queue that is served.
+fn queue(state: QueueState, memory: &Memory) -> Result<Option<Queue>, virtio_queue::Error> {
+    if !state.ready {
+        return Ok(None);
+    }
+    let queue = Queue::try_from(state)?;
+    if queue.is_valid(memory) {
+        Ok(Some(queue))
+    } else {
+        Err(virtio_queue::Error::QueueNotReady)
     }
 }

@@ -33,8 +33,6 @@ pub struct LoopMetrics {
     pub syscalls: Counter,
     /// Completions handled.
     pub completions: Counter,
-    /// Operations submitted.
-    pub submissions: Counter,
     /// Edges raised on interrupt lines.
     pub interrupts: Counter,
     /// Queue notifications from the guest.

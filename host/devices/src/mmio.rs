@@ -81,10 +81,7 @@ pub(crate) struct Identity {
 #[derive(Debug)]
 pub(crate) enum Demand {
     /// Begin to serve these queues. Not validated.
-    Start {
-        features: u64,
-        queues: Vec<QueueState>,
-    },
+    Start { queues: Vec<QueueState> },
     /// Stop, drain, then call [`Mmio::reset_done`].
     Reset,
 }
@@ -303,8 +300,9 @@ impl Mmio {
         match state.phase {
             Phase::Starting => {
                 state.phase = Phase::Running;
-                let (features, queues) = (state.driver_features, state.queues.clone());
-                Some(Demand::Start { features, queues })
+                Some(Demand::Start {
+                    queues: state.queues.clone(),
+                })
             }
             Phase::Resetting if !state.reset_taken => {
                 state.reset_taken = true;

@@ -1,5 +1,17 @@
 //! The block device (virtio 1.2 §5.2): a shared read-only image under a private layer of changes.
+//!
+//! ```text
+//!  guest request --> Request (checked) --> runs by Map --> ring reads: layer | base | zeros
+//!                                                     \--> ring writes: layer, then the Map's bit
+//! ```
 
+mod config;
+mod device;
+mod map;
+mod request;
+mod spec;
+
+pub(crate) use device::Block;
 use std::fs::File;
 
 /// What a block device needs.

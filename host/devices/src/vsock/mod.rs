@@ -1,5 +1,19 @@
 //! The socket device (virtio 1.2 §5.10): one byte stream between the guest's agent and the link.
+//!
+//! ```text
+//!  guest tx queue --> packet --> Muxer/Connection --> Outbox --sendmsg--> link socket
+//!  guest rx queue <-- packet <-- Muxer/Connection <-- Inbox <--recv------ link socket
+//! ```
 
+mod connection;
+mod device;
+mod inbox;
+mod muxer;
+mod outbox;
+mod packet;
+mod spec;
+
+pub(crate) use device::Vsock;
 use std::os::fd::OwnedFd;
 
 /// What the socket device needs.

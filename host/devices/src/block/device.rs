@@ -1,0 +1,587 @@
+//! The block device on the event loop: requests, split into file operations of the ring.
+//!
+//! Reads go straight from the files into guest memory, one operation per run of one [`Source`];
+//! writes of whole blocks go straight from guest memory into the layer. A write that covers part
+//! of a block that is not in the layer yet reads the block from the image into a buffer of ours,
+//! lays the guest's bytes over it and writes it whole. A block's bit is set when its bytes are in
+//! the layer, never before.
+//!
+//! Hazards: two requests on the fly may touch one block, which is the guest's own race except when
+//! one of them fills up a block as above: it would bring back old sectors that the other has just
+//! written. So a write waits (and the queue behind it) while an overlapping one is in flight, if
+//! either has a partial block ([`Extent::conflicts`]).
+
+use super::map::{BLOCK, Map, Source};
+use super::request::{Action, Disk, Request};
+use super::spec::{DEVICE_ID, HEADER_LEN, ID_LEN, QUEUE_SIZES, S_IOERR, S_OK};
+use super::{BlockConfig, BlockError, config};
+use crate::chain::{self, Chain};
+use crate::device::{BrokenQueue, Context, Device, Next, Trouble};
+use crate::metrics::BlockMetrics;
+use crate::mmio::{F_EVENT_IDX, F_INDIRECT_DESC, Identity};
+use crate::ring::{Completion, Piece};
+use std::fs::File;
+use std::mem;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+/// Requests in flight.
+const MAX_ACTIVE: usize = 64;
+/// File operations in flight for one request.
+const WINDOW: usize = 8;
+/// Requests taken per turn.
+const BUDGET: usize = 64;
+
+const BLOCK_LEN: usize = 4096;
+const ZEROS: [u8; BLOCK_LEN] = [0; BLOCK_LEN];
+
+/// A request being worked on.
+#[derive(Debug)]
+struct Active {
+    chain: Chain,
+    request: Request,
+    status: GuestAddress,
+    /// Bytes of the request for which operations have been issued.
+    cursor: u64,
+    in_flight: usize,
+    failed: bool,
+}
+
+/// One operation of the ring.
+#[derive(Clone, Copy, Debug)]
+struct Op {
+    slot: usize,
+    step: Step,
+    /// Where on the disk.
+    offset: u64,
+    /// Where in the request's data.
+    at: u64,
+    len: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Into guest memory.
+    Read(Source),
+    /// Of guest memory (or zeros) into the layer.
+    Write,
+    /// The image's block into a buffer; the request covers `offset` and `len` of it.
+    Fill,
+    /// The completed block into the layer.
+    WriteFilled,
+    /// Free the layer's blocks.
+    Punch,
+}
+
+/// Bytes a request changes.
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    start: u64,
+    end: u64,
+}
+
+impl Extent {
+    fn of(action: Action) -> Option<Self> {
+        let (start, len) = match action {
+            Action::Write { offset, len } => (offset, u64::try_from(len).ok()?),
+            Action::Discard { offset, len } | Action::Zero { offset, len } => (offset, len),
+            _ => return None,
+        };
+        Some(Self {
+            start,
+            end: start + len,
+        })
+    }
+
+    fn partial(self) -> bool {
+        self.start % BLOCK != 0 || self.end % BLOCK != 0
+    }
+
+    /// The two must not be in flight together.
+    fn conflicts(self, other: Self) -> bool {
+        let overlap = self.start / BLOCK < other.end.div_ceil(BLOCK)
+            && other.start / BLOCK < self.end.div_ceil(BLOCK);
+        overlap && (self.partial() || other.partial())
+    }
+}
+
+/// The device.
+#[derive(Debug)]
+pub(crate) struct Block {
+    // Fixed configuration
+    base: File,
+    layer: Option<File>,
+    disk: Disk,
+    base_len: u64,
+    serial: [u8; ID_LEN],
+    // Runtime glue
+    queue: Option<Queue>,
+    metrics: Arc<BlockMetrics>,
+    spare_chains: Vec<Chain>,
+    spare_pieces: Vec<Vec<Piece>>,
+    // Volatile state
+    map: Map,
+    active: Vec<Option<Active>>,
+    ops: Vec<Option<Op>>,
+    /// A request that waits for others to end; the queue waits with it.
+    stalled: Option<Active>,
+    kicked: bool,
+    used: bool,
+    enospc_logged: bool,
+}
+
+impl Block {
+    pub(crate) fn new(config: BlockConfig) -> Result<(Self, Arc<BlockMetrics>), BlockError> {
+        let base_len = config::prepare(&config)?;
+        let metrics = Arc::<BlockMetrics>::default();
+        let mut serial = [0; ID_LEN];
+        let len = config.serial.len().min(ID_LEN);
+        serial[..len].copy_from_slice(&config.serial.as_bytes()[..len]);
+        let device = Self {
+            disk: Disk {
+                size: config.size,
+                writable: config.layer.is_some(),
+            },
+            map: Map::new(config.size, base_len),
+            base: config.base,
+            layer: config.layer,
+            base_len,
+            serial,
+            queue: None,
+            metrics: metrics.clone(),
+            spare_chains: Vec::new(),
+            spare_pieces: Vec::new(),
+            active: (0..MAX_ACTIVE).map(|_| None).collect(),
+            ops: Vec::new(),
+            stalled: None,
+            kicked: false,
+            used: false,
+            enospc_logged: false,
+        };
+        Ok((device, metrics))
+    }
+
+    pub(crate) fn identity(&self) -> Identity {
+        Identity {
+            device_id: DEVICE_ID,
+            features: F_EVENT_IDX | F_INDIRECT_DESC | config::features(self.disk),
+            queue_sizes: QUEUE_SIZES,
+            config: config::space(self.disk).into(),
+        }
+    }
+
+    /// Takes requests off the queue.
+    fn take_requests(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        for _ in 0..BUDGET {
+            if let Some(active) = self.stalled.take() {
+                self.begin(active, cx)?;
+            }
+            let room = self.active.iter().any(Option::is_none);
+            let Some(queue) = self.queue.as_mut().filter(|_| room && self.kicked) else {
+                break;
+            };
+            if self.stalled.is_some() {
+                break;
+            }
+            let Some(descriptors) = queue.iter(cx.memory)?.next() else {
+                self.kicked = queue.enable_notification(cx.memory)?;
+                continue;
+            };
+            let mut chain = self.spare_chains.pop().unwrap_or_default();
+            let loaded = chain.load(descriptors);
+            let request = loaded.and_then(|()| Request::parse(cx.memory, &chain, self.disk));
+            let placed = request.and_then(|r| Ok((r, r.status_address(&chain)?)));
+            match placed {
+                Ok((request, status)) => {
+                    let (cursor, in_flight, failed) = (0, 0, false);
+                    self.begin(
+                        Active {
+                            chain,
+                            request,
+                            status,
+                            cursor,
+                            in_flight,
+                            failed,
+                        },
+                        cx,
+                    )?;
+                }
+                Err(_) => {
+                    self.metrics.malformed.add(1);
+                    queue.add_used(cx.memory, chain.head, 0)?;
+                    self.used = true;
+                    self.spare_chains.push(chain);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a request into a slot, or aside if it has to wait.
+    fn begin(&mut self, active: Active, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        let free = self.active.iter().position(Option::is_none);
+        let extent = Extent::of(active.request.action);
+        let conflict = extent.is_some_and(|new| {
+            let others = self.active.iter().flatten();
+            others
+                .filter_map(|a| Extent::of(a.request.action))
+                .any(|old| old.conflicts(new))
+        });
+        match free {
+            Some(slot) if !conflict => {
+                self.count(active.request.action);
+                self.active[slot] = Some(active);
+                self.advance(slot, cx)
+            }
+            _ => {
+                self.stalled = Some(active);
+                Ok(())
+            }
+        }
+    }
+
+    fn count(&self, action: Action) {
+        let metrics = &self.metrics;
+        let bytes = |len: usize| u64::try_from(len).unwrap_or(0);
+        match action {
+            Action::Read { len, .. } => {
+                metrics.reads.add(1);
+                metrics.read_bytes.add(bytes(len));
+            }
+            Action::Write { len, .. } => {
+                metrics.writes.add(1);
+                metrics.written_bytes.add(bytes(len));
+            }
+            Action::Flush => metrics.flushes.add(1),
+            Action::Discard { .. } | Action::Zero { .. } => metrics.discards.add(1),
+            Action::GetId => {}
+            Action::Refuse(_) => metrics.malformed.add(1),
+        }
+    }
+
+    /// Issues what the window allows; ends the request when all is done.
+    fn advance(&mut self, slot: usize, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        loop {
+            let Some(active) = self.active[slot].as_ref() else {
+                return Ok(());
+            };
+            let (offset, len) = match active.request.action {
+                Action::Read { offset, len } | Action::Write { offset, len } => {
+                    (offset, u64::try_from(len).map_err(|_| BrokenQueue)?)
+                }
+                Action::Zero { offset, len } => (offset, len),
+                Action::Discard { offset, len } => whole_blocks(offset, len),
+                Action::Flush | Action::GetId | Action::Refuse(_) => (0, 0),
+            };
+            let left = if active.failed {
+                0
+            } else {
+                len - active.cursor
+            };
+            if left == 0 && active.in_flight == 0 {
+                return self.finish(slot, cx);
+            }
+            if left == 0 || active.in_flight == WINDOW {
+                return Ok(());
+            }
+            let at = active.cursor;
+            let op = match active.request.action {
+                Action::Read { .. } => {
+                    let run = self.map.run(offset + at, left);
+                    Op {
+                        slot,
+                        step: Step::Read(run.source),
+                        offset: run.offset,
+                        at,
+                        len: run.len,
+                    }
+                }
+                action => self.write_op(slot, action, offset + at, at, left),
+            };
+            if let Some(active) = self.active[slot].as_mut() {
+                active.cursor += op.len;
+            }
+            self.issue(op, Vec::new(), cx)?;
+        }
+    }
+
+    /// The next operation of a request that changes `left` bytes from `offset` on.
+    fn write_op(&self, slot: usize, action: Action, offset: u64, at: u64, left: u64) -> Op {
+        let (step, len) = if offset % BLOCK == 0 && left >= BLOCK {
+            let erase = !matches!(action, Action::Write { .. });
+            (
+                if erase { Step::Punch } else { Step::Write },
+                left - left % BLOCK,
+            )
+        } else {
+            let present = self.map.contains(offset / BLOCK);
+            let len = left.min(BLOCK - offset % BLOCK);
+            (if present { Step::Write } else { Step::Fill }, len)
+        };
+        Op {
+            slot,
+            step,
+            offset,
+            at,
+            len,
+        }
+    }
+
+    /// Gives an operation to the ring, or does at once what needs no file. `buffer` is the filled
+    /// block for [`Step::WriteFilled`].
+    fn issue(&mut self, op: Op, buffer: Vec<u8>, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        let mut pieces = self.spare_pieces.pop().unwrap_or_default();
+        let Some(active) = self.active[op.slot].as_mut() else {
+            return Ok(());
+        };
+        let at = usize::try_from(op.at).map_err(|_| BrokenQueue)?;
+        let len = usize::try_from(op.len).map_err(|_| BrokenQueue)?;
+        match op.step {
+            Step::Read(Source::Zeros) => {
+                for start in (0..len).step_by(BLOCK_LEN) {
+                    let zeros = &ZEROS[..BLOCK_LEN.min(len - start)];
+                    chain::write(cx.memory, &active.chain.writable, at + start, zeros)
+                        .map_err(|_| BrokenQueue)?;
+                }
+                return Ok(());
+            }
+            Step::Read(_) => pieces.extend(chain::pieces(&active.chain.writable, at, len)),
+            Step::Write if matches!(active.request.action, Action::Write { .. }) => {
+                pieces.extend(chain::pieces(&active.chain.readable, HEADER_LEN + at, len));
+            }
+            Step::Write => pieces.push(Piece::Owned {
+                bytes: vec![0; len],
+                start: 0,
+            }),
+            Step::Fill if op.offset - op.offset % BLOCK >= self.base_len => {
+                return self.filled(op, vec![0; BLOCK_LEN], cx);
+            }
+            Step::Fill => pieces.push(Piece::Owned {
+                bytes: vec![0; BLOCK_LEN],
+                start: 0,
+            }),
+            Step::WriteFilled => pieces.push(Piece::Owned {
+                bytes: buffer,
+                start: 0,
+            }),
+            Step::Punch => {}
+        }
+        active.in_flight += 1;
+        self.submit(op, pieces, cx)
+    }
+
+    fn submit(&mut self, op: Op, pieces: Vec<Piece>, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        let index = self
+            .ops
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or_else(|| {
+                self.ops.push(None);
+                self.ops.len() - 1
+            });
+        let key = u32::try_from(index).map_err(|_| BrokenQueue)?;
+        let block = op.offset - op.offset % BLOCK;
+        let layer = self.layer.as_ref().unwrap_or(&self.base).as_fd();
+        let pushed = match op.step {
+            Step::Read(Source::Layer) => cx.read(layer, pieces, op.offset, key)?,
+            Step::Read(_) => cx.read(self.base.as_fd(), pieces, op.offset, key)?,
+            Step::Fill => cx.read(self.base.as_fd(), pieces, block, key)?,
+            Step::Write => cx.write(layer, pieces, op.offset, key)?,
+            Step::WriteFilled => cx.write(layer, pieces, block, key)?,
+            Step::Punch => {
+                cx.punch_hole(layer, op.offset, op.len, key)?;
+                Ok(())
+            }
+        };
+        match pushed {
+            Ok(()) => self.ops[index] = Some(op),
+            Err(_) => {
+                // A descriptor that points outside the guest's memory: fail the request.
+                let Some(active) = self.active[op.slot].as_mut() else {
+                    return Ok(());
+                };
+                active.in_flight -= 1;
+                active.failed = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// The image's block is in `buffer`: lays the request's bytes over it and writes it.
+    fn filled(&mut self, op: Op, mut buffer: Vec<u8>, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        let Some(active) = self.active[op.slot].as_mut() else {
+            return Ok(());
+        };
+        let to = |n: u64| usize::try_from(n).map_err(|_| BrokenQueue);
+        let (from, len, at) = (to(op.offset % BLOCK)?, to(op.len)?, to(op.at)?);
+        let part = buffer.get_mut(from..from + len).ok_or(BrokenQueue)?;
+        if matches!(active.request.action, Action::Write { .. }) {
+            chain::read(cx.memory, &active.chain.readable, HEADER_LEN + at, part)
+                .map_err(|_| BrokenQueue)?;
+        } else {
+            part.fill(0);
+        }
+        self.issue(
+            Op {
+                step: Step::WriteFilled,
+                ..op
+            },
+            buffer,
+            cx,
+        )
+    }
+
+    fn completed(&mut self, op: Op, done: Completion, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        let Some(active) = self.active[op.slot].as_mut() else {
+            return Ok(());
+        };
+        active.in_flight -= 1;
+        let moved = match done.result {
+            Ok(n) => u64::from(n),
+            Err(errno) => {
+                active.failed = true;
+                if !mem::replace(&mut self.enospc_logged, true) {
+                    tracing::warn!(?errno, step = ?op.step, offset = op.offset, "Disk I/O failed");
+                }
+                return Ok(());
+            }
+        };
+        let block = op.offset / BLOCK;
+        let failed = active.failed;
+        match op.step {
+            Step::Fill => {
+                let expected = BLOCK.min(self.base_len.saturating_sub(block * BLOCK));
+                match done.pieces.into_iter().next() {
+                    // A failed request, also one that a reset ended, touches nothing more.
+                    Some(Piece::Owned { bytes, .. }) if moved >= expected && !active.failed => {
+                        self.filled(op, bytes, cx)?;
+                    }
+                    _ => active.failed = true,
+                }
+            }
+            Step::WriteFilled if moved == BLOCK => self.map.insert(block..block + 1),
+            Step::Punch => self.map.insert(block..block + op.len / BLOCK),
+            Step::Read(_) | Step::Write if moved > 0 && moved <= op.len => {
+                let mut pieces = done.pieces;
+                pieces.clear();
+                self.spare_pieces.push(pieces);
+                if op.step == Step::Write {
+                    // Only blocks of which the last byte is in: a partial one was in before.
+                    self.map.insert(block..(op.offset + moved) / BLOCK);
+                }
+                if moved < op.len && !failed {
+                    let (offset, at) = (op.offset + moved, op.at + moved);
+                    self.issue(
+                        Op {
+                            offset,
+                            at,
+                            len: op.len - moved,
+                            ..op
+                        },
+                        Vec::new(),
+                        cx,
+                    )?;
+                }
+            }
+            Step::WriteFilled | Step::Read(_) | Step::Write => active.failed = true,
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, slot: usize, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        let Some(active) = self.active[slot].take() else {
+            return Ok(());
+        };
+        let Active {
+            chain,
+            request,
+            status,
+            failed,
+            ..
+        } = active;
+        let mut written = 1;
+        let code = match request.action {
+            _ if failed => S_IOERR,
+            Action::Refuse(code) => code,
+            Action::Read { len, .. } => {
+                written += u32::try_from(len).map_err(|_| BrokenQueue)?;
+                S_OK
+            }
+            Action::GetId => {
+                chain::write(cx.memory, &chain.writable, 0, &self.serial)
+                    .map_err(|_| BrokenQueue)?;
+                written += u32::try_from(ID_LEN).map_err(|_| BrokenQueue)?;
+                S_OK
+            }
+            _ => S_OK,
+        };
+        if failed {
+            self.metrics.errors.add(1);
+        }
+        self.metrics.layer_blocks.set(self.map.count());
+        if let Some(queue) = &mut self.queue {
+            cx.memory.write_obj(code, status).map_err(|_| BrokenQueue)?;
+            queue.add_used(cx.memory, chain.head, written)?;
+            self.used = true;
+        }
+        self.spare_chains.push(chain);
+        Ok(())
+    }
+}
+
+/// The whole blocks inside a range.
+fn whole_blocks(offset: u64, len: u64) -> (u64, u64) {
+    let start = offset.next_multiple_of(BLOCK);
+    let end = (offset + len) / BLOCK * BLOCK;
+    (start, end.saturating_sub(start))
+}
+
+impl Device for Block {
+    fn start(&mut self, queues: Vec<Option<Queue>>, _: &mut Context<'_>) -> Result<(), Trouble> {
+        self.queue = queues.into_iter().next().flatten();
+        self.kicked = true;
+        Ok(())
+    }
+
+    fn kick(&mut self, _: usize, _: &mut Context<'_>) -> Result<(), Trouble> {
+        self.kicked = true;
+        Ok(())
+    }
+
+    fn complete(&mut self, done: Completion, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        let index = usize::try_from(done.token.key).unwrap_or(usize::MAX);
+        let Some(op) = self.ops.get_mut(index).and_then(Option::take) else {
+            return Ok(());
+        };
+        self.completed(op, done, cx)?;
+        self.advance(op.slot, cx)
+    }
+
+    fn turn(&mut self, cx: &mut Context<'_>) -> Result<Next, Trouble> {
+        self.take_requests(cx)?;
+        if let Some(queue) = self.queue.as_mut().filter(|_| mem::take(&mut self.used)) {
+            cx.interrupt_if_needed(queue)?;
+        }
+        let room = self.active.iter().any(Option::is_none);
+        let more = self.kicked && self.stalled.is_none() && room;
+        Ok(if more { Next::Again } else { Next::Wait })
+    }
+
+    fn stop(&mut self, _: &mut Context<'_>) -> Result<(), Trouble> {
+        self.queue = None;
+        self.stalled = None;
+        self.kicked = false;
+        // What has been issued ends by itself; nothing more of these requests begins.
+        self.active
+            .iter_mut()
+            .flatten()
+            .for_each(|a| a.failed = true);
+        Ok(())
+    }
+
+    fn drained(&self) -> bool {
+        self.ops.iter().all(Option::is_none)
+    }
+}

@@ -1,0 +1,387 @@
+//! The socket device on the event loop: virtqueues and the link around [`Muxer`].
+//!
+//! System calls: none of its own. Per turn the loop's one `io_uring_enter` submits at most one
+//! `sendmsg` with up to 128 pieces and one interrupt; receiving repeats by itself.
+//!
+//! Interrupts cost the guest three exits each (delivery, status, acknowledge), so they are saved:
+//! used tx buffers are reported together with the next rx interrupt, when [`REPORT_TX`] of them
+//! have gathered, or after [`REPORT_AFTER`].
+
+use super::VsockConfig;
+use super::inbox::Inbox;
+use super::muxer::{Muxer, Verdict};
+use super::outbox::Outbox;
+use super::packet::Header;
+use super::spec::{DEVICE_ID, HEADER_LEN, MAX_PAYLOAD, QUEUE_SIZES, RX, TX};
+use crate::chain::{self, Chain};
+use crate::device::{BrokenQueue, Context, Device, Next, Trouble};
+use crate::metrics::VsockMetrics;
+use crate::mmio::{F_EVENT_IDX, Identity};
+use crate::ring::Completion;
+use std::mem;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+
+/// Packets per turn in each direction.
+const BUDGET: usize = 256;
+/// Used tx buffers that are worth an interrupt of their own.
+const REPORT_TX: u16 = 32;
+/// The longest a used tx buffer goes unreported.
+const REPORT_AFTER: Duration = Duration::from_millis(10);
+
+/// Keys of the device's operations.
+const RECEIVE: u32 = 0;
+const SEND: u32 = 1;
+
+/// The device.
+#[derive(Debug)]
+pub(crate) struct Vsock {
+    // Fixed configuration
+    guest_cid: u32,
+    link: OwnedFd,
+    // Runtime glue
+    queues: Option<Queues>,
+    chain: Chain,
+    heads: Vec<u16>,
+    metrics: Arc<VsockMetrics>,
+    // Volatile state
+    muxer: Muxer,
+    inbox: Inbox,
+    outbox: Outbox,
+    /// The repeating receive is in the ring.
+    receiving: bool,
+    link_open: bool,
+    rx_added: bool,
+    tx_pending: bool,
+    tx_unreported: u16,
+    report_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Queues {
+    rx: Queue,
+    tx: Queue,
+}
+
+impl Vsock {
+    pub(crate) fn new(config: VsockConfig) -> (Self, Arc<VsockMetrics>) {
+        let metrics = Arc::<VsockMetrics>::default();
+        let device = Self {
+            guest_cid: config.guest_cid,
+            link: config.link,
+            queues: None,
+            chain: Chain::default(),
+            heads: Vec::new(),
+            metrics: metrics.clone(),
+            muxer: Muxer::new(config.guest_cid, config.port),
+            inbox: Inbox::default(),
+            outbox: Outbox::default(),
+            receiving: false,
+            link_open: true,
+            rx_added: false,
+            tx_pending: false,
+            tx_unreported: 0,
+            report_at: None,
+        };
+        (device, metrics)
+    }
+
+    /// No `INDIRECT_DESC`: packets have two descriptors, and a table for them would cost the
+    /// guest an allocation each.
+    pub(crate) fn identity(&self) -> Identity {
+        Identity {
+            device_id: DEVICE_ID,
+            features: F_EVENT_IDX,
+            queue_sizes: QUEUE_SIZES,
+            config: u64::from(self.guest_cid).to_le_bytes().into(),
+        }
+    }
+
+    /// Takes packets from the guest.
+    fn take_packets(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        let mut budget = BUDGET;
+        while self.tx_pending && budget > 0 && !self.muxer.is_full() {
+            let Some(queues) = &mut self.queues else {
+                break;
+            };
+            let Some(descriptors) = queues.tx.iter(cx.memory)?.next() else {
+                self.tx_pending = queues.tx.enable_notification(cx.memory)?;
+                continue;
+            };
+            budget -= 1;
+            let loaded = self.chain.load(descriptors);
+            let held = loaded.is_ok() && self.take_packet(cx)?;
+            if !held {
+                self.heads.push(self.chain.head);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the packet in `self.chain`; whether the chain is held until its payload is sent.
+    fn take_packet(&mut self, cx: &mut Context<'_>) -> Result<bool, Trouble> {
+        self.metrics.from_guest_packets.add(1);
+        let mut bytes = [0; HEADER_LEN];
+        if chain::read(cx.memory, &self.chain.readable, 0, &mut bytes).is_err() {
+            self.metrics.malformed.add(1);
+            return Ok(false);
+        }
+        let header = Header::parse(&bytes);
+        let len = usize::try_from(header.len).unwrap_or(usize::MAX);
+        if len > MAX_PAYLOAD || len > chain::len(&self.chain.readable) - HEADER_LEN {
+            self.metrics.malformed.add(1);
+            return Ok(false);
+        }
+        match self.muxer.receive(&header) {
+            Verdict::Done => {}
+            Verdict::Malformed => self.metrics.malformed.add(1),
+            Verdict::Refused => self.metrics.refused.add(1),
+            Verdict::Payload => return self.take_payload(len, cx),
+            Verdict::Gone => self.drop_undelivered(cx),
+            Verdict::Opened { replaced } => {
+                self.metrics.connections.add(1);
+                self.outbox.disown();
+                if replaced {
+                    self.drop_undelivered(cx);
+                }
+            }
+        }
+        if self.outbox.is_empty() {
+            self.muxer.close_if_asked();
+        }
+        Ok(false)
+    }
+
+    fn take_payload(&mut self, len: usize, cx: &mut Context<'_>) -> Result<bool, Trouble> {
+        let Chain { head, readable, .. } = &self.chain;
+        let held = self
+            .outbox
+            .push(cx.memory, readable, HEADER_LEN, len, *head)
+            .map_err(|_| BrokenQueue)?;
+        let bytes = u64::try_from(len).unwrap_or(0);
+        self.metrics.from_guest_bytes.add(bytes);
+        if !held {
+            self.metrics.copied_bytes.add(bytes);
+        }
+        Ok(held)
+    }
+
+    /// The connection broke: bytes of either direction that wait here belong to nobody.
+    fn drop_undelivered(&mut self, cx: &mut Context<'_>) {
+        self.outbox.drop_waiting(&mut self.heads);
+        self.inbox.clear(cx.ring);
+    }
+
+    /// Starts the link's operations that are due.
+    fn drive_link(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        if !self.link_open {
+            return Ok(());
+        }
+        if let Some(pieces) = self.outbox.next()
+            && let Err(pieces) = cx.send(self.link.as_fd(), pieces, SEND)?
+        {
+            // A descriptor that points outside the guest's memory.
+            self.outbox.sent(pieces, &mut self.heads);
+            return Err(BrokenQueue.into());
+        }
+        if !self.receiving && self.muxer.is_connected() && cx.ring.pool_has_room() {
+            self.receiving = true;
+            cx.receive(self.link.as_fd(), RECEIVE)?;
+        }
+        Ok(())
+    }
+
+    /// Gives packets to the guest; whether the budget was used up.
+    fn give_packets(&mut self, cx: &mut Context<'_>) -> Result<Next, Trouble> {
+        let Some(queues) = &mut self.queues else {
+            return Ok(Next::Wait);
+        };
+        let rx = &mut queues.rx;
+        let mut budget = BUDGET;
+        while self.muxer.has_next(self.inbox.available()) {
+            if budget == 0 {
+                return Ok(Next::Again);
+            }
+            budget -= 1;
+            let Some(descriptors) = rx.iter(cx.memory)?.next() else {
+                // Ask to be told of new buffers only now that one is missing.
+                if rx.enable_notification(cx.memory)? {
+                    continue;
+                }
+                break;
+            };
+            let loaded = self.chain.load(descriptors);
+            let room = chain::len(&self.chain.writable).checked_sub(HEADER_LEN);
+            let used = match room.filter(|_| loaded.is_ok()) {
+                Some(room) => give_packet(&mut self.muxer, &mut self.inbox, &self.chain, room, cx)?,
+                None => {
+                    self.metrics.malformed.add(1);
+                    0
+                }
+            };
+            let payload = used.saturating_sub(HEADER_LEN);
+            self.metrics.to_guest_packets.add(1);
+            self.metrics
+                .to_guest_bytes
+                .add(u64::try_from(payload).unwrap_or(0));
+            let used = u32::try_from(used).map_err(|_| BrokenQueue)?;
+            rx.add_used(cx.memory, self.chain.head, used)?;
+            self.rx_added = true;
+        }
+        Ok(Next::Wait)
+    }
+
+    /// Gives used tx chains back and interrupts if it is worth it.
+    fn report(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        let Some(queues) = &mut self.queues else {
+            self.heads.clear();
+            return Ok(());
+        };
+        for head in self.heads.drain(..) {
+            queues.tx.add_used(cx.memory, head, 0)?;
+            self.tx_unreported = self.tx_unreported.saturating_add(1);
+        }
+        let rx_wants = mem::take(&mut self.rx_added) && queues.rx.needs_notification(cx.memory)?;
+        let due = self.report_at.is_some_and(|at| at <= cx.now);
+        let tx_wants =
+            self.tx_unreported > 0 && (rx_wants || due || self.tx_unreported >= REPORT_TX) && {
+                self.tx_unreported = 0;
+                queues.tx.needs_notification(cx.memory)?
+            };
+        if rx_wants || tx_wants {
+            cx.interrupt()?;
+        }
+        if self.tx_unreported == 0 {
+            self.report_at = None;
+        } else if self.report_at.is_none() {
+            self.report_at = Some(cx.now + REPORT_AFTER);
+        }
+        Ok(())
+    }
+
+    fn link_failed(&mut self, cx: &mut Context<'_>) {
+        if mem::replace(&mut self.link_open, false) {
+            self.muxer.link_closed();
+            self.drop_undelivered(cx);
+            *cx.link_closed = true;
+        }
+    }
+
+    fn received(&mut self, done: &Completion, cx: &mut Context<'_>) {
+        self.receiving = done.more;
+        match (done.result, done.buffer) {
+            (Ok(len @ 1..), Some(id)) => {
+                let len = usize::try_from(len).unwrap_or(0);
+                self.inbox.push(id, len);
+            }
+            // The pool is empty: `drive_link` goes on when it is not.
+            (Err(rustix::io::Errno::NOBUFS), _) => {}
+            (_, buffer) => {
+                if let Some(id) = buffer {
+                    cx.ring.recycle(id);
+                }
+                self.link_failed(cx);
+            }
+        }
+    }
+
+    fn sent(&mut self, done: Completion, cx: &mut Context<'_>) {
+        let sent = self.outbox.sent(done.pieces, &mut self.heads);
+        let complete = done
+            .result
+            .is_ok_and(|n| usize::try_from(n) == Ok(sent.bytes));
+        if complete {
+            let counted = u32::try_from(sent.counted).unwrap_or(0);
+            self.muxer.forwarded(counted, self.outbox.is_empty());
+        } else if sent.counted > 0 {
+            self.link_failed(cx);
+        }
+        // Otherwise a reset of the device cancelled it.
+    }
+}
+
+/// Fills one rx chain; the number of bytes used, 0 when there was nothing after all.
+fn give_packet(
+    muxer: &mut Muxer,
+    inbox: &mut Inbox,
+    chain: &Chain,
+    room: usize,
+    cx: &mut Context<'_>,
+) -> Result<usize, Trouble> {
+    let Some(header) = muxer.next(room, inbox.available()) else {
+        return Ok(0);
+    };
+    let len = usize::try_from(header.len).map_err(|_| BrokenQueue)?;
+    let put = |at, bytes: &[u8]| {
+        chain::write(cx.memory, &chain.writable, at, bytes).map_err(|_| BrokenQueue)
+    };
+    put(0, &header.emit())?;
+    put(HEADER_LEN, inbox.peek(len, cx.ring))?;
+    if len > 0 {
+        inbox.consume(len, cx.ring);
+    }
+    Ok(HEADER_LEN + len)
+}
+
+impl Device for Vsock {
+    fn start(&mut self, queues: Vec<Option<Queue>>, _: &mut Context<'_>) -> Result<(), Trouble> {
+        let mut queues: Vec<_> = queues.into_iter().collect();
+        let mut take = |index: usize| queues.get_mut(index).and_then(Option::take);
+        let (Some(rx), Some(tx)) = (take(RX), take(TX)) else {
+            return Err(BrokenQueue.into());
+        };
+        self.queues = Some(Queues { rx, tx });
+        self.tx_pending = true;
+        Ok(())
+    }
+
+    fn kick(&mut self, queue: usize, _: &mut Context<'_>) -> Result<(), Trouble> {
+        self.tx_pending |= queue == TX;
+        Ok(())
+    }
+
+    fn complete(&mut self, done: Completion, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        match done.token.key {
+            RECEIVE => self.received(&done, cx),
+            _ => self.sent(done, cx),
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self, cx: &mut Context<'_>) -> Result<Next, Trouble> {
+        self.take_packets(cx)?;
+        self.drive_link(cx)?;
+        let next = self.give_packets(cx)?;
+        // Buffers that became free just now let receiving go on.
+        self.drive_link(cx)?;
+        self.report(cx)?;
+        let more_tx = self.tx_pending && !self.muxer.is_full();
+        Ok(if more_tx { Next::Again } else { next })
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.report_at
+    }
+
+    fn stop(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        self.queues = None;
+        self.muxer.reset();
+        self.outbox.forget_chains();
+        self.inbox.clear(cx.ring);
+        self.heads.clear();
+        self.rx_added = false;
+        self.tx_pending = false;
+        self.tx_unreported = 0;
+        self.report_at = None;
+        if self.outbox.in_flight() {
+            cx.cancel(SEND)?;
+        }
+        Ok(())
+    }
+
+    fn drained(&self) -> bool {
+        !self.outbox.in_flight()
+    }
+}

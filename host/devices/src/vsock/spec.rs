@@ -1,0 +1,27 @@
+//! Constants of the socket device (virtio 1.2 §5.10).
+
+/// Virtio device type (§5.10.1).
+pub(crate) const DEVICE_ID: u32 = 19;
+
+/// Queue numbers (§5.10.2).
+pub(crate) const RX: usize = 0;
+/// Guest to device.
+pub(crate) const TX: usize = 1;
+/// Sizes of rx, tx and event queue.
+pub(crate) const QUEUE_SIZES: &[u16] = &[256, 256, 8];
+
+/// `VMADDR_CID_HOST`: the well-known context id of the host.
+pub(crate) const HOST_CID: u64 = 2;
+
+/// Bytes of `struct virtio_vsock_hdr` (§5.10.6).
+pub(crate) const HEADER_LEN: usize = 44;
+/// The largest payload a Linux driver sends in one packet.
+pub(crate) const MAX_PAYLOAD: usize = 64 * 1024;
+
+/// `VIRTIO_VSOCK_TYPE_STREAM` (§5.10.6.1).
+pub(crate) const TYPE_STREAM: u16 = 1;
+
+/// `VIRTIO_VSOCK_SHUTDOWN_F_RECEIVE` (§5.10.6.5): the sender of the packet receives no more.
+pub(crate) const SHUTDOWN_RECEIVE: u32 = 1;
+/// `VIRTIO_VSOCK_SHUTDOWN_F_SEND`: the sender of the packet sends no more.
+pub(crate) const SHUTDOWN_SEND: u32 = 2;
