@@ -1,0 +1,104 @@
+//! Which pages of a private mapping are no longer the file's.
+#![expect(
+    unsafe_code,
+    reason = "PAGEMAP_SCAN takes addresses of a mapping and of a buffer"
+)]
+
+use crate::error::{MemoryError, io};
+use snapshot_format::UNIT;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+
+/// Pages `first..end` of a mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    /// The first.
+    pub first: u64,
+    /// Behind the last.
+    pub end: u64,
+}
+
+/// `struct page_region` of `linux/fs.h`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct PageRegion {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+/// `struct pm_scan_arg` of `linux/fs.h`.
+#[repr(C)]
+#[derive(Default)]
+struct PmScanArg {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+const PAGE_IS_FILE: u64 = 1 << 2;
+const PAGE_IS_PRESENT: u64 = 1 << 3;
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
+/// `_IOWR('f', 16, struct pm_scan_arg)`
+const PAGEMAP_SCAN: libc::c_ulong =
+    3 << 30 | (size_of::<PmScanArg>() as libc::c_ulong) << 16 | (b'f' as libc::c_ulong) << 8 | 16;
+/// Ranges fetched by one call.
+const BATCH: usize = 1024;
+
+/// The pages of `mapping`, a private mapping of this process, that it has written to: in memory or
+/// swapped out, but not the file's. Adjacent pages come as one range.
+///
+/// # Errors
+/// When the kernel has no `PAGEMAP_SCAN` (before Linux 6.7), or refuses.
+pub fn dirty_ranges(mapping: std::ops::Range<usize>) -> Result<Vec<Range>, MemoryError> {
+    let pagemap = File::open("/proc/self/pagemap").map_err(io("Opening", "/proc/self/pagemap"))?;
+    let base = mapping.start as u64;
+    let mut regions = vec![PageRegion::default(); BATCH];
+    let mut ranges: Vec<Range> = Vec::new();
+    let mut start = base;
+    while start < mapping.end as u64 {
+        let mut arg = PmScanArg {
+            size: size_of::<PmScanArg>() as u64,
+            start,
+            end: mapping.end as u64,
+            vec: regions.as_mut_ptr().expose_provenance() as u64,
+            vec_len: BATCH as u64,
+            // Not the file's, and somewhere.
+            category_inverted: PAGE_IS_FILE,
+            category_mask: PAGE_IS_FILE,
+            category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+            return_mask: PAGE_IS_PRESENT,
+            ..PmScanArg::default()
+        };
+        // SAFETY: `arg` is the structure this request takes, and `vec` points to `vec_len` regions
+        // that live across the call; the scanned range is only looked at.
+        let found = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
+        let Ok(found) = usize::try_from(found) else {
+            let with = format!("{start:#x} to {:#x}; needs Linux 6.7", mapping.end);
+            return Err(io("PAGEMAP_SCAN", with)(std::io::Error::last_os_error()));
+        };
+        for region in regions.iter().take(found) {
+            let (first, end) = ((region.start - base) / UNIT, (region.end - base) / UNIT);
+            match ranges.last_mut() {
+                Some(last) if last.end == first => last.end = end,
+                _ => ranges.push(Range { first, end }),
+            }
+        }
+        // `walk_end` is not to be trusted after a whole walk: the kernel leaves in it where its own
+        // smaller buffer was full last. A call that had room left has seen everything.
+        match regions.get(BATCH - 1) {
+            Some(last) if found == BATCH => start = last.end,
+            _ => break,
+        }
+    }
+    Ok(ranges)
+}

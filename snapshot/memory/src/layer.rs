@@ -1,0 +1,125 @@
+//! Layer files: reading their pages, and writing a new one.
+
+use crate::dirty::Range;
+use crate::error::{MemoryError, io};
+use snapshot_format::{FormatError, LayerIndex, UNIT};
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+
+/// A checked layer file.
+#[derive(Debug)]
+pub struct Layer {
+    index: LayerIndex,
+    file: File,
+}
+
+impl Layer {
+    /// Reads and checks the index of a layer file.
+    ///
+    /// # Errors
+    /// [`MemoryError::Format`] when it is not one or is cut off, or the system's error.
+    pub fn open(file: File) -> Result<Self, MemoryError> {
+        let mut bytes = vec![0; 32];
+        read(&file, &mut bytes, 0)?;
+        let len = LayerIndex::index_len(&bytes)?;
+        bytes.resize(len, 0);
+        read(&file, &mut bytes, 0)?;
+        let index = LayerIndex::parse(&bytes)?;
+        let found = file
+            .metadata()
+            .map_err(io("Asking a layer file", "its size"))?
+            .len();
+        let needed = index.file_len();
+        if found < needed {
+            return Err(FormatError::Truncated {
+                what: "layer file",
+                needed,
+                found,
+            }
+            .into());
+        }
+        Ok(Self { index, file })
+    }
+
+    /// Its index.
+    #[must_use]
+    pub const fn index(&self) -> &LayerIndex {
+        &self.index
+    }
+
+    /// Hands the bytes of `units` units from `first`, which all have data here, to `put` with
+    /// their offset in the whole.
+    pub(crate) fn copy(
+        &self,
+        first: u64,
+        units: u64,
+        buffer: &mut [u8],
+        mut put: impl FnMut(u64, &[u8]) -> std::io::Result<()>,
+    ) -> Result<(), MemoryError> {
+        let (mut unit, end) = (first, first + units);
+        while unit < end {
+            let missing = || FormatError::Invalid {
+                what: "unit",
+                value: unit.to_string(),
+            };
+            let extent = self.index.find(unit).ok_or_else(missing)?;
+            let data = extent.data.ok_or_else(missing)?;
+            let run = (end.min(extent.end()) - unit).min(buffer.len() as u64 / UNIT);
+            let bytes = usize::try_from(run * UNIT).unwrap_or(0);
+            read(
+                &self.file,
+                &mut buffer[..bytes],
+                data + (unit - extent.first) * UNIT,
+            )?;
+            put(unit * UNIT, &buffer[..bytes])
+                .map_err(io("Writing pages", format!("{run} from page {unit}")))?;
+            unit += run;
+        }
+        Ok(())
+    }
+}
+
+fn read(file: &File, bytes: &mut [u8], offset: u64) -> Result<(), MemoryError> {
+    file.read_exact_at(bytes, offset).map_err(io(
+        "Reading a layer file",
+        format!("{} bytes at {offset}", bytes.len()),
+    ))
+}
+
+/// Writes a layer with the given pages of `memory`, a whole of `memory.len()` bytes; pages that are
+/// all zeros are named but not stored. Returns the index.
+///
+/// # Errors
+/// When the pages are more or further than a layer can hold, or from `out`.
+pub fn write_layer(
+    memory: &[u8],
+    ranges: &[Range],
+    out: &mut impl Write,
+) -> Result<LayerIndex, MemoryError> {
+    const PAGE: usize = 4096;
+    let page = |n: u64| {
+        let start = usize::try_from(n * UNIT).unwrap_or(usize::MAX);
+        memory.get(start..start.saturating_add(PAGE)).unwrap_or(&[])
+    };
+    let named = ranges.iter().flat_map(|r| r.first..r.end);
+    let runs = named.map(|n| (n, 1, !is_zero(page(n))));
+    let index = LayerIndex::new(memory.len() as u64 / UNIT, runs)?;
+    let mut put = |bytes: &[u8]| {
+        out.write_all(bytes)
+            .map_err(io("Writing a layer file", format!("{} bytes", bytes.len())))
+    };
+    put(&index.encode())?;
+    for extent in index.extents().iter().filter(|e| e.data.is_some()) {
+        let start = usize::try_from(extent.first * UNIT).unwrap_or(usize::MAX);
+        let end = usize::try_from(extent.end() * UNIT).unwrap_or(usize::MAX);
+        put(memory.get(start..end).unwrap_or(&[]))?;
+    }
+    Ok(index)
+}
+
+/// Whether every byte is zero, eight at a time.
+fn is_zero(page: &[u8]) -> bool {
+    let (words, rest) = page.as_chunks::<8>();
+    words.iter().all(|w| *w == [0; 8]) && rest.iter().all(|b| *b == 0)
+}
