@@ -1,1 +1,48 @@
-//! jail
+//! Confinement of a process that serves a hostile guest.
+//!
+//! Every step takes something away and none can be undone:
+//!
+//! | step | afterwards |
+//! |---|---|
+//! | [`close_inherited`] | no descriptor of the parent's is left by accident |
+//! | [`seal`] | no new privileges, no core dump, nobody of the same user may trace it |
+//! | [`Limits::apply`] | bounded descriptors, no processes, no files grown beyond a size |
+//! | [`forbid_files_and_network`] | nothing can be opened, bound or connected any more |
+//! | [`Filter::apply`] | one thread has only the system calls it was given |
+//!
+//! **Architecture invariant:** this crate knows no VM: which system calls a thread needs is said
+//! by its caller.
+
+mod files;
+mod filter;
+mod limits;
+
+pub use files::{close_inherited, forbid_files_and_network};
+pub use filter::{Allowed, Filter, When};
+pub use limits::{Limits, seal};
+
+/// What could not be taken away.
+#[derive(Debug, thiserror::Error)]
+pub enum JailError {
+    /// A system call filter does not compile or apply.
+    #[error("The system call filter of the {role} thread cannot be applied")]
+    Filter {
+        /// Whose filter.
+        role: &'static str,
+        /// Why.
+        #[source]
+        source: seccompiler::Error,
+    },
+    /// A file system restriction cannot be applied.
+    #[error("Landlock cannot be applied")]
+    Landlock(#[source] landlock::RulesetError),
+    /// Another restriction failed.
+    #[error("Could not {what}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+}

@@ -1,0 +1,53 @@
+//! Limits of a process, and its privileges.
+
+use crate::JailError;
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+
+fn system(what: &'static str) -> impl FnOnce(rustix::io::Errno) -> JailError {
+    move |source| JailError::System {
+        what,
+        source: source.into(),
+    }
+}
+
+/// Gives up the right to gain privileges, to be traced by processes of the same user, and to leave
+/// a core dump with the guest's secrets in it.
+///
+/// # Errors
+/// [`JailError::System`].
+pub fn seal() -> Result<(), JailError> {
+    rustix::thread::set_no_new_privs(true).map_err(system("give up new privileges"))?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(system("forbid core dumps"))?;
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Core, none).map_err(system("forbid core dumps"))
+}
+
+/// Bounds on what a process may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Highest descriptor plus one.
+    pub descriptors: u64,
+    /// Size of the largest file it may write, bytes.
+    pub file_size: u64,
+}
+
+impl Limits {
+    /// Applies them to the whole process, for ever.
+    ///
+    /// # Errors
+    /// [`JailError::System`].
+    pub fn apply(self) -> Result<(), JailError> {
+        let set = |resource, value, what| {
+            let limit = Rlimit {
+                current: Some(value),
+                maximum: Some(value),
+            };
+            setrlimit(resource, limit).map_err(system(what))
+        };
+        set(Resource::Nofile, self.descriptors, "limit descriptors")?;
+        set(Resource::Fsize, self.file_size, "limit file sizes")
+    }
+}
