@@ -29,6 +29,8 @@ mod mmio;
 mod reset;
 mod ring;
 mod rng;
+#[cfg(test)]
+mod testing;
 mod vsock;
 
 pub use block::{BlockConfig, BlockError};

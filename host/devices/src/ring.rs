@@ -176,7 +176,6 @@ impl Ring {
             free,
             pool,
             spare_ops,
-           
         })
     }
 

@@ -12,6 +12,8 @@ mod muxer;
 mod outbox;
 mod packet;
 mod spec;
+#[cfg(test)]
+mod test;
 
 pub(crate) use device::Vsock;
 use std::os::fd::OwnedFd;

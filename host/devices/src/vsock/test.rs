@@ -1,0 +1,385 @@
+//! The socket device whole: registers, queues, event loop, a real socket pair as link.
+
+use super::packet::{Header, Op};
+use super::spec::{HEADER_LEN, RX, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TX};
+use super::{VsockConfig, connection::BUFFER};
+use crate::testing::{DriverQueue, Line, Running, line, memory, read32, set_up, wait, write32};
+use crate::{Memory, Mmio, VsockMetrics};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use vm_memory::{Bytes, GuestAddress};
+
+const RX_LEN: u32 = 4096;
+const TX_DATA: u64 = 0x80_0000;
+
+type Made = (Arc<Mmio>, Arc<VsockMetrics>);
+
+/// A guest with the socket device, and the service's end of the link.
+struct Guest {
+    running: Running<Made>,
+    memory: Arc<Memory>,
+    line: Arc<Line>,
+    queues: Vec<DriverQueue>,
+    link: UnixStream,
+    tx_at: u64,
+}
+
+impl Guest {
+    fn new(without: u64) -> Self {
+        let (memory, line) = (memory(), line());
+        let (link, theirs) = UnixStream::pair().unwrap();
+        let irq = line.clone();
+        let running = Running::new(memory.clone(), move |event_loop| {
+            let config = VsockConfig {
+                guest_cid: 3,
+                port: 1024,
+                link: theirs.into(),
+            };
+            event_loop.add_vsock(config, irq).unwrap()
+        });
+        let queues = set_up(&running.made.0, &memory, without);
+        let mut guest = Self {
+            running,
+            memory,
+            line,
+            queues,
+            link,
+            tx_at: TX_DATA,
+        };
+        guest
+            .link
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        (0..128).for_each(|i| guest.post_rx(i));
+        guest.kick(RX);
+        guest
+    }
+
+    fn mmio(&self) -> &Mmio {
+        &self.running.made.0
+    }
+
+    fn kick(&self, queue: usize) {
+        self.queues[queue].kick(self.mmio());
+    }
+
+    /// The rx buffer with descriptor `i`.
+    fn post_rx(&mut self, i: u16) {
+        self.queues[RX].add(&[(0x10_0000 + u64::from(i) * u64::from(RX_LEN), RX_LEN, true)]);
+    }
+
+    fn header(op: Op) -> Header {
+        Header {
+            src_cid: 3,
+            dst_cid: 2,
+            src_port: 5000,
+            dst_port: 1024,
+            len: 0,
+            kind: 1,
+            op,
+            flags: 0,
+            buf_alloc: 256 * 1024,
+            fwd_cnt: 0,
+        }
+    }
+
+    fn send(&mut self, header: Header, data: &[u8]) {
+        let at = self.tx_at;
+        self.tx_at = if at > TX_DATA + 0x40_0000 {
+            TX_DATA
+        } else {
+            at + 0x2_0000
+        };
+        self.memory
+            .write_slice(&header.emit(), GuestAddress(at))
+            .unwrap();
+        self.memory
+            .write_slice(data, GuestAddress(at + 0x100))
+            .unwrap();
+        let head = (at, HEADER_LEN as u32, false);
+        match data.len() {
+            0 => self.queues[TX].add(&[head]),
+            len => self.queues[TX].add(&[head, (at + 0x100, len as u32, false)]),
+        };
+        self.kick(TX);
+    }
+
+    fn data(&mut self, data: &[u8]) {
+        self.send(
+            Header {
+                len: data.len() as u32,
+                ..Self::header(Op::Data)
+            },
+            data,
+        );
+    }
+
+    fn receive(&mut self) -> (Header, Vec<u8>) {
+        let (head, len) = self.queues[RX].wait_used();
+        let at = 0x10_0000 + u64::from(head) * u64::from(RX_LEN);
+        let mut bytes = vec![0; len as usize];
+        self.memory
+            .read_slice(&mut bytes, GuestAddress(at))
+            .unwrap();
+        let header = Header::parse(bytes.first_chunk().unwrap());
+        assert_eq!(header.len as usize, bytes.len() - HEADER_LEN);
+        // The descriptor can be posted again as it is.
+        self.queues[RX].publish(head);
+        self.kick(RX);
+        (header, bytes.split_off(HEADER_LEN))
+    }
+
+    fn expect(&mut self, op: Op) -> Header {
+        let (header, data) = self.receive();
+        assert_eq!((header.op, data.len()), (op, 0));
+        header
+    }
+
+    fn connect(&mut self) {
+        self.send(Self::header(Op::Request), &[]);
+        let response = self.expect(Op::Response);
+        assert_eq!(
+            (response.src_port, response.dst_port, response.dst_cid),
+            (1024, 5000, 3)
+        );
+    }
+}
+
+#[test]
+fn small_messages_go_both_ways() {
+    for without in [0, crate::mmio::F_EVENT_IDX] {
+        let mut guest = Guest::new(without);
+        guest.connect();
+        guest.data(b"hello");
+        let mut bytes = [0; 5];
+        guest.link.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"hello");
+        guest.link.write_all(b"welcome").unwrap();
+        assert_eq!(guest.receive().1, b"welcome");
+        assert!(guest.line.0.read().unwrap() > 0);
+        assert_eq!(read32(guest.mmio(), 0x60), 1);
+        write32(guest.mmio(), 0x64, 1);
+        assert_eq!(read32(guest.mmio(), 0x60), 0);
+    }
+}
+
+#[test]
+fn bulk_from_the_guest_arrives_whole_and_costs_few_system_calls() {
+    let mut guest = Guest::new(0);
+    guest.connect();
+    const TOTAL: usize = 8 << 20;
+    let pattern = |at: usize| (at / 7 % 251) as u8;
+    let mut link = guest.link.try_clone().unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut bytes = vec![0; TOTAL];
+        link.read_exact(&mut bytes).unwrap();
+        bytes
+    });
+    let before = guest.running.metrics.enters.get();
+    let (mut sent, mut forwarded) = (0usize, 0u32);
+    while sent < TOTAL {
+        let credit = BUFFER as usize - (sent - forwarded as usize);
+        let len = credit.min(64 * 1024).min(TOTAL - sent);
+        if len == 0 || guest.queues[RX].take_used_peek() {
+            forwarded = guest.expect(Op::CreditUpdate).fwd_cnt;
+            continue;
+        }
+        let data: Vec<u8> = (sent..sent + len).map(pattern).collect();
+        guest.data(&data);
+        sent += len;
+        while guest.queues[TX].take_used().is_some() {}
+    }
+    let bytes = reader.join().unwrap();
+    assert!(bytes.iter().enumerate().all(|(i, &b)| b == pattern(i)));
+    let metrics = &guest.running.made.1;
+    assert_eq!(metrics.from_guest_bytes.get(), TOTAL as u64);
+    assert_eq!(metrics.copied_bytes.get(), 0);
+    let enters = guest.running.metrics.enters.get() - before;
+    assert!(enters <= 60 * 8, "{enters} system calls for 8 MiB");
+}
+
+#[test]
+fn bulk_to_the_guest_arrives_whole_within_its_credit() {
+    let mut guest = Guest::new(0);
+    guest.connect();
+    const TOTAL: usize = 4 << 20;
+    let pattern = |at: usize| (at / 5 % 241) as u8;
+    let mut link = guest.link.try_clone().unwrap();
+    let writer = std::thread::spawn(move || {
+        let bytes: Vec<u8> = (0..TOTAL).map(pattern).collect();
+        link.write_all(&bytes).unwrap();
+    });
+    let (mut got, mut told) = (0, 0);
+    while got < TOTAL {
+        let (header, data) = guest.receive();
+        assert_eq!(header.op, Op::Data);
+        assert!(data.iter().enumerate().all(|(i, &b)| b == pattern(got + i)));
+        got += data.len();
+        assert!(got - told <= 256 * 1024);
+        if got - told >= 128 * 1024 {
+            told = got;
+            guest.send(
+                Header {
+                    fwd_cnt: got as u32,
+                    ..Guest::header(Op::CreditUpdate)
+                },
+                &[],
+            );
+            while guest.queues[TX].take_used().is_some() {}
+        }
+    }
+    writer.join().unwrap();
+}
+
+#[test]
+fn a_guest_without_credit_stalls_the_writer_not_the_device() {
+    let mut guest = Guest::new(0);
+    guest.send(
+        Header {
+            buf_alloc: 10,
+            ..Guest::header(Op::Request)
+        },
+        &[],
+    );
+    guest.expect(Op::Response);
+    guest.link.set_nonblocking(true).unwrap();
+    let mut written = 0;
+    // What fits into the pool and the socket's buffers, and no more.
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(300) {
+        written += guest.link.write(&[7; 4096]).unwrap_or(0);
+    }
+    assert!(written < 2 << 20, "{written}");
+    assert_eq!(guest.receive().1, [7; 10]);
+    // The guest still is heard.
+    let freed = Header {
+        buf_alloc: 1000,
+        ..Guest::header(Op::CreditUpdate)
+    };
+    guest.send(
+        Header {
+            fwd_cnt: 10,
+            ..freed
+        },
+        &[],
+    );
+    assert_eq!(guest.receive().1.len(), 1000);
+}
+
+#[test]
+fn a_link_that_does_not_read_keeps_the_control_path_open() {
+    let mut guest = Guest::new(0);
+    guest.connect();
+    // Fill the socket, then the whole credit with payloads that are held in guest memory.
+    let mut sent = 0;
+    while sent < BUFFER as usize {
+        guest.data(&[1; 8192]);
+        sent += 8192;
+        while guest.queues[TX].take_used().is_some() {}
+        if guest.queues[RX].take_used_peek() {
+            sent -= guest.expect(Op::CreditUpdate).fwd_cnt as usize;
+            break;
+        }
+    }
+    guest.send(Guest::header(Op::CreditRequest), &[]);
+    assert_eq!(guest.expect(Op::CreditUpdate).buf_alloc, BUFFER);
+}
+
+#[test]
+fn an_orderly_close_delivers_everything_first() {
+    let mut guest = Guest::new(0);
+    guest.connect();
+    guest.data(&[9; 30_000]);
+    guest.send(
+        Header {
+            flags: SHUTDOWN_RECEIVE | SHUTDOWN_SEND,
+            ..Guest::header(Op::Shutdown)
+        },
+        &[],
+    );
+    guest.expect(Op::Reset);
+    let mut bytes = [0; 30_000];
+    guest.link.read_exact(&mut bytes).unwrap();
+    assert_eq!(bytes, [9; 30_000]);
+    guest.connect();
+    guest.data(b"again");
+    guest.link.read_exact(&mut bytes[..5]).unwrap();
+    assert_eq!(&bytes[..5], b"again");
+}
+
+#[test]
+fn the_end_of_the_link_resets_the_connection() {
+    let mut guest = Guest::new(0);
+    guest.connect();
+    guest.link.shutdown(std::net::Shutdown::Both).unwrap();
+    guest.expect(Op::Reset);
+    guest.send(Guest::header(Op::Request), &[]);
+    guest.expect(Op::Reset);
+}
+
+#[test]
+fn overrunning_the_credit_resets_the_connection() {
+    let mut guest = Guest::new(0);
+    guest.connect();
+    // The link is not read, so at some point the guest is over its credit.
+    for _ in 0..40 {
+        guest.data(&[1; 64 * 1024]);
+        while guest.queues[TX].take_used().is_some() {}
+        if guest.queues[RX].take_used_peek() {
+            break;
+        }
+    }
+    let header = wait(|| {
+        let (header, _) = guest.receive();
+        (header.op != Op::CreditUpdate).then_some(header)
+    });
+    assert_eq!(header.op, Op::Reset);
+}
+
+#[test]
+fn a_driver_reset_in_the_middle_of_everything_is_clean() {
+    let mut guest = Guest::new(0);
+    for round in 0..5 {
+        guest.connect();
+        // A send that cannot complete, because nobody reads the link.
+        (0..7).for_each(|_| guest.data(&[1; 64 * 1024]));
+        guest.link.write_all(&[2; 100]).unwrap();
+        let start = Instant::now();
+        write32(guest.mmio(), 0x70, 0);
+        assert!(start.elapsed() < Duration::from_secs(1), "round {round}");
+        assert_eq!(read32(guest.mmio(), 0x70), 0);
+        guest.queues = set_up(guest.mmio(), &guest.memory, 0);
+        (0..128).for_each(|i| guest.post_rx(i));
+        guest.kick(RX);
+        // Drain what the rounds before left in the socket.
+        guest.link.set_nonblocking(true).unwrap();
+        while guest.link.read(&mut [0; 65536]).is_ok() {}
+        guest.link.set_nonblocking(false).unwrap();
+    }
+}
+
+#[test]
+fn a_broken_queue_stops_the_device_and_a_reset_mends_it() {
+    let mut guest = Guest::new(0);
+    // The available index jumps by more than the queue's size.
+    (0..300).for_each(|_| guest.queues[TX].publish(0));
+    guest.queues[TX].force_kick(guest.mmio());
+    wait(|| (read32(guest.mmio(), 0x70) & 64 != 0).then_some(()));
+    guest.queues = set_up(guest.mmio(), &guest.memory, 0);
+    (0..128).for_each(|i| guest.post_rx(i));
+    guest.kick(RX);
+    guest.connect();
+}
+
+#[test]
+fn an_idle_device_makes_no_system_calls() {
+    let mut guest = Guest::new(0);
+    guest.connect();
+    guest.data(b"x");
+    std::thread::sleep(Duration::from_millis(100));
+    let before = guest.running.metrics.enters.get();
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(guest.running.metrics.enters.get(), before);
+}
