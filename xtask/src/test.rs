@@ -6,6 +6,7 @@
 #![expect(clippy::print_stdout, reason = "its output is what it is for")]
 
 mod e2e;
+mod server;
 mod tally;
 
 pub(crate) use tally::Tally;
