@@ -147,7 +147,7 @@ fn serve(
             }
             News::Request(request, _) => match *request {
                 Request::Start => {
-                    if mode != "noagent" {
+                    if mode != "noagent" && mode != "panic" {
                         let child = start_agent(machine)?;
                         machine.agent = Some(child.id());
                         let sender = sender.clone();

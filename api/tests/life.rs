@@ -1,0 +1,323 @@
+//! The life of sandboxes, with the real guest agent as an ordinary process in place of a machine.
+
+mod support;
+
+use api::config::LimitsFile;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+use support::{KEY, Server, children, open_files};
+
+/// These tests count processes and descriptors of this one, so they run one after the other.
+static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+fn list_ids(list: &Value) -> Vec<String> {
+    let id = |entry: &Value| entry["sandboxID"].as_str().unwrap().to_owned();
+    list.as_array().unwrap().iter().map(id).collect()
+}
+
+#[tokio::test]
+async fn create_get_list_connect_timeout_kill() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let server = Server::start().await;
+    let made = server
+        .create(json!({ "metadata": { "u": "x y&z" }, "unknown": 1 }))
+        .await;
+    let id = made.id();
+    let body = made.json();
+    assert_eq!((id.len(), &id[..1]), (20, "i"));
+    assert_eq!(
+        (&body["templateID"], &body["envdVersion"]),
+        (&json!("base"), &json!("0.6.13"))
+    );
+    assert_eq!(
+        body["envdAccessToken"].as_str().map(str::len),
+        Some(64),
+        "v2 is always secure"
+    );
+    let timing = made.header("server-timing").unwrap();
+    for step in ["spawn", "configure", "start", "hello", "identity", "total"] {
+        assert!(timing.contains(&format!("{step};dur=")), "{timing}");
+    }
+
+    let detail = server
+        .api("GET", &format!("/sandboxes/{id}"), Value::Null)
+        .await
+        .json();
+    assert_eq!(
+        (&detail["state"], &detail["cpuCount"]),
+        (&json!("running"), &json!(2))
+    );
+    assert_eq!(
+        (&detail["memoryMB"], &detail["diskSizeMB"]),
+        (&json!(512), &json!(1))
+    );
+    assert_eq!(detail["metadata"], json!({ "u": "x y&z" }));
+    assert_eq!(detail["envdAccessToken"], body["envdAccessToken"]);
+    let old = format!("/sandboxes/{id}-6532622b");
+    assert_eq!(
+        server.api("GET", &old, Value::Null).await.status,
+        200,
+        "the old form of ids"
+    );
+
+    let found = "/v2/sandboxes?metadata=u%3Dx%252520y%252526z&state=running%2Cpaused";
+    let list = server.api("GET", found, Value::Null).await;
+    assert_eq!(list_ids(&list.json()), [id.clone()]);
+    let none = server
+        .api("GET", "/v2/sandboxes?metadata=u%3Dother", Value::Null)
+        .await;
+    assert_eq!(none.json(), json!([]));
+
+    let end = |d: &Value| {
+        d["endAt"]
+            .as_str()
+            .unwrap()
+            .parse::<jiff::Timestamp>()
+            .unwrap()
+    };
+    let path = format!("/sandboxes/{id}/timeout");
+    assert_eq!(
+        server
+            .api("POST", &path, json!({ "timeout": 600 }))
+            .await
+            .status,
+        204
+    );
+    let later = server
+        .api("GET", &format!("/sandboxes/{id}"), Value::Null)
+        .await
+        .json();
+    assert!(end(&later) > end(&detail));
+    let path = format!("/v2/sandboxes/{id}/connect");
+    let connected = server.api("POST", &path, json!({ "timeout": 20 })).await;
+    assert_eq!(connected.status, 200);
+    assert_eq!(connected.json()["envdAccessToken"], body["envdAccessToken"]);
+    let same = server
+        .api("GET", &format!("/sandboxes/{id}"), Value::Null)
+        .await
+        .json();
+    assert_eq!(end(&same), end(&later), "connect never shortens");
+
+    for what in ["pause", "snapshots", "fork"] {
+        let answer = server
+            .api("POST", &format!("/sandboxes/{id}/{what}"), json!({}))
+            .await;
+        assert_eq!(
+            (answer.status, &answer.json()["code"]),
+            (501, &json!(501)),
+            "{what}"
+        );
+    }
+    let path = format!("/sandboxes/{id}");
+    assert_eq!(server.api("DELETE", &path, Value::Null).await.status, 204);
+    assert_eq!(server.api("DELETE", &path, Value::Null).await.status, 404);
+    assert!(server.stop().await);
+    assert_eq!(children(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn only_a_secure_v1_sandbox_has_a_token() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let server = Server::start().await;
+    let open = server
+        .api("POST", "/sandboxes", json!({ "templateID": "base" }))
+        .await;
+    assert!(open.json().get("envdAccessToken").is_none(), "{open:?}");
+    let secure = json!({ "templateID": "base", "secure": true });
+    let secure = server.api("POST", "/sandboxes", secure).await;
+    assert!(secure.json()["envdAccessToken"].is_string(), "{secure:?}");
+    assert!(server.stop().await);
+}
+
+#[tokio::test]
+async fn lists_have_pages_in_both_orders() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let server = Server::start().await;
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        ids.push(server.create(json!({})).await.id());
+    }
+    for (order, wanted) in [
+        ("asc", ids.clone()),
+        ("desc", ids.iter().rev().cloned().collect()),
+    ] {
+        let (mut seen, mut token, mut pages) = (Vec::new(), String::new(), 0);
+        loop {
+            let path = format!("/v2/sandboxes?limit=2&order={order}&nextToken={token}");
+            let page = server.api("GET", &path, Value::Null).await;
+            assert_eq!(page.header("x-total-running"), Some("5"));
+            seen.extend(list_ids(&page.json()));
+            pages += 1;
+            match page.header("x-next-token") {
+                Some(next) => token = next.to_owned(),
+                None => break,
+            }
+        }
+        assert_eq!((seen, pages), (wanted, 3), "{order}");
+    }
+    let all = server.api("GET", "/sandboxes", Value::Null).await;
+    assert_eq!(
+        (
+            all.json().as_array().unwrap().len(),
+            all.header("x-next-token")
+        ),
+        (5, None)
+    );
+    assert!(server.stop().await);
+}
+
+#[tokio::test]
+async fn the_deadline_kills() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let server = Server::start().await;
+    let short = server.create(json!({ "timeout": 1 })).await.id();
+    let expired = server.create(json!({})).await.id();
+    let path = format!("/sandboxes/{expired}/timeout");
+    assert_eq!(
+        server
+            .api("POST", &path, json!({ "timeout": 0 }))
+            .await
+            .status,
+        204
+    );
+    server.idle().await;
+    for id in [short, expired] {
+        let path = format!("/sandboxes/{id}");
+        assert_eq!(server.api("GET", &path, Value::Null).await.status, 404);
+        let routing = [
+            ("e2b-sandbox-id", id.as_str()),
+            ("e2b-sandbox-port", "49983"),
+        ];
+        let health = server.send("GET", "/health", &routing, "").await;
+        assert_eq!(
+            (health.status, &health.json()["message"]),
+            (502, &json!("The sandbox was not found"))
+        );
+    }
+    assert!(server.stop().await);
+}
+
+#[tokio::test]
+async fn the_limit_is_429_and_a_kill_makes_room_at_once() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let limits = LimitsFile {
+        max_sandboxes: Some(2),
+        ..LimitsFile::default()
+    };
+    let server = Server::start_with("", limits).await;
+    let first = server.create(json!({})).await.id();
+    server.create(json!({})).await.id();
+    let full = server.create(json!({})).await;
+    assert_eq!(
+        (full.status, full.header("should-retry")),
+        (429, Some("false"))
+    );
+    assert_eq!(full.json()["code"], 429);
+    let path = format!("/sandboxes/{first}");
+    assert_eq!(server.api("DELETE", &path, Value::Null).await.status, 204);
+    server.create(json!({})).await.id();
+    assert!(server.stop().await);
+}
+
+#[tokio::test]
+async fn the_same_idempotency_key_gives_the_same_sandbox() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let server = Server::start().await;
+    let headers = [("x-api-key", KEY), ("idempotency-key", "a-1")];
+    let body = r#"{"templateID":"base"}"#;
+    let post = || server.send("POST", "/v2/sandboxes", &headers, body);
+    let (one, two) = tokio::join!(post(), post());
+    assert_eq!(one.id(), two.id());
+    assert_eq!(one.json(), two.json());
+    let other = r#"{"templateID":"base","timeout":20}"#;
+    let misuse = server.send("POST", "/v2/sandboxes", &headers, other).await;
+    assert_eq!(misuse.status, 409);
+    assert_eq!(server.registry.in_use(), 1);
+    assert!(server.stop().await);
+}
+
+#[tokio::test]
+async fn a_vm_process_that_is_killed_takes_only_its_sandbox() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let server = Server::start().await;
+    let doomed = server.create(json!({})).await.id();
+    let vm = children();
+    let other = server.create(json!({})).await.id();
+    assert_eq!(vm.len(), 1, "{vm:?}");
+    let pid: i32 = vm[0].split_whitespace().next().unwrap().parse().unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let begin = Instant::now();
+    while server
+        .api("GET", &format!("/sandboxes/{doomed}"), Value::Null)
+        .await
+        .status
+        != 404
+    {
+        assert!(begin.elapsed() < Duration::from_secs(5), "still there");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let path = format!("/sandboxes/{other}");
+    assert_eq!(server.api("GET", &path, Value::Null).await.status, 200);
+    assert!(server.stop().await);
+}
+
+#[tokio::test]
+async fn a_vm_process_that_ignores_stop_is_killed() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let server = Server::start_with("stubborn", LimitsFile::default()).await;
+    let id = server.create(json!({})).await.id();
+    let begin = Instant::now();
+    let path = format!("/sandboxes/{id}");
+    assert_eq!(server.api("DELETE", &path, Value::Null).await.status, 204);
+    assert!(
+        begin.elapsed() < Duration::from_secs(1),
+        "kill answers at once"
+    );
+    server.idle().await;
+    assert!(server.stop().await);
+}
+
+#[tokio::test]
+async fn fifty_sandboxes_leave_nothing_behind() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let server = Server::start().await;
+    let warm = server.create(json!({})).await.id();
+    server
+        .api("DELETE", &format!("/sandboxes/{warm}"), Value::Null)
+        .await;
+    server.idle().await;
+    let before = open_files();
+    for _ in 0..50 {
+        let id = server.create(json!({})).await.id();
+        let path = format!("/sandboxes/{id}");
+        assert_eq!(server.api("DELETE", &path, Value::Null).await.status, 204);
+    }
+    server.idle().await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(children(), Vec::<String>::new());
+    let layers = std::fs::read_dir(server.dir.path().join("data/layers"))
+        .unwrap()
+        .count();
+    assert_eq!(layers, 0);
+    let after = open_files();
+    println!("descriptors before {before}, after {after}");
+    // Connections of this client may still be closing.
+    assert!(
+        after <= before + 4,
+        "{before} descriptors before, {after} after"
+    );
+    assert!(server.stop().await);
+}
+
+#[tokio::test]
+async fn shutdown_ends_all_sandboxes() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let server = Server::start().await;
+    for _ in 0..3 {
+        server.create(json!({})).await.id();
+    }
+    assert_eq!(children().len(), 3);
+    assert!(server.stop().await);
+    assert_eq!(children(), Vec::<String>::new());
+}

@@ -1,0 +1,243 @@
+//! A server with stand-in virtual machines, and the smallest client.
+
+#![allow(dead_code, reason = "each test program uses its part")]
+
+use api::app::App;
+use api::config::{File, LimitsFile, Overrides, Settings};
+use api::launcher::Launcher;
+use api::registry::Registry;
+use api::state::StateDir;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::{HeaderMap, Request, Response};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// The only key.
+pub(crate) const KEY: &str = "e2b_0123456789abcdef0123456789abcdef01234567";
+
+/// A running server.
+pub(crate) struct Server {
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    /// Its sandboxes.
+    pub(crate) registry: Arc<Registry>,
+    /// Its folder.
+    pub(crate) dir: tempfile::TempDir,
+    stop: Option<oneshot::Sender<()>>,
+    done: JoinHandle<bool>,
+}
+
+/// The guest agent, built on first use.
+pub(crate) fn agent() -> &'static Path {
+    static AGENT: OnceLock<PathBuf> = OnceLock::new();
+    AGENT.get_or_init(|| {
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+        let built = Command::new(cargo)
+            .args([
+                "build",
+                "--quiet",
+                "--package",
+                "guest-agent",
+                "--bin",
+                "hatchery-agent",
+            ])
+            .status()
+            .unwrap();
+        assert!(built.success(), "the guest agent does not build");
+        Path::new(env!("CARGO_BIN_EXE_hatchery")).with_file_name("hatchery-agent")
+    })
+}
+
+impl Server {
+    /// With stand-ins that behave well.
+    pub(crate) async fn start() -> Self {
+        Self::start_with("", LimitsFile::default()).await
+    }
+
+    /// With stand-ins of this mode (see `src/bin/fake-vmm.rs`) and these limits.
+    pub(crate) async fn start_with(mode: &str, limits: LimitsFile) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let vmm = dir.path().join(format!("fake-vmm-{mode}"));
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_fake-vmm"), &vmm).unwrap();
+        for (name, size) in [("base.ext4", 1 << 20), ("vmlinux", 4096)] {
+            std::fs::File::create(dir.path().join(name))
+                .unwrap()
+                .set_len(size)
+                .unwrap();
+        }
+        let agent = if mode.is_empty() || mode == "stubborn" {
+            agent().to_owned()
+        } else {
+            dir.path().join("vmlinux")
+        };
+        let file = File {
+            vmm: Some(vmm),
+            agent: Some(agent),
+            api_keys: vec![KEY.into()],
+            limits,
+            ..File::default()
+        };
+        let settings = Settings::new(file, Overrides::default(), dir.path()).unwrap();
+        let state = StateDir::open(&dir.path().join("data")).unwrap();
+        let launcher = Launcher {
+            vmm: settings.vmm.clone(),
+            agent: settings.agent.clone(),
+            layer_dir: state.layers().to_owned(),
+            boot_timeout: settings.limits.boot_timeout,
+        };
+        let registry = Registry::new(launcher, settings.limits.max_sandboxes);
+        let app = App::new(settings, Arc::clone(&registry));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let done = tokio::spawn(async move {
+            let _state = state;
+            api::server::serve(app, listener, async {
+                let _ = stopped.await;
+            })
+            .await
+        });
+        Self {
+            address,
+            registry,
+            dir,
+            stop: Some(stop),
+            done,
+        }
+    }
+
+    /// Shuts the server down; true if nothing was left over.
+    pub(crate) async fn stop(mut self) -> bool {
+        drop(self.stop.take());
+        (&mut self.done).await.unwrap()
+    }
+
+    /// A control-plane request with the key.
+    pub(crate) async fn api(&self, method: &str, path: &str, body: Value) -> Answer {
+        let body = if body.is_null() {
+            Vec::new()
+        } else {
+            body.to_string().into_bytes()
+        };
+        self.send(method, path, &[("x-api-key", KEY)], body).await
+    }
+
+    /// A sandbox from `base`, and its id.
+    pub(crate) async fn create(&self, body: Value) -> Answer {
+        let mut wanted = serde_json::json!({ "templateID": "base", "timeout": 300 });
+        for (key, value) in body.as_object().unwrap() {
+            wanted[key] = value.clone();
+        }
+        self.api("POST", "/v2/sandboxes", wanted).await
+    }
+
+    /// Any request; the whole answer.
+    pub(crate) async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Answer {
+        let response = self.open(method, path, headers, body).await.unwrap();
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        Answer {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            body,
+        }
+    }
+
+    /// Any request over a connection of its own; the answer's head, the body to come.
+    pub(crate) async fn open(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Result<Response<Incoming>, hyper::Error> {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "localhost");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        sender
+            .send_request(request.body(Full::new(body.into())).unwrap())
+            .await
+    }
+
+    /// Waits until no slot is in use: every process is reaped.
+    pub(crate) async fn idle(&self) {
+        for _ in 0..200 {
+            if self.registry.in_use() == 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{} sandboxes are still there", self.registry.in_use());
+    }
+}
+
+/// A whole response.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// Status.
+    pub(crate) status: u16,
+    /// Headers.
+    pub(crate) headers: HeaderMap,
+    /// Body.
+    pub(crate) body: Bytes,
+}
+
+impl Answer {
+    /// The body as JSON.
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("not JSON: {self:?}"))
+    }
+
+    /// The `sandboxID` of a 201.
+    pub(crate) fn id(&self) -> String {
+        assert_eq!(self.status, 201, "{self:?}");
+        self.json()["sandboxID"].as_str().unwrap().to_owned()
+    }
+
+    /// A header as text.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+}
+
+/// How many descriptors this process has open.
+pub(crate) fn open_files() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// The processes whose parent is this one.
+pub(crate) fn children() -> Vec<String> {
+    let all = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    let stats = all.filter_map(|e| std::fs::read_to_string(e.path().join("stat")).ok());
+    let me = std::process::id().to_string();
+    let is_child = |stat: &String| {
+        let after = stat.rsplit(')').next().unwrap_or_default();
+        after.split_whitespace().nth(1) == Some(&me)
+    };
+    stats.filter(is_child).collect()
+}
