@@ -100,7 +100,10 @@ pub struct ConnectError {
 impl ConnectError {
     /// An error with this code and message.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self {
+            code,
+            message: message.into(),
+        }
     }
 
     /// `invalid_argument`.

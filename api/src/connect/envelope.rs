@@ -56,14 +56,19 @@ impl Decoder {
             ));
         }
         if flags & !(COMPRESSED | END_STREAM) != 0 {
-            return Err(ConnectError::invalid(format!("Unknown envelope flags {flags:#04x}")));
+            return Err(ConnectError::invalid(format!(
+                "Unknown envelope flags {flags:#04x}"
+            )));
         }
         if rest.len() < length {
             return Ok(None);
         }
         self.buffer.advance(HEADER);
         let payload = self.buffer.split_to(length).freeze();
-        Ok(Some(Envelope { end_stream: flags & END_STREAM != 0, payload }))
+        Ok(Some(Envelope {
+            end_stream: flags & END_STREAM != 0,
+            payload,
+        }))
     }
 
     /// Whether no byte of an unfinished envelope is waiting.
@@ -109,13 +114,18 @@ pub fn message_text(json: &[u8]) -> Bytes {
 pub fn end(result: Result<(), &ConnectError>) -> Bytes {
     match result {
         Ok(()) => seal(END_STREAM, b"{}"),
-        Err(error) => seal(END_STREAM, json!({ "error": error.to_json() }).to_string().as_bytes()),
+        Err(error) => seal(
+            END_STREAM,
+            json!({ "error": error.to_json() }).to_string().as_bytes(),
+        ),
     }
 }
 
 /// Fuzz entry point: feeds `data` in pieces, the first byte being the size of a piece.
 pub fn fuzz_envelopes(data: &[u8]) {
-    let Some((&step, data)) = data.split_first() else { return };
+    let Some((&step, data)) = data.split_first() else {
+        return;
+    };
     let mut decoder = Decoder::new();
     for piece in data.chunks(usize::from(step).max(1)) {
         decoder.push(piece);
@@ -141,7 +151,10 @@ mod tests {
         let frame = end(Err(&error));
         assert_eq!(frame[0], 2);
         let value: serde_json::Value = serde_json::from_slice(&frame[5..]).unwrap();
-        assert_eq!(value, json!({"error": {"code": "not_found", "message": "no \"x\""}}));
+        assert_eq!(
+            value,
+            json!({"error": {"code": "not_found", "message": "no \"x\""}})
+        );
     }
 
     #[test]

@@ -86,7 +86,9 @@ pub fn optional_u32<'de, D: Deserializer<'de>>(input: D) -> Result<Option<u32>, 
         }
 
         fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-            text.parse().map(Some).map_err(|_| E::custom(format!("{text:?} is not a uint32")))
+            text.parse()
+                .map(Some)
+                .map_err(|_| E::custom(format!("{text:?} is not a uint32")))
         }
 
         fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
@@ -126,7 +128,9 @@ mod tests {
     }
 
     fn number(json: &str) -> Option<u32> {
-        serde_json::from_str::<Probe>(&format!("{{\"number\":{json}}}")).unwrap().number
+        serde_json::from_str::<Probe>(&format!("{{\"number\":{json}}}"))
+            .unwrap()
+            .number
     }
 
     #[test]

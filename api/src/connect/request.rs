@@ -52,7 +52,9 @@ pub fn unsupported_type() -> Response<Body> {
 /// # Errors
 /// `invalid_argument` for anything but up to ten digits, as the protocol says.
 pub fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, ConnectError> {
-    let Some(value) = headers.get("connect-timeout-ms") else { return Ok(None) };
+    let Some(value) = headers.get("connect-timeout-ms") else {
+        return Ok(None);
+    };
     let text = value.to_str().unwrap_or("?");
     let digits = !text.is_empty() && text.len() <= 10 && text.bytes().all(|b| b.is_ascii_digit());
     let millis: u64 = match text.parse() {
@@ -92,12 +94,17 @@ pub fn check_encoding(headers: &HeaderMap, kind: Kind) -> Result<(), ConnectErro
 /// `canceled` when the client broke off, `deadline_exceeded` when it paused too long.
 pub async fn piece(body: &mut RequestBody) -> Result<Option<Bytes>, ConnectError> {
     loop {
-        let frame = tokio::time::timeout(PATIENCE, body.frame()).await.map_err(|_| {
-            ConnectError::new(
-                Code::DeadlineExceeded,
-                format!("The request body paused for more than {} s", PATIENCE.as_secs()),
-            )
-        })?;
+        let frame = tokio::time::timeout(PATIENCE, body.frame())
+            .await
+            .map_err(|_| {
+                ConnectError::new(
+                    Code::DeadlineExceeded,
+                    format!(
+                        "The request body paused for more than {} s",
+                        PATIENCE.as_secs()
+                    ),
+                )
+            })?;
         match frame {
             None => return Ok(None),
             Some(Err(why)) => {
@@ -151,7 +158,10 @@ impl Messages {
     /// The messages in `body`.
     #[must_use]
     pub fn new(body: RequestBody) -> Self {
-        Self { body, decoder: envelope::Decoder::new() }
+        Self {
+            body,
+            decoder: envelope::Decoder::new(),
+        }
     }
 
     /// The next message; `None` when the client has finished.
@@ -170,7 +180,9 @@ impl Messages {
                 if self.decoder.is_empty() {
                     return Ok(None);
                 }
-                return Err(ConnectError::invalid("The request ended inside an envelope"));
+                return Err(ConnectError::invalid(
+                    "The request ended inside an envelope",
+                ));
             };
             self.decoder.push(&data);
         }
@@ -186,7 +198,9 @@ impl Messages {
             return Err(ConnectError::invalid("The request has no message"));
         };
         if self.next::<serde::de::IgnoredAny>().await?.is_some() {
-            return Err(ConnectError::invalid("The request has more than one message"));
+            return Err(ConnectError::invalid(
+                "The request has more than one message",
+            ));
         }
         Ok(message)
     }
@@ -219,14 +233,21 @@ impl Messages {
 #[must_use]
 pub fn answer<M: Serialize>(result: &Result<M, ConnectError>) -> Response<Body> {
     let (status, text) = match result {
-        Ok(message) => (StatusCode::OK, serde_json::to_vec(message).unwrap_or_default()),
-        Err(error) => (error.code.http_status(), error.to_json().to_string().into_bytes()),
+        Ok(message) => (
+            StatusCode::OK,
+            serde_json::to_vec(message).unwrap_or_default(),
+        ),
+        Err(error) => (
+            error.code.http_status(),
+            error.to_json().to_string().into_bytes(),
+        ),
     };
     let mut response = Response::new(body::full(text));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(super::UNARY_TYPE));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static(super::UNARY_TYPE),
+    );
     response
 }
 
@@ -236,7 +257,10 @@ mod tests {
     use serde_json::{Value, json};
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
-        pairs.iter().map(|(k, v)| (k.parse().unwrap(), v.parse().unwrap())).collect()
+        pairs
+            .iter()
+            .map(|(k, v)| (k.parse().unwrap(), v.parse().unwrap()))
+            .collect()
     }
 
     #[test]
@@ -265,7 +289,10 @@ mod tests {
         let identity = headers(&[("content-encoding", "identity")]);
         check_encoding(&identity, Kind::Unary).unwrap();
         let gzip = headers(&[("connect-content-encoding", "gzip")]);
-        assert_eq!(check_encoding(&gzip, Kind::Stream).unwrap_err().code, Code::Unimplemented);
+        assert_eq!(
+            check_encoding(&gzip, Kind::Stream).unwrap_err().code,
+            Code::Unimplemented
+        );
         check_encoding(&gzip, Kind::Unary).unwrap();
     }
 
@@ -284,8 +311,15 @@ mod tests {
         let one = envelope::message(&json!({"a": 1}));
         let got = Messages::new(body::full(one.clone())).only::<Value>().await;
         assert_eq!(got, Ok(json!({"a": 1})));
-        for bad in [Vec::new(), [one.clone(), one.clone()].concat(), one[..7].to_vec()] {
-            let error = Messages::new(body::full(bad)).only::<Value>().await.unwrap_err();
+        for bad in [
+            Vec::new(),
+            [one.clone(), one.clone()].concat(),
+            one[..7].to_vec(),
+        ] {
+            let error = Messages::new(body::full(bad))
+                .only::<Value>()
+                .await
+                .unwrap_err();
             assert_eq!(error.code, Code::InvalidArgument);
         }
     }

@@ -50,10 +50,19 @@ impl StreamBody {
     #[must_use]
     pub fn new(items: mpsc::Receiver<Item>, timing: Timing) -> Self {
         let keepalive = timing.keepalive.map(|(period, frame)| {
-            (period, frame, Box::pin(sleep_until(later(Instant::now(), period))))
+            (
+                period,
+                frame,
+                Box::pin(sleep_until(later(Instant::now(), period))),
+            )
         });
         let deadline = timing.deadline.map(|at| Box::pin(sleep_until(at)));
-        Self { items, keepalive, deadline, done: false }
+        Self {
+            items,
+            keepalive,
+            deadline,
+            done: false,
+        }
     }
 
     fn last(&mut self, result: Result<(), &ConnectError>) -> Bytes {
@@ -97,7 +106,9 @@ impl StreamBody {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, BodyError>>> {
-        let Some((_, frame, sleep)) = &mut self.keepalive else { return Poll::Pending };
+        let Some((_, frame, sleep)) = &mut self.keepalive else {
+            return Poll::Pending;
+        };
         if sleep.as_mut().poll(context).is_pending() {
             return Poll::Pending;
         }
@@ -149,8 +160,14 @@ pub fn finished(message: Option<Bytes>, result: Result<(), &ConnectError>) -> Re
 fn sealed(body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(super::STREAM_TYPE));
-    headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static(super::STREAM_TYPE),
+    );
+    headers.insert(
+        header::CACHE_CONTROL,
+        header::HeaderValue::from_static("no-store"),
+    );
     response
 }
 
@@ -173,15 +190,23 @@ mod tests {
     async fn keepalives_fill_silence_and_data_resets_them() {
         let (sender, items) = mpsc::channel(1);
         let ping = Bytes::from_static(b"ping");
-        let timing =
-            Timing { keepalive: Some((Duration::from_secs(10), ping.clone())), deadline: None };
+        let timing = Timing {
+            keepalive: Some((Duration::from_secs(10), ping.clone())),
+            deadline: None,
+        };
         let body = tokio::spawn(rest(StreamBody::new(items, timing)));
         tokio::time::sleep(Duration::from_secs(9)).await;
-        sender.send(Item::Frame(Bytes::from_static(b"data"))).await.unwrap();
+        sender
+            .send(Item::Frame(Bytes::from_static(b"data")))
+            .await
+            .unwrap();
         tokio::time::sleep(Duration::from_secs(15)).await;
         sender.send(Item::End(Ok(()))).await.unwrap();
         let (frames, broken) = body.await.unwrap();
-        assert_eq!(frames, [Bytes::from_static(b"data"), ping, envelope::end(Ok(()))]);
+        assert_eq!(
+            frames,
+            [Bytes::from_static(b"data"), ping, envelope::end(Ok(()))]
+        );
         assert!(!broken);
     }
 
@@ -194,7 +219,11 @@ mod tests {
         };
         let (frames, broken) = rest(StreamBody::new(items, timing)).await;
         assert_eq!(frames.len(), 1);
-        assert!(std::str::from_utf8(&frames[0][5..]).unwrap().contains("deadline_exceeded"));
+        assert!(
+            std::str::from_utf8(&frames[0][5..])
+                .unwrap()
+                .contains("deadline_exceeded")
+        );
         assert!(!broken);
         assert!(sender.is_closed());
     }
@@ -203,9 +232,15 @@ mod tests {
     async fn an_abort_and_a_vanished_producer_break_the_body() {
         let (sender, items) = mpsc::channel(1);
         sender.send(Item::Abort("gone".into())).await.unwrap();
-        assert_eq!(rest(StreamBody::new(items, Timing::default())).await, (Vec::new(), true));
+        assert_eq!(
+            rest(StreamBody::new(items, Timing::default())).await,
+            (Vec::new(), true)
+        );
         let (sender, items) = mpsc::channel(1);
         drop(sender);
-        assert_eq!(rest(StreamBody::new(items, Timing::default())).await, (Vec::new(), true));
+        assert_eq!(
+            rest(StreamBody::new(items, Timing::default())).await,
+            (Vec::new(), true)
+        );
     }
 }

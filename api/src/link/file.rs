@@ -24,7 +24,10 @@ impl FileReader {
     ///
     /// # Errors
     /// The guest failed to read on, or the link closed.
-    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, LinkError>>> {
+    pub fn poll_next(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, LinkError>>> {
         while let Some((channel, bytes)) = ready!(self.stream.poll_data(context)) {
             if channel == Channel::File {
                 return Poll::Ready(Some(Ok(bytes)));

@@ -53,7 +53,10 @@ impl Outgoing {
         // The sizes above always suffice; an empty write would merely be skipped.
         let length = message.encode(stream, &mut out).unwrap_or(0);
         out.truncate(length);
-        Self { bytes: out.into(), _room: room }
+        Self {
+            bytes: out.into(),
+            _room: room,
+        }
     }
 }
 
@@ -142,7 +145,10 @@ impl Shared {
         table.last_id = id;
         let core = Arc::new(Core::new());
         table.streams.insert(id, core.clone());
-        self.queue(Outgoing { bytes: bytes.into(), _room: Some(room) });
+        self.queue(Outgoing {
+            bytes: bytes.into(),
+            _room: Some(room),
+        });
         drop(table);
         Ok(Stream::new(id, core, self.clone()))
     }
@@ -251,7 +257,9 @@ async fn read_frames(shared: &Shared, mut socket: OwnedReadHalf, mut buffer: Byt
 pub(crate) fn next_frame(
     buffer: &mut BytesMut,
 ) -> Result<Option<(Header, BytesMut)>, wire::FrameError> {
-    let Some(head) = buffer.first_chunk::<HEADER_LEN>() else { return Ok(None) };
+    let Some(head) = buffer.first_chunk::<HEADER_LEN>() else {
+        return Ok(None);
+    };
     let header = Header::decode(head)?;
     debug_assert!(header.len + HEADER_LEN <= MAX_FRAME);
     if buffer.len() < HEADER_LEN + header.len {
@@ -263,9 +271,16 @@ pub(crate) fn next_frame(
 
 /// Acts on one frame. An error ends the link.
 fn dispatch(shared: &Shared, header: Header, payload: BytesMut) -> Result<(), String> {
-    let frame = Frame { header, payload: &payload };
-    let message = Message::decode(&frame)
-        .map_err(|why| format!("the agent sent a {:?} frame that is wrong: {why}", header.kind))?;
+    let frame = Frame {
+        header,
+        payload: &payload,
+    };
+    let message = Message::decode(&frame).map_err(|why| {
+        format!(
+            "the agent sent a {:?} frame that is wrong: {why}",
+            header.kind
+        )
+    })?;
     let id = header.stream;
     if id == 0 {
         return connection_message(shared, &message);
@@ -273,7 +288,9 @@ fn dispatch(shared: &Shared, header: Header, payload: BytesMut) -> Result<(), St
     let core = {
         let mut table = shared.lock();
         if id > table.last_id {
-            return Err(format!("the agent speaks of stream {id}, which was never opened"));
+            return Err(format!(
+                "the agent speaks of stream {id}, which was never opened"
+            ));
         }
         match message {
             Message::Reply(_) | Message::Reset { .. } => table.streams.remove(&id),
@@ -305,9 +322,17 @@ fn dispatch(shared: &Shared, header: Header, payload: BytesMut) -> Result<(), St
         }
         Message::Reply(reply) => core.end(End::Answer(reply.into())),
         Message::Reset { code, message } => {
-            core.end(End::Reset { code, message: message.to_owned() });
+            core.end(End::Reset {
+                code,
+                message: message.to_owned(),
+            });
         }
-        other => return Err(format!("the agent sent {:?}, which only a host sends", other.kind())),
+        other => {
+            return Err(format!(
+                "the agent sent {:?}, which only a host sends",
+                other.kind()
+            ));
+        }
     }
     Ok(())
 }
@@ -315,7 +340,10 @@ fn dispatch(shared: &Shared, header: Header, payload: BytesMut) -> Result<(), St
 fn give_up(shared: &Shared, id: u32, core: &Core, code: ResetCode, message: &str) {
     shared.forget(id);
     shared.control(id, &Message::Reset { code, message });
-    core.end(End::Reset { code, message: message.to_owned() });
+    core.end(End::Reset {
+        code,
+        message: message.to_owned(),
+    });
 }
 
 fn connection_message(shared: &Shared, message: &Message<'_>) -> Result<(), String> {
@@ -328,7 +356,9 @@ fn connection_message(shared: &Shared, message: &Message<'_>) -> Result<(), Stri
             Ok(())
         }
         Message::Pong(_) => Ok(()),
-        Message::GoAway { code, message } => Err(format!("the agent ended it ({code:?}): {message}")),
+        Message::GoAway { code, message } => {
+            Err(format!("the agent ended it ({code:?}): {message}"))
+        }
         other => Err(format!("the agent sent a second {:?}", other.kind())),
     }
 }

@@ -63,7 +63,9 @@ pub struct Identity {
 impl fmt::Debug for Identity {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Neither entropy nor environment belongs in a log.
-        out.debug_struct("Identity").field("hostname", &self.hostname).finish_non_exhaustive()
+        out.debug_struct("Identity")
+            .field("hostname", &self.hostname)
+            .finish_non_exhaustive()
     }
 }
 
@@ -95,10 +97,15 @@ impl Link {
         let hello = read_hello(&mut stream, &mut buffer).await?;
         if hello.version != PROTOCOL_VERSION {
             let text = "the host speaks another version";
-            let goodbye = Message::GoAway { code: GoAwayCode::Version, message: text };
+            let goodbye = Message::GoAway {
+                code: GoAwayCode::Version,
+                message: text,
+            };
             // The peer may be gone already, and is to go anyway.
             let _ = send(&mut stream, &goodbye).await;
-            return Err(LinkError::Version { theirs: hello.version });
+            return Err(LinkError::Version {
+                theirs: hello.version,
+            });
         }
         let ours = wire::Hello {
             version: PROTOCOL_VERSION,
@@ -108,12 +115,19 @@ impl Link {
             agent_start_ns: 0,
             ready_ns: 0,
         };
-        send(&mut stream, &Message::Hello(ours)).await.map_err(broken)?;
+        send(&mut stream, &Message::Hello(ours))
+            .await
+            .map_err(broken)?;
         let (shared, queue) = Shared::new();
         let (read_half, write_half) = stream.into_split();
         tokio::spawn(io::read(shared.clone(), read_half, buffer));
         tokio::spawn(io::write(shared.clone(), queue, write_half));
-        Ok((Self { guard: Arc::new(Guard { shared }) }, hello))
+        Ok((
+            Self {
+                guard: Arc::new(Guard { shared }),
+            },
+            hello,
+        ))
     }
 
     /// Completes when the connection has ended for good.
@@ -153,9 +167,17 @@ impl Link {
     /// # Errors
     /// The link closed or the agent refused.
     pub async fn set_identity(&self, identity: Identity) -> Result<(), LinkError> {
-        let env: Vec<String> = identity.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        let env: Vec<String> = identity
+            .env
+            .iter()
+            .map(|(k, v)| format!("{k}={v}"))
+            .collect();
         let bytes: usize = env.iter().map(|entry| entry.len() + 1).sum();
-        let env = if bytes > MAX_DEFAULT_ENV || env.len() > MAX_ENV { Vec::new() } else { env };
+        let env = if bytes > MAX_DEFAULT_ENV || env.len() > MAX_ENV {
+            Vec::new()
+        } else {
+            env
+        };
         let env: Vec<&[u8]> = env.iter().map(String::as_bytes).collect();
         let request = Request::SetIdentity(wire::SetIdentity {
             wall_clock_ns: identity.unix_ns,
@@ -179,7 +201,11 @@ impl Link {
             env: Strings::Slices(&env),
             cwd: command.cwd.as_bytes(),
             user: command.user.as_bytes(),
-            stdin: if command.stdin { Stdin::Pipe } else { Stdin::Null },
+            stdin: if command.stdin {
+                Stdin::Pipe
+            } else {
+                Stdin::Null
+            },
             pty: command.pty.map(|(cols, rows)| PtySize { cols, rows }),
             tag: command.tag.as_bytes(),
             limits: wire::Limits::default(),
@@ -199,7 +225,9 @@ impl Link {
     /// # Errors
     /// No such process, or the link closed.
     pub async fn signal(&self, pid: u32, signal: u8) -> Result<(), LinkError> {
-        self.done("a signal", &Request::Signal { pid, signal }).await.map(drop)
+        self.done("a signal", &Request::Signal { pid, signal })
+            .await
+            .map(drop)
     }
 
     /// Sets the size of a process's terminal.
@@ -207,7 +235,10 @@ impl Link {
     /// # Errors
     /// No such process, no terminal, or the link closed.
     pub async fn resize(&self, pid: u32, cols: u16, rows: u16) -> Result<(), LinkError> {
-        let request = Request::Resize { pid, size: PtySize { cols, rows } };
+        let request = Request::Resize {
+            pid,
+            size: PtySize { cols, rows },
+        };
         self.done("a resize", &request).await.map(drop)
     }
 
@@ -283,7 +314,14 @@ impl Link {
     /// # Errors
     /// Something is there already, or the link closed.
     pub async fn make_dir(&self, path: &[u8], user: &str) -> Result<Entry, LinkError> {
-        self.entry("a mkdir", &Request::MakeDir { path, user: user.as_bytes() }).await
+        self.entry(
+            "a mkdir",
+            &Request::MakeDir {
+                path,
+                user: user.as_bytes(),
+            },
+        )
+        .await
     }
 
     /// Renames, making the destination's parents, owned by `user`.
@@ -291,7 +329,15 @@ impl Link {
     /// # Errors
     /// No such source, or the link closed.
     pub async fn rename(&self, from: &[u8], to: &[u8], user: &str) -> Result<Entry, LinkError> {
-        self.entry("a move", &Request::Move { from, to, user: user.as_bytes() }).await
+        self.entry(
+            "a move",
+            &Request::Move {
+                from,
+                to,
+                user: user.as_bytes(),
+            },
+        )
+        .await
     }
 
     /// Removes a file or a tree; returns how many entries went.
@@ -316,9 +362,10 @@ impl Link {
         let mut stream = self.open(&request).await?;
         match stream.news("a file read").await? {
             News::Opened(entry) => Ok((entry, FileReader::new(stream))),
-            News::Started { .. } => {
-                Err(LinkError::Unexpected { request: "a file read", got: "a process".into() })
-            }
+            News::Started { .. } => Err(LinkError::Unexpected {
+                request: "a file read",
+                got: "a process".into(),
+            }),
         }
     }
 
@@ -343,7 +390,12 @@ impl Link {
     /// # Errors
     /// No such user, or the link closed.
     pub async fn lookup_user(&self, name: &str) -> Result<User, LinkError> {
-        match self.ask(&Request::LookupUser { name: name.as_bytes() }).await? {
+        match self
+            .ask(&Request::LookupUser {
+                name: name.as_bytes(),
+            })
+            .await?
+        {
             Answer::User(user) => Ok(user),
             other => Err(other.unexpected("a user lookup")),
         }
@@ -443,12 +495,17 @@ async fn read_hello(stream: &mut UnixStream, buffer: &mut BytesMut) -> Result<He
         let frame = io::next_frame(buffer)
             .map_err(|why| LinkError::Closed(format!("the peer is no guest agent: {why}")))?;
         if let Some((header, payload)) = frame {
-            let unexpected =
-                |got: String| LinkError::Unexpected { request: "a new connection", got };
+            let unexpected = |got: String| LinkError::Unexpected {
+                request: "a new connection",
+                got,
+            };
             if header.kind != Kind::Hello {
                 return Err(unexpected(format!("{:?}", header.kind)));
             }
-            return match Message::decode(&Frame { header, payload: &payload }) {
+            return match Message::decode(&Frame {
+                header,
+                payload: &payload,
+            }) {
                 Ok(Message::Hello(hello)) => Ok(hello.into()),
                 Ok(other) => Err(unexpected(format!("{:?}", other.kind()))),
                 Err(why) => Err(unexpected(format!("a Hello that is wrong: {why}"))),

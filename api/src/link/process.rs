@@ -69,7 +69,9 @@ impl ProcessStream {
     /// The way to the process's standard input or terminal.
     #[must_use]
     pub fn input(&self) -> ProcessInput {
-        ProcessInput { sender: self.stream.sender(Channel::Stdin) }
+        ProcessInput {
+            sender: self.stream.sender(Channel::Stdin),
+        }
     }
 
     /// What the process does next. Cancel-safe.

@@ -29,7 +29,10 @@ impl Queue {
         }
         let crowded = self.segments.len() >= SEGMENTS;
         let last = if crowded {
-            self.segments.iter_mut().rev().find(|(of, _)| *of == channel)
+            self.segments
+                .iter_mut()
+                .rev()
+                .find(|(of, _)| *of == channel)
         } else {
             self.segments.back_mut().filter(|(of, _)| *of == channel)
         };
@@ -38,7 +41,8 @@ impl Queue {
                 bytes.extend_from_slice(&payload);
             }
             _ if payload.len() < SMALL => {
-                self.segments.push_back((channel, BytesMut::from(&payload[..])));
+                self.segments
+                    .push_back((channel, BytesMut::from(&payload[..])));
             }
             _ => self.segments.push_back((channel, payload)),
         }
@@ -51,7 +55,9 @@ impl Queue {
         if bytes.len() > PIECE && channel != Channel::Records {
             return Some((channel, bytes.split_to(PIECE).freeze()));
         }
-        self.segments.pop_front().map(|(channel, bytes)| (channel, bytes.freeze()))
+        self.segments
+            .pop_front()
+            .map(|(channel, bytes)| (channel, bytes.freeze()))
     }
 }
 

@@ -96,7 +96,9 @@ impl Core {
     pub(crate) fn data(&self, channel: Channel, bytes: BytesMut) -> Result<(), FlowError> {
         let mut outcome = Ok(());
         self.update(|state| {
-            outcome = state.receive.receive(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+            outcome = state
+                .receive
+                .receive(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
             if outcome.is_ok() {
                 state.queue.push(channel, bytes);
             }
@@ -149,7 +151,12 @@ impl Stream {
 
     /// The side that sends bytes on this stream.
     pub(crate) fn sender(&self, channel: Channel) -> Sender {
-        Sender { id: self.id, channel, core: self.core.clone(), shared: self.shared.clone() }
+        Sender {
+            id: self.id,
+            channel,
+            core: self.core.clone(),
+            shared: self.shared.clone(),
+        }
     }
 
     /// The stream's event; an error when it ends without one.
@@ -173,11 +180,20 @@ impl Stream {
 
     /// The next bytes; `None` once the stream has ended and all was consumed. Grants the agent
     /// credit for what it returns.
-    pub(crate) fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<Option<(Channel, Bytes)>> {
+    pub(crate) fn poll_data(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<(Channel, Bytes)>> {
         let mut state = self.core.lock();
         if let Some((channel, bytes)) = state.queue.pop() {
-            state.receive.consume(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
-            let grant = if state.end.is_none() { state.receive.take_grant() } else { None };
+            state
+                .receive
+                .consume(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+            let grant = if state.end.is_none() {
+                state.receive.take_grant()
+            } else {
+                None
+            };
             drop(state);
             if let Some(grant) = grant {
                 self.shared.control(self.id, &Message::Credit(grant));
@@ -204,7 +220,8 @@ impl Stream {
     /// The answer. Bytes that come before it are thrown away.
     pub(crate) async fn answer(mut self) -> Result<Answer, LinkError> {
         while self.data().await.is_some() {}
-        self.ended().unwrap_or_else(|| Err(LinkError::Closed("the stream vanished".into())))
+        self.ended()
+            .unwrap_or_else(|| Err(LinkError::Closed("the stream vanished".into())))
     }
 }
 
@@ -212,9 +229,13 @@ impl Drop for Stream {
     fn drop(&mut self) {
         if self.core.ended().is_none() {
             self.shared.forget(self.id);
-            let cancelled = Message::Reset { code: ResetCode::Cancelled, message: "" };
+            let cancelled = Message::Reset {
+                code: ResetCode::Cancelled,
+                message: "",
+            };
             self.shared.control(self.id, &cancelled);
-            self.core.end(End::Closed("this side gave the stream up".into()));
+            self.core
+                .end(End::Closed("this side gave the stream up".into()));
         }
     }
 }
@@ -254,8 +275,12 @@ impl Sender {
                 continue;
             }
             let piece = bytes.split_to(take);
-            let message = Message::Data { channel: self.channel, bytes: &piece };
-            self.shared.queue(Outgoing::message(self.id, &message, Some(permit)));
+            let message = Message::Data {
+                channel: self.channel,
+                bytes: &piece,
+            };
+            self.shared
+                .queue(Outgoing::message(self.id, &message, Some(permit)));
         }
         Ok(())
     }

@@ -150,7 +150,10 @@ impl Answer {
         match self {
             Self::Error(refusal) if refusal.code == ErrorCode::Busy => LinkError::Busy,
             Self::Error(refusal) => refusal.into(),
-            other => LinkError::Unexpected { request, got: format!("{other:?}") },
+            other => LinkError::Unexpected {
+                request,
+                got: format!("{other:?}"),
+            },
         }
     }
 }

@@ -1,0 +1,130 @@
+//! What a failed call on the link means to a client: Connect codes, and HTTP statuses for `/files`.
+
+use super::http::HttpError;
+use crate::{
+    connect::{Code, ConnectError},
+    link::LinkError,
+    sandbox::Sandbox,
+};
+use hyper::StatusCode;
+use std::time::Duration;
+use wire::ErrorCode;
+
+/// How long the registry may need to notice what the link has noticed already.
+const NOTICE: Duration = Duration::from_secs(5);
+
+/// When the link is closed the sandbox is about to be gone: let the registry say so, which answers
+/// the request with its 502. If it does not, the caller goes on with its own error.
+pub(super) async fn settle(sandbox: &Sandbox, error: &LinkError) {
+    if error.is_closed() {
+        let _ = tokio::time::timeout(NOTICE, sandbox.gone()).await;
+    }
+}
+
+/// The Connect error of a failed call.
+pub(super) async fn connect(sandbox: &Sandbox, error: LinkError) -> ConnectError {
+    settle(sandbox, &error).await;
+    let code = match &error {
+        LinkError::Closed(_) => Code::Unavailable,
+        LinkError::Busy | LinkError::TooMany(_) => Code::ResourceExhausted,
+        LinkError::Unsendable(_) => Code::InvalidArgument,
+        LinkError::Refused(refusal) => refused(refusal.code),
+        LinkError::Version { .. } | LinkError::Reset { .. } | LinkError::Unexpected { .. } => {
+            Code::Internal
+        }
+    };
+    ConnectError::new(code, words(&error))
+}
+
+/// The Connect error when a user was looked up or used.
+pub(super) async fn user(sandbox: &Sandbox, error: LinkError, name: &str) -> ConnectError {
+    let unsendable = matches!(error, LinkError::Unsendable(_));
+    if unsendable
+        || error
+            .refusal()
+            .is_some_and(|refusal| refusal.code == ErrorCode::UnknownUser)
+    {
+        return unknown_user(name);
+    }
+    connect(sandbox, error).await
+}
+
+/// `unauthenticated`, in envd's words.
+pub(super) fn unknown_user(name: &str) -> ConnectError {
+    ConnectError::new(Code::Unauthenticated, format!("invalid username: '{name}'"))
+}
+
+/// Any failure to start a process is the caller's argument, save those that are not.
+pub(super) async fn start(sandbox: &Sandbox, error: LinkError, user_name: &str) -> ConnectError {
+    let mut failure = user(sandbox, error, user_name).await;
+    if matches!(
+        failure.code,
+        Code::NotFound | Code::PermissionDenied | Code::FailedPrecondition
+    ) {
+        failure.code = Code::InvalidArgument;
+    }
+    failure
+}
+
+fn refused(code: ErrorCode) -> Code {
+    match code {
+        ErrorCode::NotFound | ErrorCode::NoSuchProcess => Code::NotFound,
+        ErrorCode::PermissionDenied => Code::PermissionDenied,
+        ErrorCode::AlreadyExists => Code::AlreadyExists,
+        ErrorCode::NotADirectory
+        | ErrorCode::IsADirectory
+        | ErrorCode::NotRegular
+        | ErrorCode::InvalidArgument
+        | ErrorCode::BadCwd
+        | ErrorCode::NotExecutable
+        | ErrorCode::TooLarge
+        | ErrorCode::Loop => Code::InvalidArgument,
+        ErrorCode::NoSpace | ErrorCode::Busy | ErrorCode::OutOfResources => Code::ResourceExhausted,
+        ErrorCode::UnknownUser => Code::Unauthenticated,
+        ErrorCode::ReadOnly => Code::FailedPrecondition,
+        ErrorCode::Unsupported => Code::Unimplemented,
+        ErrorCode::Io => Code::Internal,
+    }
+}
+
+/// The error with its causes on one line.
+fn words(error: &LinkError) -> String {
+    match error {
+        LinkError::Refused(refusal) if refusal.code == ErrorCode::NoSpace => {
+            format!("not enough disk space: {refusal}")
+        }
+        LinkError::Refused(refusal) => refusal.to_string(),
+        LinkError::Unsendable(why) => format!("{error}: {why}"),
+        other => other.to_string(),
+    }
+}
+
+/// The HTTP error of a failed file transfer of `path` as `user_name`.
+pub(super) async fn file(
+    sandbox: &Sandbox,
+    error: LinkError,
+    path: &str,
+    user_name: &str,
+) -> HttpError {
+    settle(sandbox, &error).await;
+    let (status, message) = match &error {
+        LinkError::Refused(refusal) => match refusal.code {
+            ErrorCode::NotFound => (
+                StatusCode::NOT_FOUND,
+                format!("path '{path}' does not exist"),
+            ),
+            ErrorCode::IsADirectory => (
+                StatusCode::BAD_REQUEST,
+                format!("path '{path}' is a directory"),
+            ),
+            ErrorCode::UnknownUser => return unknown_user(user_name).into(),
+            ErrorCode::NoSpace => (StatusCode::INSUFFICIENT_STORAGE, words(&error)),
+            code => (refused(code).http_status(), words(&error)),
+        },
+        LinkError::Unsendable(_) => (StatusCode::BAD_REQUEST, words(&error)),
+        LinkError::Closed(_) => (StatusCode::SERVICE_UNAVAILABLE, words(&error)),
+        LinkError::Busy => (StatusCode::TOO_MANY_REQUESTS, words(&error)),
+        _ => (StatusCode::INTERNAL_SERVER_ERROR, words(&error)),
+    };
+    HttpError { status, message }
+}
