@@ -55,8 +55,10 @@ test('set timeout shortens, and the timeout kills', () =>
 test('commands after the end say so', async () => {
   const box = await create()
   await box.kill()
-  assert.ok((await rejection(box.commands.run('true'))) instanceof TimeoutError)
-  assert.ok((await rejection(box.files.read('/etc/hostname'))) instanceof Error)
+  assert.ok((await rejection(box.commands.run('true'))) instanceof SandboxNotFoundError)
+  const unread = await rejection(box.files.read('/etc/hostname'))
+  assert.ok(unread instanceof TimeoutError)
+  assert.match(unread.message, /was not found/)
 })
 
 test('a command hears of the kill promptly', async () => {

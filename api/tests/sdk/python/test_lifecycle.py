@@ -111,9 +111,11 @@ def test_a_command_hears_of_the_kill(fresh):
     handle = fresh.commands.run("sleep 3600", background=True, timeout=0)
     fresh.kill()
     start = time.monotonic()
-    with pytest.raises(NotRunning, match="killed or reached its end of life"):
+    with pytest.raises(NotRunning) as caught:
         handle.wait()
     assert time.monotonic() - start < patient(6)
+    if NotRunning is not e2b.TimeoutException:  # older SDKs do not ask what happened
+        assert "killed or reached its end of life" in str(caught.value)
 
 
 def test_metadata_filters_the_list():

@@ -1,5 +1,5 @@
 import { createHash, randomFillSync } from 'node:crypto'
-import { CommandExitError, Sandbox, TimeoutError } from 'e2b'
+import { CommandExitError, Sandbox, SandboxNotFoundError, TimeoutError } from 'e2b'
 
 const sandbox = await Sandbox.create()
 
@@ -32,5 +32,5 @@ if (!(late instanceof TimeoutError)) throw late
 console.log('timed out, as asked')
 await sandbox.kill()
 const gone = await sandbox.commands.run('true').catch((error) => error)
-if (!(gone instanceof TimeoutError)) throw gone
+if (!(gone instanceof SandboxNotFoundError)) throw gone
 console.log('killed:', gone.name)
