@@ -56,7 +56,8 @@ pub(crate) extern "C" fn entry(stack: *const usize) -> ! {
 /// Serves an inherited socket.
 fn serve(agent: &mut Agent, fd: i32, start_ns: u64) -> ! {
     let socket = Fd::inherited(fd);
-    let ready = sys::file::set_nonblocking(&socket).and_then(|()| sys::file::set_cloexec(&socket));
+    let ready =
+        sys::file::set_nonblocking(&socket).and_then(|()| sys::file::close_others_on_exec());
     system::umask(0o022);
     system::adopt_orphans();
     agent.tasks.identity.leave_machine_alone();

@@ -286,3 +286,210 @@ impl core::fmt::Debug for Session {
         )
     }
 }
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::Input;
+    use proptest::prelude::*;
+    use wire::{
+        EntryInfo, FileKind, FrameBuffer, Hello, MAX_PATH, Open, PROTOCOL_VERSION, Request,
+    };
+
+    /// Both halves of a connection, greeted.
+    struct Pair {
+        input: Box<Input>,
+        session: Box<Session>,
+    }
+
+    impl Pair {
+        fn new() -> Self {
+            let mut pair = Self {
+                input: Box::default(),
+                session: Box::default(),
+            };
+            let hello = Hello {
+                version: PROTOCOL_VERSION,
+                agent: "",
+                generation: 0,
+                flags: 0,
+                agent_start_ns: 0,
+                ready_ns: 0,
+            };
+            assert_eq!(pair.take(0, &Message::Hello(hello)), "None");
+            pair
+        }
+
+        /// Hands one message in and returns the action's name.
+        fn take(&mut self, stream: u32, message: &Message<'_>) -> String {
+            let space = self.input.space();
+            let n = message.encode(stream, space).unwrap();
+            self.input.commit(n);
+            let action = self.input.next(&mut self.session).unwrap().unwrap();
+            let text = format!("{action:?}");
+            text.split([' ', '{']).next().unwrap().to_owned()
+        }
+
+        fn open(&mut self, stream: u32) -> usize {
+            let mut bytes = [0; 64];
+            let n = Request::Sysinfo.encode(&mut bytes).unwrap();
+            let open = Message::Open(Open {
+                more: false,
+                part: &bytes[..n],
+            });
+            assert_eq!(self.take(stream, &open), "Open");
+            self.session.find(stream).unwrap()
+        }
+
+        /// What was sent, as (stream, kind, payload length).
+        fn sent(&mut self) -> Vec<(u32, Kind, usize)> {
+            let mut buffer = Box::new(FrameBuffer::<{ OUT_BUFFER + MAX_FRAME }>::new());
+            let out = self.session.output();
+            buffer.space()[..out.len()].copy_from_slice(out);
+            buffer.commit(out.len());
+            self.session.sent(usize::MAX);
+            let mut frames = Vec::new();
+            while let Some(frame) = buffer.next_frame().unwrap() {
+                frames.push((frame.header.stream, frame.header.kind, frame.header.len));
+            }
+            frames
+        }
+    }
+
+    #[test]
+    fn data_stops_at_the_window_and_goes_on_with_credit() {
+        let mut pair = Pair::new();
+        let slot = pair.open(1);
+        let mut total = 0;
+        while let Some(space) = pair.session.data_space(slot) {
+            let n = space.len();
+            pair.session.data_commit(slot, Channel::Stdout, n);
+            total += n;
+            pair.sent();
+        }
+        assert_eq!(total, usize::try_from(OUTPUT_WINDOW).unwrap());
+        assert_eq!(pair.take(1, &Message::Credit(10)), "None");
+        assert_eq!(pair.session.data_space(slot).unwrap().len(), 10);
+    }
+
+    #[test]
+    fn a_link_that_takes_nothing_stops_data_but_leaves_room_for_answers() {
+        let mut pair = Pair::new();
+        let slots: Vec<_> = (1..=64).map(|id| pair.open(id)).collect();
+        for &slot in &slots {
+            while let Some(n) = pair.session.data_space(slot).map(|s| s.len()) {
+                pair.session.data_commit(slot, Channel::File, n);
+            }
+        }
+        assert!(pair.session.has_room(), "data used up the reserve");
+        let path = [b'/'; MAX_PATH];
+        let entry = EntryInfo {
+            path: &path,
+            kind: FileKind::Symlink,
+            target_kind: FileKind::File,
+            size: 0,
+            mode: 0,
+            target_mode: 0,
+            uid: 0,
+            gid: 0,
+            owner: b"",
+            group: b"",
+            modified_ns: 0,
+            symlink_target: &path,
+        };
+        let mut answers = 0;
+        while pair.session.has_room() {
+            pair.session.reply(slots[answers], &Reply::Entry(entry));
+            answers += 1;
+        }
+        let frames = pair.sent();
+        assert_eq!(
+            frames.iter().filter(|f| f.1 == Kind::Reply).count(),
+            answers
+        );
+        assert!(answers > 0);
+    }
+
+    #[test]
+    fn slots_are_freed_and_bounded() {
+        let mut pair = Pair::new();
+        let last = u32::try_from(MAX_STREAMS).unwrap();
+        for id in 1..=last {
+            pair.open(id);
+        }
+        let mut bytes = [0; 8];
+        let n = Request::Sysinfo.encode(&mut bytes).unwrap();
+        let open = Message::Open(Open {
+            more: false,
+            part: &bytes[..n],
+        });
+        assert_eq!(pair.take(last + 1, &open), "None");
+        assert_eq!(pair.sent(), [(last + 1, Kind::Reply, pair_busy_len())]);
+        let slot = pair.session.find(5).unwrap();
+        pair.session.reply(slot, &Reply::Done(0));
+        assert_eq!(pair.session.find(5), None);
+        assert_eq!(pair.open(last + 2), slot);
+        assert_eq!(
+            pair.take(5, &Message::End),
+            "None",
+            "late frames of an ended stream mean nothing"
+        );
+    }
+
+    fn pair_busy_len() -> usize {
+        let text = format!("{MAX_STREAMS} streams are open already");
+        1 + 1 + 4 + 4 + text.len()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        /// Any sequence of frames keeps the tables whole: never a panic, never more data than window.
+        #[test]
+        fn any_order_of_frames_is_survived(
+            steps in proptest::collection::vec((0u32..6, 0u8..6, 0u32..70_000), 1..200),
+        ) {
+            let mut pair = Pair::new();
+            let body = vec![7; MAX_PAYLOAD];
+            let mut opened = 0;
+            for (id, what, n) in steps {
+                let len = usize::try_from(n).unwrap().clamp(1, MAX_PAYLOAD);
+                let id = id.min(opened).max(1);
+                match what {
+                    0 => {
+                        opened += 1;
+                        pair.open(opened);
+                    }
+                    _ if opened == 0 => {}
+                    1 => {
+                        pair.take(id, &Message::Data { channel: Channel::Stdin, bytes: &body[..len] });
+                    }
+                    2 => {
+                        pair.take(id, &Message::Credit(n));
+                    }
+                    3 => {
+                        pair.take(id, &Message::End);
+                    }
+                    4 => {
+                        pair.take(id, &Message::Reset { code: ResetCode::Cancelled, message: "" });
+                    }
+                    _ => {
+                        if let Some(slot) = pair.session.find(id) {
+                            pair.session.consumed(slot, len);
+                            if let Some(space) = pair.session.data_space(slot) {
+                                let n = space.len().min(len);
+                                pair.session.data_commit(slot, Channel::Stdout, n);
+                            }
+                        }
+                    }
+                }
+                if !pair.session.has_room() {
+                    pair.sent();
+                }
+                if opened > 200 {
+                    break;
+                }
+            }
+            pair.sent();
+        }
+    }
+}

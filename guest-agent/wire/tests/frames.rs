@@ -1,5 +1,7 @@
 //! Frames come out the same however the bytes are cut.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 use wire::{

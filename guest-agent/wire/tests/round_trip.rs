@@ -1,5 +1,7 @@
 //! Whatever is written is read back the same, and whatever is read never breaks the reader.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 use wire::{

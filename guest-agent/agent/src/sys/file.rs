@@ -351,11 +351,11 @@ pub(crate) fn set_window(pty: &Fd, cols: u16, rows: u16) -> Result<()> {
     .map(drop)
 }
 
-/// Closes a descriptor when a program is executed.
-pub(crate) fn set_cloexec(file: &Fd) -> Result<()> {
-    const F_SETFD: usize = 2;
-    const FD_CLOEXEC: usize = 1;
-    plain(nr::FCNTL, &[file.arg(), F_SETFD, FD_CLOEXEC]).map(drop)
+/// Closes every descriptor but the standard ones when a program is executed.
+pub(crate) fn close_others_on_exec() -> Result<()> {
+    const CLOSE_RANGE_CLOEXEC: usize = 4;
+    const LAST: usize = 0xffff_ffff;
+    plain(nr::CLOSE_RANGE, &[3, LAST, CLOSE_RANGE_CLOEXEC]).map(drop)
 }
 
 /// Makes descriptor `number` the same file as `file`; it stays open in executed programs.
