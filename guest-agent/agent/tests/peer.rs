@@ -42,7 +42,7 @@ type Breach = (&'static str, fn(&mut Host));
 
 const BREACHES: [Breach; 8] = [
     ("not a frame", |h| {
-        h.link.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap()
+        h.link.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     }),
     ("before Hello", |h| h.send(0, &Message::Ping(1))),
     ("never opened", |h| greeted(h, 5, &Message::End)),
@@ -54,7 +54,7 @@ const BREACHES: [Breach; 8] = [
         greeted(h, 5, &data);
     }),
     ("host sent", |h| {
-        greeted(h, 1, &Message::Reply(wire::Reply::Done(1)))
+        greeted(h, 1, &Message::Reply(wire::Reply::Done(1)));
     }),
     ("request cut", |h| {
         greeted(h, 1, &part(true, b"\x01"));

@@ -223,18 +223,20 @@ proptest! {
 fn limits_are_refused_on_both_sides() {
     let long = vec![b'/'; wire::MAX_PATH + 1];
     let mut out = vec![0; MAX_REQUEST];
-    assert!(Request::Stat { path: &long }.encode(&mut out).is_err());
+    Request::Stat { path: &long }.encode(&mut out).unwrap_err();
     let n = Request::Stat { path: &long[1..] }.encode(&mut out).unwrap();
-    assert!(Request::decode(&out[..n]).is_ok());
+    Request::decode(&out[..n]).unwrap();
     let mut longer = out[..n].to_vec();
     longer[1..5].copy_from_slice(&u32::try_from(long.len()).unwrap().to_le_bytes());
     longer.push(b'/');
-    assert!(Request::decode(&longer).is_err());
-    assert!(Request::Stat { path: b"/a\0b" }.encode(&mut out).is_err());
+    Request::decode(&longer).unwrap_err();
+    Request::Stat { path: b"/a\0b" }
+        .encode(&mut out)
+        .unwrap_err();
     let n = Request::Stat { path: b"relative" }
         .encode(&mut out)
         .unwrap();
-    assert!(Request::decode(&out[..n]).is_err());
+    Request::decode(&out[..n]).unwrap_err();
     let entropy = [0; 65];
     let identity = SetIdentity {
         wall_clock_ns: 0,
@@ -243,7 +245,7 @@ fn limits_are_refused_on_both_sides() {
         entropy: &entropy,
         env: Strings::EMPTY,
     };
-    assert!(Request::SetIdentity(identity).encode(&mut out).is_err());
+    Request::SetIdentity(identity).encode(&mut out).unwrap_err();
 }
 
 #[test]
