@@ -23,6 +23,7 @@ mod kvm;
 pub mod layout;
 mod memory;
 mod msr;
+pub mod probe;
 mod vcpu;
 mod vm;
 

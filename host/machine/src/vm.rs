@@ -52,12 +52,7 @@ impl Vm {
         fd.set_tss_address(tss)
             .map_err(ioctl("KVM_SET_TSS_ADDR", format!("{tss:#x}")))?;
         memory.register(&fd)?;
-        enable(
-            &fd,
-            KVM_CAP_SPLIT_IRQCHIP,
-            "KVM_CAP_SPLIT_IRQCHIP",
-            layout::GSI_COUNT.into(),
-        )?;
+        use_split_irqchip(&fd)?;
         if kvm.fd().check_extension_raw(KVM_CAP_HALT_POLL.into()) > 0 {
             // Polling for a wake-up burns host time for each of thousands of idle machines.
             enable(&fd, KVM_CAP_HALT_POLL, "KVM_CAP_HALT_POLL", 0)?;
@@ -122,6 +117,16 @@ impl Vm {
 fn new_event() -> Result<EventFd> {
     EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
         .map_err(|e| ioctl("eventfd", "")(vmm_sys_util::errno::Error::from(e)))
+}
+
+/// Local APICs in the kernel, everything else in user space; room for one route per line.
+pub(crate) fn use_split_irqchip(vm: &VmFd) -> Result<()> {
+    enable(
+        vm,
+        KVM_CAP_SPLIT_IRQCHIP,
+        "KVM_CAP_SPLIT_IRQCHIP",
+        layout::GSI_COUNT.into(),
+    )
 }
 
 fn enable(vm: &VmFd, cap: u32, name: &'static str, value: u64) -> Result<()> {

@@ -34,10 +34,11 @@ const VIRTIO_MMIO: &str = "LNRO0005";
 const MAX_AGENT: u64 = 16 << 20;
 
 /// What every guest's kernel is told:
-/// - the console: only what goes wrong, through the boot console, since no driver takes it over;
+/// - only what goes wrong is printed (said first, so that it holds when the console appears), and
+///   the boot console is the only one: no driver takes it over;
 /// - a panic resets at once, and a reset is the keyboard controller's;
 /// - no search for buses and timers that do not exist.
-const CMDLINE: &str = "earlycon=uart8250,io,0x3f8 keep_bootcon loglevel=4 panic=-1 reboot=k \
+const CMDLINE: &str = "loglevel=4 earlycon=uart8250,io,0x3f8 keep_bootcon panic=-1 reboot=k \
                        pci=off nomodule no_timer_check random.trust_cpu=on";
 
 /// Why a machine could not be built.

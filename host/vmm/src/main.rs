@@ -8,11 +8,13 @@ mod confine;
 mod ending;
 mod initrd;
 mod log;
+mod probe;
 mod run;
 mod stats;
 mod supervise;
 mod wiring;
 
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
@@ -31,7 +33,8 @@ fn main() -> ExitCode {
     let result = match words[..] {
         [] => serve(),
         ["run", ref options @ ..] => run::run(options),
-        ["version"] => version(),
+        ["probe"] | ["probe", "--json"] => print(&format!("{:#}", probe::facts())),
+        ["version"] => print(concat!("hatchery-vmm ", env!("CARGO_PKG_VERSION"))),
         _ => Err(anyhow::anyhow!("{USAGE}")),
     };
     match result {
@@ -50,9 +53,6 @@ fn serve() -> anyhow::Result<()> {
     Ok(supervise::serve(control, false)?)
 }
 
-#[expect(clippy::print_stdout, reason = "what was asked for")]
-#[expect(clippy::unnecessary_wraps, reason = "one shape for all commands")]
-fn version() -> anyhow::Result<()> {
-    println!("hatchery-vmm {}", env!("CARGO_PKG_VERSION"));
-    Ok(())
+fn print(text: &str) -> anyhow::Result<()> {
+    Ok(writeln!(std::io::stdout(), "{text}")?)
 }

@@ -111,7 +111,8 @@ mod test {
 1000-3000 rw-p 00000000 00:00 0\nSize: 8 kB\nRss: 8 kB\nPrivate_Clean: 1 kB\nPrivate_Dirty: 4 kB
 3000-9000 rw-p 00000000 00:00 0 \nRss: 16 kB\nPrivate_Dirty: 16 kB
 a000-b000 r-xp 00000000 08:01 12 /bin/x\nRss: 4 kB\nPrivate_Clean: 2 kB\nShared_Clean: 2 kB\n";
-        assert_eq!(sum(smaps, &[0x3000..0x9000]), (16, 7));
+        let guest = 0x3000..0x9000;
+        assert_eq!(sum(smaps, std::slice::from_ref(&guest)), (16, 7));
     }
 
     #[test]

@@ -1,0 +1,202 @@
+//! Facts about this host, for `hatchery doctor`: no judgement, only what was seen or measured.
+
+use machine::boot::{Entry, write_tables};
+use machine::{
+    Backing, HugePages, Kvm, MachineSpec, MemorySpec, OPTIONAL, REQUIRED, VcpuThread, Vm, Wiring,
+    layout,
+};
+use serde_json::{Value, json};
+use std::fs::File;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use vm_memory::{Bytes, GuestAddress};
+
+/// How long the speed test's guest runs.
+const SPEED_RUN: Duration = Duration::from_millis(100);
+/// How long it may take to leave the guest afterwards.
+const SPEED_LIMIT: Duration = Duration::from_millis(200);
+/// Each time is the least of so many tries: the others had company.
+const TRIES: u32 = 5;
+
+/// All facts.
+pub(crate) fn facts() -> Value {
+    json!({
+        "kvm": kvm(),
+        "userfaultfd": userfaultfd(),
+        "io_uring": outcome(io_uring()),
+    })
+}
+
+/// `{"ok": true}` with details, or what stood in the way.
+fn outcome(result: Result<Value, String>) -> Value {
+    match result {
+        Ok(Value::Object(mut details)) => {
+            details.insert("ok".into(), true.into());
+            Value::Object(details)
+        }
+        Ok(_) => json!({ "ok": true }),
+        Err(error) => json!({ "ok": false, "error": error }),
+    }
+}
+
+fn kvm() -> Value {
+    let kvm = match Kvm::open_unchecked() {
+        Ok(kvm) => kvm,
+        Err(error) => return json!({ "ok": false, "error": crate::supervise::chain(&error) }),
+    };
+    let absent: Vec<_> = OPTIONAL
+        .iter()
+        .filter(|(c, _)| !kvm.has(*c))
+        .map(|(_, n)| n)
+        .collect();
+    let missing = kvm.missing();
+    json!({
+        "ok": missing.is_empty(),
+        "api_version": kvm.fd().get_api_version(),
+        "needed": REQUIRED.iter().map(|(_, name)| name).collect::<Vec<_>>(),
+        "missing": missing,
+        "optional_missing": absent,
+        "times_us": times(&kvm),
+        "supervisor_speed": outcome(speed(&kvm)),
+    })
+}
+
+fn memory(bytes: u64) -> MemorySpec {
+    MemorySpec {
+        bytes,
+        backing: Backing::Anonymous,
+        huge_pages: HugePages::Never,
+    }
+}
+
+/// Microseconds for the calls whose cost differs between kernels.
+fn times(kvm: &Kvm) -> Value {
+    let least = |measure: &dyn Fn() -> Result<Duration, machine::Error>| {
+        let all: Result<Vec<_>, _> = (0..TRIES).map(|_| measure()).collect();
+        match all {
+            Ok(all) => all
+                .into_iter()
+                .min()
+                .map_or(Value::Null, |t| json!(t.as_secs_f64() * 1e6)),
+            Err(error) => json!({ "error": crate::supervise::chain(&error) }),
+        }
+    };
+    json!({
+        "create_vm": least(&|| machine::probe::create_vm(kvm)),
+        "slot_before_irqchip": least(&|| machine::probe::slot(kvm, machine::probe::Irqchip::None)),
+        "slot_after_split_irqchip": least(&|| machine::probe::slot(kvm, machine::probe::Irqchip::Split)),
+        "slot_after_full_irqchip": least(&|| machine::probe::slot(kvm, machine::probe::Irqchip::Full)),
+        "whole_machine": least(&|| whole(kvm)),
+    })
+}
+
+/// A machine with one vCPU and 128 MiB, as this program makes it.
+fn whole(kvm: &Kvm) -> Result<Duration, machine::Error> {
+    let start = Instant::now();
+    let machine = Vm::new(
+        kvm,
+        &MachineSpec {
+            vcpus: 1,
+            memory: memory(128 << 20),
+        },
+    )?;
+    let time = start.elapsed();
+    drop(machine);
+    Ok(time)
+}
+
+/// How fast guest supervisor code runs: a host that interprets it cannot boot Linux in useful time.
+fn speed(kvm: &Kvm) -> Result<Value, String> {
+    const CODE: u64 = 0x10_0000;
+    const COUNT: u64 = 0x20_0000;
+    /// Instructions from one count to the next: 1000 turns of two, and three around them.
+    const PER_COUNT: u64 = 2003;
+    const PROGRAM: [u8; 14] = [
+        0xb9, 0xe8, 0x03, 0x00, 0x00, // mov ecx, 1000
+        0xff, 0xc9, // again: dec ecx
+        0x75, 0xfc, // jnz again
+        0x48, 0xff, 0x06, // inc qword [rsi]
+        0xeb, 0xf2, // jmp to the start
+    ];
+    let text = |e: machine::Error| crate::supervise::chain(&e);
+    let spec = MachineSpec {
+        vcpus: 1,
+        memory: memory(4 << 20),
+    };
+    let (vm, mut vcpus) = Vm::new(kvm, &spec).map_err(text)?;
+    let ram = vm.memory().ram();
+    write_tables(ram).map_err(text)?;
+    ram.write_slice(&PROGRAM, GuestAddress(CODE))
+        .map_err(|e| e.to_string())?;
+    let vcpu = vcpus.pop().ok_or("no vCPU was made")?;
+    vcpu.enter_at(&Entry {
+        rip: CODE,
+        rsi: COUNT,
+        rsp: layout::BOOT_STACK,
+    })
+    .map_err(text)?;
+    let (ended, end) = std::sync::mpsc::channel();
+    let wiring = Wiring {
+        ports: Arc::default(),
+        memory: Arc::default(),
+    };
+    let tell = move |_, exit| {
+        let _ = ended.send(exit);
+    };
+    let thread = VcpuThread::spawn(vcpu, wiring, || Ok(()), tell).map_err(text)?;
+    thread.run();
+    let start = Instant::now();
+    std::thread::sleep(SPEED_RUN);
+    let count: u64 = ram
+        .read_obj(GuestAddress(COUNT))
+        .map_err(|e| e.to_string())?;
+    let seconds = start.elapsed().as_secs_f64();
+    thread.finish(SPEED_LIMIT).map_err(text)?;
+    if let Ok(exit) = end.try_recv() {
+        return Err(format!("the guest ended: {exit:?}"));
+    }
+    let millions = u32::try_from(count * PER_COUNT / 1000).map_or(f64::MAX, f64::from) / 1000.0;
+    Ok(json!({ "million_instructions_per_second": millions / seconds, "seconds": seconds }))
+}
+
+/// Whether this user may handle page faults, by the system call or by the device.
+fn userfaultfd() -> Value {
+    let device = File::open("/dev/userfaultfd").map(|_| Value::Null);
+    let sysctl = std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").ok();
+    json!({
+        "syscall": outcome(machine::probe::userfaultfd().map(|()| Value::Null).map_err(|e| e.to_string())),
+        "device": outcome(device.map_err(|e| e.to_string())),
+        "unprivileged": sysctl.map(|s| s.trim() == "1"),
+    })
+}
+
+/// Whether an event loop like a sandbox's can be had.
+fn io_uring() -> Result<Value, String> {
+    let ram = machine::Memory::new(&memory(1 << 20)).map_err(|e| crate::supervise::chain(&e))?;
+    devices::EventLoop::new(Arc::new(ram.ram().clone()))
+        .map(|_| Value::Null)
+        .map_err(|e| crate::supervise::chain(&e))
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn facts_are_told_on_any_host() {
+        let facts = facts();
+        assert!(facts["kvm"]["ok"].is_boolean());
+        assert!(facts["io_uring"]["ok"].is_boolean());
+        assert!(facts["userfaultfd"]["syscall"]["ok"].is_boolean());
+        if facts["kvm"]["ok"] == false {
+            eprintln!("skipped: no usable KVM: {}", facts["kvm"]);
+            return;
+        }
+        let speed = &facts["kvm"]["supervisor_speed"]["million_instructions_per_second"];
+        assert!(speed.as_f64().unwrap() > 0.01, "{facts:#}");
+        let slot = facts["kvm"]["times_us"]["slot_before_irqchip"]
+            .as_f64()
+            .unwrap();
+        assert!(slot > 0.0 && slot < 1e6);
+    }
+}
