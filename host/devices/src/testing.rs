@@ -105,6 +105,8 @@ pub(crate) struct DriverQueue {
     base: u64,
     next_descriptor: u16,
     avail: u16,
+    /// `avail` at the last kick.
+    told: u16,
     used: u16,
     pub(crate) event_idx: bool,
 }
@@ -163,13 +165,16 @@ impl DriverQueue {
     /// Whether the device wants to be told of what was added last (§2.7.10).
     pub(crate) fn wants_kick(&self) -> bool {
         let event = self.get16(self.used_ring() + 4 + 8 * u64::from(self.size));
-        !self.event_idx || self.avail.wrapping_sub(event).wrapping_sub(1) < 1
+        !self.event_idx
+            || self.avail.wrapping_sub(event).wrapping_sub(1) < self.avail.wrapping_sub(self.told)
     }
 
     /// Tells the device, if it wants to know.
-    pub(crate) fn kick(&self, mmio: &Mmio) {
+    pub(crate) fn kick(&mut self, mmio: &Mmio) {
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-        if self.wants_kick() {
+        let wanted = self.wants_kick();
+        self.told = self.avail;
+        if wanted {
             write32(mmio, crate::QUEUE_NOTIFY, self.index);
         }
     }
@@ -257,6 +262,7 @@ pub(crate) fn set_up(mmio: &Mmio, memory: &Arc<Memory>, without: u64) -> Vec<Dri
             base: QUEUES + u64::from(index) * 0x8000,
             next_descriptor: 0,
             avail: 0,
+            told: 0,
             used: 0,
             event_idx: features & F_EVENT_IDX != 0,
         };

@@ -10,6 +10,8 @@ mod device;
 mod map;
 mod request;
 mod spec;
+#[cfg(test)]
+mod test;
 
 pub(crate) use device::Block;
 use std::fs::File;
