@@ -136,7 +136,7 @@ mod test {
     #[test]
     fn a_sender_cannot_exceed_its_window() {
         let mut w = SendWindow::new(10);
-        assert!(w.take(10).is_ok());
+        w.take(10).unwrap();
         assert_eq!(
             w.take(1),
             Err(FlowError {
@@ -144,17 +144,17 @@ mod test {
                 allowed: 0
             })
         );
-        assert!(w.grant(5).is_ok());
+        w.grant(5).unwrap();
         assert_eq!(w.available(), 5);
-        assert!(w.grant(MAX_WINDOW).is_err());
+        w.grant(MAX_WINDOW).unwrap_err();
         assert_eq!(w.available(), 5);
     }
 
     #[test]
     fn a_receiver_grants_what_it_consumed_and_no_more() {
         let mut r = RecvWindow::new(100);
-        assert!(r.receive(60).is_ok());
-        assert!(r.receive(41).is_err());
+        r.receive(60).unwrap();
+        r.receive(41).unwrap_err();
         r.consume(49);
         assert_eq!(r.take_grant(), None);
         r.consume(1);
