@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 const LAB_PORT: u16 = 3100;
 /// A server that is not there after this long is given up.
 const START_LIMIT: Duration = Duration::from_secs(60);
-/// The user that commands run as by default, in an image as in the native stand-in for one.
-const USER: &str = "user:x:1000:1000::/home/user:/bin/bash";
+/// The user that commands run as by default, with a number that nobody else has.
+const USER: &str = "user:x:60123:60123::/home/user:/bin/bash";
 
 /// A server that tests may kill and start again by a shell script on its host. Ends when dropped.
 pub(super) struct Mortal {
@@ -61,11 +61,11 @@ impl Mortal {
         let dir = fs::canonicalize(target_dir())?.join("test-native");
         let programs = native_programs(&dir)?;
         with_user("/etc/passwd", &dir.join("passwd"), USER)?;
-        with_user("/etc/group", &dir.join("group"), "user:x:1000:")?;
+        with_user("/etc/group", &dir.join("group"), "user:x:60123:")?;
         let wrap = format!(
             "unshare --mount --propagation private sh -c 'mount --bind {0}/passwd /etc/passwd && mount \
              --bind {0}/group /etc/group && mount -t tmpfs -o mode=755 none /home && mount -t tmpfs -o \
-             mode=700 none /root && mkdir /home/user && chown 1000:1000 /home/user && exec \"$@\"' - ",
+             mode=700 none /root && mkdir /home/user && chown 60123:60123 /home/user && exec \"$@\"' - ",
             dir.display()
         );
         let port = free_port()?;

@@ -111,7 +111,12 @@ def test_one_death_leaves_the_others_alone(box):
     assert handle.wait().stdout == "unharmed\n"
 
 
-@pytest.mark.skipif(not SERVER_START, reason="HATCHERY_SERVER_START is not set: cannot restart the server")
+restarts = pytest.mark.skipif(
+    not SERVER_START, reason="HATCHERY_SERVER_START is not set: cannot restart the server"
+)
+
+
+@restarts
 def test_the_server_is_killed_and_started_again():
     box = create()
     handle = box.commands.run("sleep 3600", background=True, timeout=0)
@@ -121,9 +126,7 @@ def test_the_server_is_killed_and_started_again():
     with pytest.raises(Exception):  # noqa: B017 - no server: the SDK can only tell of the connection
         handle.wait()
     assert time.monotonic() - start < patient(PROMPT)
-    # Gone, or dead and only waiting for whoever inherited it.
-    alive = f"for p in {orphans}; do grep -hs '^State:' /proc/$p/status | grep -v Z; done; true"
-    eventually("no VM process outlives the server", 15, lambda: on_host(alive) == "")
+    eventually("no VM process outlives the server", 15, lambda: _living(orphans) == "")
     on_host(SERVER_START)
     eventually("the server answers", 30, _healthy)
     assert http_call("GET", "/v2/sandboxes").json() == []
@@ -134,6 +137,28 @@ def test_the_server_is_killed_and_started_again():
         leftovers = on_host(f'find "{STATE_DIR}" -name "*{box.sandbox_id}*"')
         assert leftovers == ""
     works()
+
+
+@restarts
+def test_the_server_is_asked_to_stop():
+    """SIGTERM: it ends by itself, soon, with everything it started, and its folder is tidy."""
+    box = create()
+    handle = box.commands.run("sleep 3600", background=True, timeout=0)
+    vms, server = " ".join(vm_pids()), server_pid()
+    on_host(f"kill -TERM {server}")
+    dies_promptly(handle)
+    eventually("the server ends", 30, lambda: _living(server) == "")
+    assert _living(vms) == "", "a VM process outlives the server"
+    if STATE_DIR:
+        assert on_host(f'find "{STATE_DIR}" -name "*{box.sandbox_id}*"; find "{STATE_DIR}" -type s') == ""
+    on_host(SERVER_START)
+    eventually("the server answers", 30, _healthy)
+    works()
+
+
+def _living(pids):
+    """Those of these processes that run; one that is dead and not waited for yet does not."""
+    return on_host(f"for p in {pids}; do grep -hs '^State:' /proc/$p/status | grep -v Z; done; true")
 
 
 def _healthy():
