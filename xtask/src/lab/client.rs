@@ -1,5 +1,6 @@
 //! The host's end of a command in the lab.
 
+use super::awake::Awake;
 use super::frame::{self, INPUT_WINDOW, Kind, MAX_PAYLOAD, Request};
 use anyhow::{Context, Result, bail};
 use std::io::Read;
@@ -22,6 +23,8 @@ pub(crate) enum Stream {
 pub(crate) struct Running {
     connection: TcpStream,
     control: Control,
+    /// Given back when the command has ended.
+    _awake: Option<Awake>,
 }
 
 /// Sends input and signals to a command; clones may live in other threads.
@@ -39,7 +42,7 @@ struct Shared {
 
 impl Running {
     /// Connects to the agent at this port of loopback and hands it the request.
-    pub(super) fn start(port: u16, request: &Request) -> Result<Self> {
+    pub(super) fn start(port: u16, request: &Request, awake: Option<Awake>) -> Result<Self> {
         let connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port))
             .with_context(|| format!("Connecting to the lab's agent at 127.0.0.1:{port}"))?;
         connection.set_nodelay(true)?;
@@ -56,11 +59,13 @@ impl Running {
             window: Mutex::new(Some(INPUT_WINDOW)),
             widened: Condvar::new(),
         };
+        let control = Control {
+            shared: Arc::new(shared),
+        };
         Ok(Self {
             connection,
-            control: Control {
-                shared: Arc::new(shared),
-            },
+            control,
+            _awake: awake,
         })
     }
 

@@ -1,9 +1,11 @@
 //! `cargo xtask lab …`.
 
-use super::client::{Control, Running, Stream};
+use super::client::{Control, Stream};
 use super::package::Kernel;
 use super::state::Place;
 use super::{Lab, Options, agent, qemu};
+use crate::dist::Dist;
+use crate::service;
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use std::io::{IsTerminal, Write};
@@ -31,7 +33,7 @@ enum Verb {
     Shell(Name),
     /// Copy files into the lab; a DEST that ends in `/` is a folder
     Push(Push),
-    /// Copy the programs of `target/dist` to `/opt/hatchery` in the lab
+    /// Build the programs and copy them to `/opt/hatchery` in the lab
     Install(Name),
     /// Say whether the lab runs, and with what
     Status(Name),
@@ -94,9 +96,7 @@ struct Push {
 /// Runs a subcommand.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match &args.verb {
-        Verb::Build => {
-            Kernel::ensure().map(|kernel| eprintln!("lab: kernel {} is ready", kernel.release))?
-        }
+        Verb::Build => build()?,
         Verb::Start(args) => start(args)?,
         Verb::Exec(args) => return exec(args),
         Verb::Shell(name) => return shell(name),
@@ -108,6 +108,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Verb::Agent => agent::serve()?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn build() -> Result<()> {
+    let kernel = Kernel::ensure()?;
+    eprintln!("lab: kernel {} is ready", kernel.release);
+    Ok(())
 }
 
 fn start(args: &Start) -> Result<()> {
@@ -152,7 +158,7 @@ fn exec(args: &Exec) -> Result<ExitCode> {
     let mut request = lab.request(&argv);
     request.env.clone_from(&args.env);
     request.cwd.clone_from(&args.cwd);
-    let running = Running::start(lab.agent_port()?, &request)?;
+    let running = lab.start(&request)?;
     let control = running.control();
     pass_signals(&control)?;
     std::thread::spawn(move || control.feed(std::io::stdin().lock()));
@@ -173,7 +179,7 @@ fn shell(name: &Name) -> Result<ExitCode> {
         ("TERM".to_owned(), term),
         ("PS1".to_owned(), "lab:\\w# ".to_owned()),
     ];
-    let running = Running::start(lab.agent_port()?, &request)?;
+    let running = lab.start(&request)?;
     let control = running.control();
     let raw = Raw::enter()?;
     pass_sizes(&control)?;
@@ -308,16 +314,9 @@ fn copy(lab: &Lab, file: &Path, to: &str) -> Result<()> {
 }
 
 fn install(name: &Name) -> Result<()> {
-    const SCRIPT: &str = "for file in /dist/*; do case $file in *.ext4) ;; \
-        *) cmp -s $file /opt/hatchery/${file##*/} || { cp $file /opt/hatchery/.new && \
-        mv /opt/hatchery/.new /opt/hatchery/${file##*/}; } || exit 1 ;; esac; done";
-    let output = find(name)?.exec(&["sh", "-c", SCRIPT])?;
-    if !output.status.success() {
-        bail!(
-            "Installing in the lab: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
+    let lab = find(name)?;
+    let place = service::install_in_lab(&lab, &Dist::ensure()?)?;
+    eprintln!("lab: the programs are in {}", place.display());
     Ok(())
 }
 
@@ -354,13 +353,13 @@ fn logs(name: &Name) -> Result<ExitCode> {
 }
 
 fn stop(name: &Name) -> Result<()> {
-    match Lab::running(&name.name)? {
-        Some(lab) => lab.stop(),
-        None => {
-            eprintln!("lab: {:?} does not run", name.name);
-            Ok(())
-        }
+    let place = Place::new(&name.name)?;
+    let guard = place.lock()?;
+    if !qemu::stop(&place)? {
+        eprintln!("lab: {:?} does not run", name.name);
     }
+    drop(guard);
+    Ok(())
 }
 
 fn println(line: &str) -> Result<()> {

@@ -178,8 +178,8 @@ mod tests {
             let error = read(&mut &bytes[..], &mut payload).unwrap_err().to_string();
             assert!(error.contains(why), "{bytes:?}: {error}");
         }
-        assert!(write(&mut Vec::new(), Kind::Input, &vec![0; MAX_PAYLOAD + 1]).is_err());
-        assert!(number(&[1, 2, 3]).is_err());
+        write(&mut Vec::new(), Kind::Input, &vec![0; MAX_PAYLOAD + 1]).unwrap_err();
+        number(&[1, 2, 3]).unwrap_err();
         assert_eq!(number(&[1, 2, 0, 0]).unwrap(), 513);
     }
 }

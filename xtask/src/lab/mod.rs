@@ -9,6 +9,7 @@
 
 mod agent;
 mod archive;
+mod awake;
 mod client;
 mod command;
 mod detect;
@@ -26,6 +27,7 @@ pub(crate) use detect::hardware_virtualization;
 
 use crate::deps;
 use anyhow::{Context, Result, bail};
+use awake::Awake;
 use frame::Request;
 use qmp::Qmp;
 use state::{AGENT_PORT, Forward, Place, State};
@@ -34,8 +36,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A lab that does not answer after this long is given up.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
-/// Tries at finding a free port before giving up.
-const PORT_TRIES: usize = 8;
 
 /// Which lab to use.
 #[derive(Clone, Debug)]
@@ -134,23 +134,16 @@ impl Lab {
             state,
             fresh: false,
         };
+        let awake = lab.awake()?;
         lab.answers(BOOT_LIMIT, None)?;
+        drop(awake);
         Ok(lab)
     }
 
     fn boot(place: Place, options: &Options) -> Result<Self> {
         deps::ensure(&["qemu-system-x86", "busybox-static"])?;
         let kernel = package::Kernel::ensure()?;
-        let agent = Forward {
-            host: state::free_port()?,
-            lab: AGENT_PORT,
-        };
-        let state = State {
-            token: state::token()?,
-            icount: options.icount,
-            memory_mib: options.memory_mib,
-            forwards: vec![agent],
-        };
+        let state = State::new(options.icount, options.memory_mib)?;
         root::write(&place.initrd(), &kernel, &state.token)?;
         place.save(&state)?;
         qemu::start(&place, &kernel, &state)?;
@@ -159,8 +152,10 @@ impl Lab {
             state,
             fresh: true,
         };
+        let awake = lab.awake()?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
         lab.answers(BOOT_LIMIT, u64::try_from(now.as_millis()).ok())?;
+        drop(awake);
         Ok(lab)
     }
 
@@ -190,7 +185,7 @@ impl Lab {
     }
 
     fn ask(&self, request: &Request) -> Result<()> {
-        let running = Running::start(self.agent_port()?, request)?;
+        let running = self.start(request)?;
         running.limit_silence(Duration::from_secs(2))?;
         running.wait(|_, _| Ok(())).map(drop)
     }
@@ -234,21 +229,19 @@ impl Lab {
 
     /// Starts a command; see [`Running`] for its input, output and signals.
     pub(crate) fn spawn(&self, argv: &[&str]) -> Result<Running> {
-        Running::start(self.agent_port()?, &self.request(argv))
+        self.start(&self.request(argv))
     }
 
-    /// A port of loopback that leads to a port of the lab, made if there is none yet.
-    pub(crate) fn port(&mut self, lab: u16) -> Result<u16> {
-        if let Some(host) = self.state.host_port(lab) {
-            return Ok(host);
-        }
-        for _ in 0..PORT_TRIES {
-            let host = state::free_port()?;
-            if self.try_forward(host, lab)? {
-                return Ok(host);
-            }
-        }
-        bail!("No port of 127.0.0.1 could be forwarded to port {lab} of the lab")
+    fn start(&self, request: &Request) -> Result<Running> {
+        Running::start(self.agent_port()?, request, self.awake()?)
+    }
+
+    /// A lab that counts runs only while this is held.
+    fn awake(&self) -> Result<Option<Awake>> {
+        self.state
+            .icount
+            .then(|| Awake::take(&self.place))
+            .transpose()
     }
 
     /// Forwards a port of loopback to a port of the lab, unless it is forwarded so already.
@@ -271,11 +264,5 @@ impl Lab {
         self.state.forwards.push(Forward { host, lab });
         self.place.save(&self.state)?;
         Ok(true)
-    }
-
-    /// Ends the lab and everything in it.
-    pub(crate) fn stop(self) -> Result<()> {
-        let _guard = self.place.lock()?;
-        qemu::stop(&self.place).map(drop)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::package::Kernel;
 use super::qmp::Qmp;
-use super::state::{Place, State};
+use super::state::{CONSOLE_NAME, Forward, Place, QMP_NAME, State};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::json;
@@ -16,73 +16,48 @@ use std::time::{Duration, Instant};
 const COMMAND_LINE: &str =
     "console=ttyS0 quiet panic=-1 nokaslr tsc=reliable clocksource=tsc no_timer_check debugfs=off";
 
+/// AMD with nested paging. Without XSAVE and what rests on it: QEMU 7.2 lets a guest's guest set
+/// XCR0 without an exit, so that KVM does not learn of it and the two disagree on the size of the
+/// extended state.
+const PROCESSOR: &str = "EPYC,+svm,+npt,-xsave,-avx,-avx2,-fma,-f16c";
+
 /// Starts QEMU in the background, with its first root already in place.
 pub(super) fn start(place: &Place, kernel: &Kernel, state: &State) -> Result<()> {
-    let shares = Shares::of(place);
     let mut command = Command::new("qemu-system-x86_64");
-    command.args([
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        "-no-reboot",
-        "-daemonize",
-    ]);
-    command.args([
-        "-M",
-        "q35,accel=tcg,smm=off,vmport=off",
-        "-cpu",
-        "EPYC,+svm,+npt",
-    ]);
+    command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
+    command.args(["-no-reboot", "-daemonize"]);
+    command.args(["-name", &format!("hatchery-lab-{}", place.name)]);
+    command.args(["-M", "q35,accel=tcg,smm=off,vmport=off", "-cpu", PROCESSOR]);
+    command.args(["-m", &state.memory_mib.to_string()]);
     if state.icount {
         command.args(["-smp", "1", "-icount", "shift=0,sleep=off"]);
     } else {
         command.args(["-smp", "2"]);
     }
-    command.args([
-        "-m",
-        &state.memory_mib.to_string(),
-        "-name",
-        &format!("hatchery-lab-{}", place.name),
-    ]);
     command
         .arg("-kernel")
         .arg(kernel.image())
         .arg("-initrd")
         .arg(place.initrd());
     command.args(["-append", COMMAND_LINE]);
-    command.arg("-pidfile").arg(place.pid_file());
-    command
-        .arg("-serial")
-        .arg(prefixed("file:", &place.console())?);
-    command
-        .arg("-qmp")
-        .arg(prefixed("unix:", &place.qmp())? + ",server=on,wait=off");
-    let mut net = "user,id=net".to_owned();
-    for forward in &state.forwards {
-        net.push_str(&format!(
-            ",hostfwd=tcp:127.0.0.1:{}-:{}",
-            forward.host, forward.lab
-        ));
-    }
     command.args([
         "-netdev",
-        &net,
+        &network(state),
         "-device",
         "virtio-net-pci,netdev=net,romfile=",
     ]);
     command.args(["-device", "virtio-rng-pci"]);
-    for (tag, path, read_only) in shares.list {
-        let read_only = if read_only { ",readonly=on" } else { "" };
-        let local = prefixed("local,path=", path)?;
-        command.arg("-virtfs").arg(format!(
-            "{local},mount_tag={tag},security_model=none,multidevs=remap{read_only}"
-        ));
+    for share in shares(place)? {
+        command.args(["-virtfs", &share]);
     }
+    command.arg("-pidfile").arg(place.pid_file());
+    command.args(["-serial", &format!("file:{CONSOLE_NAME}")]);
+    command.args(["-qmp", &format!("unix:{QMP_NAME},server=on,wait=off")]);
     let output = command
+        .current_dir(&place.dir)
         .stdin(Stdio::null())
-        .output()
-        .context("Running qemu-system-x86_64")?;
+        .output();
+    let output = output.context("Running qemu-system-x86_64")?;
     if !output.status.success() {
         bail!(
             "QEMU did not start: {}",
@@ -92,20 +67,26 @@ pub(super) fn start(place: &Place, kernel: &Kernel, state: &State) -> Result<()>
     Ok(())
 }
 
-/// Folders that the lab mounts by their tag.
-struct Shares<'a> {
-    list: Vec<(&'static str, &'a Path, bool)>,
+/// User-mode network; its forwards are of loopback only.
+fn network(state: &State) -> String {
+    let forward =
+        |forward: &Forward| format!(",hostfwd=tcp:127.0.0.1:{}-:{}", forward.host, forward.lab);
+    "user,id=net".to_owned() + &state.forwards.iter().map(forward).collect::<String>()
 }
 
-impl<'a> Shares<'a> {
-    fn of(place: &'a Place) -> Self {
-        let list = vec![
-            ("share", &*place.share, false),
-            ("dist", &*place.dist, true),
-            ("image", &*place.images, true),
-        ];
-        Self { list }
-    }
+/// Folders that the lab mounts by their tag.
+fn shares(place: &Place) -> Result<[String; 3]> {
+    let share = |tag: &str, path: &Path, more: &str| {
+        let path = prefixed("local,path=", path)?;
+        Ok::<_, anyhow::Error>(format!(
+            "{path},mount_tag={tag},security_model=none,multidevs=remap{more}"
+        ))
+    };
+    Ok([
+        share("share", &place.share, "")?,
+        share("dist", &place.dist, ",readonly=on")?,
+        share("image", &place.images, ",readonly=on")?,
+    ])
 }
 
 /// A QEMU option with a path in it, where a comma would have to be doubled.

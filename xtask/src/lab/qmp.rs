@@ -2,7 +2,9 @@
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -19,7 +21,7 @@ pub(super) struct Qmp {
 impl Qmp {
     /// Connects to the socket of a running QEMU.
     pub(super) fn connect(socket: &Path) -> Result<Self> {
-        let to = UnixStream::connect(socket)
+        let to = connect(socket)
             .with_context(|| format!("Connecting to QEMU at {}", socket.display()))?;
         to.set_read_timeout(Some(Duration::from_secs(10)))?;
         let mut qmp = Self {
@@ -61,4 +63,17 @@ impl Qmp {
             .context("Reading from QEMU")?;
         serde_json::from_str(&line).with_context(|| format!("QEMU said {line:?}"))
     }
+}
+
+/// Connects by way of the socket's open folder: the path itself may be longer than the 107 bytes
+/// that an address holds.
+fn connect(socket: &Path) -> std::io::Result<UnixStream> {
+    let (Some(folder), Some(name)) = (socket.parent(), socket.file_name()) else {
+        return UnixStream::connect(socket);
+    };
+    let folder = File::open(folder)?;
+    let short = Path::new("/proc/self/fd")
+        .join(folder.as_raw_fd().to_string())
+        .join(name);
+    UnixStream::connect(short)
 }

@@ -6,6 +6,7 @@ use super::state::AGENT_PORT;
 use anyhow::{Context, Result};
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -14,6 +15,9 @@ const RC: &str = include_str!("rc");
 
 /// Processes that busybox's init keeps running.
 const INITTAB: &str = "::sysinit:/etc/rc\n::respawn:/sbin/lab-agent\n::restart:/sbin/init\n";
+
+/// Starts the agent with the limit on open files that systemd would give it.
+const AGENT: &str = "#!/bin/sh\nulimit -Hn 524288\nulimit -Sn 1024\nexec /sbin/xtask lab agent\n";
 
 /// Of the C library: what dynamically linked Rust programs load.
 const LIBRARIES: &[&str] = &[
@@ -29,7 +33,7 @@ const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
 
 /// Writes the first root for `kernel` to `path`.
 pub(super) fn write(path: &Path, kernel: &Kernel, token: &str) -> Result<()> {
-    let file = File::create(path).with_context(|| format!("Creating {}", path.display()))?;
+    let file = create(path)?;
     let mut archive = Archive::new(BufWriter::new(file));
     for folder in [
         "bin",
@@ -73,16 +77,22 @@ pub(super) fn write(path: &Path, kernel: &Kernel, token: &str) -> Result<()> {
         0o600,
         format!("{AGENT_PORT} {token}").as_bytes(),
     )?;
-    archive.file(
-        "sbin/lab-agent",
-        0o755,
-        b"#!/bin/sh\nexec /sbin/xtask lab agent\n",
-    )?;
+    archive.file("sbin/lab-agent", 0o755, AGENT.as_bytes())?;
     archive.file("sbin/xtask", 0o755, &this_program(path)?)?;
     archive
         .finish()?
         .flush()
         .with_context(|| format!("Writing {}", path.display()))
+}
+
+/// Only this user may read it: the token is in it.
+fn create(path: &Path) -> Result<File> {
+    let _ = std::fs::remove_file(path);
+    let mut options = File::options();
+    options.write(true).create_new(true).mode(0o600);
+    options
+        .open(path)
+        .with_context(|| format!("Creating {}", path.display()))
 }
 
 fn busybox() -> Result<PathBuf> {

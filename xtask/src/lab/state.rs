@@ -11,12 +11,19 @@ use std::path::{Path, PathBuf};
 /// The agent's port inside the lab.
 pub(super) const AGENT_PORT: u16 = 1;
 
+/// QEMU's control socket, in the lab's folder.
+pub(super) const QMP_NAME: &str = "qmp.sock";
+/// What the lab's kernel says, in the lab's folder.
+pub(super) const CONSOLE_NAME: &str = "console.log";
+/// Raised with every change to `frame` or to the state file.
+const PROTOCOL: u32 = 1;
+
 /// The folders of a lab.
 pub(super) struct Place {
     /// What tells it from other labs of this workspace.
     pub(super) name: String,
     /// `target/lab/<name>`: everything the lab writes on this machine.
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     /// `/share` in the lab, writable on both sides.
     pub(super) share: PathBuf,
     /// `/dist` in the lab.
@@ -28,6 +35,9 @@ pub(super) struct Place {
 /// What a running lab was started with; written by whoever started it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct State {
+    /// [`PROTOCOL`] of whoever started it.
+    #[serde(default)]
+    protocol: u32,
     pub(super) token: String,
     pub(super) icount: bool,
     pub(super) memory_mib: u32,
@@ -70,11 +80,16 @@ impl Place {
     }
 
     pub(super) fn qmp(&self) -> PathBuf {
-        self.dir.join("qmp.sock")
+        self.dir.join(QMP_NAME)
+    }
+
+    /// Locked by everybody who runs a command; see `awake`.
+    pub(super) fn users(&self) -> PathBuf {
+        self.dir.join("users")
     }
 
     pub(super) fn console(&self) -> PathBuf {
-        self.dir.join("console.log")
+        self.dir.join(CONSOLE_NAME)
     }
 
     pub(super) fn initrd(&self) -> PathBuf {
@@ -103,7 +118,15 @@ impl Place {
     pub(super) fn load(&self) -> Result<State> {
         let path = self.dir.join("state.json");
         let text = fs::read(&path).with_context(|| format!("Reading {}", path.display()))?;
-        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))
+        let state: State = serde_json::from_slice(&text)
+            .with_context(|| format!("{} is damaged: stop the lab", path.display()))?;
+        if state.protocol != PROTOCOL {
+            bail!(
+                "The lab {:?} was started by another version of this program: stop it",
+                self.name
+            );
+        }
+        Ok(state)
     }
 
     /// Replaces the state; only this user can read it, as the token is in it.
@@ -123,6 +146,21 @@ impl Place {
 }
 
 impl State {
+    /// A lab to be, with a new token and a port for its agent.
+    pub(super) fn new(icount: bool, memory_mib: u32) -> Result<Self> {
+        let agent = Forward {
+            host: free_port()?,
+            lab: AGENT_PORT,
+        };
+        Ok(Self {
+            protocol: PROTOCOL,
+            token: token()?,
+            icount,
+            memory_mib,
+            forwards: vec![agent],
+        })
+    }
+
     /// The port of loopback that leads to a port of the lab.
     pub(super) fn host_port(&self, lab: u16) -> Option<u16> {
         self.forwards
@@ -140,14 +178,14 @@ fn target_dir() -> PathBuf {
 }
 
 /// A port of loopback that nobody listens on. Somebody may before it is used: then QEMU says so.
-pub(super) fn free_port() -> Result<u16> {
+fn free_port() -> Result<u16> {
     let listener =
         TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("Looking for a free port")?;
     Ok(listener.local_addr()?.port())
 }
 
 /// 128 bits that nobody can guess.
-pub(super) fn token() -> Result<String> {
+fn token() -> Result<String> {
     let mut bytes = [0; 16];
     std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut bytes)?;
     Ok(hex::encode(bytes))
