@@ -1,1 +1,310 @@
+//! The link against an agent that misbehaves. The real agent is met in `tests/envd.rs`.
 
+use super::*;
+use std::time::Duration;
+use tokio::time::timeout;
+use wire::{
+    Channel, ErrorCode, Event, FrameBuffer, INPUT_WINDOW, MAX_PAYLOAD, OUTPUT_WINDOW, Open, Reply,
+    ReplyError, ResetCode,
+};
+
+/// The agent's end of a link, frame by frame.
+struct Agent {
+    socket: UnixStream,
+    buffer: Box<FrameBuffer<{ 2 * MAX_FRAME }>>,
+}
+
+/// What the host said, owned.
+#[derive(Debug, PartialEq)]
+enum Said {
+    Hello,
+    Request { stream: u32, bytes: Vec<u8> },
+    Data { stream: u32, bytes: Vec<u8> },
+    Credit { stream: u32, bytes: u32 },
+    End { stream: u32 },
+    Reset { stream: u32, code: ResetCode },
+    Other(Kind),
+}
+
+impl Agent {
+    async fn tell(&mut self, stream: u32, message: &Message<'_>) {
+        let mut out = vec![0; MAX_FRAME];
+        let length = message.encode(stream, &mut out).unwrap();
+        self.socket.write_all(&out[..length]).await.unwrap();
+    }
+
+    async fn heard(&mut self) -> Option<Said> {
+        loop {
+            if let Some(frame) = self.buffer.next_frame().unwrap() {
+                let stream = frame.header.stream;
+                return Some(match Message::decode(&frame).unwrap() {
+                    Message::Hello(_) => Said::Hello,
+                    Message::Open(Open { part, .. }) => Said::Request { stream, bytes: part.to_vec() },
+                    Message::Data { bytes, .. } => Said::Data { stream, bytes: bytes.to_vec() },
+                    Message::Credit(bytes) => Said::Credit { stream, bytes },
+                    Message::End => Said::End { stream },
+                    Message::Reset { code, .. } => Said::Reset { stream, code },
+                    other => Said::Other(other.kind()),
+                });
+            }
+            let got = self.socket.read(self.buffer.space()).await.unwrap_or(0);
+            if got == 0 {
+                return None;
+            }
+            self.buffer.commit(got);
+        }
+    }
+
+    /// The stream of the next request.
+    async fn request(&mut self) -> u32 {
+        match self.heard().await {
+            Some(Said::Request { stream, .. }) => stream,
+            other => panic!("{other:?} where a request was expected"),
+        }
+    }
+}
+
+fn hello(version: u16) -> Message<'static> {
+    Message::Hello(wire::Hello {
+        version,
+        agent: "fake",
+        generation: 0,
+        flags: 0,
+        agent_start_ns: 1,
+        ready_ns: 2,
+    })
+}
+
+async fn pair() -> (Link, Agent) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut agent = Agent { socket: theirs, buffer: Box::default() };
+    agent.tell(0, &hello(PROTOCOL_VERSION)).await;
+    let (link, said) = Link::connect(ours).await.unwrap();
+    assert_eq!((said.agent.as_str(), said.ready_ns), ("fake", 2));
+    assert_eq!(agent.heard().await, Some(Said::Hello));
+    (link, agent)
+}
+
+fn stdout(bytes: &[u8]) -> Message<'_> {
+    Message::Data { channel: Channel::Stdout, bytes }
+}
+
+async fn started(link: &Link, agent: &mut Agent, pid: u32) -> (ProcessStream, u32) {
+    let command = Command { argv: vec!["x".into()], stdin: true, ..Command::default() };
+    let start = {
+        let link = link.clone();
+        tokio::spawn(async move { link.start(&command).await })
+    };
+    let id = agent.request().await;
+    agent.tell(id, &Message::Event(Event::Started { pid })).await;
+    (start.await.unwrap().unwrap(), id)
+}
+
+#[tokio::test]
+async fn another_version_is_refused() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut agent = Agent { socket: theirs, buffer: Box::default() };
+    agent.tell(0, &hello(PROTOCOL_VERSION + 1)).await;
+    let error = Link::connect(ours).await.unwrap_err();
+    assert!(matches!(error, LinkError::Version { .. }), "{error}");
+    assert_eq!(agent.heard().await, Some(Said::Other(Kind::GoAway)));
+}
+
+#[tokio::test]
+async fn garbage_instead_of_a_hello_is_refused() {
+    for garbage in [&b"HTTP/1.1 200 OK\r\n\r\n"[..], &[0xff; 64], b""] {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(garbage).await.unwrap();
+        drop(theirs);
+        Link::connect(ours).await.unwrap_err();
+    }
+}
+
+#[tokio::test]
+async fn a_lost_link_ends_every_call() {
+    let (link, mut agent) = pair().await;
+    let (mut process, _) = started(&link, &mut agent, 7).await;
+    let stat = {
+        let link = link.clone();
+        tokio::spawn(async move { link.stat(b"/").await })
+    };
+    agent.request().await;
+    drop(agent);
+    assert!(stat.await.unwrap().unwrap_err().is_closed());
+    assert!(process.next().await.unwrap_err().is_closed());
+    assert_eq!(process.input().write("x".into()).await, Err(StreamEnded));
+    timeout(Duration::from_secs(5), link.closed()).await.unwrap();
+    assert!(link.sysinfo().await.unwrap_err().is_closed());
+}
+
+#[tokio::test]
+async fn garbage_on_a_link_ends_it() {
+    let cases: [&[u8]; 4] = [
+        &[0xff; 12],
+        // A reply on a stream that was never opened.
+        &[9, 0, 0, 0, 9, 0, 0, 0, 17, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0],
+        // A request, which only a host sends; and a Hello too many.
+        &[1, 0, 0, 0, 1, 0, 0, 0, 16, 0, 0, 0, 14],
+        &[0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0],
+    ];
+    for garbage in cases {
+        let (link, mut agent) = pair().await;
+        let (mut process, _) = started(&link, &mut agent, 7).await;
+        agent.socket.write_all(garbage).await.unwrap();
+        timeout(Duration::from_secs(5), link.closed()).await.unwrap();
+        assert!(process.next().await.unwrap_err().is_closed());
+    }
+}
+
+#[tokio::test]
+async fn what_was_written_before_the_end_is_read_before_the_end() {
+    let (link, mut agent) = pair().await;
+    let (mut process, id) = started(&link, &mut agent, 7).await;
+    agent.tell(id, &stdout(b"one ")).await;
+    agent.tell(id, &stdout(b"two")).await;
+    agent.tell(id, &Message::Reply(Reply::Exited(Exit::Code(3)))).await;
+    // The end is known to this side before the first byte is read.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let first = process.next().await.unwrap();
+    assert_eq!(first, ProcessEvent::Output(Output::Stdout, "one two".into()));
+    assert_eq!(process.next().await.unwrap(), ProcessEvent::Exited(Exit::Code(3)));
+    drop(process);
+    link.close();
+    assert_eq!(agent.heard().await, None, "no reset for a stream that has ended");
+}
+
+#[tokio::test]
+async fn a_slow_reader_stalls_nobody_and_is_granted_what_it_reads() {
+    let (link, mut agent) = pair().await;
+    let (mut slow, slow_id) = started(&link, &mut agent, 1).await;
+    let (mut quick, quick_id) = started(&link, &mut agent, 2).await;
+    let piece = vec![b'x'; MAX_PAYLOAD];
+    for _ in 0..OUTPUT_WINDOW / u32::try_from(MAX_PAYLOAD).unwrap() {
+        agent.tell(slow_id, &stdout(&piece)).await;
+    }
+    agent.tell(quick_id, &stdout(b"through")).await;
+    let event = timeout(Duration::from_secs(5), quick.next()).await.unwrap().unwrap();
+    assert_eq!(event, ProcessEvent::Output(Output::Stdout, "through".into()));
+    let mut granted = 0;
+    while granted < OUTPUT_WINDOW {
+        slow.next().await.unwrap();
+        let heard = timeout(Duration::from_millis(20), agent.heard()).await;
+        if let Ok(Some(Said::Credit { stream, bytes })) = heard {
+            assert_eq!(stream, slow_id);
+            granted += bytes;
+        }
+    }
+    assert_eq!(granted, OUTPUT_WINDOW);
+}
+
+#[tokio::test]
+async fn more_than_the_window_costs_the_stream_only() {
+    let (link, mut agent) = pair().await;
+    let (mut greedy, id) = started(&link, &mut agent, 1).await;
+    let (mut modest, modest_id) = started(&link, &mut agent, 2).await;
+    let piece = vec![b'x'; MAX_PAYLOAD];
+    for _ in 0..=OUTPUT_WINDOW / u32::try_from(MAX_PAYLOAD).unwrap() {
+        agent.tell(id, &stdout(&piece)).await;
+    }
+    let code = ResetCode::FlowControl;
+    assert_eq!(agent.heard().await, Some(Said::Reset { stream: id, code }));
+    let error = loop {
+        match greedy.next().await {
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, LinkError::Reset { .. }), "{error}");
+    agent.tell(modest_id, &stdout(b"fine")).await;
+    modest.next().await.unwrap();
+}
+
+#[tokio::test]
+async fn writers_wait_for_credit() {
+    let (link, mut agent) = pair().await;
+    let (process, id) = started(&link, &mut agent, 1).await;
+    let window = usize::try_from(INPUT_WINDOW).unwrap();
+    let input = process.input();
+    let write = tokio::spawn(async move { input.write(vec![7; window + 10].into()).await });
+    let mut got = 0;
+    while got < window {
+        match agent.heard().await {
+            Some(Said::Data { bytes, .. }) => got += bytes.len(),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(got, window);
+    timeout(Duration::from_millis(50), agent.heard()).await.unwrap_err();
+    assert!(!write.is_finished());
+    agent.tell(id, &Message::Credit(10)).await;
+    assert_eq!(agent.heard().await, Some(Said::Data { stream: id, bytes: vec![7; 10] }));
+    write.await.unwrap().unwrap();
+    process.input().close();
+    assert_eq!(agent.heard().await, Some(Said::End { stream: id }));
+    drop(process);
+    let code = ResetCode::Cancelled;
+    assert_eq!(agent.heard().await, Some(Said::Reset { stream: id, code }));
+}
+
+#[tokio::test]
+async fn refusals_keep_their_code_and_streams_are_limited() {
+    let (link, mut agent) = pair().await;
+    let stat = {
+        let link = link.clone();
+        tokio::spawn(async move { link.stat(b"/none").await })
+    };
+    let id = agent.request().await;
+    let error = ReplyError { code: ErrorCode::NotFound, errno: 2, message: "gone" };
+    agent.tell(id, &Message::Reply(Reply::Error(error))).await;
+    let error = stat.await.unwrap().unwrap_err();
+    assert_eq!(error.refusal().map(|refusal| refusal.code), Some(ErrorCode::NotFound));
+    let mut open = Vec::new();
+    for pid in 0..wire::MAX_STREAMS {
+        open.push(started(&link, &mut agent, u32::try_from(pid).unwrap()).await);
+    }
+    assert!(matches!(link.stat(b"/").await, Err(LinkError::Busy)));
+    open.pop();
+    assert!(matches!(agent.heard().await, Some(Said::Reset { .. })));
+    tokio::spawn(async move { link.stat(b"/").await });
+    agent.request().await;
+}
+
+#[tokio::test]
+async fn large_requests_travel_in_parts_that_follow_each_other() {
+    let (link, mut agent) = pair().await;
+    let command = Command {
+        argv: vec!["x".into(), "y".repeat(100_000)],
+        ..Command::default()
+    };
+    tokio::spawn(async move { link.start(&command).await });
+    let mut joined = Vec::new();
+    while joined.len() < 100_000 {
+        match agent.heard().await {
+            Some(Said::Request { stream: 1, bytes }) => joined.extend_from_slice(&bytes),
+            other => panic!("{other:?}"),
+        }
+    }
+    let Request::Start(start) = Request::decode(&joined).unwrap() else { panic!("no start") };
+    assert_eq!(start.argv.iter().map(<[u8]>::len).collect::<Vec<_>>(), [1, 100_000]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_sent_is_refused_here() {
+    let (link, _agent) = pair().await;
+    for path in [&b"/a\0b"[..], &[b'/'; 5000]] {
+        assert!(matches!(link.stat(path).await, Err(LinkError::Unsendable(_))));
+    }
+}
+
+#[tokio::test]
+async fn the_link_ends_with_its_last_handle() {
+    let (link, mut agent) = pair().await;
+    let other = link.clone();
+    drop(link);
+    let stat = tokio::spawn(async move { other.stat(b"/").await });
+    let id = agent.request().await;
+    agent.tell(id, &Message::Reply(Reply::Done(0))).await;
+    let error = stat.await.unwrap().unwrap_err();
+    assert!(matches!(error, LinkError::Unexpected { .. }), "{error}");
+    assert_eq!(agent.heard().await, None);
+}
