@@ -434,9 +434,12 @@ impl EventLoop {
             let slot = &mut self.slots[index];
             match slot.state {
                 SlotState::Running => {
-                    if self.with(index, now, |device, cx| device.turn(cx))? == Some(Next::Again) {
-                        next = Next::Again;
-                    }
+                    let wanted = self.with(index, now, |device, cx| device.turn(cx))?;
+                    next = if wanted == Some(Next::Again) {
+                        Next::Again
+                    } else {
+                        next
+                    };
                 }
                 SlotState::Resetting if slot.device.drained() => {
                     slot.state = SlotState::Idle;

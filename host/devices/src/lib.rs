@@ -22,6 +22,8 @@ mod chain;
 mod console;
 mod device;
 mod event_loop;
+#[cfg(test)]
+mod event_loop_test;
 mod interrupt;
 mod ioapic;
 mod metrics;

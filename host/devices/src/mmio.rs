@@ -429,3 +429,143 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::testing::{line, read32, write32};
+    use proptest::prelude::*;
+
+    fn mmio() -> Mmio {
+        let identity = Identity {
+            device_id: 42,
+            features: F_EVENT_IDX,
+            queue_sizes: &[16, 8],
+            config: Box::new([1, 2, 3]),
+        };
+        let attention = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        Mmio::new(identity, line(), attention).unwrap()
+    }
+
+    fn negotiate(mmio: &Mmio) {
+        write32(mmio, 0x70, 3);
+        write32(mmio, 0x24, 1);
+        write32(mmio, 0x20, 1);
+        write32(mmio, 0x70, 11);
+        assert_eq!(read32(mmio, 0x70), 11);
+    }
+
+    #[test]
+    fn the_device_introduces_itself() {
+        let mmio = mmio();
+        assert_eq!(read32(&mmio, 0), 0x7472_6976);
+        assert_eq!((read32(&mmio, 4), read32(&mmio, 8)), (2, 42));
+        let mut config = [9; 4];
+        mmio.read(0x101, &mut config);
+        assert_eq!(config, [2, 3, 0, 0]);
+        mmio.read(u64::MAX, &mut config);
+        assert_eq!(config, [0; 4]);
+        mmio.read(0, &mut config[..2]);
+        assert_eq!(config, [0; 4], "registers are four bytes wide");
+    }
+
+    #[test]
+    fn features_that_were_not_offered_are_refused() {
+        let mmio = mmio();
+        write32(&mmio, 0x70, 3);
+        // Without VERSION_1.
+        write32(&mmio, 0x70, 11);
+        assert_eq!(read32(&mmio, 0x70), 3);
+        write32(&mmio, 0x24, 1);
+        write32(&mmio, 0x20, 3);
+        write32(&mmio, 0x70, 11);
+        assert_eq!(read32(&mmio, 0x70), 3);
+        negotiate(&mmio);
+        // Too late to change them.
+        write32(&mmio, 0x20, 3);
+        assert_eq!(mmio.lock().driver_features, F_VERSION_1);
+        // And DRIVER_OK without FEATURES_OK is nothing.
+        write32(&mmio, 0x70, 0);
+        write32(&mmio, 0x70, 7);
+        assert_eq!(read32(&mmio, 0x70), 3);
+        assert!(mmio.take_demand().is_none());
+    }
+
+    #[test]
+    fn queues_change_only_before_the_driver_is_ready() {
+        let mmio = mmio();
+        write32(&mmio, 0x38, 4);
+        assert_eq!(mmio.lock().queues[0].size, 16);
+        negotiate(&mmio);
+        write32(&mmio, 0x38, 4);
+        write32(&mmio, 0x80, 0x1000);
+        write32(&mmio, 0x84, 1);
+        write32(&mmio, 0x44, 1);
+        write32(&mmio, 0x38, 8);
+        write32(&mmio, 0x30, 7);
+        write32(&mmio, 0x38, 8);
+        assert_eq!((read32(&mmio, 0x34), read32(&mmio, 0x44)), (0, 0));
+        write32(&mmio, 0x70, 15);
+        write32(&mmio, 0x30, 0);
+        write32(&mmio, 0x44, 0);
+        assert_eq!(read32(&mmio, 0x44), 1);
+        let Some(Demand::Start { queues }) = mmio.take_demand() else {
+            panic!("not started")
+        };
+        let first = queues[0];
+        assert_eq!(
+            (first.size, first.desc_table, first.ready),
+            (4, 0x1_0000_1000, true)
+        );
+        assert!(!queues[1].ready && mmio.take_demand().is_none());
+    }
+
+    #[test]
+    fn a_reset_waits_for_the_device() {
+        let mmio = Arc::new(mmio());
+        negotiate(&mmio);
+        write32(&mmio, 0x70, 15);
+        assert!(matches!(mmio.take_demand(), Some(Demand::Start { .. })));
+        let vcpu = std::thread::spawn({
+            let mmio = mmio.clone();
+            move || write32(&mmio, 0x70, 0)
+        });
+        crate::testing::wait(|| mmio.take_demand());
+        assert!(mmio.take_demand().is_none() && !vcpu.is_finished());
+        assert_eq!(read32(&mmio, 0x70), 15);
+        mmio.reset_done();
+        vcpu.join().unwrap();
+        assert_eq!(read32(&mmio, 0x70), 0);
+    }
+
+    #[test]
+    fn a_closed_device_holds_nobody() {
+        let mmio = mmio();
+        negotiate(&mmio);
+        write32(&mmio, 0x70, 15);
+        mmio.take_demand();
+        mmio.close();
+        write32(&mmio, 0x70, 0);
+    }
+
+    proptest! {
+        #[test]
+        fn any_register_access_is_survived(
+            accesses in proptest::collection::vec(
+                (0u64..0x200, proptest::collection::vec(any::<u8>(), 0..9), any::<bool>()), 0..200),
+        ) {
+            let mmio = mmio();
+            for (offset, mut data, write) in accesses {
+                // Keep to one thread: nobody would end the wait for a reset.
+                if let Some(Demand::Start { .. }) = mmio.take_demand() {
+                    mmio.lock().phase = Phase::Idle;
+                }
+                if write { mmio.write(offset, &data) } else { mmio.read(offset, &mut data) }
+            }
+            let state = mmio.lock();
+            prop_assert!(state.driver_features & !mmio.identity.features == 0
+                || state.status & status::FEATURES_OK == 0);
+            prop_assert!(state.queues.iter().all(|q| q.max_size <= 16));
+        }
+    }
+}

@@ -137,11 +137,11 @@ pub(crate) fn borrow(eventfd: &EventFd) -> BorrowedFd<'_> {
 pub(crate) struct Ring {
     uring: IoUring,
     memory: Arc<Memory>,
-    ops: Vec<Option<Box<Op>>>,
+    ops: Vec<Option<Op>>,
     free: Vec<usize>,
     pool: Pool,
     /// Emptied vectors, kept for their capacity.
-    spare_ops: Vec<Box<Op>>,
+    spare_ops: Vec<Op>,
 }
 
 impl fmt::Debug for Ring {
@@ -276,7 +276,7 @@ impl Ring {
 
     /// Asks for the end of the operations with this token; each still completes.
     pub(crate) fn cancel(&mut self, token: Token) -> io::Result<()> {
-        let is_it = |(index, op): (usize, &Option<Box<Op>>)| {
+        let is_it = |(index, op): (usize, &Option<Op>)| {
             op.as_ref()
                 .filter(|op| op.token == token)
                 .and(u64::try_from(index).ok())
@@ -374,23 +374,23 @@ impl Ring {
         self.pool.taken.contains(&false)
     }
 
-    fn op(&mut self, token: Token) -> Box<Op> {
+    fn op(&mut self, token: Token) -> Op {
         let mut op = self.spare_ops.pop().unwrap_or_else(|| {
             // SAFETY: all-zero bytes are a valid `msghdr`: null pointers and zero lengths.
             let message = Box::new(unsafe { mem::zeroed() });
-            Box::new(Op {
+            Op {
                 token,
                 pieces: Vec::new(),
                 vectors: Vec::new(),
                 message,
-            })
+            }
         });
         op.token = token;
         op.vectors.clear();
         op
     }
 
-    fn insert(&mut self, op: Box<Op>) -> u64 {
+    fn insert(&mut self, op: Op) -> u64 {
         let index = self.free.pop().unwrap_or_else(|| {
             self.ops.push(None);
             self.ops.len() - 1
@@ -417,7 +417,7 @@ impl Ring {
         op.pieces = pieces;
         let Op {
             pieces, vectors, ..
-        } = &mut *op;
+        } = &mut op;
         if pieces
             .iter_mut()
             .try_for_each(|p| add_vectors(&self.memory, p, vectors))
@@ -431,8 +431,8 @@ impl Ring {
         op.message.msg_iovlen = op.vectors.len();
         let entry = entry(&op);
         let entry = entry.user_data(self.insert(op));
-        // SAFETY: the entry points to vectors and a header inside the boxed `Op`, which stays in
-        // `self.ops` until its last completion; the vectors point to buffers owned by that `Op`
+        // SAFETY: the entry points to vectors and a header on the heap, owned by the `Op`, which
+        // stays in `self.ops` until its last completion; the vectors point to buffers owned by that `Op`
         // and to guest memory, which `self.memory` keeps mapped.
         unsafe { self.push(&entry) }.map(Ok)
     }

@@ -22,7 +22,7 @@ fn len(mut file: &File, what: &'static str) -> Result<u64, BlockError> {
 /// Checks sizes and makes the layer as long as the disk (all of it a hole); the image's length.
 pub(super) fn prepare(config: &BlockConfig) -> Result<u64, BlockError> {
     let size = config.size;
-    if size == 0 || size % BLOCK != 0 || size > MAX_SIZE {
+    if size == 0 || !size.is_multiple_of(BLOCK) || size > MAX_SIZE {
         return Err(BlockError::Size(size));
     }
     let base = len(&config.base, "find the size of the base image")?;

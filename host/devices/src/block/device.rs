@@ -96,7 +96,7 @@ impl Extent {
     }
 
     fn partial(self) -> bool {
-        self.start % BLOCK != 0 || self.end % BLOCK != 0
+        !self.start.is_multiple_of(BLOCK) || !self.end.is_multiple_of(BLOCK)
     }
 
     /// The two must not be in flight together.
@@ -309,7 +309,7 @@ impl Block {
 
     /// The next operation of a request that changes `left` bytes from `offset` on.
     fn write_op(&self, slot: usize, action: Action, offset: u64, at: u64, left: u64) -> Op {
-        let (step, len) = if offset % BLOCK == 0 && left >= BLOCK {
+        let (step, len) = if offset.is_multiple_of(BLOCK) && left >= BLOCK {
             let erase = !matches!(action, Action::Write { .. });
             (
                 if erase { Step::Punch } else { Step::Write },

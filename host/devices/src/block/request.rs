@@ -120,7 +120,9 @@ impl Disk {
         let bytes = u64::try_from(len).unwrap_or(u64::MAX);
         match sector.checked_mul(SECTOR) {
             Some(offset)
-                if bytes % SECTOR == 0 && len <= MAX_DATA && self.contains(offset, bytes) =>
+                if bytes.is_multiple_of(SECTOR)
+                    && len <= MAX_DATA
+                    && self.contains(offset, bytes) =>
             {
                 make(offset, len)
             }

@@ -1,4 +1,5 @@
 //! The block device whole, against a plain byte vector as oracle.
+#![expect(clippy::cast_possible_truncation, reason = "test values are small")]
 
 use super::BlockConfig;
 use super::spec::{

@@ -1,4 +1,5 @@
 //! The socket device whole: registers, queues, event loop, a real socket pair as link.
+#![expect(clippy::cast_possible_truncation, reason = "test values are small")]
 
 use super::packet::{Header, Op};
 use super::spec::{HEADER_LEN, RX, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TX};
