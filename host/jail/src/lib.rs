@@ -6,7 +6,7 @@
 //! |---|---|
 //! | [`close_inherited`] | no descriptor of the parent's is left by accident |
 //! | [`seal`] | no new privileges, no core dump, nobody of the same user may trace it |
-//! | [`Limits::apply`] | bounded descriptors, no processes, no files grown beyond a size |
+//! | [`Limits::apply`] | a bounded number of descriptors |
 //! | [`forbid_files_and_network`] | nothing can be opened, bound or connected any more |
 //! | [`Filter::apply`] | one thread has only the system calls it was given |
 //!

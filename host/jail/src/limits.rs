@@ -30,8 +30,6 @@ pub fn seal() -> Result<(), JailError> {
 pub struct Limits {
     /// Highest descriptor plus one.
     pub descriptors: u64,
-    /// Size of the largest file it may write, bytes.
-    pub file_size: u64,
 }
 
 impl Limits {
@@ -40,14 +38,10 @@ impl Limits {
     /// # Errors
     /// [`JailError::System`].
     pub fn apply(self) -> Result<(), JailError> {
-        let set = |resource, value, what| {
-            let limit = Rlimit {
-                current: Some(value),
-                maximum: Some(value),
-            };
-            setrlimit(resource, limit).map_err(system(what))
+        let limit = Rlimit {
+            current: Some(self.descriptors),
+            maximum: Some(self.descriptors),
         };
-        set(Resource::Nofile, self.descriptors, "limit descriptors")?;
-        set(Resource::Fsize, self.file_size, "limit file sizes")
+        setrlimit(Resource::Nofile, limit).map_err(system("limit descriptors"))
     }
 }

@@ -4,15 +4,19 @@
 //! ([`Vm::new`]), then interrupt lines and doorbells, then everything in guest memory, and vCPU
 //! threads last, parked.
 
+use crate::confine;
 use crate::ending::{Ending, Reason};
 use crate::initrd;
 use crate::log::Log;
+use crate::stats::Accounts;
+use crate::supervise::chain;
 use crate::wiring::{ConsolePorts, IoapicWindow, Line, Reset, Routes, Window};
 use control::{DiskSpec, MAX_CONSOLE_TAIL, VmSpec};
 use devices::{
     BlockConfig, BlockMetrics, Console, EventLoop, Ioapic, LoopError, LoopMetrics, Mmio, ResetPort,
     VsockConfig, VsockMetrics,
 };
+use jail::{Filter, JailError};
 use machine::acpi::{self, AcpiDevice};
 use machine::boot::{self, BootSpec};
 use machine::{
@@ -58,6 +62,10 @@ pub(crate) enum AssembleError {
     TooManyDevices(u32),
     #[error("An eventfd could not be had")]
     EventFd(#[source] std::io::Error),
+    #[error("/proc/self/smaps does not open")]
+    Accounts(#[source] std::io::Error),
+    #[error("The process could not be confined")]
+    Jail(#[from] JailError),
 }
 
 type Result<T> = std::result::Result<T, AssembleError>;
@@ -67,10 +75,14 @@ pub(crate) struct Machine {
     /// The devices' event loop, until it is taken to run on the thread that assembled it.
     pub(crate) event_loop: Option<EventLoop>,
     pub(crate) vcpus: Vec<VcpuThread>,
+    #[expect(dead_code, reason = "keeps the VM and its memory as long as anything uses them")]
     pub(crate) vm: Vm,
     pub(crate) console: Arc<Console>,
     pub(crate) ending: Arc<Ending>,
     pub(crate) metrics: Metrics,
+    pub(crate) accounts: Accounts,
+    /// The main thread's filter, for when the loop begins.
+    pub(crate) filter: Filter,
 }
 
 /// The counters of all devices.
@@ -80,16 +92,8 @@ pub(crate) struct Metrics {
     pub(crate) blocks: Vec<Arc<BlockMetrics>>,
 }
 
-/// What runs on a vCPU's thread before it first enters the guest.
-pub(crate) type Prepare = fn() -> std::result::Result<(), i32>;
-
 /// Builds everything; nothing runs. `spec` has been checked against the number of `fds`.
-pub(crate) fn assemble(
-    spec: &VmSpec,
-    fds: Vec<OwnedFd>,
-    log: &Log,
-    prepare: Prepare,
-) -> Result<Machine> {
+pub(crate) fn assemble(spec: &VmSpec, fds: Vec<OwnedFd>, log: &Log) -> Result<Machine> {
     let mut fds = Fds(fds.into_iter().map(Some).collect());
     let ending = Arc::new(Ending::new().map_err(AssembleError::EventFd)?);
     let memory = MemorySpec {
@@ -118,6 +122,16 @@ pub(crate) fn assemble(
     let ports = Arc::new(port_bus(&console, &ending)?);
     let memory = Arc::new(memory_bus(&vm, &placed)?);
     load(spec, &vm, &mut fds, &placed, &processors)?;
+    let accounts = Accounts::open(vm.memory().host_ranges()).map_err(AssembleError::Accounts)?;
+    // Nothing is opened after this.
+    let (filters, landlocked) = confine::process()?;
+    if !landlocked {
+        log.line(
+            "warn",
+            "this kernel's Landlock cannot forbid all access to files and network",
+        );
+    }
+    let filter = Arc::new(filters.vcpu);
     let vcpus = processors
         .into_iter()
         .map(|vcpu| {
@@ -125,7 +139,13 @@ pub(crate) fn assemble(
                 ports: Arc::clone(&ports),
                 memory: Arc::clone(&memory),
             };
-            spawn(vcpu, wiring, prepare, Arc::clone(&ending))
+            spawn(
+                vcpu,
+                wiring,
+                Arc::clone(&filter),
+                log.clone(),
+                Arc::clone(&ending),
+            )
         })
         .collect::<Result<_>>()?;
     Ok(Machine {
@@ -135,6 +155,8 @@ pub(crate) fn assemble(
         console,
         ending,
         metrics,
+        accounts,
+        filter: filters.main,
     })
 }
 
@@ -279,7 +301,19 @@ fn read_agent(file: File) -> Result<Vec<u8>> {
     Ok(agent)
 }
 
-fn spawn(vcpu: Vcpu, wiring: Wiring, prepare: Prepare, ending: Arc<Ending>) -> Result<VcpuThread> {
+fn spawn(
+    vcpu: Vcpu,
+    wiring: Wiring,
+    filter: Arc<Filter>,
+    log: Log,
+    ending: Arc<Ending>,
+) -> Result<VcpuThread> {
+    let confine = move || {
+        filter.apply().map_err(|error| {
+            log.line("error", &chain(&error));
+            libc::EPERM
+        })
+    };
     let ended = move |index, exit: Exit| ending.report(Reason::Vcpu { index, exit });
-    Ok(VcpuThread::spawn(vcpu, wiring, prepare, ended)?)
+    Ok(VcpuThread::spawn(vcpu, wiring, confine, ended)?)
 }

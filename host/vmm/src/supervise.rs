@@ -5,10 +5,8 @@
 //! ends the loop; the last word is an [`ExitReport`].
 
 use crate::assemble::{Machine, assemble};
-use crate::confine;
 use crate::ending::{Reason, classify};
 use crate::log::Log;
-use crate::stats::Accounts;
 use crate::wiring::borrow;
 use control::{ChannelError, Configured, Event, ExitReport, Request, VmSpec, VmStats};
 use devices::{Host, LoopControl, WatchId};
@@ -64,9 +62,9 @@ pub(crate) fn serve(control: OwnedFd, console_live: bool) -> Result<(), Supervis
         );
     };
     match configure(&spec, fds, console_live) {
-        Ok((machine, accounts, log, build_ns)) => {
+        Ok((machine, log, build_ns)) => {
             control::send(&control, &Event::Configured(Configured { build_ns }), &[])?;
-            Supervisor::new(control, machine, accounts, log).run()
+            Supervisor::new(control, machine, log).run()
         }
         Err(error) => refuse(&control, error),
     }
@@ -95,7 +93,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-type Built = (Machine, Accounts, Log, u64);
+type Built = (Machine, Log, u64);
 
 fn configure(
     spec: &VmSpec,
@@ -106,10 +104,8 @@ fn configure(
     let build = |error: &dyn std::error::Error| SuperviseError::Build(chain(error));
     spec.check(fds.len()).map_err(|e| build(&e))?;
     let log = Log::new(&spec.sandbox_id, console_live);
-    let machine = assemble(spec, fds, &log, confine::vcpu).map_err(|e| build(&e))?;
-    let accounts =
-        Accounts::open(machine.vm.memory().host_ranges()).map_err(io("open /proc/self/smaps"))?;
-    Ok((machine, accounts, log, monotonic_ns() - start))
+    let machine = assemble(spec, fds, &log).map_err(|e| build(&e))?;
+    Ok((machine, log, monotonic_ns() - start))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,17 +118,15 @@ enum Phase {
 struct Supervisor {
     control: OwnedFd,
     machine: Machine,
-    accounts: Accounts,
     log: Log,
     phase: Phase,
 }
 
 impl Supervisor {
-    fn new(control: OwnedFd, machine: Machine, accounts: Accounts, log: Log) -> Self {
+    fn new(control: OwnedFd, machine: Machine, log: Log) -> Self {
         Self {
             control,
             machine,
-            accounts,
             log,
             phase: Phase::Configured,
         }
@@ -152,7 +146,10 @@ impl Supervisor {
             event_loop.watch(control, CONTROL).map_err(fail)?;
             event_loop.watch(ending, ENDING).map_err(fail)?;
         }
-        confine::main_thread().map_err(|e| SuperviseError::Build(chain(&e)))?;
+        self.machine
+            .filter
+            .apply()
+            .map_err(|e| SuperviseError::Build(chain(&e)))?;
         // The loop calls back into the rest of the supervisor, so it is taken out of it.
         if let Some(mut event_loop) = self.machine.event_loop.take()
             && let Err(error) = event_loop.run(&mut self)
@@ -192,8 +189,8 @@ impl Supervisor {
     }
 
     fn stats(&mut self) -> VmStats {
-        self.accounts
-            .stats(&self.machine.vcpus, &self.machine.metrics)
+        let machine = &mut self.machine;
+        machine.accounts.stats(&machine.vcpus, &machine.metrics)
     }
 
     /// Takes every message that is there.
