@@ -17,6 +17,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use tracing::Instrument as _;
 
 /// How long the body of a control-plane request may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -83,7 +84,7 @@ impl App {
             Route::Timeout(id) => timeout::set(self, &id, request).await,
             Route::Refresh(id) => timeout::refresh(self, &id, request).await,
             Route::Connect(id, version) => connect::handle(self, &id, version, request).await,
-            Route::Metrics(id) => metrics::of_one(self, &id).await,
+            Route::Metrics(id) => metrics::of_one(self, &id, request.uri().query()).await,
             Route::Logs(id, version) => get::logs(self, &id, version),
             Route::Templates => Ok(templates::list(self)),
             Route::Template(name) => templates::get(self, &name),
@@ -182,10 +183,11 @@ async fn envd_request(sandbox: &Arc<Sandbox>, request: Request<Incoming>) -> Res
     if let Some(path) = route::reserved(request.uri().path()) {
         return ProxyError::Reserved(path).response();
     }
+    let span = tracing::info_span!("envd", sandbox_id = sandbox.id);
     tokio::select! {
         biased;
         () = sandbox.gone() => ProxyError::NotFound { id: sandbox.id.clone() }.response(),
-        response = envd::serve(sandbox, request) => {
+        response = envd::serve(sandbox, request).instrument(span) => {
             let sandbox = Arc::clone(sandbox);
             response.map(|inner| UntilGone::wrap(sandbox, inner))
         }

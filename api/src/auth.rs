@@ -14,7 +14,7 @@ pub struct Keys {
 impl Keys {
     /// # Errors
     /// [`ConfigError::NoKeys`], [`ConfigError::BadKey`].
-    pub fn new(keys: Vec<String>) -> Result<Self, ConfigError> {
+    pub fn new(keys: &[String]) -> Result<Self, ConfigError> {
         if keys.is_empty() {
             return Err(ConfigError::NoKeys);
         }
@@ -66,7 +66,7 @@ mod test {
 
     #[test]
     fn only_whole_keys_are_accepted() {
-        let keys = Keys::new(vec![
+        let keys = Keys::new(&[
             "e2b_aaaaaaaaaaaaaaaa".into(),
             "e2b_bbbbbbbbbbbbbbbb".into(),
         ]);

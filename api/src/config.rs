@@ -244,7 +244,7 @@ impl Settings {
     /// # Errors
     /// The first thing that cannot be right.
     pub fn new(file: File, over: Overrides, program_dir: &Path) -> Result<Self, ConfigError> {
-        let keys = Keys::new(key_list(&file, over.api_keys.as_deref())?)?;
+        let keys = Keys::new(&key_list(&file, over.api_keys.as_deref())?)?;
         let dir = over
             .image_dir
             .or(file.image_dir)

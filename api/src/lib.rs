@@ -19,6 +19,7 @@ pub mod ids;
 pub mod launcher;
 pub mod link;
 pub mod machine;
+mod pace;
 pub mod query;
 mod ready;
 pub mod registry;

@@ -7,6 +7,7 @@ use api::launcher::Launcher;
 use api::registry::Registry;
 use api::state::StateDir;
 use clap::{Parser, Subcommand};
+use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -151,6 +152,7 @@ fn start_log(args: &Serve) {
     let filter = tracing_subscriber::EnvFilter::new(&args.log);
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     if args.log_json {
         log.json().init();

@@ -1,10 +1,12 @@
 //! Connections: accepting, bounding, and ending them.
 
 use crate::app::App;
+use crate::pace::{Busy, Pace, Paced};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
+use rustix::net::sockopt;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,10 +91,17 @@ fn connection(
 ) {
     // Small frames of process output must not wait for each other.
     let _ = stream.set_nodelay(true);
+    // A client whose machine is gone must not keep its connection for ever.
+    let _ = sockopt::set_socket_keepalive(&stream, true);
+    let _ = sockopt::set_tcp_keepidle(&stream, Duration::from_secs(60));
     let app = Arc::clone(app);
+    let pace = Arc::<Pace>::default();
+    let bound = app.settings.limits.header_timeout;
+    let stream = Paced::new(stream, Arc::clone(&pace), bound);
     let service = service_fn(move |request| {
         let app = Arc::clone(&app);
-        async move { Ok::<_, Infallible>(app.serve(request).await) }
+        let busy = Busy::begin(&pace, request.version());
+        async move { Ok::<_, Infallible>(busy.until_written(app.serve(request).await)) }
     });
     let serving = builder
         .serve_connection(TokioIo::new(stream), service)

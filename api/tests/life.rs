@@ -1,11 +1,16 @@
 //! The life of sandboxes, with the real guest agent as an ordinary process in place of a machine.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy only knows test functions, not their helpers"
+)]
+
 mod support;
 
 use api::config::LimitsFile;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
-use support::{KEY, Server, children, open_files};
+use support::{Answer, KEY, Server, children, open_files};
 
 /// These tests count processes and descriptors of this one, so they run one after the other.
 static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -16,14 +21,11 @@ fn list_ids(list: &Value) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn create_get_list_connect_timeout_kill() {
+async fn a_creation_answers_what_it_made_and_how_long_it_took() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let server = Server::start().await;
-    let made = server
-        .create(json!({ "metadata": { "u": "x y&z" }, "unknown": 1 }))
-        .await;
-    let id = made.id();
-    let body = made.json();
+    let made = server.create(json!({ "unknown": 1 })).await;
+    let (id, body) = (made.id(), made.json());
     assert_eq!((id.len(), &id[..1]), (20, "i"));
     assert_eq!(
         (&body["templateID"], &body["envdVersion"]),
@@ -38,11 +40,17 @@ async fn create_get_list_connect_timeout_kill() {
     for step in ["spawn", "configure", "start", "hello", "identity", "total"] {
         assert!(timing.contains(&format!("{step};dur=")), "{timing}");
     }
+    assert!(server.stop().await);
+    assert_eq!(children(), Vec::<String>::new());
+}
 
-    let detail = server
-        .api("GET", &format!("/sandboxes/{id}"), Value::Null)
-        .await
-        .json();
+#[tokio::test]
+async fn get_and_list_show_it() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let server = Server::start().await;
+    let made = server.create(json!({ "metadata": { "u": "x y&z" } })).await;
+    let id = made.id();
+    let detail = server.get(&id).await.json();
     assert_eq!(
         (&detail["state"], &detail["cpuCount"]),
         (&json!("running"), &json!(2))
@@ -52,53 +60,93 @@ async fn create_get_list_connect_timeout_kill() {
         (&json!(512), &json!(1))
     );
     assert_eq!(detail["metadata"], json!({ "u": "x y&z" }));
-    assert_eq!(detail["envdAccessToken"], body["envdAccessToken"]);
-    let old = format!("/sandboxes/{id}-6532622b");
-    assert_eq!(
-        server.api("GET", &old, Value::Null).await.status,
-        200,
-        "the old form of ids"
-    );
+    assert_eq!(detail["envdAccessToken"], made.json()["envdAccessToken"]);
+    let old_form = server.get(&format!("{id}-6532622b")).await;
+    assert_eq!(old_form.status, 200);
 
     let found = "/v2/sandboxes?metadata=u%3Dx%252520y%252526z&state=running%2Cpaused";
     let list = server.api("GET", found, Value::Null).await;
-    assert_eq!(list_ids(&list.json()), [id.clone()]);
-    let none = server
-        .api("GET", "/v2/sandboxes?metadata=u%3Dother", Value::Null)
-        .await;
-    assert_eq!(none.json(), json!([]));
+    assert_eq!(list_ids(&list.json()), [id.as_str()]);
+    for other in ["metadata=u%3Dother", "state=paused", "template=other"] {
+        let none = server
+            .api("GET", &format!("/v2/sandboxes?{other}"), Value::Null)
+            .await;
+        assert_eq!(none.json(), json!([]), "{other}");
+    }
+    assert!(server.stop().await);
+}
 
-    let end = |d: &Value| {
-        d["endAt"]
-            .as_str()
-            .unwrap()
-            .parse::<jiff::Timestamp>()
-            .unwrap()
+#[tokio::test]
+async fn set_timeout_moves_the_end_and_connect_only_extends_it() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let server = Server::start().await;
+    let made = server.create(json!({})).await;
+    let id = made.id();
+    let end = |answer: Answer| {
+        let text = answer.json()["endAt"].as_str().unwrap().to_owned();
+        text.parse::<jiff::Timestamp>().unwrap()
     };
-    let path = format!("/sandboxes/{id}/timeout");
+    let first = end(server.get(&id).await);
+    let set = format!("/sandboxes/{id}/timeout");
     assert_eq!(
         server
-            .api("POST", &path, json!({ "timeout": 600 }))
+            .api("POST", &set, json!({ "timeout": 600 }))
             .await
             .status,
         204
     );
-    let later = server
-        .api("GET", &format!("/sandboxes/{id}"), Value::Null)
-        .await
-        .json();
-    assert!(end(&later) > end(&detail));
-    let path = format!("/v2/sandboxes/{id}/connect");
-    let connected = server.api("POST", &path, json!({ "timeout": 20 })).await;
-    assert_eq!(connected.status, 200);
-    assert_eq!(connected.json()["envdAccessToken"], body["envdAccessToken"]);
-    let same = server
-        .api("GET", &format!("/sandboxes/{id}"), Value::Null)
-        .await
-        .json();
-    assert_eq!(end(&same), end(&later), "connect never shortens");
+    let later = end(server.get(&id).await);
+    assert!(later > first);
 
-    for what in ["pause", "snapshots", "fork"] {
+    let connect = format!("/v2/sandboxes/{id}/connect");
+    let connected = server.api("POST", &connect, json!({ "timeout": 20 })).await;
+    assert_eq!(connected.status, 200);
+    assert_eq!(connected.json(), made.json(), "the token too");
+    assert_eq!(end(server.get(&id).await), later, "connect never shortens");
+    server
+        .api("POST", &connect, json!({ "timeout": 900 }))
+        .await;
+    assert!(end(server.get(&id).await) > later);
+
+    assert_eq!(
+        server
+            .api("POST", &set, json!({ "timeout": 60 }))
+            .await
+            .status,
+        204
+    );
+    assert!(
+        end(server.get(&id).await) < first,
+        "set_timeout may shorten"
+    );
+    let refresh = format!("/sandboxes/{id}/refreshes");
+    assert_eq!(
+        server
+            .api("POST", &refresh, json!({ "duration": 20 }))
+            .await
+            .status,
+        204
+    );
+    assert!(
+        end(server.get(&id).await) < first,
+        "a refresh never shortens"
+    );
+    for bad in [
+        json!({ "timeout": -1 }),
+        json!({ "timeout": 1_000_000 }),
+        json!({}),
+    ] {
+        assert_eq!(server.api("POST", &set, bad).await.status, 400);
+    }
+    assert!(server.stop().await);
+}
+
+#[tokio::test]
+async fn what_is_not_built_yet_says_so_and_a_killed_sandbox_is_gone() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let server = Server::start().await;
+    let id = server.create(json!({})).await.id();
+    for what in ["pause", "resume", "snapshots", "fork"] {
         let answer = server
             .api("POST", &format!("/sandboxes/{id}/{what}"), json!({}))
             .await;
@@ -108,11 +156,53 @@ async fn create_get_list_connect_timeout_kill() {
             "{what}"
         );
     }
+    let closed = [
+        ("e2b-sandbox-id", id.as_str()),
+        ("e2b-sandbox-port", "8080"),
+    ];
+    let closed = server.send("GET", "/", &closed, "").await;
+    let message = &closed.json()["message"];
+    assert_eq!(
+        (closed.status, message),
+        (502, &json!("The sandbox is running but port is not open"))
+    );
+
     let path = format!("/sandboxes/{id}");
     assert_eq!(server.api("DELETE", &path, Value::Null).await.status, 204);
     assert_eq!(server.api("DELETE", &path, Value::Null).await.status, 404);
     assert!(server.stop().await);
-    assert_eq!(children(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn metrics_are_of_now() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let server = Server::start().await;
+    let id = server.create(json!({})).await.id();
+    let one = server
+        .api("GET", &format!("/sandboxes/{id}/metrics"), Value::Null)
+        .await
+        .json();
+    let sample = &one[0];
+    assert!(sample["memTotal"].as_u64().unwrap() > 0, "{one}");
+    assert!(sample["cpuCount"].as_u64().unwrap() > 0, "{one}");
+    let used = sample["cpuUsedPct"].as_f64().unwrap();
+    assert!((0.0..=100.0).contains(&used), "{one}");
+    let many = format!("/sandboxes/metrics?sandbox_ids={id},inone");
+    let many = server.api("GET", &many, Value::Null).await.json();
+    assert_eq!(
+        many["sandboxes"]
+            .as_object()
+            .unwrap()
+            .keys()
+            .collect::<Vec<_>>(),
+        [&id]
+    );
+    let past = format!("/sandboxes/{id}/metrics?start=1&end=2");
+    assert_eq!(
+        server.api("GET", &past, Value::Null).await.json(),
+        json!([])
+    );
+    assert!(server.stop().await);
 }
 
 #[tokio::test]

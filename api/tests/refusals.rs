@@ -4,8 +4,9 @@ mod support;
 
 use api::config::LimitsFile;
 use serde_json::{Value, json};
+use std::time::Duration;
 use support::{KEY, Server};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn short() -> LimitsFile {
     LimitsFile {
@@ -141,7 +142,7 @@ async fn a_client_that_leaves_takes_its_creation_along() {
         if server.registry.in_use() == 1 {
             break;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(server.registry.in_use(), 1, "the creation is on its way");
     drop(stream);
@@ -199,5 +200,24 @@ async fn templates_can_be_read() {
         (alias.status, &alias.json()["templateID"]),
         (200, &json!("base"))
     );
+    assert!(server.stop().await);
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_come_ends_the_connection() {
+    let limits = LimitsFile {
+        header_timeout: Some(1),
+        ..LimitsFile::default()
+    };
+    let server = Server::start_with("refuse", limits).await;
+    for begun in ["", "GET /health HTTP/1.1\r\nHos"] {
+        let mut stream = tokio::net::TcpStream::connect(server.address)
+            .await
+            .unwrap();
+        stream.write_all(begun.as_bytes()).await.unwrap();
+        let mut rest = Vec::new();
+        let end = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut rest));
+        let _ = end.await.expect("the connection is still open");
+    }
     assert!(server.stop().await);
 }

@@ -61,7 +61,7 @@ fn run(mode: &str) -> Result<(), Box<dyn Error>> {
     let Some(mut machine) = configure(mode, &news)? else {
         return Ok(());
     };
-    let cause = serve(mode, &mut machine, &news, sender)?;
+    let cause = serve(mode, &mut machine, &news, &sender)?;
     if let Some(pid) = machine
         .agent
         .and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed()))
@@ -135,7 +135,7 @@ fn serve(
     mode: &str,
     machine: &mut Machine,
     news: &Receiver<News>,
-    sender: Sender<News>,
+    sender: &Sender<News>,
 ) -> Result<ExitCause, Box<dyn Error>> {
     let begin = Instant::now();
     loop {

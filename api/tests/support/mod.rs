@@ -1,6 +1,10 @@
 //! A server with stand-in virtual machines, and the smallest client.
 
 #![allow(dead_code, reason = "each test program uses its part")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy only knows test functions, not their helpers"
+)]
 
 use api::app::App;
 use api::config::{File, LimitsFile, Overrides, Settings};
@@ -132,7 +136,13 @@ impl Server {
         self.send(method, path, &[("x-api-key", KEY)], body).await
     }
 
-    /// A sandbox from `base`, and its id.
+    /// `GET /sandboxes/{id}`.
+    pub(crate) async fn get(&self, id: &str) -> Answer {
+        self.api("GET", &format!("/sandboxes/{id}"), Value::Null)
+            .await
+    }
+
+    /// A sandbox from `base`.
     pub(crate) async fn create(&self, body: Value) -> Answer {
         let mut wanted = serde_json::json!({ "templateID": "base", "timeout": 300 });
         for (key, value) in body.as_object().unwrap() {

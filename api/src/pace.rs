@@ -1,0 +1,193 @@
+//! A connection that must not dawdle: once a request's first byte is there, its whole head must
+//! follow in time. How long a connection may rest between requests is hyper's own limit.
+
+use crate::{Body, BodyError};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::{Frame, SizeHint};
+use hyper::{Response, Version};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
+
+/// What a connection's reader and its requests tell each other.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    requests: AtomicUsize,
+    http2: AtomicBool,
+}
+
+/// One request being answered, until its response is written or given up.
+#[derive(Debug)]
+pub(crate) struct Busy(Arc<Pace>);
+
+impl Busy {
+    pub(crate) fn begin(pace: &Arc<Pace>, version: Version) -> Self {
+        if version == Version::HTTP_2 {
+            // Its frames mix heads with everything else, and it has limits of its own.
+            pace.http2.store(true, Ordering::Relaxed);
+        }
+        pace.requests.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(pace))
+    }
+
+    /// Ends with the response's body.
+    pub(crate) fn until_written(self, response: Response<Body>) -> Response<Body> {
+        response.map(|inner| Held { inner, _busy: self }.boxed_unsync())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.requests.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+struct Held {
+    inner: Body,
+    _busy: Busy,
+}
+
+impl hyper::body::Body for Held {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.inner).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// A stream that fails when a head takes longer than `bound`.
+#[derive(Debug)]
+pub(crate) struct Paced<T> {
+    inner: T,
+    pace: Arc<Pace>,
+    bound: Duration,
+    head: Option<Pin<Box<Sleep>>>,
+}
+
+impl<T> Paced<T> {
+    pub(crate) fn new(inner: T, pace: Arc<Pace>, bound: Duration) -> Self {
+        // The first request must begin soon, too.
+        Self {
+            inner,
+            pace,
+            bound,
+            head: Some(Box::pin(sleep(bound))),
+        }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Paced<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let pace = &self.pace;
+        if pace.http2.load(Ordering::Relaxed) || pace.requests.load(Ordering::Relaxed) > 0 {
+            self.head = None;
+            return Pin::new(&mut self.inner).poll_read(context, buffer);
+        }
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.inner).poll_read(context, buffer);
+        if read.is_ready() && buffer.filled().len() > before && self.head.is_none() {
+            self.head = Some(Box::pin(sleep(self.bound)));
+        }
+        let late = self
+            .head
+            .as_mut()
+            .is_some_and(|head| head.as_mut().poll(context).is_ready());
+        if late {
+            Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        } else {
+            read
+        }
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Paced<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    const BOUND: Duration = Duration::from_secs(10);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_dribbles_is_cut_off() {
+        let (mut client, server) = duplex(64);
+        let mut server = Paced::new(server, Arc::default(), BOUND);
+        client.write_all(b"G").await.unwrap();
+        assert_eq!(server.read_u8().await.unwrap(), b'G');
+        let error = server.read_u8().await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_may_take_its_time_and_the_next_head_may_not() {
+        let (mut client, server) = duplex(64);
+        let pace = Arc::default();
+        let mut server = Paced::new(server, Arc::clone(&pace), BOUND);
+        let busy = Busy::begin(&pace, Version::HTTP_11);
+        let writer = tokio::spawn(async move {
+            sleep(BOUND * 10).await;
+            client.write_all(b"a").await.unwrap();
+            sleep(BOUND * 10).await;
+            client.write_all(b"b").await.unwrap();
+            client
+        });
+        assert_eq!(server.read_u8().await.unwrap(), b'a');
+        drop(busy);
+        // Rest between requests is not this type's business; from the first byte on it is.
+        assert_eq!(server.read_u8().await.unwrap(), b'b');
+        let error = server.read_u8().await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop(writer.await.unwrap());
+    }
+}
