@@ -1,6 +1,6 @@
 //! The loop itself: watches, deadlines, stopping; and the entropy device on it.
 
-use crate::testing::{Running, line, memory, set_up, wait};
+use crate::testing::{QUEUES, Running, line, memory, set_up, wait};
 use crate::{EventLoop, Host, LoopControl, WatchId};
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::AsFd;
@@ -77,7 +77,7 @@ fn the_entropy_device_gives_different_bytes_and_not_without_end() {
     let running = Running::new(memory.clone(), |l: &mut EventLoop| {
         l.add_rng(line()).unwrap()
     });
-    let mut queue = set_up(&running.made, &memory, 0).remove(0);
+    let mut queue = set_up(&running.made, &memory, 0, QUEUES).remove(0);
     let mut ask = |len: u32| {
         memory
             .write_slice(&[0; 1024], GuestAddress(0x1000))

@@ -24,6 +24,8 @@ mod device;
 mod event_loop;
 #[cfg(test)]
 mod event_loop_test;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod interrupt;
 mod ioapic;
 mod metrics;
@@ -31,7 +33,7 @@ mod mmio;
 mod reset;
 mod ring;
 mod rng;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzz"))]
 mod testing;
 mod vsock;
 

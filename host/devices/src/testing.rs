@@ -1,6 +1,13 @@
 //! A guest driver for tests: sets a device up through its registers as Linux does, and keeps one
 //! side of its queues.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "only for tests and fuzzing"
+)]
+#![allow(dead_code, reason = "fuzzing uses less of it than the tests")]
+
 use crate::mmio::{F_EVENT_IDX, Mmio};
 use crate::{EventLoop, Host, IrqLine, LoopControl, LoopMetrics, Memory, WatchId};
 use rustix::event::{EventfdFlags, eventfd};
@@ -227,8 +234,14 @@ pub(crate) fn wait<T>(mut poll: impl FnMut() -> Option<T>) -> T {
 /// Where the queues' memory begins; below is free for buffers.
 pub(crate) const QUEUES: u64 = (MEMORY - (1 << 20)) as u64;
 
-/// Brings a device up as a driver does, with every feature it offers except those in `without`.
-pub(crate) fn set_up(mmio: &Mmio, memory: &Arc<Memory>, without: u64) -> Vec<DriverQueue> {
+/// Brings a device up as a driver does, with every feature it offers except those in `without`,
+/// and its queues' memory from `base` on.
+pub(crate) fn set_up(
+    mmio: &Mmio,
+    memory: &Arc<Memory>,
+    without: u64,
+    base: u64,
+) -> Vec<DriverQueue> {
     write32(mmio, 0x70, 0);
     write32(mmio, 0x70, 1);
     write32(mmio, 0x70, 3);
@@ -259,7 +272,7 @@ pub(crate) fn set_up(mmio: &Mmio, memory: &Arc<Memory>, without: u64) -> Vec<Dri
             memory: memory.clone(),
             index,
             size,
-            base: QUEUES + u64::from(index) * 0x8000,
+            base: base + u64::from(index) * 0x8000,
             next_descriptor: 0,
             avail: 0,
             told: 0,

@@ -5,7 +5,7 @@ use super::BlockConfig;
 use super::spec::{
     S_IOERR, S_OK, S_UNSUPP, T_DISCARD, T_FLUSH, T_GET_ID, T_IN, T_OUT, T_WRITE_ZEROES,
 };
-use crate::testing::{DriverQueue, Running, line, memory, set_up, write32};
+use crate::testing::{DriverQueue, QUEUES, Running, line, memory, set_up, write32};
 use crate::{BlockError, BlockMetrics, Memory, Mmio};
 use proptest::prelude::*;
 use std::fs::File;
@@ -44,7 +44,7 @@ impl Guest {
             };
             event_loop.add_block(config, line()).unwrap()
         });
-        let queue = set_up(&running.made.0, &memory, 0).remove(0);
+        let queue = set_up(&running.made.0, &memory, 0, QUEUES).remove(0);
         Self {
             running,
             memory,
@@ -391,7 +391,7 @@ fn a_driver_reset_with_requests_in_flight_is_clean() {
         }
         guest.queue.kick(&guest.running.made.0);
         write32(&guest.running.made.0, 0x70, 0);
-        guest.queue = set_up(&guest.running.made.0, &guest.memory, 0).remove(0);
+        guest.queue = set_up(&guest.running.made.0, &guest.memory, 0, QUEUES).remove(0);
     }
     assert_eq!(guest.read(0, 4096, 1), (S_OK, bytes[..4096].to_vec()));
 }

@@ -10,8 +10,8 @@ mod device;
 mod inbox;
 mod muxer;
 mod outbox;
-mod packet;
-mod spec;
+pub(crate) mod packet;
+pub(crate) mod spec;
 #[cfg(test)]
 mod test;
 

@@ -4,7 +4,9 @@
 use super::packet::{Header, Op};
 use super::spec::{HEADER_LEN, RX, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TX};
 use super::{VsockConfig, connection::BUFFER};
-use crate::testing::{DriverQueue, Line, Running, line, memory, read32, set_up, wait, write32};
+use crate::testing::{
+    DriverQueue, Line, QUEUES, Running, line, memory, read32, set_up, wait, write32,
+};
 use crate::{Memory, Mmio, VsockMetrics};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -40,7 +42,7 @@ impl Guest {
             };
             event_loop.add_vsock(config, irq).unwrap()
         });
-        let queues = set_up(&running.made.0, &memory, without);
+        let queues = set_up(&running.made.0, &memory, without, QUEUES);
         let mut guest = Self {
             running,
             memory,
@@ -351,7 +353,7 @@ fn a_driver_reset_in_the_middle_of_everything_is_clean() {
         write32(guest.mmio(), 0x70, 0);
         assert!(start.elapsed() < Duration::from_secs(1), "round {round}");
         assert_eq!(read32(guest.mmio(), 0x70), 0);
-        guest.queues = set_up(guest.mmio(), &guest.memory, 0);
+        guest.queues = set_up(guest.mmio(), &guest.memory, 0, QUEUES);
         (0..128).for_each(|i| guest.post_rx(i));
         guest.kick(RX);
         // Drain what the rounds before left in the socket.
@@ -368,7 +370,7 @@ fn a_broken_queue_stops_the_device_and_a_reset_mends_it() {
     (0..300).for_each(|_| guest.queues[TX].publish(0));
     guest.queues[TX].force_kick(guest.mmio());
     wait(|| (read32(guest.mmio(), 0x70) & 64 != 0).then_some(()));
-    guest.queues = set_up(guest.mmio(), &guest.memory, 0);
+    guest.queues = set_up(guest.mmio(), &guest.memory, 0, QUEUES);
     (0..128).for_each(|i| guest.post_rx(i));
     guest.kick(RX);
     guest.connect();
