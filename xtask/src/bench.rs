@@ -40,6 +40,7 @@ fn boot(samples: u32, peer: bool) -> Result<ExitCode> {
     eprintln!("starting the lab that counts instructions");
     let lab = Lab::ensure(&Options::counting())?;
     let programs = install_in_lab(&lab, &dist)?;
+    lab.warm(&dist.image)?;
     let barometer = programs.join("barometer").display().to_string();
     let mut argv = vec![barometer, "boot".into(), "--icount".into(), "--dist".into()];
     argv.push(programs.display().to_string());

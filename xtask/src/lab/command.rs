@@ -3,7 +3,7 @@
 use super::client::{Control, Stream};
 use super::package::Kernel;
 use super::state::Place;
-use super::{Lab, Options, agent, qemu};
+use super::{Lab, Options, agent, qemu, warm};
 use crate::dist::Dist;
 use crate::service;
 use anyhow::{Context, Result, bail};
@@ -44,6 +44,12 @@ enum Verb {
     /// Serve commands (inside the lab)
     #[command(hide = true)]
     Agent,
+    /// Read the ranges of a file that standard input lists (inside the lab)
+    #[command(hide = true)]
+    Read {
+        /// The file
+        path: PathBuf,
+    },
 }
 
 #[derive(clap::Args)]
@@ -106,6 +112,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Verb::Logs(name) => return logs(name),
         Verb::Stop(name) => stop(name)?,
         Verb::Agent => agent::serve()?,
+        Verb::Read { path } => warm::read(path, std::io::stdin().lock())?,
     }
     Ok(ExitCode::SUCCESS)
 }

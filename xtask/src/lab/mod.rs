@@ -20,6 +20,7 @@ mod qemu;
 mod qmp;
 mod root;
 mod state;
+mod warm;
 
 pub(crate) use client::{Control, Running, Stream};
 pub(crate) use command::{Args, run};
