@@ -143,6 +143,12 @@ pub async fn unary<M: DeserializeOwned>(body: &mut RequestBody) -> Result<M, Con
 /// `invalid_argument` when it is not the JSON of an `M`.
 pub fn parse<M: DeserializeOwned>(text: &[u8]) -> Result<M, ConnectError> {
     let text = if text.is_empty() { b"{}" } else { text };
+    // serde would take an array for a struct, field by field.
+    if !text.trim_ascii_start().starts_with(b"{") {
+        return Err(ConnectError::invalid(
+            "unmarshal message: not a JSON object",
+        ));
+    }
     serde_json::from_slice(text)
         .map_err(|why| ConnectError::invalid(format!("unmarshal message: {why}")))
 }
@@ -302,8 +308,10 @@ mod tests {
         let error = unary::<Value>(&mut big).await.unwrap_err();
         assert_eq!(error.code, Code::ResourceExhausted);
         assert_eq!(unary::<Value>(&mut body::empty()).await, Ok(json!({})));
-        let error = unary::<Value>(&mut body::full("{")).await.unwrap_err();
-        assert_eq!(error.code, Code::InvalidArgument);
+        for bad in ["{", "[]", "null", " 7", "\"{}\""] {
+            let error = unary::<Value>(&mut body::full(bad)).await.unwrap_err();
+            assert_eq!(error.code, Code::InvalidArgument, "{bad}");
+        }
     }
 
     #[tokio::test]

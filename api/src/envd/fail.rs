@@ -38,12 +38,11 @@ pub(super) async fn connect(sandbox: &Sandbox, error: LinkError) -> ConnectError
 
 /// The Connect error when a user was looked up or used.
 pub(super) async fn user(sandbox: &Sandbox, error: LinkError, name: &str) -> ConnectError {
-    let unsendable = matches!(error, LinkError::Unsendable(_));
-    if unsendable
-        || error
-            .refusal()
-            .is_some_and(|refusal| refusal.code == ErrorCode::UnknownUser)
-    {
+    let unknown = error
+        .refusal()
+        .is_some_and(|refusal| refusal.code == ErrorCode::UnknownUser);
+    // A name that the protocol cannot carry is no user's.
+    if unknown || name.contains('\0') || name.len() > wire::MAX_NAME {
         return unknown_user(name);
     }
     connect(sandbox, error).await

@@ -53,6 +53,24 @@ pub(super) async fn start(
         .process
         .filter(|config| !config.cmd.is_empty())
         .ok_or_else(|| ConnectError::invalid("The request names no command in process.cmd"))?;
+    if let Some(name) = config
+        .envs
+        .keys()
+        .find(|name| name.is_empty() || name.contains('='))
+    {
+        return Err(ConnectError::invalid(format!(
+            "The environment variable {name:?} is empty or has a '='"
+        )));
+    }
+    if let Some(key) = config
+        .envs
+        .keys()
+        .find(|key| key.is_empty() || key.contains('='))
+    {
+        return Err(ConnectError::invalid(format!(
+            "{key:?} cannot name an environment variable"
+        )));
+    }
     let mut caller = Caller::unchecked(sandbox, user);
     let cwd = caller
         .cwd(config.cwd.as_deref().unwrap_or_default())

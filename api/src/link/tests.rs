@@ -39,8 +39,14 @@ impl Agent {
                 let stream = frame.header.stream;
                 return Some(match Message::decode(&frame).unwrap() {
                     Message::Hello(_) => Said::Hello,
-                    Message::Open(Open { part, .. }) => Said::Request { stream, bytes: part.to_vec() },
-                    Message::Data { bytes, .. } => Said::Data { stream, bytes: bytes.to_vec() },
+                    Message::Open(Open { part, .. }) => Said::Request {
+                        stream,
+                        bytes: part.to_vec(),
+                    },
+                    Message::Data { bytes, .. } => Said::Data {
+                        stream,
+                        bytes: bytes.to_vec(),
+                    },
                     Message::Credit(bytes) => Said::Credit { stream, bytes },
                     Message::End => Said::End { stream },
                     Message::Reset { code, .. } => Said::Reset { stream, code },
@@ -77,7 +83,10 @@ fn hello(version: u16) -> Message<'static> {
 
 async fn pair() -> (Link, Agent) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let mut agent = Agent { socket: theirs, buffer: Box::default() };
+    let mut agent = Agent {
+        socket: theirs,
+        buffer: Box::default(),
+    };
     agent.tell(0, &hello(PROTOCOL_VERSION)).await;
     let (link, said) = Link::connect(ours).await.unwrap();
     assert_eq!((said.agent.as_str(), said.ready_ns), ("fake", 2));
@@ -86,24 +95,36 @@ async fn pair() -> (Link, Agent) {
 }
 
 fn stdout(bytes: &[u8]) -> Message<'_> {
-    Message::Data { channel: Channel::Stdout, bytes }
+    Message::Data {
+        channel: Channel::Stdout,
+        bytes,
+    }
 }
 
 async fn started(link: &Link, agent: &mut Agent, pid: u32) -> (ProcessStream, u32) {
-    let command = Command { argv: vec!["x".into()], stdin: true, ..Command::default() };
+    let command = Command {
+        argv: vec!["x".into()],
+        stdin: true,
+        ..Command::default()
+    };
     let start = {
         let link = link.clone();
         tokio::spawn(async move { link.start(&command).await })
     };
     let id = agent.request().await;
-    agent.tell(id, &Message::Event(Event::Started { pid })).await;
+    agent
+        .tell(id, &Message::Event(Event::Started { pid }))
+        .await;
     (start.await.unwrap().unwrap(), id)
 }
 
 #[tokio::test]
 async fn another_version_is_refused() {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let mut agent = Agent { socket: theirs, buffer: Box::default() };
+    let mut agent = Agent {
+        socket: theirs,
+        buffer: Box::default(),
+    };
     agent.tell(0, &hello(PROTOCOL_VERSION + 1)).await;
     let error = Link::connect(ours).await.unwrap_err();
     assert!(matches!(error, LinkError::Version { .. }), "{error}");
@@ -133,7 +154,9 @@ async fn a_lost_link_ends_every_call() {
     assert!(stat.await.unwrap().unwrap_err().is_closed());
     assert!(process.next().await.unwrap_err().is_closed());
     assert_eq!(process.input().write("x".into()).await, Err(StreamEnded));
-    timeout(Duration::from_secs(5), link.closed()).await.unwrap();
+    timeout(Duration::from_secs(5), link.closed())
+        .await
+        .unwrap();
     assert!(link.sysinfo().await.unwrap_err().is_closed());
 }
 
@@ -142,7 +165,9 @@ async fn garbage_on_a_link_ends_it() {
     let cases: [&[u8]; 4] = [
         &[0xff; 12],
         // A reply on a stream that was never opened.
-        &[9, 0, 0, 0, 9, 0, 0, 0, 17, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0],
+        &[
+            9, 0, 0, 0, 9, 0, 0, 0, 17, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0,
+        ],
         // A request, which only a host sends; and a Hello too many.
         &[1, 0, 0, 0, 1, 0, 0, 0, 16, 0, 0, 0, 14],
         &[0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0],
@@ -151,7 +176,9 @@ async fn garbage_on_a_link_ends_it() {
         let (link, mut agent) = pair().await;
         let (mut process, _) = started(&link, &mut agent, 7).await;
         agent.socket.write_all(garbage).await.unwrap();
-        timeout(Duration::from_secs(5), link.closed()).await.unwrap();
+        timeout(Duration::from_secs(5), link.closed())
+            .await
+            .unwrap();
         assert!(process.next().await.unwrap_err().is_closed());
     }
 }
@@ -162,15 +189,27 @@ async fn what_was_written_before_the_end_is_read_before_the_end() {
     let (mut process, id) = started(&link, &mut agent, 7).await;
     agent.tell(id, &stdout(b"one ")).await;
     agent.tell(id, &stdout(b"two")).await;
-    agent.tell(id, &Message::Reply(Reply::Exited(Exit::Code(3)))).await;
+    agent
+        .tell(id, &Message::Reply(Reply::Exited(Exit::Code(3))))
+        .await;
     // The end is known to this side before the first byte is read.
     tokio::time::sleep(Duration::from_millis(50)).await;
     let first = process.next().await.unwrap();
-    assert_eq!(first, ProcessEvent::Output(Output::Stdout, "one two".into()));
-    assert_eq!(process.next().await.unwrap(), ProcessEvent::Exited(Exit::Code(3)));
+    assert_eq!(
+        first,
+        ProcessEvent::Output(Output::Stdout, "one two".into())
+    );
+    assert_eq!(
+        process.next().await.unwrap(),
+        ProcessEvent::Exited(Exit::Code(3))
+    );
     drop(process);
     link.close();
-    assert_eq!(agent.heard().await, None, "no reset for a stream that has ended");
+    assert_eq!(
+        agent.heard().await,
+        None,
+        "no reset for a stream that has ended"
+    );
 }
 
 #[tokio::test]
@@ -183,8 +222,14 @@ async fn a_slow_reader_stalls_nobody_and_is_granted_what_it_reads() {
         agent.tell(slow_id, &stdout(&piece)).await;
     }
     agent.tell(quick_id, &stdout(b"through")).await;
-    let event = timeout(Duration::from_secs(5), quick.next()).await.unwrap().unwrap();
-    assert_eq!(event, ProcessEvent::Output(Output::Stdout, "through".into()));
+    let event = timeout(Duration::from_secs(5), quick.next())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        event,
+        ProcessEvent::Output(Output::Stdout, "through".into())
+    );
     let mut granted = 0;
     while granted < OUTPUT_WINDOW {
         slow.next().await.unwrap();
@@ -234,10 +279,18 @@ async fn writers_wait_for_credit() {
         }
     }
     assert_eq!(got, window);
-    timeout(Duration::from_millis(50), agent.heard()).await.unwrap_err();
+    timeout(Duration::from_millis(50), agent.heard())
+        .await
+        .unwrap_err();
     assert!(!write.is_finished());
     agent.tell(id, &Message::Credit(10)).await;
-    assert_eq!(agent.heard().await, Some(Said::Data { stream: id, bytes: vec![7; 10] }));
+    assert_eq!(
+        agent.heard().await,
+        Some(Said::Data {
+            stream: id,
+            bytes: vec![7; 10]
+        })
+    );
     write.await.unwrap().unwrap();
     process.input().close();
     assert_eq!(agent.heard().await, Some(Said::End { stream: id }));
@@ -254,10 +307,17 @@ async fn refusals_keep_their_code_and_streams_are_limited() {
         tokio::spawn(async move { link.stat(b"/none").await })
     };
     let id = agent.request().await;
-    let error = ReplyError { code: ErrorCode::NotFound, errno: 2, message: "gone" };
+    let error = ReplyError {
+        code: ErrorCode::NotFound,
+        errno: 2,
+        message: "gone",
+    };
     agent.tell(id, &Message::Reply(Reply::Error(error))).await;
     let error = stat.await.unwrap().unwrap_err();
-    assert_eq!(error.refusal().map(|refusal| refusal.code), Some(ErrorCode::NotFound));
+    assert_eq!(
+        error.refusal().map(|refusal| refusal.code),
+        Some(ErrorCode::NotFound)
+    );
     let mut open = Vec::new();
     for pid in 0..wire::MAX_STREAMS {
         open.push(started(&link, &mut agent, u32::try_from(pid).unwrap()).await);
@@ -284,15 +344,23 @@ async fn large_requests_travel_in_parts_that_follow_each_other() {
             other => panic!("{other:?}"),
         }
     }
-    let Request::Start(start) = Request::decode(&joined).unwrap() else { panic!("no start") };
-    assert_eq!(start.argv.iter().map(<[u8]>::len).collect::<Vec<_>>(), [1, 100_000]);
+    let Request::Start(start) = Request::decode(&joined).unwrap() else {
+        panic!("no start")
+    };
+    assert_eq!(
+        start.argv.iter().map(<[u8]>::len).collect::<Vec<_>>(),
+        [1, 100_000]
+    );
 }
 
 #[tokio::test]
 async fn what_cannot_be_sent_is_refused_here() {
     let (link, _agent) = pair().await;
     for path in [&b"/a\0b"[..], &[b'/'; 5000]] {
-        assert!(matches!(link.stat(path).await, Err(LinkError::Unsendable(_))));
+        assert!(matches!(
+            link.stat(path).await,
+            Err(LinkError::Unsendable(_))
+        ));
     }
 }
 
