@@ -137,8 +137,6 @@ impl Server {
         let child = Command::new(dist.join("hatchery"))
             .arg("serve")
             .args(["--listen", &format!("127.0.0.1:{port}")])
-            .arg("--dist")
-            .arg(dist)
             .arg("--data-dir")
             .arg(data.path())
             .env("HATCHERY_API_KEYS", KEY)

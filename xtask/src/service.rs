@@ -112,8 +112,6 @@ impl Service {
         let child = Command::new(programs.join("hatchery"))
             .arg("serve")
             .args(["--listen", &format!("127.0.0.1:{port}")])
-            .arg("--dist")
-            .arg(programs)
             .arg("--data-dir")
             .arg(data)
             .env("HATCHERY_API_KEYS", API_KEY)
@@ -128,7 +126,7 @@ impl Service {
     fn in_lab(lab: &Lab, programs: &Path, mut log: File) -> Result<Process> {
         let script = format!(
             "HATCHERY_API_KEYS={API_KEY} exec {0}/hatchery serve --listen 0.0.0.0:{LAB_PORT} \
-             --dist {0} --data-dir /var/lib/hatchery",
+             --data-dir /var/lib/hatchery",
             programs.display()
         );
         let running: Running = lab.spawn(&["sh", "-c", &script])?;
