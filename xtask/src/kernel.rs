@@ -290,7 +290,7 @@ fn make(source: &Path, out: &Path) -> Command {
 }
 
 /// Runs a command to its end and returns what it printed; a failure carries its messages.
-fn output(command: &mut Command) -> Result<String> {
+pub(crate) fn output(command: &mut Command) -> Result<String> {
     let shown = command.get_program().to_owned();
     let result = command
         .stdin(Stdio::null())

@@ -1,0 +1,220 @@
+//! What goes into each template image.
+
+use crate::cache;
+use anyhow::{Result, bail};
+
+/// Version of the steps in `build.rs` and `times.rs`: raise it when they would give another image.
+const STEPS: &str = "1";
+
+/// Debian release of every image.
+pub(super) const SUITE: &str = "bookworm";
+
+/// Where packages come from, at build time and in the image.
+pub(super) const SOURCES: &[&str] = &[
+    "deb http://deb.debian.org/debian bookworm main",
+    "deb http://deb.debian.org/debian bookworm-updates main",
+    "deb http://deb.debian.org/debian-security bookworm-security main",
+];
+
+/// Time of every file that the build itself makes, seconds since 1970 (2026-01-01).
+pub(super) const EPOCH: u32 = 1_767_225_600;
+
+/// Size of the disk, bytes. The file is sparse: what is unused takes no space.
+const DISK: u64 = 8 << 30;
+
+/// Packages of `base`, on top of Debian's essential ones.
+const BASE_PACKAGES: &[&str] = &[
+    // HTTPS for everything below
+    "ca-certificates",
+    // what agents fetch, clone and unpack with
+    "bzip2",
+    "curl",
+    "git",
+    "openssh-client",
+    "unzip",
+    "wget",
+    "xz-utils",
+    "zip",
+    // what they run
+    "nodejs",
+    "npm",
+    "python-is-python3",
+    "python3",
+    "python3-pip",
+    "python3-venv",
+    // what they look around with
+    "file",
+    "jq",
+    "less",
+    "nano",
+    "procps",
+    "psmisc",
+    "ripgrep",
+    // users and network
+    "fuse3",
+    "iproute2",
+    "iputils-ping",
+    "netbase",
+    "sudo",
+    "tzdata",
+];
+
+/// A file that the build writes over what Debian has.
+pub(super) struct File {
+    /// Absolute path in the image.
+    pub(super) path: &'static str,
+    /// Permission bits.
+    pub(super) mode: u32,
+    /// Whole content.
+    pub(super) content: &'static str,
+}
+
+const BASE_FILES: &[File] = &[
+    File {
+        path: "/etc/hostname",
+        mode: 0o644,
+        content: "sandbox\n",
+    },
+    File {
+        path: "/etc/hosts",
+        mode: 0o644,
+        content: "127.0.0.1 localhost sandbox\n::1 localhost ip6-localhost ip6-loopback\n",
+    },
+    // Debian's tools copy the build machine's; a sandbox's own is written when it has a network.
+    File {
+        path: "/etc/resolv.conf",
+        mode: 0o644,
+        content: "",
+    },
+    // Empty: made anew in each sandbox.
+    File {
+        path: "/etc/machine-id",
+        mode: 0o444,
+        content: "",
+    },
+    File {
+        path: "/etc/default/locale",
+        mode: 0o644,
+        content: "LANG=C.UTF-8\n",
+    },
+    File {
+        path: "/etc/sudoers.d/user",
+        mode: 0o440,
+        content: "user ALL=(ALL:ALL) NOPASSWD: ALL\n",
+    },
+];
+
+/// Paths that the build removes: a folder ending in `/` is emptied, anything else deleted.
+const BASE_REMOVED: &[&str] = &[
+    // `pip install` works without a virtual environment: the sandbox is one.
+    "/usr/lib/python3.11/EXTERNALLY-MANAGED",
+    // Device nodes: the guest mounts devtmpfs there.
+    "/dev/",
+    "/run/",
+    "/tmp/",
+    "/var/tmp/",
+    "/var/log/",
+    "/var/cache/apt/",
+    "/var/lib/apt/lists/",
+    // Holds inode numbers of the build machine.
+    "/var/cache/ldconfig/aux-cache",
+    "/var/cache/debconf/config.dat-old",
+    "/var/cache/debconf/templates.dat-old",
+    "/var/lib/dpkg/status-old",
+    "/etc/group-",
+    "/etc/gshadow-",
+    "/etc/passwd-",
+    "/etc/shadow-",
+    "/etc/subgid-",
+    "/etc/subuid-",
+    // Options of the build.
+    "/etc/apt/apt.conf.d/99mmdebstrap",
+];
+
+/// How one template image is made.
+pub(super) struct Recipe {
+    /// Template name.
+    pub(super) name: &'static str,
+    /// Debian packages on top of the essential ones.
+    pub(super) packages: &'static [&'static str],
+    /// Files written over Debian's.
+    pub(super) files: &'static [File],
+    /// Paths removed or, with a `/` at the end, emptied.
+    pub(super) removed: &'static [&'static str],
+    /// Size of the disk, bytes.
+    pub(super) disk: u64,
+}
+
+const RECIPES: &[Recipe] = &[Recipe {
+    name: "base",
+    packages: BASE_PACKAGES,
+    files: BASE_FILES,
+    removed: BASE_REMOVED,
+    disk: DISK,
+}];
+
+impl Recipe {
+    /// The recipe of template `name`.
+    pub(super) fn named(name: &str) -> Result<Self> {
+        let known = || {
+            RECIPES
+                .iter()
+                .map(|r| r.name)
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        match RECIPES.iter().find(|r| r.name == name) {
+            Some(recipe) => Ok(Self { ..*recipe }),
+            None => bail!("There is no template `{name}`; known: {}", known()),
+        }
+    }
+
+    /// A key over everything here; package versions come on top of it.
+    pub(super) fn key(&self) -> String {
+        let mut parts = vec![STEPS.to_owned(), SUITE.to_owned(), self.name.to_owned()];
+        parts.extend(SOURCES.iter().chain(self.packages).map(ToString::to_string));
+        parts.extend(
+            self.files
+                .iter()
+                .map(|f| format!("{} {:o} {}", f.path, f.mode, f.content)),
+        );
+        parts.extend(self.removed.iter().map(ToString::to_string));
+        parts.push(format!("{} {EPOCH}", self.disk));
+        cache::key(parts.iter().map(String::as_bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_stable_and_covers_the_packages() {
+        let base = Recipe::named("base").unwrap();
+        let smaller = Recipe {
+            packages: &base.packages[1..],
+            ..Recipe::named("base").unwrap()
+        };
+        assert_eq!(base.key(), Recipe::named("base").unwrap().key());
+        assert_ne!(base.key(), smaller.key());
+    }
+
+    #[test]
+    fn an_unknown_template_names_the_known_ones() {
+        let error = Recipe::named("bse").err().unwrap().to_string();
+        assert!(error.contains("`bse`") && error.contains("base"), "{error}");
+    }
+
+    #[test]
+    fn paths_stay_inside_the_image() {
+        let base = Recipe::named("base").unwrap();
+        for path in base
+            .files
+            .iter()
+            .map(|f| f.path)
+            .chain(base.removed.iter().copied())
+        {
+            assert!(path.starts_with('/') && !path.contains(".."), "{path}");
+        }
+    }
+}
