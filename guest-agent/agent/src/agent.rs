@@ -8,7 +8,7 @@
 //! Nothing in a turn is unbounded: a frame per process and way, a step per task, one buffer of
 //! input. What does not fit waits for the next turn.
 
-use crate::link::{Link, Received};
+use crate::link::{Link, Received, TOKEN as LINK};
 use crate::procs::Port;
 use crate::sys::event::{Epoll, Event, child_signals};
 use crate::sys::spawn::reap;
@@ -32,7 +32,6 @@ pub(crate) struct Agent {
     turn: usize,
 }
 
-const LINK: u64 = 1 << 32;
 const SIGNAL: u64 = 2 << 32;
 const STDIN: u64 = 3 << 32;
 const OUT: u64 = 4 << 32;
@@ -79,12 +78,7 @@ impl Agent {
             signals,
             ended: true,
         };
-        link.begin(
-            &sources.epoll,
-            LINK,
-            &self.tasks.identity,
-            &mut self.session,
-        );
+        link.begin(&sources.epoll, &self.tasks.identity, &mut self.session);
         let mut again = true;
         loop {
             let timeout = if again { Some(0) } else { link.retry_in_ms() };
@@ -96,7 +90,9 @@ impl Agent {
                 .tasks
                 .procs
                 .pump(self.turn, &mut self.session, &sources.epoll, token);
-            link.send(&mut self.session);
+            let tight = self.session.is_tight();
+            link.send(&mut self.session, &sources.epoll);
+            again |= tight && !self.session.is_tight();
             self.turn = self.turn.wrapping_add(1);
             if link.is_lost() {
                 self.tasks.disconnect();
@@ -107,12 +103,7 @@ impl Agent {
                     return Ok(());
                 }
             }
-            link.begin(
-                &sources.epoll,
-                LINK,
-                &self.tasks.identity,
-                &mut self.session,
-            );
+            link.begin(&sources.epoll, &self.tasks.identity, &mut self.session);
             if self.tasks.shutdown && self.session.output().is_empty() {
                 return Ok(());
             }
@@ -172,7 +163,7 @@ impl Agent {
             }
             match self.input.next(&mut self.session) {
                 Err(fatal) => {
-                    self.farewell(link, &fatal);
+                    self.farewell(link, &fatal, epoll);
                     return false;
                 }
                 Ok(Some(action)) => act(&action, &mut self.tasks, &mut self.session, epoll),
@@ -190,14 +181,14 @@ impl Agent {
     }
 
     /// Tells the host why, as far as the link takes it, and gives the connection up.
-    fn farewell(&mut self, link: &mut Link, fatal: &Fatal) {
+    fn farewell(&mut self, link: &mut Link, fatal: &Fatal, epoll: &Epoll) {
         system::log(format_args!("closing the link: {}", fatal.message.as_str()));
         let message = fatal.message.as_str();
         self.session.connection(&Message::GoAway {
             code: fatal.code,
             message,
         });
-        link.send(&mut self.session);
+        link.send(&mut self.session, epoll);
         link.lose();
     }
 }

@@ -10,6 +10,9 @@ use wire::{AGENT_PORT, Hello, Message, PROTOCOL_VERSION, boot_flags};
 const FIRST_RETRY_MS: u32 = 10;
 const LAST_RETRY_MS: u32 = 1000;
 
+/// The epoll token of the connection.
+pub(crate) const TOKEN: u64 = 1 << 32;
+
 enum State {
     /// There is no connection; the next try is after the wait.
     Down,
@@ -29,6 +32,9 @@ pub(crate) struct Link {
     vsock: bool,
     readable: bool,
     writable: bool,
+    /// Epoll is to tell when it becomes writable: only while it is not, since every byte the host
+    /// reads would wake us otherwise.
+    watching: bool,
     wait_ms: u32,
     /// No try before this moment of the monotonic clock.
     next_try_ns: u64,
@@ -61,6 +67,7 @@ impl Link {
             vsock: true,
             readable: false,
             writable: false,
+            watching: false,
             wait_ms: 0,
             next_try_ns: 0,
             flags,
@@ -69,18 +76,12 @@ impl Link {
     }
 
     /// Takes the next step towards a connection, if there is none.
-    pub(crate) fn begin(
-        &mut self,
-        epoll: &Epoll,
-        token: u64,
-        identity: &Identity,
-        session: &mut Session,
-    ) {
+    pub(crate) fn begin(&mut self, epoll: &Epoll, identity: &Identity, session: &mut Session) {
         let connecting = matches!(self.state, State::Connecting(_));
         match core::mem::replace(&mut self.state, State::Down) {
             State::Down if self.wait_ms != 0 && monotonic_ns() < self.next_try_ns => {}
-            State::Down | State::Lost => self.try_vsock(epoll, token),
-            State::Connecting(fd) if !self.vsock => match epoll.add(&fd, token, true, true) {
+            State::Down | State::Lost => self.try_vsock(epoll),
+            State::Connecting(fd) if !self.vsock => match epoll.add(&fd, TOKEN, false, true) {
                 Ok(()) => self.state = State::Up(fd),
                 Err(_) => self.state = State::Over,
             },
@@ -95,6 +96,7 @@ impl Link {
             self.wait_ms = 0;
             self.writable = true;
             self.readable = true;
+            self.watching = self.vsock;
             session.connection(&Message::Hello(Hello {
                 version: PROTOCOL_VERSION,
                 agent: concat!("hatchery-agent ", env!("CARGO_PKG_VERSION")),
@@ -104,15 +106,15 @@ impl Link {
                 ready_ns: monotonic_ns(),
             }));
             self.flags |= boot_flags::RECONNECT;
-            self.send(session);
+            self.send(session, epoll);
         }
     }
 
-    fn try_vsock(&mut self, epoll: &Epoll, token: u64) {
+    fn try_vsock(&mut self, epoll: &Epoll) {
         self.writable = false;
         self.readable = false;
         let made = connect_host(AGENT_PORT).and_then(|fd| {
-            epoll.add(&fd, token, true, true)?;
+            epoll.add(&fd, TOKEN, true, true)?;
             Ok(fd)
         });
         match made {
@@ -174,7 +176,11 @@ impl Link {
         }
         match read(fd, into) {
             Ok(0) => Received::End,
-            Ok(n) => Received::Bytes(n),
+            Ok(n) => {
+                // A stream socket that gives less than asked for is empty: no need to ask again.
+                self.readable = n == into.len();
+                Received::Bytes(n)
+            }
             Err(Errno::AGAIN) => {
                 self.readable = false;
                 Received::Nothing
@@ -185,7 +191,7 @@ impl Link {
     }
 
     /// Sends what waits, as far as the link takes it.
-    pub(crate) fn send(&mut self, session: &mut Session) {
+    pub(crate) fn send(&mut self, session: &mut Session, epoll: &Epoll) {
         let State::Up(fd) = &self.state else { return };
         while self.writable && !session.output().is_empty() {
             match write(fd, session.output()) {
@@ -193,6 +199,12 @@ impl Link {
                 Err(Errno::AGAIN) => self.writable = false,
                 Err(Errno::INTR) => {}
                 Err(_) => return self.lose(),
+            }
+        }
+        if self.watching == self.writable {
+            self.watching = !self.writable;
+            if epoll.change(fd, TOKEN, self.watching, true).is_err() {
+                self.lose();
             }
         }
     }

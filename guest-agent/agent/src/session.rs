@@ -93,6 +93,13 @@ impl Session {
         OUT_BUFFER - (self.end - self.start) >= RESERVE
     }
 
+    /// Whether something may be waiting for room: when the link has taken bytes after this was true,
+    /// everything is worth another try.
+    #[must_use]
+    pub fn is_tight(&self) -> bool {
+        OUT_BUFFER - (self.end - self.start) < RESERVE + MAX_FRAME
+    }
+
     /// The slot of a stream.
     #[must_use]
     pub fn find(&self, id: u32) -> Option<usize> {

@@ -45,6 +45,16 @@ impl Epoll {
     /// Watches a descriptor until it is closed.
     pub(crate) fn add(&self, what: &Fd, token: u64, write: bool, read: bool) -> Result<()> {
         const EPOLL_CTL_ADD: usize = 1;
+        self.control(EPOLL_CTL_ADD, what, token, write, read)
+    }
+
+    /// Watches a descriptor for something else from now on.
+    pub(crate) fn change(&self, what: &Fd, token: u64, write: bool, read: bool) -> Result<()> {
+        const EPOLL_CTL_MOD: usize = 3;
+        self.control(EPOLL_CTL_MOD, what, token, write, read)
+    }
+
+    fn control(&self, how: usize, what: &Fd, token: u64, write: bool, read: bool) -> Result<()> {
         let read = if read { EPOLLIN | EPOLLRDHUP } else { 0 };
         let write = if write { EPOLLOUT } else { 0 };
         let event = Event {
@@ -53,13 +63,7 @@ impl Epoll {
         };
         let at = (&raw const event).expose_provenance();
         // SAFETY: the kernel reads one event.
-        unsafe {
-            call(
-                nr::EPOLL_CTL,
-                [self.0.arg(), EPOLL_CTL_ADD, what.arg(), at, 0, 0],
-            )
-        }
-        .map(drop)
+        unsafe { call(nr::EPOLL_CTL, [self.0.arg(), how, what.arg(), at, 0, 0]) }.map(drop)
     }
 
     /// Waits for events; `None` waits for ever. Returns how many there are.

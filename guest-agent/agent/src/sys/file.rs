@@ -274,12 +274,10 @@ pub(crate) fn pipe() -> Result<(Fd, Fd)> {
     Ok((Fd::inherited(ends[0]), Fd::inherited(ends[1])))
 }
 
-/// Makes a descriptor non-blocking.
+/// Makes a pipe's end or a socket non-blocking, which is the only flag such a one has here.
 pub(crate) fn set_nonblocking(file: &Fd) -> Result<()> {
-    const F_GETFL: usize = 3;
     const F_SETFL: usize = 4;
-    let flags = plain(nr::FCNTL, &[file.arg(), F_GETFL])?;
-    plain(nr::FCNTL, &[file.arg(), F_SETFL, flags | O_NONBLOCK]).map(drop)
+    plain(nr::FCNTL, &[file.arg(), F_SETFL, O_NONBLOCK]).map(drop)
 }
 
 /// Bytes that can be read now.
