@@ -5,11 +5,13 @@
 
 use crate::error::{Error, Result};
 use crate::layout::{self, PAGE};
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, Memory};
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
+use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr, PT_LOAD};
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::loader::{Elf, KernelLoader};
-use std::io::{Read, Seek};
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use vm_memory::{
     Address, ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, ReadVolatile,
 };
@@ -55,10 +57,15 @@ const LOADER_UNDEFINED: u8 = 0xff;
 ///
 /// # Errors
 /// [`Error::Kernel`], [`Error::Cmdline`], [`Error::Initrd`], [`Error::Write`].
-pub fn load_linux<F>(ram: &GuestRam, kernel: &mut F, spec: &BootSpec<'_>) -> Result<Loaded>
+pub fn load_linux<F>(memory: &Memory, kernel: &mut F, spec: &BootSpec<'_>) -> Result<Loaded>
 where
     F: Read + ReadVolatile + Seek,
 {
+    let ram = memory.ram();
+    memory.expect_dense(kernel_span(kernel).map_err(Error::KernelHeader)?);
+    memory.expect_dense(layout::page_array(
+        ram.iter().map(GuestMemoryRegion::len).sum(),
+    ));
     let above = Some(GuestAddress(layout::HIGH_MEMORY));
     let loaded = Elf::load(ram, None, kernel, above).map_err(Error::Kernel)?;
     // Right behind the kernel: fewer page-table pages and huge-page neighbours to touch.
@@ -74,6 +81,26 @@ where
         rsp: layout::BOOT_STACK,
     };
     Ok(Loaded { entry, end })
+}
+
+/// The guest-physical addresses that a kernel's loadable segments span.
+fn kernel_span<F: Read + Seek>(kernel: &mut F) -> std::io::Result<Range<u64>> {
+    let mut header = Elf64_Ehdr::default();
+    kernel.rewind()?;
+    kernel.read_exact(header.as_mut_slice())?;
+    kernel.seek(SeekFrom::Start(header.e_phoff))?;
+    let (mut start, mut end) = (u64::MAX, 0);
+    for _ in 0..header.e_phnum {
+        let mut segment = Elf64_Phdr::default();
+        kernel.read_exact(segment.as_mut_slice())?;
+        if segment.p_type == PT_LOAD {
+            start = start.min(segment.p_paddr);
+            span.end = span
+                .end
+                .max(segment.p_paddr.saturating_add(segment.p_memsz));
+        }
+    }
+    Ok(start..end)
 }
 
 fn low_ram(ram: &GuestRam) -> u64 {
@@ -238,7 +265,7 @@ fn segment(selector: u16, type_: u8, long: bool) -> kvm_segment {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::memory::{Backing, HugePages, Memory, MemorySpec};
+    use crate::memory::{Backing, HugePages, MemorySpec};
 
     fn ram(bytes: u64) -> Memory {
         let spec = MemorySpec {
@@ -284,8 +311,8 @@ mod test {
             initrd: &[],
         };
         assert!(matches!(
-            load_linux(memory.ram(), &mut text, &spec),
-            Err(Error::Kernel(_))
+            load_linux(&memory, &mut text, &spec),
+            Err(Error::KernelHeader(_))
         ));
     }
 }

@@ -53,6 +53,9 @@ pub enum Error {
     /// The kernel image is not loadable.
     #[error("The kernel is not an x86-64 ELF vmlinux that fits into guest memory")]
     Kernel(#[source] linux_loader::loader::Error),
+    /// The kernel image has no readable header.
+    #[error("The kernel's ELF header cannot be read: is the file complete?")]
+    KernelHeader(#[source] std::io::Error),
     /// The command line is too long.
     #[error("Kernel command line of {0} bytes is over {max}", max = crate::layout::CMDLINE_MAX - 1)]
     Cmdline(usize),

@@ -13,6 +13,8 @@
 //! 0x1_0000_0000  high RAM: what does not fit below 3 GiB
 //! ```
 
+use std::ops::Range;
+
 /// Bytes of one small page.
 pub const PAGE: u64 = 4096;
 const KIB: u64 = 1024;
@@ -119,6 +121,18 @@ pub fn ram_ranges(bytes: u64) -> Vec<(u64, u64)> {
     ranges
 }
 
+/// Where a Linux guest with `bytes` of RAM lays out its array of page descriptors, all of which it
+/// writes at boot: 64 bytes per page, allocated from the top down, below a last stretch that goes
+/// to smaller things. A guess that costs some memory if it is wrong.
+#[must_use]
+pub fn page_array(bytes: u64) -> Range<u64> {
+    const DESCRIPTOR: u64 = 64;
+    const ABOVE: u64 = 2 * MIB;
+    let (base, len) = ram_ranges(bytes).pop().unwrap_or_default();
+    let end = base + len.saturating_sub(ABOVE);
+    end.saturating_sub(bytes / PAGE * DESCRIPTOR).max(base)..end
+}
+
 #[cfg(test)]
 mod test {
     use super::*;
@@ -128,6 +142,13 @@ mod test {
         assert_eq!(ram_ranges(512 * MIB), [(0, 512 * MIB)]);
         assert_eq!(ram_ranges(3 * GIB), [(0, 3 * GIB)]);
         assert_eq!(ram_ranges(16 * GIB), [(0, 3 * GIB), (4 * GIB, 13 * GIB)]);
+    }
+
+    #[test]
+    fn the_page_array_lies_below_the_top() {
+        assert_eq!(page_array(512 * MIB), 502 * MIB..510 * MIB);
+        assert_eq!(page_array(4 * GIB), 5 * GIB - 66 * MIB..5 * GIB - 2 * MIB);
+        assert_eq!(page_array(MIB), 0..0);
     }
 
     #[test]

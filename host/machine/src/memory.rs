@@ -14,12 +14,15 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use rustix::mm::{Advice, madvise};
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
     Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
     GuestRegionMmap,
 };
+
+const HUGE_PAGE: u64 = 2 << 20;
 
 /// Guest memory as the devices see it. Cloning clones references, not memory.
 pub type GuestRam = GuestMemoryMmap<()>;
@@ -38,7 +41,8 @@ pub enum Backing {
 /// Whether the host may back guest RAM by 2 MiB pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HugePages {
-    /// Small pages only: the least memory touched, and clones copy 4 KiB at a time.
+    /// Small pages, but for ranges that are touched at once ([`Memory::expect_dense`]): the least
+    /// memory touched, and clones copy 4 KiB at a time.
     #[default]
     Never,
     /// Ask for huge pages: fewer faults for large guests that touch everything.
@@ -88,9 +92,30 @@ impl Memory {
         &self.ram
     }
 
+    /// Says that the guest will touch all of a guest-physical range at once, so that the host
+    /// should use 2 MiB pages for what of it is 2 MiB aligned: one fault then stands for 512.
+    /// Parts outside of RAM are left out.
+    pub fn expect_dense(&self, range: Range<u64>) {
+        for region in self.ram.iter() {
+            let base = region.start_addr().raw_value();
+            let start = range.start.max(base).next_multiple_of(HUGE_PAGE);
+            let end = range.end.min(base + region.len()) / HUGE_PAGE * HUGE_PAGE;
+            if let (Ok(offset), Ok(len @ 1..)) = (
+                usize::try_from(start.saturating_sub(base)),
+                usize::try_from(end.saturating_sub(start)),
+            ) {
+                let mapping = region.get_mmap();
+                // SAFETY: start >= base, and end is at most the region's end, so the offset lies
+                // in the mapping.
+                let address = unsafe { mapping.as_ptr().add(offset) };
+                advise(address, len, Advice::LinuxHugepage);
+            }
+        }
+    }
+
     /// Host address ranges of guest RAM, for accounting.
     #[must_use]
-    pub fn host_ranges(&self) -> Vec<std::ops::Range<usize>> {
+    pub fn host_ranges(&self) -> Vec<Range<usize>> {
         let range = |r: &GuestRegionMmap| {
             let start = r.get_mmap().as_ptr().addr();
             start..start + r.get_mmap().size()
@@ -120,6 +145,13 @@ impl Memory {
     }
 }
 
+/// Gives advice about whole pages of guest memory.
+fn advise(start: *mut u8, len: usize, advice: Advice) {
+    // SAFETY: none of the advices used here changes what the memory holds or whether it is mapped.
+    // A kernel without the feature refuses, which costs only the optimisation.
+    let _ = unsafe { madvise(start.cast(), len, advice) };
+}
+
 fn map(spec: &MemorySpec, base: u64, bytes: u64, offset: u64) -> Result<GuestRegionMmap> {
     let size = usize::try_from(bytes).map_err(|_| Error::Layout(bytes))?;
     let builder = MmapRegionBuilder::new(size).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
@@ -140,9 +172,7 @@ fn map(spec: &MemorySpec, base: u64, bytes: u64, offset: u64) -> Result<GuestReg
         HugePages::Advise => Advice::LinuxHugepage,
     };
     for advice in [advice, Advice::LinuxDontDump] {
-        // SAFETY: neither advice changes what the memory holds or whether it is mapped. A kernel
-        // without the feature refuses, which costs only the optimisation.
-        let _ = unsafe { madvise(region.as_ptr().cast(), size, advice) };
+        advise(region.as_ptr(), size, advice);
     }
     GuestRegionMmap::new(region, GuestAddress(base)).ok_or(Error::Layout(bytes))
 }

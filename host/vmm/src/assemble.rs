@@ -75,7 +75,10 @@ pub(crate) struct Machine {
     /// The devices' event loop, until it is taken to run on the thread that assembled it.
     pub(crate) event_loop: Option<EventLoop>,
     pub(crate) vcpus: Vec<VcpuThread>,
-    #[expect(dead_code, reason = "keeps the VM and its memory as long as anything uses them")]
+    #[expect(
+        dead_code,
+        reason = "keeps the VM and its memory as long as anything uses them"
+    )]
     pub(crate) vm: Vm,
     pub(crate) console: Arc<Console>,
     pub(crate) ending: Arc<Ending>,
@@ -273,7 +276,7 @@ fn load(
         initrd: &initrd::build(&agent),
     };
     let ram = vm.memory().ram();
-    let loaded = boot::load_linux(ram, &mut kernel, &boot)?;
+    let loaded = boot::load_linux(vm.memory(), &mut kernel, &boot)?;
     let devices: Vec<_> = placed
         .iter()
         .map(|p| AcpiDevice {

@@ -83,12 +83,13 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
     drop(borrowed);
     drop(fds);
     let agent = std::thread::spawn(move || first_words(link));
-    converse(&service, options.timeout)?;
+    let first_run_ns = converse(&service, options.timeout)?;
     drop(service);
     let _ = machine.join();
-    if let Ok(Some((after, bytes))) = agent.join() {
+    if let Ok(Some((at_ns, bytes))) = agent.join() {
+        let after = Duration::from_nanos(at_ns.saturating_sub(first_run_ns));
         say(&format!(
-            "the agent's first bytes, {after:?} after the start: {bytes:02x?}"
+            "the agent's first bytes, {after:?} after the kernel's entry: {bytes:02x?}"
         ));
     } else {
         say("the agent said nothing");
@@ -137,7 +138,7 @@ fn unnamed_file() -> Result<OwnedFd> {
 }
 
 /// The service's side of the conversation.
-fn converse(service: &OwnedFd, timeout: Duration) -> Result<()> {
+fn converse(service: &OwnedFd, timeout: Duration) -> Result<u64> {
     let mut end = Instant::now() + timeout;
     let mut stopping = false;
     loop {
@@ -166,7 +167,7 @@ fn converse(service: &OwnedFd, timeout: Duration) -> Result<()> {
             Some((Event::Stats(stats), _)) => say(&format!("{stats:#?}")),
             Some((Event::Exited(report), _)) => {
                 say(&format!("ended: {:?}\n{:#?}", report.cause, report.stats));
-                return Ok(());
+                return Ok(report.stats.first_run_ns);
             }
             Some((Event::Failed { message }, _)) => bail!("{message}"),
             None => bail!("The machine is gone without a word"),
@@ -174,17 +175,16 @@ fn converse(service: &OwnedFd, timeout: Duration) -> Result<()> {
     }
 }
 
-/// What came first over the link, and when.
-fn first_words(link: OwnedFd) -> Option<(Duration, Vec<u8>)> {
-    let start = Instant::now();
+/// What came first over the link, and when on the monotonic clock.
+fn first_words(link: OwnedFd) -> Option<(u64, Vec<u8>)> {
     let mut bytes = vec![0; SHOWN];
     let mut socket = std::os::unix::net::UnixStream::from(link);
     let n = socket.read(&mut bytes).ok().filter(|n| *n > 0)?;
-    let after = start.elapsed();
+    let at_ns = machine::monotonic_ns();
     bytes.truncate(n);
     // Keep listening, so that the agent does not lose its link.
     let _ = std::io::copy(&mut socket, &mut std::io::sink());
-    Some((after, bytes))
+    Some((at_ns, bytes))
 }
 
 fn say(text: &str) {
