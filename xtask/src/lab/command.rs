@@ -68,7 +68,7 @@ struct Start {
     #[arg(long)]
     icount: bool,
     /// Memory, in MiB
-    #[arg(long, default_value_t = Options::default().memory_mib)]
+    #[arg(long, default_value_t = Options::default().memory_mib, value_parser = clap::value_parser!(u32).range(512..))]
     memory: u32,
     /// Forward a port of 127.0.0.1 to a port of the lab
     #[arg(long, value_name = "HOST:LAB", value_parser = forward)]
@@ -361,12 +361,12 @@ fn logs(name: &Name) -> Result<ExitCode> {
 
 fn stop(name: &Name) -> Result<()> {
     let place = Place::new(&name.name)?;
-    let guard = place.lock()?;
-    if !qemu::stop(&place)? {
+    if qemu::process(&place).is_none() {
         eprintln!("lab: {:?} does not run", name.name);
+        return Ok(());
     }
-    drop(guard);
-    Ok(())
+    let _guard = place.lock()?;
+    qemu::stop(&place)
 }
 
 fn println(line: &str) -> Result<()> {

@@ -88,6 +88,7 @@ impl Lab {
     /// If the lab runs with other options, or does not come up: then with its last messages.
     pub(crate) fn ensure(options: &Options) -> Result<Self> {
         let place = Place::new(&options.name)?;
+        place.make()?;
         let guard = place.lock()?;
         let running = qemu::process(&place).is_some();
         let mut lab = if running {

@@ -110,10 +110,10 @@ pub(super) fn process(place: &Place) -> Option<Pid> {
         .then_some(pid)
 }
 
-/// Ends the lab at once; it has nothing to save. False if it was not running.
-pub(super) fn stop(place: &Place) -> Result<bool> {
+/// Ends the lab at once; it has nothing to save.
+pub(super) fn stop(place: &Place) -> Result<()> {
     let Some(pid) = process(place) else {
-        return Ok(false);
+        return Ok(());
     };
     let asked = Qmp::connect(&place.qmp()).and_then(|mut qmp| qmp.execute("quit", &json!({})));
     if asked.is_err() || !gone_within(place, Duration::from_secs(5)) {
@@ -122,7 +122,7 @@ pub(super) fn stop(place: &Place) -> Result<bool> {
             bail!("QEMU (process {}) does not end", pid.as_raw_nonzero());
         }
     }
-    Ok(true)
+    Ok(())
 }
 
 fn gone_within(place: &Place, limit: Duration) -> bool {

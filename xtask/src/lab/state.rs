@@ -1,12 +1,13 @@
 //! Where a lab keeps its files, and what it remembers about itself.
 
 use crate::cache;
+use crate::dist::target_dir;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The agent's port inside the lab.
 pub(super) const AGENT_PORT: u16 = 1;
@@ -52,27 +53,29 @@ pub(super) struct Forward {
 }
 
 impl Place {
-    /// The place of the lab with this name, its folders made.
+    /// The place of the lab with this name.
     pub(super) fn new(name: &str) -> Result<Self> {
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         if name.is_empty() || name.len() > 32 || !name.chars().all(plain) {
             bail!("{name:?} cannot name a lab: use up to 32 letters, digits, '-' or '_'");
         }
-        let target = target_dir();
-        fs::create_dir_all(&target)?;
-        let target = fs::canonicalize(&target)?;
+        let target = std::path::absolute(target_dir())?;
         let dir = target.join("lab").join(name);
-        let place = Self {
+        Ok(Self {
             name: name.to_owned(),
             share: dir.join("share"),
             dist: target.join("dist"),
             images: cache::root()?.join("image"),
             dir,
-        };
-        for dir in [&place.share, &place.dist, &place.images] {
+        })
+    }
+
+    /// Makes its folders.
+    pub(super) fn make(&self) -> Result<()> {
+        for dir in [&self.share, &self.dist, &self.images] {
             fs::create_dir_all(dir).with_context(|| format!("Creating {}", dir.display()))?;
         }
-        Ok(place)
+        Ok(())
     }
 
     pub(super) fn pid_file(&self) -> PathBuf {
@@ -168,13 +171,6 @@ impl State {
             .find(|forward| forward.lab == lab)
             .map(|forward| forward.host)
     }
-}
-
-fn target_dir() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),
-        PathBuf::from,
-    )
 }
 
 /// A port of loopback that nobody listens on. Somebody may before it is used: then QEMU says so.
