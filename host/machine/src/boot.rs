@@ -95,9 +95,7 @@ fn kernel_span<F: Read + Seek>(kernel: &mut F) -> std::io::Result<Range<u64>> {
         kernel.read_exact(segment.as_mut_slice())?;
         if segment.p_type == PT_LOAD {
             start = start.min(segment.p_paddr);
-            span.end = span
-                .end
-                .max(segment.p_paddr.saturating_add(segment.p_memsz));
+            end = end.max(segment.p_paddr.saturating_add(segment.p_memsz));
         }
     }
     Ok(start..end)
