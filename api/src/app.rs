@@ -2,6 +2,7 @@
 
 use crate::config::Settings;
 use crate::error::{ApiError, ProxyError, json_response};
+use crate::linger::Lingering;
 use crate::registry::Registry;
 use crate::route::{self, ENVD_PORT, Route, Target};
 use crate::sandbox::Sandbox;
@@ -9,7 +10,7 @@ use crate::sandboxes::{connect, create, get, kill, list, metrics, timeout};
 use crate::{Body, BodyError, body, envd, templates};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+use hyper::body::{Body as _, Frame, SizeHint};
 use hyper::header::{CACHE_CONTROL, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use serde::de::DeserializeOwned;
@@ -45,7 +46,7 @@ impl App {
     }
 
     /// Answers any request.
-    pub async fn serve(self: &Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+    pub async fn serve(self: &Arc<Self>, request: Request<Lingering>) -> Response<Body> {
         match route::target(request.method(), request.uri(), request.headers()) {
             Ok(Target::Control) => self
                 .control(request)
@@ -60,7 +61,7 @@ impl App {
     /// The control plane.
     async fn control(
         self: &Arc<Self>,
-        request: Request<Incoming>,
+        request: Request<Lingering>,
     ) -> Result<Response<Body>, ApiError> {
         let route = route::route(request.method(), request.uri().path());
         if matches!(route, Ok(Route::Health)) {
@@ -99,7 +100,7 @@ impl App {
     }
 
     /// A port of a sandbox.
-    async fn data(&self, id: &str, port: u16, request: Request<Incoming>) -> Response<Body> {
+    async fn data(&self, id: &str, port: u16, request: Request<Lingering>) -> Response<Body> {
         let not_found = || ProxyError::NotFound { id: id.to_owned() }.response();
         let Some(sandbox) = self.registry.get(id) else {
             return not_found();
@@ -115,7 +116,7 @@ impl App {
     }
 
     /// A signed file URL that names no sandbox: its own token tells.
-    async fn signed(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn signed(&self, request: Request<Lingering>) -> Response<Body> {
         let query = request.uri().query().unwrap_or_default();
         let write = request.method() == hyper::Method::POST;
         let signed = |sandbox: &Arc<Sandbox>| {
@@ -146,7 +147,7 @@ impl App {
     ///
     /// # Errors
     /// [`ApiError::BodyTooLarge`], [`ApiError::BodyTooSlow`], [`ApiError::Invalid`].
-    pub async fn json<T: DeserializeOwned>(&self, body: Incoming) -> Result<T, ApiError> {
+    pub async fn json<T: DeserializeOwned>(&self, body: Lingering) -> Result<T, ApiError> {
         parse_json(&self.body(body).await?)
     }
 
@@ -154,8 +155,11 @@ impl App {
     ///
     /// # Errors
     /// [`ApiError::BodyTooLarge`], [`ApiError::BodyTooSlow`], [`ApiError::Invalid`].
-    pub async fn body(&self, body: Incoming) -> Result<Bytes, ApiError> {
+    pub async fn body(&self, body: Lingering) -> Result<Bytes, ApiError> {
         let max = self.settings.limits.max_json_bytes;
+        if body.size_hint().lower() > max as u64 {
+            return Err(ApiError::BodyTooLarge(max)); // as announced: not a byte of it is waited for
+        }
         match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, max).collect()).await {
             Ok(Ok(whole)) => Ok(whole.to_bytes()),
             Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge(max)),
@@ -173,13 +177,18 @@ impl App {
 /// [`ApiError::Invalid`] with the place and the reason.
 pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let bytes = if bytes.is_empty() { b"{}" } else { bytes };
+    // Serde would also take an array for a struct.
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        let text = "The request body is not a JSON object".to_owned();
+        return Err(ApiError::Invalid(text));
+    }
     serde_json::from_slice(bytes)
         .map_err(|error| ApiError::Invalid(format!("The request body is not as expected: {error}")))
 }
 
 /// One request to a sandbox's envd. Ends with the sandbox: before the response has begun by a 502,
 /// afterwards by breaking the connection, which is what the SDKs take for an ended sandbox.
-async fn envd_request(sandbox: &Arc<Sandbox>, request: Request<Incoming>) -> Response<Body> {
+async fn envd_request(sandbox: &Arc<Sandbox>, request: Request<Lingering>) -> Response<Body> {
     if let Some(path) = route::reserved(request.uri().path()) {
         return ProxyError::Reserved(path).response();
     }

@@ -277,7 +277,11 @@ impl Settings {
     /// nothing: any namespace, and the tag `default` or `latest`.
     #[must_use]
     pub fn template(&self, name: &str) -> Option<&Template> {
-        let name = name.rsplit_once('/').map_or(name, |(_, name)| name);
+        let name = match name.split_once('/') {
+            Some((namespace, name)) if !namespace.is_empty() => name,
+            Some(_) => return None,
+            None => name,
+        };
         let name = match name.split_once(':') {
             Some((name, "default" | "latest")) => name,
             Some(_) => return None,

@@ -17,6 +17,7 @@ pub mod envd;
 pub mod error;
 pub mod ids;
 pub mod launcher;
+mod linger;
 pub mod link;
 pub mod machine;
 mod pace;

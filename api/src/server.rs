@@ -1,7 +1,10 @@
 //! Connections: accepting, bounding, and ending them.
 
 use crate::app::App;
+use crate::linger::Lingering;
 use crate::pace::{Busy, Pace, Paced};
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -98,7 +101,8 @@ fn connection(
     let pace = Arc::<Pace>::default();
     let bound = app.settings.limits.header_timeout;
     let stream = Paced::new(stream, Arc::clone(&pace), bound);
-    let service = service_fn(move |request| {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let request = request.map(Lingering::from);
         let app = Arc::clone(&app);
         let busy = Busy::begin(&pace, request.version());
         async move { Ok::<_, Infallible>(busy.until_written(app.serve(request).await)) }

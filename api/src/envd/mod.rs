@@ -37,13 +37,13 @@ use crate::{
         request::{self, Kind, Messages, RequestBody},
         stream,
     },
+    linger::Lingering,
     sandbox::Sandbox,
 };
 use http::HttpError;
 use http_body_util::BodyExt;
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
-    body::Incoming,
     header::{self, HeaderValue},
     http::request::Parts,
 };
@@ -66,7 +66,7 @@ const RESERVED: [&str; 7] = [
 /// Answers one request to port 49983 of `sandbox`. The caller has resolved the sandbox; the access
 /// token is checked here (e2b.md §3.1). Never fails: errors are responses. A body that cannot be
 /// finished because the sandbox ended yields an error, so that the connection is dropped.
-pub async fn serve(sandbox: &Arc<Sandbox>, request: Request<Incoming>) -> Response<Body> {
+pub async fn serve(sandbox: &Arc<Sandbox>, request: Request<Lingering>) -> Response<Body> {
     let (parts, body) = request.into_parts();
     serve_parts(sandbox, &parts, body.map_err(Into::into).boxed_unsync()).await
 }

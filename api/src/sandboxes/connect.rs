@@ -3,10 +3,10 @@
 use crate::Body;
 use crate::app::App;
 use crate::error::{ApiError, json_response};
+use crate::linger::Lingering;
 use crate::route::Version;
 use crate::sandboxes::create::seconds;
 use crate::sandboxes::view::Created;
-use hyper::body::Incoming;
 use hyper::{Request, Response, StatusCode};
 use serde::Deserialize;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ pub async fn handle(
     app: &Arc<App>,
     id: &str,
     version: Version,
-    request: Request<Incoming>,
+    request: Request<Lingering>,
 ) -> Result<Response<Body>, ApiError> {
     let wanted: Connect = app.json(request.into_body()).await?;
     let timeout = match (wanted.timeout, version) {

@@ -5,10 +5,10 @@ use crate::app::{App, parse_json};
 use crate::config::Settings;
 use crate::error::{ApiError, json_response};
 use crate::launcher::Timings;
+use crate::linger::Lingering;
 use crate::registry::NewSandbox;
 use crate::route::Version;
 use crate::sandboxes::view::Created;
-use hyper::body::Incoming;
 use hyper::header::HeaderValue;
 use hyper::{Request, Response, StatusCode};
 use serde::Deserialize;
@@ -45,7 +45,7 @@ struct Wanted {
 pub async fn handle(
     app: &Arc<App>,
     version: Version,
-    request: Request<Incoming>,
+    request: Request<Lingering>,
 ) -> Result<Response<Body>, ApiError> {
     let mut timings = Timings::default();
     let (head, body) = request.into_parts();

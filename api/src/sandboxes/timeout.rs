@@ -3,8 +3,8 @@
 use crate::Body;
 use crate::app::{App, no_content};
 use crate::error::ApiError;
+use crate::linger::Lingering;
 use crate::sandboxes::create::seconds;
-use hyper::body::Incoming;
 use hyper::{Request, Response};
 use serde::Deserialize;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ struct Refresh {
 pub async fn set(
     app: &Arc<App>,
     id: &str,
-    request: Request<Incoming>,
+    request: Request<Lingering>,
 ) -> Result<Response<Body>, ApiError> {
     let wanted: Timeout = app.json(request.into_body()).await?;
     let time = seconds(wanted.timeout, 0, &app.settings)?;
@@ -44,7 +44,7 @@ pub async fn set(
 pub async fn refresh(
     app: &Arc<App>,
     id: &str,
-    request: Request<Incoming>,
+    request: Request<Lingering>,
 ) -> Result<Response<Body>, ApiError> {
     let wanted: Refresh = app.json(request.into_body()).await?;
     let wanted = wanted.duration.unwrap_or(LEAST_REFRESH).max(LEAST_REFRESH);
