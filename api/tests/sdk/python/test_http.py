@@ -351,6 +351,27 @@ def _sleeper(box):
     return [each for each in box.commands.list() if "sleep 3603" in " ".join(each.args)]
 
 
+def test_an_early_answer_reaches_a_client_that_is_still_sending(box):
+    """Refused before the body was read: the client may finish sending and then read why."""
+    wrong_user = "/files?path=/tmp/x&username=nobody-of-that-name"
+    missing = {"E2b-Sandbox-Id": "inosuchsandbox00000", "E2b-Sandbox-Port": "49983"}
+    for status, path, headers in [
+        (401, "/v2/sandboxes", {"X-API-KEY": "wrong"}),
+        (401, wrong_user, envd_headers(box, **{"Content-Type": "application/octet-stream"})),
+        (401, "/process.Process/List", {**envd_headers(box), **UNARY, "X-Access-Token": "wrong"}),
+        (502, "/process.Process/List", {**missing, **UNARY}),
+    ]:
+        connection = raw_connection()
+        connection.sendall(request_bytes("POST", path, {**headers, "Transfer-Encoding": "chunked"}))
+        for _ in range(5):
+            time.sleep(0.1)
+            connection.sendall(b"1\r\n{\r\n")
+        connection.sendall(b"0\r\n\r\n")
+        head = connection.recv(4096)
+        assert int(head.split()[1]) == status, head
+        connection.close()
+
+
 def test_half_closed_connections(box):
     """The client ends its side after the request, as HTTP allows; the answer still comes."""
     import socket
