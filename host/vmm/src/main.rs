@@ -46,7 +46,10 @@ fn main() -> ExitCode {
     }
 }
 
+#[expect(unsafe_code, reason = "closing what the parent left open by accident")]
 fn serve() -> anyhow::Result<()> {
+    // SAFETY: this is the start of the program; it has opened nothing and started no thread.
+    unsafe { jail::close_inherited(3) }?;
     let control = std::io::stdin().as_fd().try_clone_to_owned()?;
     // Nobody who reads log lines slowly may stop a guest.
     let _ = rustix::io::ioctl_fionbio(std::io::stderr(), true);
