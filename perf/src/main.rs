@@ -4,6 +4,8 @@
 //! and prints counts (instructions, VM exits, system calls, bytes) rather than wall times wherever
 //! the host is an emulated one.
 
+#![forbid(unsafe_code)]
+
 mod agent;
 mod api;
 mod boot;

@@ -1,5 +1,7 @@
 //! Developer commands. `cargo xtask --help` lists them.
 
+#![forbid(unsafe_code)]
+
 mod bench;
 mod cache;
 mod deps;

@@ -22,6 +22,8 @@
 //!
 //! **Architecture invariant:** this crate knows neither KVM nor HTTP.
 
+#![forbid(unsafe_code)]
+
 mod frame;
 mod message;
 mod spawn;

@@ -30,21 +30,28 @@ impl Source {
     /// Whether all of it is test code.
     fn is_test(&self) -> bool {
         let file = self.name.rsplit('/').next().unwrap();
-        self.name.contains("/tests/") || file == "tests.rs" || file.ends_with("_test.rs")
+        if self.name == "xtask/src/test.rs" {
+            return false; // the test command
+        }
+        self.name.contains("/tests/")
+            || ["test.rs", "tests.rs"].contains(&file)
+            || file.ends_with("_test.rs")
     }
 
     /// Lines of code before the tests at its end.
     fn lines(&self) -> usize {
-        let code = self.code.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        let tests = ["#[cfg(test)]\nmod test {", "#[cfg(test)]\nmod tests {"];
+        let end = tests.iter().filter_map(|tests| self.code.find(tests)).min();
+        let code = &self.code[..end.unwrap_or(self.code.len())];
         code.lines().filter(|line| !line.trim().is_empty()).count()
     }
 
-    /// Whether its head expects unsafe code and gives the reason. (The reason is blanked in `code`.)
+    /// Whether it, or an item in it, expects unsafe code and gives the reason. (The reason is
+    /// blanked in `code`.)
     fn says_why_unsafe(&self) -> bool {
-        self.text.contains("#![expect(unsafe_code, reason = \"")
-            || self
-                .text
-                .contains("#![expect(\n    unsafe_code,\n    reason = \"")
+        let text = self.text.split_whitespace().collect::<Vec<_>>().join(" ");
+        text.contains("[expect(unsafe_code, reason = \"")
+            || text.contains("[expect( unsafe_code, reason = \"")
     }
 
     /// The lines on which `found` says yes, as `file:line: text`.
