@@ -66,10 +66,7 @@ mod test {
 
     #[test]
     fn only_whole_keys_are_accepted() {
-        let keys = Keys::new(&[
-            "e2b_aaaaaaaaaaaaaaaa".into(),
-            "e2b_bbbbbbbbbbbbbbbb".into(),
-        ]);
+        let keys = Keys::new(&["e2b_aaaaaaaaaaaaaaaa".into(), "e2b_bbbbbbbbbbbbbbbb".into()]);
         let keys = keys.unwrap();
         assert!(keys.accepts(b"e2b_aaaaaaaaaaaaaaaa") && keys.accepts(b"e2b_bbbbbbbbbbbbbbbb"));
         for wrong in [

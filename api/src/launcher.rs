@@ -10,6 +10,7 @@
 use crate::config::Template;
 use crate::link::{Link, LinkError};
 use crate::machine::{End, Machine, Phase};
+use crate::record::Record;
 use crate::stderr;
 use control::{ChannelError, DiskSpec, Request, SpecError, VmSpec};
 use rustix::fs::{Mode, OFlags};
@@ -35,6 +36,8 @@ pub struct Launcher {
     pub agent: PathBuf,
     /// Where private disk layers are made.
     pub layer_dir: PathBuf,
+    /// Where VM processes are noted while they run.
+    pub record_dir: PathBuf,
     /// Longest wait for the agent.
     pub boot_timeout: Duration,
 }
@@ -302,8 +305,12 @@ impl Launcher {
         let (mut child, control) = control::spawn(&self.vmm, &[]).map_err(spawn_error)?;
         let stderr = child.stderr.take();
         let sent = control::send(&control, &Request::Configure(Box::new(spec)), &fds);
+        let pid = Pid::from_child(&child);
+        // Without it all works but the cleaning after a crash of this server and a hanging machine.
+        let record = Record::new(&self.record_dir, pid)
+            .inspect_err(|error| tracing::warn!(sandbox_id = id, %error, "no record of a machine"));
         // From here on the task reaps the process, whatever becomes of this launch.
-        let machine = Machine::adopt(id, Pid::from_child(&child), control);
+        let machine = Machine::adopt(id, pid, control, record.ok());
         if let Some(stderr) = stderr {
             stderr::pump(id, stderr.into());
         }

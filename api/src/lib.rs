@@ -5,7 +5,7 @@
 //!                                   └─> envd/*       (data plane)    ─> link ──── wire ───────> guest agent
 //! ```
 //!
-//! **Architecture invariant:** this crate never names KVM, and it is the only one that knows E2B's
+//! **Architecture invariant:** this crate never links KVM, and it is the only one that knows E2B's
 //! JSON and the Connect protocol.
 
 pub mod app;
@@ -13,6 +13,7 @@ pub mod auth;
 pub mod body;
 pub mod config;
 pub mod connect;
+pub mod doctor;
 pub mod envd;
 pub mod error;
 pub mod ids;
@@ -23,6 +24,7 @@ pub mod machine;
 mod pace;
 pub mod query;
 mod ready;
+pub mod record;
 pub mod registry;
 pub mod route;
 pub mod sandbox;

@@ -4,6 +4,7 @@
 //! left. Dropping the handle ends the machine: that is how a failed creation is rolled back.
 
 use crate::ready;
+use crate::record::Record;
 use control::{ChannelError, Configured, Event, ExitCause, ExitReport, Request, VmStats};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal,
@@ -111,9 +112,9 @@ pub struct Machine {
 
 impl Machine {
     /// Takes over a process that has just been started and configured. Must be called on the
-    /// runtime; returns at once.
+    /// runtime; returns at once. `record` is dropped when the process is reaped.
     #[must_use]
-    pub fn adopt(id: &str, pid: Pid, control: OwnedFd) -> Self {
+    pub fn adopt(id: &str, pid: Pid, control: OwnedFd, record: Option<Record>) -> Self {
         let (commands, receiver) = mpsc::channel(8);
         let (sender, phase) = watch::channel(Phase::Spawned);
         let task = Task {
@@ -122,7 +123,10 @@ impl Machine {
             report: None,
             failure: None,
         };
-        tokio::spawn(task.run(pid, control, receiver));
+        tokio::spawn(async move {
+            task.run(pid, control, receiver).await;
+            drop(record);
+        });
         Self { commands, phase }
     }
 
@@ -344,7 +348,7 @@ mod test {
     fn shell(script: &str) -> Machine {
         let (child, control) = control::spawn("/bin/sh", &["-c", script]).unwrap();
         let pid = Pid::from_child(&child);
-        Machine::adopt("itest", pid, control)
+        Machine::adopt("itest", pid, control, None)
     }
 
     fn no_such_process(pid: Pid) -> bool {
@@ -374,7 +378,7 @@ mod test {
     async fn dropping_the_handle_leaves_no_process() {
         let (child, control) = control::spawn("/bin/sh", &["-c", "exec sleep 600"]).unwrap();
         let pid = Pid::from_child(&child);
-        drop(Machine::adopt("itest", pid, control));
+        drop(Machine::adopt("itest", pid, control, None));
         for _ in 0..400 {
             if no_such_process(pid) {
                 return;

@@ -3,13 +3,14 @@
 use anyhow::Context as _;
 use api::app::App;
 use api::config::{File, Overrides, Settings};
+use api::doctor::{host, judge, report};
 use api::launcher::Launcher;
 use api::registry::Registry;
 use api::state::StateDir;
 use clap::{Parser, Subcommand};
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -28,12 +29,36 @@ struct Cli {
 enum Command {
     /// Run the server until SIGTERM or SIGINT
     Serve(Box<Serve>),
+    /// Say what this host can and cannot do; exit status 0 fine, 1 degraded, 2 unusable
+    Doctor(Box<Doctor>),
     /// Print the version
     Version,
 }
 
 #[derive(clap::Args)]
 struct Serve {
+    #[command(flatten)]
+    typed: Typed,
+    /// Log filter, as `RUST_LOG` has it
+    #[arg(long, env = "HATCHERY_LOG", default_value = "info")]
+    log: String,
+    /// Log as JSON lines
+    #[arg(long, env = "HATCHERY_LOG_JSON")]
+    log_json: bool,
+}
+
+#[derive(clap::Args)]
+struct Doctor {
+    #[command(flatten)]
+    typed: Typed,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is over the configuration file.
+#[derive(clap::Args)]
+struct Typed {
     /// Configuration file
     #[arg(long, env = "HATCHERY_CONFIG")]
     config: Option<PathBuf>,
@@ -61,17 +86,12 @@ struct Serve {
     /// Most sandboxes at one time [default: 64]
     #[arg(long, env = "HATCHERY_MAX_SANDBOXES")]
     max_sandboxes: Option<usize>,
-    /// Log filter, as `RUST_LOG` has it
-    #[arg(long, env = "HATCHERY_LOG", default_value = "info")]
-    log: String,
-    /// Log as JSON lines
-    #[arg(long, env = "HATCHERY_LOG_JSON")]
-    log_json: bool,
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Serve(args) => serve(*args),
+        Command::Serve(args) => serve(&args),
+        Command::Doctor(args) => doctor(&args),
         Command::Version => version(),
     };
     result.unwrap_or_else(|error| {
@@ -86,15 +106,16 @@ fn version() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn serve(args: Serve) -> anyhow::Result<ExitCode> {
-    start_log(&args);
-    let settings = settings(args)?;
+fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
+    start_log(args);
+    let settings = settings(&args.typed)?;
     let state = StateDir::open(&settings.data_dir)?;
     raise_file_limit();
     let launcher = Launcher {
         vmm: settings.vmm.clone(),
         agent: settings.agent.clone(),
         layer_dir: state.layers().to_owned(),
+        record_dir: state.machines().to_owned(),
         boot_timeout: settings.limits.boot_timeout,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -125,27 +146,65 @@ fn serve(args: Serve) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn settings(args: Serve) -> anyhow::Result<Settings> {
+#[expect(clippy::print_stdout, reason = "this is what was asked for")]
+fn doctor(args: &Doctor) -> anyhow::Result<ExitCode> {
+    let dir = program_dir()?;
+    let file = args.typed.config.as_deref().map(File::read).transpose();
+    let (settings, problem) = match file {
+        Err(problem) => (fallback(args.typed.overrides(), &dir)?, Some(problem)),
+        Ok(file) => match Settings::new(file.unwrap_or_default(), args.typed.overrides(), &dir) {
+            Ok(settings) => (settings, None),
+            Err(problem) => (fallback(args.typed.overrides(), &dir)?, Some(problem)),
+        },
+    };
+    let findings = judge::judge(&host::look(&settings, problem.as_ref()));
+    if args.json {
+        println!("{}", report::json(&findings));
+    } else {
+        print!("{}", report::text(&findings));
+    }
+    Ok(api::doctor::exit_code(api::doctor::verdict(&findings)))
+}
+
+/// Settings to look at the host with, when there are none to serve with.
+fn fallback(mut over: Overrides, dir: &Path) -> anyhow::Result<Settings> {
+    over.api_keys = Some("no-key-is-ever-this".into());
+    Ok(Settings::new(File::default(), over, dir)?)
+}
+
+fn settings(args: &Typed) -> anyhow::Result<Settings> {
     let file = args
         .config
         .as_deref()
         .map(File::read)
         .transpose()?
         .unwrap_or_default();
+    Ok(Settings::new(file, args.overrides(), &program_dir()?)?)
+}
+
+fn program_dir() -> anyhow::Result<PathBuf> {
     let program = std::env::current_exe().context("Cannot find this program's own folder")?;
-    let program_dir = program.parent().context("This program has no folder")?;
-    let over = Overrides {
-        listen: args.listen,
-        data_dir: args.data_dir,
-        domain: args.domain,
-        image_dir: args.image_dir,
-        vmm: args.vmm,
-        agent: args.agent,
-        kernel: args.kernel,
-        api_keys: std::env::var("HATCHERY_API_KEYS").ok(),
-        max_sandboxes: args.max_sandboxes,
-    };
-    Ok(Settings::new(file, over, program_dir)?)
+    Ok(program
+        .parent()
+        .context("This program has no folder")?
+        .to_owned())
+}
+
+impl Typed {
+    fn overrides(&self) -> Overrides {
+        Overrides {
+            listen: self.listen,
+            data_dir: self.data_dir.clone(),
+            domain: self.domain.clone(),
+            image_dir: self.image_dir.clone(),
+            vmm: self.vmm.clone(),
+            agent: self.agent.clone(),
+            kernel: self.kernel.clone(),
+            // Only from the environment: everybody can read a program's flags.
+            api_keys: std::env::var("HATCHERY_API_KEYS").ok(),
+            max_sandboxes: self.max_sandboxes,
+        }
+    }
 }
 
 fn start_log(args: &Serve) {

@@ -1,5 +1,6 @@
 //! The data folder: one server at a time, and nothing left over from the one before.
 
+use crate::record;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use std::fs::File;
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub struct StateDir {
     layers: PathBuf,
+    machines: PathBuf,
     _lock: File,
 }
 
@@ -32,7 +34,8 @@ pub enum StateError {
 
 impl StateDir {
     /// Makes the folder if needed, locks it, and removes what a crashed server left. Its virtual
-    /// machines have ended by themselves: their control sockets closed with it.
+    /// machines have most likely ended by themselves, as their control sockets closed with it;
+    /// those that have not are killed.
     ///
     /// # Errors
     /// [`StateError::Taken`], or the file system's error.
@@ -48,16 +51,30 @@ impl StateDir {
             Err(Errno::WOULDBLOCK) => return Err(StateError::Taken(dir.to_owned())),
             Err(error) => return Err(failed(error.into())),
         }
-        let layers = dir.join("layers");
-        match std::fs::remove_dir_all(&layers) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
+        let (layers, machines) = (dir.join("layers"), dir.join("machines"));
+        std::fs::create_dir_all(&machines).map_err(failed)?;
+        let killed = record::end_leftovers(&machines).map_err(failed)?;
+        if killed > 0 {
+            tracing::warn!(killed, "VM processes of an earlier server were still there");
         }
-        std::fs::create_dir(&layers).map_err(failed)?;
+        for dir in [&layers, &machines] {
+            match std::fs::remove_dir_all(dir) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+                _ => {}
+            }
+            std::fs::create_dir(dir).map_err(failed)?;
+        }
         Ok(Self {
             layers,
+            machines,
             _lock: lock,
         })
+    }
+
+    /// Where running VM processes are noted.
+    #[must_use]
+    pub fn machines(&self) -> &Path {
+        &self.machines
     }
 
     /// Where private disk layers are made.

@@ -221,3 +221,29 @@ async fn a_head_that_does_not_come_ends_the_connection() {
     }
     assert!(server.stop().await);
 }
+
+#[tokio::test]
+async fn the_same_port_speaks_http2_without_tls() {
+    let server = Server::start_with("refuse", short()).await;
+    let stream = tokio::net::TcpStream::connect(server.address)
+        .await
+        .unwrap();
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io)
+        .await
+        .unwrap();
+    let connection = tokio::spawn(connection);
+    let uri = |path: &str| format!("http://{}{path}", server.address);
+    let health = hyper::Request::get(uri("/health"))
+        .body(String::new())
+        .unwrap();
+    assert_eq!(sender.send_request(health).await.unwrap().status(), 200);
+    // Over HTTP/2 the host is the authority.
+    let other = "http://49983-inone.sandbox.localhost/health";
+    let other = hyper::Request::get(other).body(String::new()).unwrap();
+    assert_eq!(sender.send_request(other).await.unwrap().status(), 502);
+    drop(sender);
+    assert!(server.stop().await);
+    connection.await.unwrap().unwrap();
+}

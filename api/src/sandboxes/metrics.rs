@@ -135,7 +135,8 @@ mod test {
 
     #[test]
     fn processor_use_is_of_all_processors_and_bounded() {
-        let used = |busy: u64, time: u64| percent(&sample(1000, 5000), &sample(1000 + busy, 5000 + time));
+        let used =
+            |busy: u64, time: u64| percent(&sample(1000, 5000), &sample(1000 + busy, 5000 + time));
         assert!((used(100, 100) - 50.0).abs() < 0.05);
         assert!(
             (used(400, 100) - 100.0).abs() < 0.05,

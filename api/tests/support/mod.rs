@@ -97,6 +97,7 @@ impl Server {
             vmm: settings.vmm.clone(),
             agent: settings.agent.clone(),
             layer_dir: state.layers().to_owned(),
+            record_dir: state.machines().to_owned(),
             boot_timeout: settings.limits.boot_timeout,
         };
         let registry = Registry::new(launcher, settings.limits.max_sandboxes);
