@@ -12,6 +12,7 @@ mod probe;
 mod run;
 mod stats;
 mod supervise;
+mod trace;
 mod wiring;
 
 use std::io::Write;

@@ -7,6 +7,7 @@
 use crate::assemble::{Machine, assemble};
 use crate::ending::{Reason, classify};
 use crate::log::Log;
+use crate::trace::Trace;
 use crate::wiring::borrow;
 use control::{ChannelError, Configured, Event, ExitReport, Request, VmSpec, VmStats};
 use devices::{Host, LoopControl, WatchId};
@@ -104,6 +105,7 @@ fn configure(
     let build = |error: &dyn std::error::Error| SuperviseError::Build(chain(error));
     spec.check(fds.len()).map_err(|e| build(&e))?;
     let log = Log::new(&spec.sandbox_id, console_live);
+    Trace::install(log.clone());
     let machine = assemble(spec, fds, &log).map_err(|e| build(&e))?;
     Ok((machine, log, monotonic_ns() - start))
 }
