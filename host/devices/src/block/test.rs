@@ -8,6 +8,7 @@ use super::spec::{
 use crate::testing::{DriverQueue, QUEUES, Running, line, memory, set_up, write32};
 use crate::{BlockError, BlockMetrics, Memory, Mmio};
 use proptest::prelude::*;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
@@ -320,39 +321,68 @@ fn a_disk_without_a_layer_is_read_only() {
 }
 
 #[test]
-fn the_image_is_never_written_and_a_full_layer_is_an_error() {
+fn a_layer_that_cannot_be_written_is_an_error_and_the_image_stays() {
     let (base, bytes) = base(SIZE);
     let check = base.try_clone().unwrap();
-    // A device on which every write fails for want of space.
+    // A file that cannot become as long as the disk is refused before the guest sees it.
     let full = File::options()
         .read(true)
         .write(true)
         .open("/dev/full")
         .unwrap();
     let config = BlockConfig {
-        base,
+        base: base.try_clone().unwrap(),
         layer: Some(full),
         size: SIZE as u64,
         serial: String::new(),
     };
-    // It cannot be made as long as the disk: refused before the guest sees it.
     assert!(matches!(
         super::Block::new(config),
         Err(BlockError::Io { .. })
     ));
 
-    let layer = tempfile::tempfile().unwrap();
-    let limited = layer.try_clone().unwrap();
-    let mut guest = Guest::new(check.try_clone().unwrap(), Some(layer));
-    assert_eq!(guest.write(3, &[5; 4096 * 4], 2), S_OK);
-    // Seal the layer's descriptor by making the file immutable to writes: reopen is not possible,
-    // so shorten it under the device instead: reads of lost blocks must fail, not give garbage.
-    limited.set_len(0).unwrap();
-    assert_eq!(guest.read(0, 4096, 1).0, S_IOERR);
-    assert_eq!(guest.running.made.1.errors.get(), 1);
+    // A layer that stops to take writes.
+    let layer = memfd_create("layer", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+    let seal = layer.try_clone().unwrap();
+    let mut guest = Guest::new(base, Some(layer.into()));
+    assert_eq!(guest.write(8, &[5; 4096], 2), S_OK);
+    fcntl_add_seals(&seal, SealFlags::WRITE).unwrap();
+    assert_eq!(guest.write(8, &[6; 512], 1), S_IOERR);
+    assert_eq!(guest.write(16, &[6; 8192], 2), S_IOERR);
+    assert_eq!(guest.write(33, &[6; 512], 1), S_IOERR);
+    assert_eq!(guest.erase(T_DISCARD, 40, 8, 0), S_IOERR);
+    // Nothing has changed, neither on the disk nor in the image.
+    let mut expected = bytes.clone();
+    expected[4096..8192].fill(5);
+    assert!(guest.read(0, 128 * 1024, 4) == (S_OK, expected[..128 * 1024].to_vec()));
+    assert_eq!(guest.running.made.1.errors.get(), 4);
+    assert_eq!(guest.running.made.1.layer_blocks.get(), 1);
     let mut now = vec![0; SIZE];
     std::os::unix::fs::FileExt::read_exact_at(&check, &mut now, 0).unwrap();
     assert!(now == bytes);
+}
+
+#[test]
+fn a_file_cut_short_is_an_error_not_garbage() {
+    let layer = tempfile::tempfile().unwrap();
+    let cut = layer.try_clone().unwrap();
+    let mut guest = Guest::new(base(SIZE).0, Some(layer));
+    assert_eq!(guest.write(0, &[5; 4096], 2), S_OK);
+    cut.set_len(0).unwrap();
+    assert_eq!(guest.read(0, 4096, 1).0, S_IOERR);
+}
+
+/// The table of the room's README.
+#[test]
+fn one_request_costs_two_system_calls() {
+    let mut guest = Guest::new(base(SIZE).0, Some(tempfile::tempfile().unwrap()));
+    let before = guest.running.metrics.enters.get();
+    for i in 0..BLOCKS {
+        assert_eq!(guest.read(i * 8, 4096, 1).0, S_OK);
+    }
+    let enters = guest.running.metrics.enters.get() - before;
+    assert!(enters <= 2 * BLOCKS + 2, "{enters}");
+    assert_eq!(guest.running.metrics.syscalls.get(), 0);
 }
 
 #[test]

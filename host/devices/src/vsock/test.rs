@@ -200,6 +200,8 @@ fn bulk_from_the_guest_arrives_whole_and_costs_few_system_calls() {
     assert_eq!(metrics.from_guest_bytes.get(), TOTAL as u64);
     assert_eq!(metrics.copied_bytes.get(), 0);
     let enters = guest.running.metrics.enters.get() - before;
+    let interrupts = guest.running.metrics.interrupts.get();
+    println!("8 MiB from the guest: {enters} enters, {interrupts} interrupts");
     assert!(enters <= 60 * 8, "{enters} system calls for 8 MiB");
 }
 
@@ -234,6 +236,12 @@ fn bulk_to_the_guest_arrives_whole_within_its_credit() {
         }
     }
     writer.join().unwrap();
+    let (enters, interrupts) = (
+        guest.running.metrics.enters.get(),
+        guest.running.metrics.interrupts.get(),
+    );
+    println!("4 MiB to the guest: {enters} enters, {interrupts} interrupts");
+    assert!(enters <= 4 * 128);
 }
 
 #[test]
@@ -385,4 +393,41 @@ fn an_idle_device_makes_no_system_calls() {
     let before = guest.running.metrics.enters.get();
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(guest.running.metrics.enters.get(), before);
+}
+
+/// Enters of the ring for `rounds` of something.
+fn enters(guest: &mut Guest, rounds: u64, mut round: impl FnMut(&mut Guest)) -> f64 {
+    let before = guest.running.metrics.enters.get();
+    (0..rounds).for_each(|_| round(guest));
+    let after = guest.running.metrics.enters.get();
+    #[expect(clippy::cast_precision_loss, reason = "small counts")]
+    let per_round = (after - before) as f64 / rounds as f64;
+    per_round
+}
+
+/// The table of the room's README.
+#[test]
+fn one_message_costs_few_system_calls() {
+    let mut guest = Guest::new(0);
+    guest.connect();
+    let mut bytes = [0; 100];
+    let to_guest = enters(&mut guest, 200, |g| {
+        g.link.write_all(&bytes).unwrap();
+        g.receive();
+    });
+    let from_guest = enters(&mut guest, 200, |g| {
+        g.data(&[1; 100]);
+        g.link.read_exact(&mut bytes).unwrap();
+        while g.queues[TX].take_used().is_some() {}
+    });
+    let both = enters(&mut guest, 200, |g| {
+        g.link.write_all(&[1; 100]).unwrap();
+        g.receive();
+        g.data(&[1; 100]);
+        g.link.read_exact(&mut [0; 100]).unwrap();
+        while g.queues[TX].take_used().is_some() {}
+    });
+    let others = guest.running.metrics.syscalls.get();
+    println!("enters: to guest {to_guest}, from guest {from_guest}, both {both}; others {others}");
+    assert!(to_guest <= 1.6 && from_guest <= 2.6 && both <= 3.6 && others == 0);
 }
