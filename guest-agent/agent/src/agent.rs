@@ -119,7 +119,7 @@ impl Agent {
             let process = usize::try_from(token & 0xffff_ffff).unwrap_or(usize::MAX);
             let (readable, writable) = (event.readable(), event.writable());
             match token & !0xffff_ffff {
-                LINK => link.on_event(readable, writable),
+                LINK => link.on_event(readable, writable, event.ended()),
                 SIGNAL => sources.ended = true,
                 STDIN => self
                     .tasks

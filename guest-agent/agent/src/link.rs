@@ -32,6 +32,8 @@ pub(crate) struct Link {
     vsock: bool,
     readable: bool,
     writable: bool,
+    /// The host sends no more: read on until the end, of which no other event will tell.
+    ended: bool,
     /// Epoll is to tell when it becomes writable: only while it is not, since every byte the host
     /// reads would wake us otherwise.
     watching: bool,
@@ -67,6 +69,7 @@ impl Link {
             vsock: true,
             readable: false,
             writable: false,
+            ended: false,
             watching: false,
             wait_ms: 0,
             next_try_ns: 0,
@@ -113,6 +116,7 @@ impl Link {
     fn try_vsock(&mut self, epoll: &Epoll) {
         self.writable = false;
         self.readable = false;
+        self.ended = false;
         let made = connect_host(AGENT_PORT).and_then(|fd| {
             epoll.add(&fd, TOKEN, true, true)?;
             Ok(fd)
@@ -143,8 +147,9 @@ impl Link {
         }
     }
 
-    pub(crate) fn on_event(&mut self, readable: bool, writable: bool) {
+    pub(crate) fn on_event(&mut self, readable: bool, writable: bool, ended: bool) {
         self.readable |= readable;
+        self.ended |= ended;
         self.writable |= writable;
     }
 
@@ -178,7 +183,7 @@ impl Link {
             Ok(0) => Received::End,
             Ok(n) => {
                 // A stream socket that gives less than asked for is empty: no need to ask again.
-                self.readable = n == into.len();
+                self.readable = self.ended || n == into.len();
                 Received::Bytes(n)
             }
             Err(Errno::AGAIN) => {

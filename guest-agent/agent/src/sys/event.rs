@@ -26,6 +26,10 @@ impl Event {
     pub(crate) const fn readable(&self) -> bool {
         self.events & (EPOLLIN | EPOLLERR | EPOLLHUP | EPOLLRDHUP) != 0
     }
+    /// The other side will send no more: after what is there comes the end.
+    pub(crate) const fn ended(&self) -> bool {
+        self.events & (EPOLLERR | EPOLLHUP | EPOLLRDHUP) != 0
+    }
     /// A write would not block (also when nobody reads any more).
     pub(crate) const fn writable(&self) -> bool {
         self.events & (EPOLLOUT | EPOLLERR | EPOLLHUP) != 0
