@@ -5,6 +5,7 @@
 //! really built with) and `System.map`. The key covers the fragments, the patches, the version of
 //! the source package, the compiler and [`RECIPE`], so an edited fragment is a new kernel.
 
+mod elf;
 pub(crate) mod fragments;
 pub(crate) mod progress;
 
@@ -256,15 +257,12 @@ fn finish(child: &mut Child, log: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Keeps what is needed later. Symbols stay in `System.map`, not in the loaded file.
+/// Keeps what is needed later. Symbols are in `System.map`, not in the file that is loaded.
 fn collect(out: &Path, dir: &Path) -> Result<()> {
-    let mut strip = Command::new("strip");
-    strip
-        .arg("--strip-all")
-        .arg("-o")
-        .arg(dir.join("vmlinux"))
-        .arg(out.join("vmlinux"));
-    output(&mut strip)?;
+    let linked = out.join("vmlinux");
+    let whole = std::fs::read(&linked).with_context(|| format!("Reading {}", linked.display()))?;
+    let kernel = elf::compact(&whole).context("Compacting vmlinux")?;
+    std::fs::write(dir.join("vmlinux"), kernel).context("Keeping vmlinux")?;
     for (from, to) in [(".config", "config"), ("System.map", "System.map")] {
         std::fs::copy(out.join(from), dir.join(to)).with_context(|| format!("Keeping {from}"))?;
     }
