@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: runs the barometer where its figures mean something.
 
+mod peer;
+
 use crate::dist::Dist;
 use crate::lab::{Lab, Options, Stream};
 use crate::service::install_in_lab;
@@ -46,7 +48,8 @@ fn boot(samples: u32, peer: bool) -> Result<ExitCode> {
     argv.push(programs.display().to_string());
     argv.extend(["--samples".into(), samples.to_string()]);
     if peer {
-        argv.extend(["--qemu".into(), "/usr/local/bin/qemu-system-x86_64".into()]);
+        let program = peer::install(&lab, &programs)?;
+        argv.extend(["--qemu".into(), program.display().to_string()]);
     }
     let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
     let status = lab.spawn(&argv)?.wait(|stream, bytes| {

@@ -32,6 +32,7 @@ use awake::Awake;
 use frame::Request;
 use qmp::Qmp;
 use state::{AGENT_PORT, Forward, Place, State};
+use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -244,6 +245,11 @@ impl Lab {
             .icount
             .then(|| Awake::take(&self.place))
             .transpose()
+    }
+
+    /// The folder of this machine that is `/share` in the lab.
+    pub(crate) fn share(&self) -> &Path {
+        &self.place.share
     }
 
     /// Forwards a port of loopback to a port of the lab, unless it is forwarded so already.
