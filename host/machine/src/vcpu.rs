@@ -244,7 +244,7 @@ impl VcpuThread {
     ///
     /// # Errors
     /// [`Error::Thread`] if it does not answer within `limit`; it is then left behind.
-    pub fn finish(mut self, limit: Duration) -> Result<()> {
+    pub fn finish(&mut self, limit: Duration) -> Result<()> {
         self.want(State::Finished);
         self.kick_until(limit, |actual| actual == State::Finished)?;
         if let Some(thread) = self.thread.take() {

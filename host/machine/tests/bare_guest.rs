@@ -218,7 +218,7 @@ fn several_vcpus_run_park_and_finish() {
     assert_eq!(read(), parked, "parked again");
     threads.iter().for_each(VcpuThread::run);
     wait_for(|| read().iter().zip(&parked).all(|(now, then)| now > then));
-    for thread in threads {
+    for mut thread in threads {
         assert!(thread.counters().exits.load(Ordering::Relaxed) > 0);
         assert!(thread.counters().first_run_ns.load(Ordering::Relaxed) > 0);
         thread.finish(PATIENCE).unwrap();
@@ -241,7 +241,7 @@ fn a_guest_that_ends_says_why_once() {
     let (_vm, mut vcpus) = machine(&kvm, 1, &UD2);
     enter(&vcpus[0], 0);
     let (ended, ends) = mpsc::channel();
-    let thread = spawn(vcpus.remove(0), ended);
+    let mut thread = spawn(vcpus.remove(0), ended);
     thread.run();
     assert_eq!(ends.recv_timeout(PATIENCE).unwrap(), (0, Exit::Shutdown));
     thread.park(PATIENCE).unwrap();
@@ -259,7 +259,8 @@ fn a_failing_preparation_keeps_the_guest_from_running() {
         memory: Arc::default(),
     };
     let ended = move |_, exit| ended.send(exit).unwrap();
-    let thread = VcpuThread::spawn(vcpus.remove(0), wiring, || Err(libc::EPERM), ended).unwrap();
+    let mut thread =
+        VcpuThread::spawn(vcpus.remove(0), wiring, || Err(libc::EPERM), ended).unwrap();
     thread.run();
     assert_eq!(
         ends.recv_timeout(PATIENCE).unwrap(),
@@ -281,7 +282,7 @@ fn a_halted_vcpu_can_be_finished() {
     let (_vm, mut vcpus) = machine(&kvm, 1, &[0xf4, 0xeb, 0xfd]); // hlt; jmp hlt
     enter(&vcpus[0], 0);
     let (ended, ends) = mpsc::channel();
-    let thread = spawn(vcpus.remove(0), ended);
+    let mut thread = spawn(vcpus.remove(0), ended);
     thread.run();
     wait_for(|| thread.counters().first_run_ns.load(Ordering::Relaxed) > 0);
     std::thread::sleep(Duration::from_millis(20));
@@ -331,7 +332,7 @@ fn a_raised_line_interrupts_the_guest() {
     vm.routes().set(layout::FIRST_DEVICE_GSI, msi).unwrap();
     enter(&vcpus[0], COUNT);
     let (ended, ends) = mpsc::channel();
-    let thread = spawn(vcpus.remove(0), ended);
+    let mut thread = spawn(vcpus.remove(0), ended);
     thread.run();
     let count = || ram.read_obj::<u64>(GuestAddress(COUNT)).unwrap();
     let raised = AtomicU64::new(0);

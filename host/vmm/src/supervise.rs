@@ -163,12 +163,12 @@ impl Supervisor {
 
     /// Stops the vCPUs and tells the service why and with which counters.
     fn finish(mut self) -> Result<(), SuperviseError> {
-        let stats = self.stats();
-        for vcpu in std::mem::take(&mut self.machine.vcpus) {
+        for vcpu in &mut self.machine.vcpus {
             if let Err(error) = vcpu.finish(STOP_LIMIT) {
                 self.log.line("error", &chain(&error));
             }
         }
+        let stats = self.stats();
         let reason = self.machine.ending.reason().unwrap_or(Reason::Stopped);
         let console_tail = self.machine.console.tail();
         let cause = classify(&reason, &console_tail);
