@@ -1,6 +1,8 @@
 //! The envd facade over the real guest agent, which runs as an ordinary process. What the SDKs see
 //! of it is tested by `tests/sdk`; here are the corners that they cannot reach.
 
+#![allow(clippy::unwrap_used, reason = "a test says so by failing")]
+
 mod support;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -12,6 +14,8 @@ use serde_json::{Value, json};
 use std::io::Write;
 use std::time::{Duration, Instant};
 use support::{Answer, Server};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 const STREAM: (&str, &str) = ("content-type", "application/connect+json");
@@ -431,7 +435,7 @@ async fn when_the_sandbox_ends_streams_break_off() {
 async fn a_dead_agent_breaks_streams_and_then_the_sandbox_is_gone() {
     let it = Box1::new().await;
     // The agent is the parent of what it starts.
-    let (mut stream, _) = it.start("kill -9 $PPID; sleep 60", &[]).await;
+    let (mut stream, _) = it.start("sleep 0.5; kill -9 $PPID; sleep 60", &[]).await;
     let end = loop {
         match stream.frame().await {
             Ok((flags, value)) => assert_eq!(flags, 0, "{value}"),
@@ -539,7 +543,7 @@ async fn uploads_of_every_form() {
     assert_eq!(std::fs::read_to_string(&b).unwrap(), text);
 
     let twice = form(&[("file", &b, "1"), ("file", &b, "2")]);
-    let cut = &form(&[("file", &b, "1")])[..90];
+    let cut = &form(&[("file", &b, "1")])[..84];
     let folder = format!("/files?path={}", it.path("new%20dir"));
     let octets = ("content-type", "application/octet-stream");
     for (url, kind, body, status) in [
@@ -676,16 +680,6 @@ async fn directories() {
         (stat.status, stat.json()["code"].clone()),
         (404, json!("not_found"))
     );
-    let watch = it
-        .unary(
-            "filesystem.Filesystem/CreateWatcher",
-            json!({ "path": "/" }),
-        )
-        .await;
-    assert_eq!(
-        (watch.status, watch.json()["code"].clone()),
-        (501, json!("unimplemented"))
-    );
 }
 
 #[tokio::test]
@@ -716,25 +710,19 @@ async fn who_may_and_what_else_there_is() {
     assert_eq!(envs["E2B_SANDBOX_ID"], json!(it.id));
     let metrics = it.send("GET", "/metrics", &[], "").await.json();
     assert!(metrics["mem_total"].as_u64().unwrap() > 0, "{metrics}");
-    let asked = [
-        ("origin", "http://x"),
-        ("access-control-request-method", "POST"),
-        ("access-control-request-headers", "x-access-token"),
-        bare[0],
-        bare[1],
-    ];
-    let preflight = it
-        .server
-        .send("OPTIONS", "/process.Process/List", &asked, "")
-        .await;
-    assert_eq!(preflight.status, 204);
-    assert_eq!(
-        preflight.header("access-control-allow-headers"),
-        Some("x-access-token")
-    );
     let unknown = it.unary("process.Process/Fly", json!({})).await;
     assert_eq!(
         (unknown.status, unknown.json()["code"].clone()),
+        (501, json!("unimplemented"))
+    );
+    let watch = it
+        .unary(
+            "filesystem.Filesystem/CreateWatcher",
+            json!({ "path": "/" }),
+        )
+        .await;
+    assert_eq!(
+        (watch.status, watch.json()["code"].clone()),
         (501, json!("unimplemented"))
     );
     let proto = it
@@ -746,4 +734,62 @@ async fn who_may_and_what_else_there_is() {
         )
         .await;
     assert_eq!(proto.status, 415);
+}
+
+#[tokio::test]
+async fn scripts_of_other_origins_may_ask() {
+    let it = Box1::new().await;
+    let asked = [
+        ("origin", "http://x"),
+        ("access-control-request-method", "POST"),
+        ("access-control-request-headers", "x-access-token"),
+        ("e2b-sandbox-id", it.id.as_str()),
+        ("e2b-sandbox-port", "49983"),
+    ];
+    let path = "/process.Process/List";
+    let preflight = it.server.send("OPTIONS", path, &asked, "").await;
+    assert_eq!(preflight.status, 204);
+    let allowed = preflight.header("access-control-allow-headers");
+    assert_eq!(allowed, Some("x-access-token"));
+    let answer = it.send("POST", path, &[UNARY, asked[0]], "{}").await;
+    assert_eq!(
+        (answer.status, answer.header("access-control-allow-origin")),
+        (200, Some("*"))
+    );
+}
+
+#[tokio::test]
+async fn an_early_refusal_does_not_cut_a_client_that_still_sends() {
+    let it = Box1::new().await;
+    let mut socket = TcpStream::connect(it.server.address).await.unwrap();
+    let head = format!(
+        "POST /files?path=/tmp/x&username=nobody-of-that-name HTTP/1.1\r\nhost: localhost\r\n\
+         e2b-sandbox-id: {}\r\ne2b-sandbox-port: 49983\r\nx-access-token: {}\r\n\
+         content-type: application/octet-stream\r\ntransfer-encoding: chunked\r\n\r\n",
+        it.id, it.token
+    );
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let mut seen = vec![0; 4096];
+    let length = timeout(PATIENT, socket.read(&mut seen))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(seen[..length].starts_with(b"HTTP/1.1 401 "));
+    for _ in 0..200 {
+        socket.write_all(b"1000\r\n").await.unwrap();
+        socket.write_all(&[b'x'; 0x1000]).await.unwrap();
+        socket.write_all(b"\r\n").await.unwrap();
+    }
+    socket
+        .write_all(b"0\r\n\r\nGET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .await
+        .unwrap();
+    let length = timeout(PATIENT, socket.read(&mut seen))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(
+        seen[..length].starts_with(b"HTTP/1.1 2"),
+        "the connection serves the next request"
+    );
 }

@@ -41,7 +41,7 @@ impl Decoder {
     /// # Errors
     /// A message longer than [`MAX_MESSAGE`], a compressed one, or unknown flags. The stream is
     /// unusable afterwards.
-    pub fn next(&mut self) -> Result<Option<Envelope>, ConnectError> {
+    pub fn decode(&mut self) -> Result<Option<Envelope>, ConnectError> {
         let Some((&[flags, a, b, c, d], rest)) = self.buffer.split_first_chunk::<HEADER>() else {
             return Ok(None);
         };
@@ -130,7 +130,7 @@ pub fn fuzz_envelopes(data: &[u8]) {
     for piece in data.chunks(usize::from(step).max(1)) {
         decoder.push(piece);
         loop {
-            match decoder.next() {
+            match decoder.decode() {
                 Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(_) => return,
@@ -166,7 +166,7 @@ mod tests {
         ] {
             let mut decoder = Decoder::new();
             decoder.push(bytes);
-            assert_eq!(decoder.next().unwrap_err().code, code);
+            assert_eq!(decoder.decode().unwrap_err().code, code);
         }
     }
 
@@ -182,7 +182,7 @@ mod tests {
             let mut got = Vec::new();
             for piece in bytes.chunks(step) {
                 decoder.push(piece);
-                while let Some(envelope) = decoder.next().unwrap() {
+                while let Some(envelope) = decoder.decode().unwrap() {
                     got.push(envelope);
                 }
             }

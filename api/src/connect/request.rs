@@ -176,7 +176,7 @@ impl Messages {
     /// A broken body, a bad envelope, or a message that is not an `M`.
     pub async fn next<M: DeserializeOwned>(&mut self) -> Result<Option<M>, ConnectError> {
         loop {
-            if let Some(envelope) = self.decoder.next()? {
+            if let Some(envelope) = self.decoder.decode()? {
                 if envelope.end_stream {
                     return Ok(None);
                 }

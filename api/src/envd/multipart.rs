@@ -306,11 +306,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// Name, file name and contents of a part.
+    type Part = (String, Option<String>, Vec<u8>);
+
     /// All parts of a body that arrives in pieces of `step` bytes.
-    fn parse(
-        body: &[u8],
-        step: usize,
-    ) -> Result<Vec<(String, Option<String>, Vec<u8>)>, MultipartError> {
+    fn parse(body: &[u8], step: usize) -> Result<Vec<Part>, MultipartError> {
         let mut parser = Parser::new("multipart/form-data; boundary=\"b0\"")?;
         let mut parts = Vec::new();
         let mut open = false;

@@ -117,7 +117,7 @@ impl Link {
         };
         send(&mut stream, &Message::Hello(ours))
             .await
-            .map_err(broken)?;
+            .map_err(|why| broken(&why))?;
         let (shared, queue) = Shared::new();
         let (read_half, write_half) = stream.into_split();
         tokio::spawn(io::read(shared.clone(), read_half, buffer));
@@ -480,7 +480,7 @@ fn signal_name(signal: u8) -> String {
     }
 }
 
-fn broken(why: std::io::Error) -> LinkError {
+fn broken(why: &std::io::Error) -> LinkError {
     LinkError::Closed(format!("greeting the guest agent failed: {why}"))
 }
 
@@ -512,7 +512,7 @@ async fn read_hello(stream: &mut UnixStream, buffer: &mut BytesMut) -> Result<He
             };
         }
         buffer.reserve(MAX_FRAME);
-        if stream.read_buf(buffer).await.map_err(broken)? == 0 {
+        if stream.read_buf(buffer).await.map_err(|why| broken(&why))? == 0 {
             return Err(LinkError::Closed("the peer left before its Hello".into()));
         }
     }
