@@ -43,7 +43,7 @@ pub use event_loop::{EventLoop, Host, LoopControl, LoopError, WatchId};
 pub use interrupt::IrqLine;
 pub use ioapic::{IOAPIC_PINS, IOAPIC_WINDOW, Ioapic, IrqRoutes, MsiRoute};
 pub use metrics::{BlockMetrics, Counter, LoopMetrics, VsockMetrics};
-pub use mmio::{MMIO_WINDOW, Mmio, Notifier, QUEUE_NOTIFY};
+pub use mmio::{INTERRUPT_ACK, MMIO_WINDOW, Mmio, Notifier, QUEUE_NOTIFY};
 pub use reset::ResetPort;
 pub use vsock::VsockConfig;
 

@@ -2,8 +2,8 @@
 
 /// Virtio device type (§5.2.1).
 pub(crate) const DEVICE_ID: u32 = 2;
-/// One request queue (§5.2.2).
-pub(crate) const QUEUE_SIZES: &[u16] = &[128];
+/// One request queue (§5.2.2). With indirect descriptors a request takes one entry.
+pub(crate) const QUEUE_SIZES: &[u16] = &[64];
 
 /// Feature bits (§5.2.3): `VIRTIO_BLK_F_SIZE_MAX`.
 pub(crate) const F_SIZE_MAX: u64 = 1 << 1;

@@ -219,10 +219,10 @@ proptest! {
                 }
                 Step::Burst { sector, fill } => {
                     let mut statuses = Vec::new();
-                    for i in 0..20u64 {
+                    for i in 0..16u64 {
                         let data = [fill.wrapping_add(i as u8); 1536];
                         let at = sector + 3 * i;
-                        statuses.push(guest.submit(T_OUT, at, Data::Out(&data), 2).0);
+                        statuses.push(guest.submit(T_OUT, at, Data::Out(&data), 1).0);
                         oracle[at as usize * 512..][..1536].copy_from_slice(&data);
                     }
                     for _ in 0..statuses.len() {
@@ -417,7 +417,7 @@ fn a_driver_reset_with_requests_in_flight_is_clean() {
     let mut guest = Guest::new(base, Some(tempfile::tempfile().unwrap()));
     for _ in 0..50 {
         for i in 0..8 {
-            guest.submit(T_IN, i * 8, Data::In(8 * 4096), 8);
+            guest.submit(T_IN, i * 8, Data::In(8 * 4096), 5);
         }
         guest.queue.kick(&guest.running.made.0);
         write32(&guest.running.made.0, 0x70, 0);

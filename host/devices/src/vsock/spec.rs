@@ -7,8 +7,9 @@ pub(crate) const DEVICE_ID: u32 = 19;
 pub(crate) const RX: usize = 0;
 /// Guest to device.
 pub(crate) const TX: usize = 1;
-/// Sizes of rx, tx and event queue.
-pub(crate) const QUEUE_SIZES: &[u16] = &[256, 256, 8];
+/// Sizes of rx, tx and event queue. Linux fills the rx queue with buffers of 4 KiB when it starts:
+/// 64 of them are as much as its default credit of 256 KiB allows to be under way.
+pub(crate) const QUEUE_SIZES: &[u16] = &[64, 256, 8];
 
 /// `VMADDR_CID_HOST`: the well-known context id of the host.
 pub(crate) const HOST_CID: u64 = 2;

@@ -55,7 +55,7 @@ impl Guest {
             .link
             .set_read_timeout(Some(Duration::from_secs(10)))
             .unwrap();
-        (0..128).for_each(|i| guest.post_rx(i));
+        (0..64).for_each(|i| guest.post_rx(i));
         guest.kick(RX);
         guest
     }
@@ -362,7 +362,7 @@ fn a_driver_reset_in_the_middle_of_everything_is_clean() {
         assert!(start.elapsed() < Duration::from_secs(1), "round {round}");
         assert_eq!(read32(guest.mmio(), 0x70), 0);
         guest.queues = set_up(guest.mmio(), &guest.memory, 0, QUEUES);
-        (0..128).for_each(|i| guest.post_rx(i));
+        (0..64).for_each(|i| guest.post_rx(i));
         guest.kick(RX);
         // Drain what the rounds before left in the socket.
         guest.link.set_nonblocking(true).unwrap();
@@ -379,7 +379,7 @@ fn a_broken_queue_stops_the_device_and_a_reset_mends_it() {
     guest.queues[TX].force_kick(guest.mmio());
     wait(|| (read32(guest.mmio(), 0x70) & 64 != 0).then_some(()));
     guest.queues = set_up(guest.mmio(), &guest.memory, 0, QUEUES);
-    (0..128).for_each(|i| guest.post_rx(i));
+    (0..64).for_each(|i| guest.post_rx(i));
     guest.kick(RX);
     guest.connect();
 }
