@@ -5,11 +5,12 @@
 
 use crate::error::{Error, Result};
 use crate::layout::{self, PAGE};
-use crate::memory::{GuestRam, Memory};
+use crate::memory::{GuestRam, HUGE_PAGE, Memory};
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr, PT_LOAD};
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::loader::{Elf, KernelLoader};
+use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use vm_memory::{
@@ -50,6 +51,8 @@ const E820_RESERVED: u32 = 2;
 /// `hdr.boot_flag` and `hdr.header` of a boot sector that knows the protocol.
 const BOOT_FLAG: u16 = 0xaa55;
 const HEADER_MAGIC: u32 = 0x5372_6448;
+/// Segments looked at for huge pages; a kernel has a dozen or so.
+const MAX_SEGMENTS: u16 = 64;
 /// `hdr.type_of_loader`: undefined.
 const LOADER_UNDEFINED: u8 = 0xff;
 
@@ -62,7 +65,10 @@ where
     F: Read + ReadVolatile + Seek,
 {
     let ram = memory.ram();
-    memory.expect_dense(kernel_span(kernel).map_err(Error::KernelHeader)?);
+    let low = low_ram(ram);
+    for chunk in dense_chunks(kernel, low).map_err(Error::KernelHeader)? {
+        memory.expect_dense(chunk);
+    }
     memory.expect_dense(layout::page_array(
         ram.iter().map(GuestMemoryRegion::len).sum(),
     ));
@@ -83,22 +89,42 @@ where
     Ok(Loaded { entry, end })
 }
 
-/// The guest-physical addresses that a kernel's loadable segments span.
-fn kernel_span<F: Read + Seek>(kernel: &mut F) -> std::io::Result<Range<u64>> {
+/// The huge pages that a kernel's image fills for at least three quarters; between its segments
+/// there may be holes that nobody touches.
+fn dense_chunks<F: Read + Seek>(kernel: &mut F, ram: u64) -> std::io::Result<Vec<Range<u64>>> {
+    let mut filled = BTreeMap::<u64, u64>::new();
+    for segment in segments(kernel)? {
+        let end = segment.end.min(ram);
+        let mut at = segment.start;
+        while at < end {
+            let next = (at + 1).next_multiple_of(HUGE_PAGE).min(end);
+            *filled.entry(at / HUGE_PAGE * HUGE_PAGE).or_default() += next - at;
+            at = next;
+        }
+    }
+    filled.retain(|_, bytes| *bytes >= HUGE_PAGE / 4 * 3);
+    Ok(filled
+        .into_keys()
+        .map(|start| start..start + HUGE_PAGE)
+        .collect())
+}
+
+/// Where the bytes of an ELF file go in guest-physical memory.
+fn segments<F: Read + Seek>(kernel: &mut F) -> std::io::Result<Vec<Range<u64>>> {
     let mut header = Elf64_Ehdr::default();
     kernel.rewind()?;
     kernel.read_exact(header.as_mut_slice())?;
     kernel.seek(SeekFrom::Start(header.e_phoff))?;
-    let (mut start, mut end) = (u64::MAX, 0);
-    for _ in 0..header.e_phnum {
+    let mut segments = Vec::new();
+    for _ in 0..header.e_phnum.min(MAX_SEGMENTS) {
         let mut segment = Elf64_Phdr::default();
         kernel.read_exact(segment.as_mut_slice())?;
         if segment.p_type == PT_LOAD {
-            start = start.min(segment.p_paddr);
-            end = end.max(segment.p_paddr.saturating_add(segment.p_memsz));
+            let start = segment.p_paddr;
+            segments.push(start..start.saturating_add(segment.p_filesz));
         }
     }
-    Ok(start..end)
+    Ok(segments)
 }
 
 fn low_ram(ram: &GuestRam) -> u64 {
@@ -286,6 +312,34 @@ mod test {
         assert_eq!(small.len(), 3);
         let large = map(&ram(5 << 30));
         assert_eq!(large[3], (4 << 30, 2 << 30, 1));
+    }
+
+    #[test]
+    fn holes_of_an_image_are_not_dense() {
+        const MIB: u64 = 1 << 20;
+        let segment = |p_paddr, p_filesz| Elf64_Phdr {
+            p_type: PT_LOAD,
+            p_paddr,
+            p_filesz,
+            ..Default::default()
+        };
+        let segments = [
+            segment(16 * MIB, 3 * MIB),
+            segment(22 * MIB, MIB),
+            segment(23 * MIB, MIB / 2),
+            segment(30 * MIB, 1 << 60),
+            segment(u64::MAX, u64::MAX),
+        ];
+        let header = Elf64_Ehdr {
+            e_phoff: 64,
+            e_phnum: 5,
+            ..Default::default()
+        };
+        let mut file = header.as_slice().to_vec();
+        segments.iter().for_each(|s| file.extend(s.as_slice()));
+        let chunks = dense_chunks(&mut std::io::Cursor::new(file), 33 * MIB).unwrap();
+        let chunk = |mib: u64| mib * MIB..(mib + 2) * MIB;
+        assert_eq!(chunks, [chunk(16), chunk(22), chunk(30)]);
     }
 
     #[test]

@@ -22,7 +22,8 @@ use vm_memory::{
     GuestRegionMmap,
 };
 
-const HUGE_PAGE: u64 = 2 << 20;
+/// What the host can map by one entry of a page directory.
+pub(crate) const HUGE_PAGE: u64 = 2 << 20;
 
 /// Guest memory as the devices see it. Cloning clones references, not memory.
 pub type GuestRam = GuestMemoryMmap<()>;
