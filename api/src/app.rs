@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tracing::Instrument as _;
 
 /// How long the body of a control-plane request may take to arrive.
@@ -47,6 +47,15 @@ impl App {
 
     /// Answers any request.
     pub async fn serve(self: &Arc<Self>, request: Request<Lingering>) -> Response<Body> {
+        let (begin, method) = (Instant::now(), request.method().clone());
+        let path: String = request.uri().path().chars().take(256).collect();
+        let response = self.answer(request).await;
+        let (status, time) = (response.status().as_u16(), begin.elapsed());
+        tracing::debug!(target: "access", %method, ?path, status, ?time);
+        response
+    }
+
+    async fn answer(self: &Arc<Self>, request: Request<Lingering>) -> Response<Body> {
         match route::target(request.method(), request.uri(), request.headers()) {
             Ok(Target::Control) => self
                 .control(request)

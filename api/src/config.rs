@@ -364,7 +364,7 @@ fn read_text(path: &Path) -> Result<String, ConfigError> {
 
 /// The keys of the environment if it has any, else those of the file and of the key file.
 fn key_list(file: &File, env: Option<&str>) -> Result<Vec<String>, ConfigError> {
-    if let Some(env) = env {
+    if let Some(env) = env.filter(|env| !env.trim().is_empty()) {
         return Ok(env
             .split(',')
             .map(str::trim)

@@ -199,28 +199,37 @@ impl Launcher {
             prepare.await.map_err(|_| LaunchError::GivenUp)??;
         timings.step("spawn");
 
+        match self.bring_up(&mut machine, stream, timings).await {
+            Ok(link) => Ok(Launched {
+                machine,
+                link,
+                disk_size,
+            }),
+            Err(error) => {
+                machine.give_up(id).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn bring_up(
+        &self,
+        machine: &mut Machine,
+        stream: UnixStream,
+        timings: &mut Timings,
+    ) -> Result<Link, LaunchError> {
         let configured = |p: &Phase| matches!(p, Phase::Configured(_) | Phase::Started);
-        reach(
-            &mut machine,
-            configured,
-            "building the machine",
-            BUILD_TIMEOUT,
-        )
-        .await?;
+        reach(machine, configured, "building the machine", BUILD_TIMEOUT).await?;
         timings.step("configure");
 
         machine.start().await;
         let started = |p: &Phase| matches!(p, Phase::Started);
-        reach(&mut machine, started, "starting the machine", BUILD_TIMEOUT).await?;
+        reach(machine, started, "starting the machine", BUILD_TIMEOUT).await?;
         timings.step("start");
 
-        let link = self.hello(&mut machine, stream).await?;
+        let link = self.hello(machine, stream).await?;
         timings.step("hello");
-        Ok(Launched {
-            machine,
-            link,
-            disk_size,
-        })
+        Ok(link)
     }
 
     /// Waits for the agent, for the machine's end, and no longer than allowed.

@@ -73,6 +73,14 @@ impl fmt::Display for End {
 }
 
 impl End {
+    /// Logs the end of the guest's console, if there is any.
+    pub fn log_console(&self, id: &str) {
+        let console = self.console_tail();
+        if !console.is_empty() {
+            tracing::warn!(sandbox_id = id, console, "end of the guest's console");
+        }
+    }
+
     /// The end of the guest's console, made printable; empty if there is none.
     #[must_use]
     pub fn console_tail(&self) -> String {
@@ -149,6 +157,15 @@ impl Machine {
     pub async fn stop(&mut self) -> Option<Arc<End>> {
         let _ = self.commands.send(Command::Stop).await;
         self.ended().await
+    }
+
+    /// Ends a machine that did not come up, and logs what its console last said: often the only
+    /// word about the reason.
+    pub async fn give_up(&mut self, id: &str) {
+        if let Some(end) = self.stop().await {
+            tracing::warn!(sandbox_id = id, %end, "machine given up");
+            end.log_console(id);
+        }
     }
 
     /// Completes when the process is reaped.

@@ -163,14 +163,15 @@ impl Registry {
 
         let launched = self.launcher.launch(&id, &new.template, timings).await;
         let Launched {
-            machine,
+            mut machine,
             link,
             disk_size,
         } = launched.map_err(|error| failed(&error))?;
         let env = environment(&id, &new);
-        identify(&link, &id, &env)
-            .await
-            .map_err(|error| failed(&error))?;
+        if let Err(error) = identify(&link, &id, &env).await {
+            machine.give_up(&id).await;
+            return Err(failed(&error));
+        }
         timings.step("identity");
 
         let sandbox = Arc::new(Sandbox {
@@ -326,10 +327,7 @@ fn ended_text(id: &str, end: Option<&crate::machine::End>) -> String {
     let Some(end) = end else {
         return "its task was lost".to_owned();
     };
-    let console = end.console_tail();
-    if !console.is_empty() {
-        tracing::warn!(sandbox_id = id, console, "end of the guest's console");
-    }
+    end.log_console(id);
     end.to_string()
 }
 
