@@ -89,7 +89,7 @@ where
     Ok(Loaded { entry, end })
 }
 
-/// The huge pages that a kernel's image fills for at least three quarters; between its segments
+/// The huge pages that a kernel's image fills by half or more; between its segments
 /// there may be holes that nobody touches.
 fn dense_chunks<F: Read + Seek>(kernel: &mut F, ram: u64) -> std::io::Result<Vec<Range<u64>>> {
     let mut filled = BTreeMap::<u64, u64>::new();
@@ -102,7 +102,7 @@ fn dense_chunks<F: Read + Seek>(kernel: &mut F, ram: u64) -> std::io::Result<Vec
             at = next;
         }
     }
-    filled.retain(|_, bytes| *bytes >= HUGE_PAGE / 4 * 3);
+    filled.retain(|_, bytes| *bytes >= HUGE_PAGE / 2);
     Ok(filled
         .into_keys()
         .map(|start| start..start + HUGE_PAGE)
