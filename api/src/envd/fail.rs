@@ -3,7 +3,7 @@
 use super::http::HttpError;
 use crate::{
     connect::{Code, ConnectError},
-    link::LinkError,
+    link::{LinkError, Refusal},
     sandbox::Sandbox,
 };
 use hyper::StatusCode;
@@ -90,12 +90,37 @@ fn refused(code: ErrorCode) -> Code {
 fn words(error: &LinkError) -> String {
     match error {
         LinkError::Refused(refusal) if refusal.code == ErrorCode::NoSpace => {
-            format!("not enough disk space: {refusal}")
+            format!("not enough disk space: {}", kernels_words(refusal))
         }
-        LinkError::Refused(refusal) => refusal.to_string(),
+        LinkError::Refused(refusal) => kernels_words(refusal),
         LinkError::Unsendable(why) => format!("{error}: {why}"),
         other => other.to_string(),
     }
+}
+
+/// The agent's message with the kernel's name for the error rather than its number.
+fn kernels_words(refusal: &Refusal) -> String {
+    let number = format!("errno {}", refusal.errno);
+    let Some(what) = refusal.message.strip_suffix(&number) else {
+        return refusal.message.clone();
+    };
+    let name = std::io::Error::from_raw_os_error(refusal.errno).to_string();
+    let name = name.split(" (os error").next().unwrap_or_default();
+    format!("{what}{name}")
+}
+
+/// The Connect error of a failed call about a path.
+pub(super) async fn path(
+    sandbox: &Sandbox,
+    error: LinkError,
+    path: &str,
+    user_name: &str,
+) -> ConnectError {
+    let mut failure = user(sandbox, error, user_name).await;
+    if failure.code != Code::Unauthenticated {
+        failure.message = format!("path '{path}': {}", failure.message);
+    }
+    failure
 }
 
 /// The HTTP error of a failed file transfer of `path` as `user_name`.
@@ -126,4 +151,27 @@ pub(super) async fn file(
         _ => (StatusCode::INTERNAL_SERVER_ERROR, words(&error)),
     };
     HttpError { status, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_the_kernel_become_words() {
+        let refusal = |errno, message: &str| Refusal {
+            code: ErrorCode::Io,
+            errno,
+            message: message.into(),
+        };
+        assert_eq!(
+            kernels_words(&refusal(28, "write: errno 28")),
+            "write: No space left on device"
+        );
+        assert_eq!(
+            kernels_words(&refusal(2, "write: errno 28")),
+            "write: errno 28"
+        );
+        assert_eq!(kernels_words(&refusal(0, "unknown user")), "unknown user");
+    }
 }

@@ -41,6 +41,13 @@ pub(super) fn no_watching(method: &str) -> ConnectError {
     ))
 }
 
+/// Fuzz entry point: any bytes as each of the request messages.
+pub fn fuzz_filesystem_json(data: &[u8]) {
+    use crate::connect::request::parse;
+    let _ = parse::<PathRequest>(data);
+    let _ = parse::<MoveRequest>(data);
+}
+
 /// `Stat`.
 pub(super) async fn stat(
     sandbox: &Sandbox,
@@ -49,7 +56,7 @@ pub(super) async fn stat(
 ) -> Result<Value, ConnectError> {
     let path = caller.resolve(&request.path).await?;
     let entry = sandbox.link.stat(path.as_bytes()).await;
-    answer(sandbox, caller, entry).await
+    answer(sandbox, caller, &path, entry).await
 }
 
 /// `MakeDir`.
@@ -60,7 +67,7 @@ pub(super) async fn make_dir(
 ) -> Result<Value, ConnectError> {
     let path = caller.resolve(&request.path).await?;
     let entry = sandbox.link.make_dir(path.as_bytes(), &caller.name).await;
-    answer(sandbox, caller, entry).await
+    answer(sandbox, caller, &path, entry).await
 }
 
 /// `Move`.
@@ -75,17 +82,18 @@ pub(super) async fn rename(
         .link
         .rename(from.as_bytes(), to.as_bytes(), &caller.name)
         .await;
-    answer(sandbox, caller, entry).await
+    answer(sandbox, caller, &format!("{from}' to '{to}"), entry).await
 }
 
 async fn answer(
     sandbox: &Sandbox,
     caller: &Caller<'_>,
+    path: &str,
     entry: Result<Entry, LinkError>,
 ) -> Result<Value, ConnectError> {
     match entry {
         Ok(entry) => Ok(json!({ "entry": entry_info(&entry) })),
-        Err(error) => Err(fail::user(sandbox, error, &caller.name).await),
+        Err(error) => Err(fail::path(sandbox, error, path, &caller.name).await),
     }
 }
 
@@ -98,7 +106,7 @@ pub(super) async fn remove(
     let path = caller.resolve(&request.path).await?;
     match sandbox.link.remove(path.as_bytes()).await {
         Ok(_) => Ok(json!({})),
-        Err(error) => Err(fail::connect(sandbox, error).await),
+        Err(error) => Err(fail::path(sandbox, error, &path, &caller.name).await),
     }
 }
 
@@ -113,7 +121,7 @@ pub(super) async fn list_dir(
     let depth = asked.min(MAX_DEPTH);
     let mut entries = match sandbox.link.list_dir(path.as_bytes(), depth).await {
         Ok(entries) => entries,
-        Err(error) => return Err(fail::connect(sandbox, error).await),
+        Err(error) => return Err(fail::path(sandbox, error, &path, &caller.name).await),
     };
     if asked > depth {
         check_complete(&entries, path.as_bytes(), depth)?;
@@ -225,6 +233,14 @@ fn permissions(mode: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn nothing_panics(json in r#"\{"(path|depth|source)":[\{\}\[\]":,a-z0-9.e-]{0,40}"#) {
+            fuzz_filesystem_json(json.as_bytes());
+        }
+    }
 
     fn entry(path: &str, kind: FileKind) -> Entry {
         Entry {

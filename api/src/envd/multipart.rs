@@ -48,6 +48,13 @@ enum State {
     Done,
 }
 
+/// What one step of the parser came to.
+enum Step {
+    Event(Event),
+    Go(State),
+    Wait,
+}
+
 /// The parser. Push bytes, then take events until there is none. Holds at most one header block or
 /// a boundary's length beyond what was pushed.
 #[derive(Debug)]
@@ -94,50 +101,38 @@ impl Parser {
     /// The body is not multipart; the parser is unusable afterwards.
     pub(super) fn next(&mut self) -> Result<Option<Event>, MultipartError> {
         loop {
-            match self.state {
-                State::Start => {
-                    if !self.start()? {
-                        return Ok(None);
-                    }
-                }
-                State::AfterBoundary => return self.after_boundary(),
-                State::Headers => return self.headers(),
-                State::Data => return Ok(self.data()),
-                State::Done => return Ok(None),
-            }
-            if self.state == State::AfterBoundary {
-                match self.after_boundary()? {
-                    Some(event) => return Ok(Some(event)),
-                    None if self.state == State::Headers => {}
-                    None => return Ok(None),
-                }
+            let step = match self.state {
+                State::Start => self.start()?,
+                State::AfterBoundary => self.after_boundary()?,
+                State::Headers => self.headers()?,
+                State::Data => self.data(),
+                State::Done => Step::Wait,
+            };
+            match step {
+                Step::Event(event) => return Ok(Some(event)),
+                Step::Wait => return Ok(None),
+                Step::Go(state) => self.state = state,
             }
         }
     }
 
     /// Takes the first boundary, which may lack the line break before it.
-    fn start(&mut self) -> Result<bool, MultipartError> {
-        let first = &self.delimiter[2..];
-        let with_break = self.buffer.starts_with(b"\r");
-        let wanted = if with_break {
-            &self.delimiter[..]
-        } else {
-            first
-        };
+    fn start(&mut self) -> Result<Step, MultipartError> {
+        let bare = !self.buffer.starts_with(b"\r");
+        let wanted = &self.delimiter[if bare { 2 } else { 0 }..];
         let have = self.buffer.len().min(wanted.len());
         if self.buffer[..have] != wanted[..have] {
             return Err(MultipartError::Start);
         }
         if have < wanted.len() {
-            return Ok(false);
+            return Ok(Step::Wait);
         }
         self.buffer.advance(have);
-        self.state = State::AfterBoundary;
-        Ok(true)
+        Ok(Step::Go(State::AfterBoundary))
     }
 
     /// `--` ends the body, a line break begins a part; blanks before it are padding.
-    fn after_boundary(&mut self) -> Result<Option<Event>, MultipartError> {
+    fn after_boundary(&mut self) -> Result<Step, MultipartError> {
         let blanks = self
             .buffer
             .iter()
@@ -150,50 +145,49 @@ impl Parser {
             [b'-', b'-', ..] if blanks == 0 => {
                 self.buffer.clear();
                 self.state = State::Done;
-                Ok(Some(Event::End))
+                Ok(Step::Event(Event::End))
             }
             [b'\r', b'\n', ..] => {
-                // The line break stays: headers are looked for after it.
+                // The line break stays: the headers end at a blank line, even when there are none.
                 self.buffer.advance(blanks);
-                self.state = State::Headers;
-                self.headers()
+                Ok(Step::Go(State::Headers))
             }
-            [] | [b'-' | b'\r'] => Ok(None),
+            [] | [b'-' | b'\r'] => Ok(Step::Wait),
             _ => Err(MultipartError::AfterBoundary),
         }
     }
 
-    fn headers(&mut self) -> Result<Option<Event>, MultipartError> {
+    fn headers(&mut self) -> Result<Step, MultipartError> {
         const BLANK_LINE: &[u8] = b"\r\n\r\n";
-        let Some(end) = find(&self.buffer, BLANK_LINE) else {
-            if self.buffer.len() > MAX_HEADERS {
-                return Err(MultipartError::HeadersTooLong);
-            }
-            return Ok(None);
-        };
-        if end > MAX_HEADERS {
+        let end = find(&self.buffer, BLANK_LINE);
+        if end.unwrap_or(self.buffer.len()) > MAX_HEADERS {
             return Err(MultipartError::HeadersTooLong);
         }
+        let Some(end) = end else {
+            return Ok(Step::Wait);
+        };
         let block = self.buffer.split_to(end + BLANK_LINE.len());
-        let event = disposition(&block).ok_or(MultipartError::Disposition)?;
-        // An empty part has its boundary directly here; give the search its line break back.
         self.state = State::Data;
-        Ok(Some(event))
+        disposition(&block)
+            .map(Step::Event)
+            .ok_or(MultipartError::Disposition)
     }
 
     /// Bytes up to the next delimiter, or up to where one may begin.
-    fn data(&mut self) -> Option<Event> {
-        if let Some(at) = find(&self.buffer, &self.delimiter) {
-            if at > 0 {
-                return Some(Event::Data(self.buffer.split_to(at).freeze()));
+    fn data(&mut self) -> Step {
+        let ready = match find(&self.buffer, &self.delimiter) {
+            Some(0) => {
+                self.buffer.advance(self.delimiter.len());
+                self.state = State::AfterBoundary;
+                return Step::Event(Event::PartEnd);
             }
-            self.buffer.advance(self.delimiter.len());
-            self.state = State::AfterBoundary;
-            return Some(Event::PartEnd);
+            Some(at) => at,
+            None => self.buffer.len() - possible_start(&self.buffer, &self.delimiter),
+        };
+        if ready == 0 {
+            return Step::Wait;
         }
-        let keep = possible_start(&self.buffer, &self.delimiter);
-        let ready = self.buffer.len() - keep;
-        (ready > 0).then(|| Event::Data(self.buffer.split_to(ready).freeze()))
+        Step::Event(Event::Data(self.buffer.split_to(ready).freeze()))
     }
 }
 

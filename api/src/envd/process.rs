@@ -45,7 +45,6 @@ pub struct Processes {
 #[derive(Debug)]
 pub(super) struct Process {
     pub(super) pid: u32,
-    config: ProcessConfig,
     tag: Option<String>,
     feed: Feed,
     input: ProcessInput,
@@ -64,7 +63,11 @@ enum Feed {
 
 #[derive(Debug)]
 enum Listeners {
-    Running(Vec<mpsc::Sender<Item>>),
+    Running {
+        config: ProcessConfig,
+        senders: Vec<mpsc::Sender<Item>>,
+    },
+    /// Only the end event is kept: command lines may be long.
     Ended(Bytes),
 }
 
@@ -122,17 +125,16 @@ impl Processes {
     pub(super) fn list(&self) -> Value {
         let table = lock(&self.table);
         let info = |process: &Arc<Process>| {
-            let mut info = json!({ "config": process.config, "pid": process.pid });
+            let Listeners::Running { config, .. } = &*lock(&process.listeners) else {
+                return None;
+            };
+            let mut info = json!({ "config": config, "pid": process.pid });
             if let Some(tag) = &process.tag {
                 info["tag"] = json!(tag);
             }
-            info
+            Some(info)
         };
-        let processes: Vec<Value> = table
-            .iter()
-            .filter(|process| process.runs())
-            .map(info)
-            .collect();
+        let processes: Vec<Value> = table.iter().filter_map(info).collect();
         json!({ "processes": processes })
     }
 
@@ -171,12 +173,14 @@ impl Processes {
         };
         let process = Arc::new(Process {
             pid: stream.pid(),
-            config,
             tag,
             feed,
             input: stream.input(),
             closed: tokio::sync::Mutex::new(false),
-            listeners: Mutex::new(Listeners::Running(Vec::new())),
+            listeners: Mutex::new(Listeners::Running {
+                config,
+                senders: Vec::new(),
+            }),
         });
         self.add(&process);
         // A new process has room for its first listener.
@@ -196,7 +200,7 @@ impl Processes {
 
 impl Process {
     fn runs(&self) -> bool {
-        matches!(*lock(&self.listeners), Listeners::Running(_))
+        matches!(*lock(&self.listeners), Listeners::Running { .. })
     }
 
     fn listen(&self) -> Result<mpsc::Receiver<Item>, ConnectError> {
@@ -208,7 +212,7 @@ impl Process {
                 let _ = sender.try_send(Item::Frame(frame.clone()));
                 let _ = sender.try_send(Item::End(Ok(())));
             }
-            Listeners::Running(senders) => {
+            Listeners::Running { senders, .. } => {
                 senders.retain(|sender| !sender.is_closed());
                 if senders.len() >= MAX_LISTENERS {
                     return Err(ConnectError::new(
@@ -224,7 +228,7 @@ impl Process {
 
     fn senders(&self) -> Vec<mpsc::Sender<Item>> {
         match &mut *lock(&self.listeners) {
-            Listeners::Running(senders) => {
+            Listeners::Running { senders, .. } => {
                 senders.retain(|sender| !sender.is_closed());
                 senders.clone()
             }
@@ -235,7 +239,7 @@ impl Process {
     /// Ends the process for listeners to come, and returns those it had.
     fn end(&self, frame: Bytes) -> Vec<mpsc::Sender<Item>> {
         match std::mem::replace(&mut *lock(&self.listeners), Listeners::Ended(frame)) {
-            Listeners::Running(senders) => senders,
+            Listeners::Running { senders, .. } => senders,
             Listeners::Ended(_) => Vec::new(),
         }
     }

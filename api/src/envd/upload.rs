@@ -41,6 +41,15 @@ pub(super) async fn serve(
     body: RequestBody,
 ) -> Result<Response<Body>, HttpError> {
     let mut source = Source::new(headers, body)?;
+    if let Some(name) = headers
+        .keys()
+        .find(|name| name.as_str().starts_with("x-metadata-"))
+    {
+        return Err(HttpError::new(
+            StatusCode::NOT_IMPLEMENTED,
+            format!("{name}: this server cannot attach metadata to files; send none"),
+        ));
+    }
     let files = match kind(headers) {
         "multipart/form-data" => multipart(sandbox, caller, path, headers, &mut source).await,
         "application/octet-stream" => raw(sandbox, caller, path, &mut source).await,

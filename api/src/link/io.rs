@@ -19,8 +19,8 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
 };
 use wire::{
-    Event, Frame, HEADER_LEN, Header, MAX_FRAME, MAX_REQUEST, MAX_STREAMS, Message, Open, Request,
-    ResetCode,
+    EncodeError, Event, Frame, HEADER_LEN, Header, MAX_FRAME, MAX_REQUEST, MAX_STREAMS, Message,
+    Open, Request, ResetCode, Strings,
 };
 
 /// Bytes of requests and data that may wait for the socket.
@@ -117,8 +117,16 @@ impl Shared {
 
     /// Opens a stream with `request`.
     pub(crate) async fn open(self: &Arc<Self>, request: &Request<'_>) -> Result<Stream, LinkError> {
-        let mut encoded = vec![0; encoded_bound(request)];
-        let length = request.encode(&mut encoded)?;
+        let bound = encoded_bound(request);
+        let mut encoded = vec![0; bound.min(MAX_REQUEST)];
+        let length = request.encode(&mut encoded).map_err(|error| match error {
+            EncodeError::Full => EncodeError::TooLong {
+                field: "request",
+                len: bound,
+                max: MAX_REQUEST,
+            },
+            other => other,
+        })?;
         encoded.truncate(length);
         let frames = length + HEADER_LEN * (length / wire::MAX_PAYLOAD + 1);
         let Some(room) = self.room(frames).await else {
@@ -178,12 +186,17 @@ impl Shared {
     }
 }
 
-/// A buffer size that holds the request: most are short.
+/// A size that the encoded request does not exceed.
 fn encoded_bound(request: &Request<'_>) -> usize {
-    match request {
-        Request::Start(_) | Request::SetIdentity(_) => MAX_REQUEST,
-        _ => 3 * (wire::MAX_PATH + 64),
-    }
+    // Paths, names, a tag and numbers.
+    const REST: usize = 3 * (wire::MAX_PATH + 64);
+    let strings = |list: &Strings<'_>| list.iter().map(|text| text.len() + 1).sum::<usize>();
+    let lists = match request {
+        Request::Start(start) => strings(&start.argv) + strings(&start.env),
+        Request::SetIdentity(identity) => strings(&identity.env),
+        _ => 0,
+    };
+    REST + lists
 }
 
 /// Writes the queue to the socket until the link ends.
