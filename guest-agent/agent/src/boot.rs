@@ -9,7 +9,7 @@
 use crate::agent::Agent;
 use crate::link::Link;
 use crate::sys::file::{
-    Dir, O_DIRECTORY, O_PATH, O_RDWR, O_WRONLY, mkdir, open, replace, symlink, sync,
+    Dir, O_DIRECTORY, O_PATH, O_RDWR, O_WRONLY, chmod, mkdir, open, replace, symlink, sync,
 };
 use crate::sys::system::{
     MS_MOVE, MS_NOATIME, MS_NODEV, MS_NOEXEC, MS_NOSUID, chdir, chroot, log, loopback_up, mount,
@@ -82,6 +82,9 @@ const LINKS: [(&CStr, &CStr); 4] = [
     (c"/proc/self/fd/1", c"/dev/stdout"),
     (c"/proc/self/fd/2", c"/dev/stderr"),
 ];
+
+/// Devices the kernel gives to root alone and that everybody may use, as on any distribution.
+const OPEN_NODES: [&CStr; 2] = [c"/dev/fuse", c"/dev/net/tun"];
 
 /// Sets the guest up, serves until the host shuts it down, and ends it.
 pub(crate) fn run(agent: &mut Agent, start_ns: u64) -> ! {
@@ -167,6 +170,9 @@ fn furnish() {
     }
     for (target, path) in LINKS {
         let _ = symlink(target, path);
+    }
+    for node in OPEN_NODES {
+        let _ = chmod(node, 0o666);
     }
     if let Err(e) = loopback_up() {
         log(format_args!(

@@ -1,9 +1,10 @@
 //! Who this guest is: its name, clock, randomness, generation and environment defaults.
 
 use crate::sys::event::set_wall_ns;
-use crate::sys::file::{Dir, O_RDWR, open};
-use crate::sys::{Errno, system};
-use wire::{MAX_DEFAULT_ENV, SetIdentity, Strings};
+use crate::sys::file::{Dir, O_APPEND, O_RDWR, O_WRONLY, open};
+use crate::sys::{Errno, system, write};
+use agent_core::Text;
+use wire::{MAX_DEFAULT_ENV, MAX_NAME, SetIdentity, Strings};
 
 /// The identity last taken.
 pub(crate) struct Identity {
@@ -66,6 +67,18 @@ fn change_machine(new: &SetIdentity<'_>) -> Result<(), Errno> {
     }
     if !new.hostname.is_empty() {
         system::set_hostname(new.hostname)?;
+        name_in_hosts(new.hostname);
     }
     Ok(())
+}
+
+/// Lets programs resolve the guest's own name (`sudo` complains otherwise). An image without the
+/// file, or a full disk, only costs that.
+fn name_in_hosts(name: &[u8]) {
+    let Ok(hosts) = open(Dir::Cwd, c"/etc/hosts", O_WRONLY | O_APPEND, 0) else {
+        return;
+    };
+    let name = core::str::from_utf8(name).unwrap_or("");
+    let line = Text::<{ MAX_NAME + 16 }>::of(format_args!("127.0.1.1\t{name}\n"));
+    let _ = write(&hosts, line.as_str().as_bytes());
 }

@@ -181,6 +181,10 @@ pub(crate) fn lchown(dir: Dir<'_>, path: &CStr, uid: u32, gid: u32) -> Result<()
     .map(drop)
 }
 
+pub(crate) fn chmod(path: &CStr, mode: u32) -> Result<()> {
+    at(nr::FCHMODAT, CWD, path, [id(mode), 0, 0]).map(drop)
+}
+
 pub(crate) fn truncate(file: &Fd) -> Result<()> {
     plain(nr::FTRUNCATE, &[file.arg(), 0]).map(drop)
 }
