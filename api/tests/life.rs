@@ -411,3 +411,65 @@ async fn shutdown_ends_all_sandboxes() {
     assert!(server.stop().await);
     assert_eq!(children(), Vec::<String>::new());
 }
+
+/// Many at once, some of which give up at a random moment: what is left is nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_with_deserters_leaves_nothing_behind() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let limits = LimitsFile {
+        max_sandboxes: Some(6),
+        ..LimitsFile::default()
+    };
+    let server = std::sync::Arc::new(Server::start_with("", limits).await);
+    let before = open_files();
+    let client = |n: u64| {
+        let server = std::sync::Arc::clone(&server);
+        async move {
+            // Spread over the whole of a creation, which takes some ten milliseconds.
+            let patience = Duration::from_millis((n * 7) % 120);
+            if n.is_multiple_of(3) {
+                let _ = tokio::time::timeout(patience, server.create(json!({}))).await;
+                return 0;
+            }
+            let mut answer = server.create(json!({})).await;
+            while answer.status == 429 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                answer = server.create(json!({})).await;
+            }
+            let id = answer.id();
+            assert_eq!(server.get(&id).await.status, 200);
+            let path = format!("/sandboxes/{id}");
+            assert_eq!(server.api("DELETE", &path, Value::Null).await.status, 204);
+            1
+        }
+    };
+    let made: u64 = futures_util::future::join_all((0..60).map(client))
+        .await
+        .into_iter()
+        .sum();
+    assert_eq!(made, 40, "all who stay get one");
+    // Deserters whose sandbox was ready just before they left have left it running.
+    let left = server.api("GET", "/v2/sandboxes", Value::Null).await.json();
+    for id in list_ids(&left) {
+        server
+            .api("DELETE", &format!("/sandboxes/{id}"), Value::Null)
+            .await;
+    }
+    server.idle().await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(children(), Vec::<String>::new());
+    for folder in ["data/layers", "data/machines"] {
+        assert_eq!(
+            std::fs::read_dir(server.dir.path().join(folder))
+                .unwrap()
+                .count(),
+            0
+        );
+    }
+    let after = open_files();
+    println!("{made} made; descriptors before {before}, after {after}");
+    assert!(
+        after <= before + 6,
+        "{before} descriptors before, {after} after"
+    );
+}

@@ -247,3 +247,25 @@ async fn the_same_port_speaks_http2_without_tls() {
     assert!(server.stop().await);
     connection.await.unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn connections_over_the_limit_wait_their_turn() {
+    let limits = LimitsFile {
+        max_connections: Some(1),
+        ..LimitsFile::default()
+    };
+    let server = Server::start_with("refuse", limits).await;
+    let first = tokio::net::TcpStream::connect(server.address)
+        .await
+        .unwrap();
+    let second = tokio::time::timeout(Duration::from_millis(300), async {
+        server.send("GET", "/health", &[], "").await
+    });
+    assert!(
+        second.await.is_err(),
+        "the second is served beside the first"
+    );
+    drop(first);
+    assert_eq!(server.send("GET", "/health", &[], "").await.status, 200);
+    assert!(server.stop().await);
+}
