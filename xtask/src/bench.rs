@@ -59,6 +59,9 @@ fn boot(samples: u32, peer: bool) -> Result<ExitCode> {
         }
         Ok(())
     })?;
-    let code = status.code().or(status.signal().map(|s| 128 + s)).unwrap_or(1);
+    let code = status
+        .code()
+        .or(status.signal().map(|s| 128 + s))
+        .unwrap_or(1);
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }

@@ -18,7 +18,10 @@ pub(crate) struct Dist {
 
 /// The workspace's top folder.
 pub(crate) fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").components().collect::<PathBuf>()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .components()
+        .collect::<PathBuf>()
 }
 
 /// Cargo's target folder for this workspace.
@@ -44,7 +47,10 @@ impl Dist {
         for name in ["hatchery", "hatchery-vmm", "barometer"] {
             install(&built.join("release").join(name), &dir.join(name))?;
         }
-        install(&built.join("agent/hatchery-agent"), &dir.join("hatchery-agent"))?;
+        install(
+            &built.join("agent/hatchery-agent"),
+            &dir.join("hatchery-agent"),
+        )?;
         install(&kernel::ensure()?, &dir.join("vmlinux"))?;
         let image = image::ensure(BASE)?;
         install(&image, &dir.join("base.ext4"))?;
@@ -61,7 +67,10 @@ fn cargo(args: &[&str]) -> Result<()> {
         .status()
         .context("Running cargo build")?;
     if !status.success() {
-        bail!("`cargo build {}` failed: see its messages above", args.join(" "));
+        bail!(
+            "`cargo build {}` failed: see its messages above",
+            args.join(" ")
+        );
     }
     Ok(())
 }
@@ -80,7 +89,10 @@ fn install(from: &Path, to: &Path) -> Result<()> {
     let _ = std::fs::remove_file(&fresh);
     if std::fs::hard_link(from, &fresh).is_err() {
         // Across file systems. `cp` keeps the holes of an image.
-        let copied = Command::new("cp").arg("--sparse=always").args([from, &fresh]).status()?;
+        let copied = Command::new("cp")
+            .arg("--sparse=always")
+            .args([from, &fresh])
+            .status()?;
         if !copied.success() {
             bail!("Copying {} to {} failed", from.display(), fresh.display());
         }

@@ -18,7 +18,10 @@ use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Builds, runs, tests and measures Hatchery")]
+#[command(
+    name = "cargo xtask",
+    about = "Builds, runs, tests and measures Hatchery"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -61,17 +61,24 @@ impl Place {
 
 /// Copies the programs to the lab's tmpfs; the image stays where the lab caches its pages.
 pub(crate) fn install_in_lab(lab: &Lab, dist: &Dist) -> Result<PathBuf> {
-    let image = dist.image.strip_prefix(crate::cache::root()?.join("image"))?;
+    let image = dist
+        .image
+        .strip_prefix(crate::cache::root()?.join("image"))?;
     let script = format!(
-        "mkdir -p {LAB_DIST} && cd /dist && for f in hatchery hatchery-vmm hatchery-agent \
-         barometer vmlinux; do [ $f -nt {LAB_DIST}/$f ] || continue; cp -p $f {LAB_DIST}/.new \
-         && mv {LAB_DIST}/.new {LAB_DIST}/$f || exit 1; done; \
+        "mkdir -p {LAB_DIST} && cd /dist || exit 1
+         for f in hatchery hatchery-vmm hatchery-agent barometer vmlinux; do
+             [ -e {LAB_DIST}/$f ] && [ ! $f -nt {LAB_DIST}/$f ] && continue
+             cp -p $f {LAB_DIST}/.new && mv {LAB_DIST}/.new {LAB_DIST}/$f || exit 1
+         done
          ln -sf /image/{} {LAB_DIST}/base.ext4",
         image.display()
     );
     let done = lab.exec(&["sh", "-c", &script])?;
     if !done.status.success() {
-        bail!("Copying the programs into the lab: {}", String::from_utf8_lossy(&done.stderr));
+        bail!(
+            "Copying the programs into the lab: {}",
+            String::from_utf8_lossy(&done.stderr)
+        );
     }
     Ok(PathBuf::from(LAB_DIST))
 }
@@ -85,7 +92,10 @@ pub(crate) struct Service {
 
 enum Process {
     Host(Child),
-    Lab { control: lab::Control, output: Option<JoinHandle<Result<()>>> },
+    Lab {
+        control: lab::Control,
+        output: Option<JoinHandle<Result<()>>>,
+    },
 }
 
 impl Service {
@@ -103,7 +113,10 @@ impl Service {
                 Self::in_lab(lab, &programs, log_file)?
             }
         };
-        let mut service = Self { url: format!("http://127.0.0.1:{port}"), process };
+        let mut service = Self {
+            url: format!("http://127.0.0.1:{port}"),
+            process,
+        };
         service.wait_until_healthy(port, log)?;
         Ok(service)
     }
@@ -135,7 +148,10 @@ impl Service {
             let sink = |_: Stream, bytes: &[u8]| Ok(log.write_all(bytes)?);
             running.wait(sink).map(drop)
         });
-        Ok(Process::Lab { control, output: Some(output) })
+        Ok(Process::Lab {
+            control,
+            output: Some(output),
+        })
     }
 
     fn wait_until_healthy(&mut self, port: u16, log: &Path) -> Result<()> {
@@ -145,7 +161,11 @@ impl Service {
                 let text = std::fs::read_to_string(log).unwrap_or_default();
                 let tail: Vec<_> = text.lines().rev().take(20).collect();
                 let tail: Vec<_> = tail.into_iter().rev().collect();
-                bail!("The server did not come up; the end of {}:\n{}", log.display(), tail.join("\n"));
+                bail!(
+                    "The server did not come up; the end of {}:\n{}",
+                    log.display(),
+                    tail.join("\n")
+                );
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -166,7 +186,8 @@ fn healthy(port: u16) -> bool {
     let ask = || -> std::io::Result<bool> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        stream
+            .write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
         let mut answer = [0; 12];
         stream.read_exact(&mut answer)?;
         Ok(answer.starts_with(b"HTTP/1.1 2"))

@@ -22,10 +22,14 @@ pub(crate) struct Args {
     port: u16,
 }
 
+#[expect(clippy::print_stdout, reason = "what was asked for")]
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let start = Instant::now();
     let step = |n: u32, what: &str| eprintln!("[{n}/4 {:>4}s] {what}", start.elapsed().as_secs());
-    step(1, "building: a few seconds when cached, up to 25 minutes on a fresh machine");
+    step(
+        1,
+        "building: a few seconds when cached, up to 25 minutes on a fresh machine",
+    );
     let dist = Dist::ensure()?;
     let python = sdk::python()?;
     step(2, "choosing where guests run");
@@ -35,7 +39,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut service = Service::start(&mut place, &dist, args.port, &log)?;
     step(4, "smoke check with the published E2B Python SDK");
     smoke(&python, &service.url)?;
-    println!("\nHatchery serves on {} (log: {}). In another terminal:\n", service.url, log.display());
+    println!(
+        "\nHatchery serves on {} (log: {}). In another terminal:\n",
+        service.url,
+        log.display()
+    );
     println!("export E2B_API_URL={}", service.url);
     println!("export E2B_SANDBOX_URL={}", service.url);
     println!("export E2B_API_KEY={API_KEY}\n");
@@ -47,6 +55,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// Runs the smoke check and prints the time of each step.
+#[expect(clippy::print_stdout, reason = "what was asked for")]
 fn smoke(python: &std::path::Path, url: &str) -> Result<()> {
     let script = workspace().join("api/tests/sdk/smoke.py");
     let mut child = Command::new(python)
@@ -57,7 +66,10 @@ fn smoke(python: &std::path::Path, url: &str) -> Result<()> {
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("Running {}", script.display()))?;
-    let stdout = child.stdout.take().context("The smoke check has no output")?;
+    let stdout = child
+        .stdout
+        .take()
+        .context("The smoke check has no output")?;
     for line in BufReader::new(stdout).lines() {
         let line = line?;
         let step: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
@@ -69,7 +81,10 @@ fn smoke(python: &std::path::Path, url: &str) -> Result<()> {
         }
     }
     if !child.wait()?.success() {
-        bail!("The smoke check failed: see above, and the server's log in {}", target_dir().display());
+        bail!(
+            "The smoke check failed: see above, and the server's log in {}",
+            target_dir().display()
+        );
     }
     Ok(())
 }
@@ -83,7 +98,10 @@ fn wait(service: &mut Service) -> Result<ExitCode> {
     }
     while !asked.load(Ordering::Relaxed) {
         if service.ended()? {
-            bail!("The server ended by itself: see its log in {}", target_dir().display());
+            bail!(
+                "The server ended by itself: see its log in {}",
+                target_dir().display()
+            );
         }
         std::thread::sleep(Duration::from_millis(200));
     }

@@ -32,7 +32,10 @@ pub(super) fn install(lab: &Lab, programs: &Path) -> Result<PathBuf> {
     );
     let done = lab.exec(&["sh", "-c", &script])?;
     if !done.status.success() {
-        bail!("Putting QEMU into the lab: {}", String::from_utf8_lossy(&done.stderr));
+        bail!(
+            "Putting QEMU into the lab: {}",
+            String::from_utf8_lossy(&done.stderr)
+        );
     }
     Ok(Path::new(IN_LAB).join("run"))
 }
@@ -42,15 +45,24 @@ pub(super) fn install(lab: &Lab, programs: &Path) -> Result<PathBuf> {
 fn bundle_into(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("Creating {}", folder.display()))?;
     let program = Path::new("/usr/bin").join(PROGRAM);
-    let ldd = Command::new("ldd").arg(&program).output().context("Running ldd")?;
+    let ldd = Command::new("ldd")
+        .arg(&program)
+        .output()
+        .context("Running ldd")?;
     let text = String::from_utf8_lossy(&ldd.stdout);
     let (libraries, loader) = libraries(&text)?;
-    for file in libraries.iter().chain([&program, &loader]).chain(&FIRMWARE.map(PathBuf::from)) {
+    for file in libraries
+        .iter()
+        .chain([&program, &loader])
+        .chain(&FIRMWARE.map(PathBuf::from))
+    {
         let name = file.file_name().context("A library without a name")?;
-        fs::copy(file, folder.join(name))
-            .with_context(|| format!("Copying {}", file.display()))?;
+        fs::copy(file, folder.join(name)).with_context(|| format!("Copying {}", file.display()))?;
     }
-    let loader = loader.file_name().and_then(|n| n.to_str()).context("The loader's name")?;
+    let loader = loader
+        .file_name()
+        .and_then(|n| n.to_str())
+        .context("The loader's name")?;
     let script = format!(
         "#!/bin/sh\nexec {IN_LAB}/{loader} --library-path {IN_LAB} {IN_LAB}/{PROGRAM} -L {IN_LAB} \"$@\"\n"
     );
@@ -63,7 +75,9 @@ fn libraries(ldd: &str) -> Result<(Vec<PathBuf>, PathBuf)> {
     let mut libraries = Vec::new();
     for line in ldd.lines() {
         let path = line.split_once("=> ").map_or(line, |(_, path)| path).trim();
-        let Some((path, _)) = path.split_once(" (0x") else { continue };
+        let Some((path, _)) = path.split_once(" (0x") else {
+            continue;
+        };
         if !path.starts_with('/') {
             continue; // the kernel's own
         }
@@ -73,7 +87,10 @@ fn libraries(ldd: &str) -> Result<(Vec<PathBuf>, PathBuf)> {
             loader = Some(PathBuf::from(path));
         }
     }
-    Ok((libraries, loader.context("ldd names no loader: is QEMU installed?")?))
+    Ok((
+        libraries,
+        loader.context("ldd names no loader: is QEMU installed?")?,
+    ))
 }
 
 #[cfg(test)]
