@@ -74,7 +74,13 @@ impl Guest {
                 self.memory.write_slice(bytes, GuestAddress(at)).unwrap();
                 (bytes.len(), false)
             }
-            Data::In(len) => (len, true),
+            Data::In(len) => {
+                // Before the request is published: the device may see it at once.
+                self.memory
+                    .write_slice(&vec![0xee; len], GuestAddress(at))
+                    .unwrap();
+                (len, true)
+            }
         };
         let mut chain = vec![(header, 16, false)];
         let part = len.div_ceil(segments.max(1)).max(1);
@@ -99,9 +105,6 @@ impl Guest {
 
     fn read(&mut self, sector: u64, len: usize, segments: usize) -> (u8, Vec<u8>) {
         let (status, at) = self.submit(T_IN, sector, Data::In(len), segments);
-        self.memory
-            .write_slice(&vec![0xee; len], GuestAddress(at))
-            .unwrap();
         let status = self.finish(status);
         let mut bytes = vec![0; len];
         self.memory
