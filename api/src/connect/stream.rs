@@ -21,6 +21,8 @@ use tokio::{
 pub enum Item {
     /// One sealed envelope.
     Frame(Bytes),
+    /// The last sealed envelope of a stream that ends well: both leave in one piece.
+    Last(Bytes),
     /// The stream is over; nothing follows.
     End(Result<(), ConnectError>),
     /// Drop the connection without a word: the sandbox is gone (e2b.md §3.1, mid-stream death).
@@ -86,6 +88,11 @@ impl StreamBody {
             Poll::Ready(Some(Item::Frame(frame))) => {
                 self.push_keepalive();
                 Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Item::Last(frame))) => {
+                let mut bytes = Vec::from(frame);
+                bytes.extend_from_slice(&self.last(Ok(())));
+                Poll::Ready(Some(Ok(bytes.into())))
             }
             Poll::Ready(Some(Item::End(result))) => {
                 Poll::Ready(Some(Ok(self.last(result.as_ref().map(|&()| ())))))
@@ -226,6 +233,18 @@ mod tests {
         );
         assert!(!broken);
         assert!(sender.is_closed());
+    }
+
+    #[tokio::test]
+    async fn the_last_message_and_the_end_are_one_piece() {
+        let (sender, items) = mpsc::channel(1);
+        let frame = Bytes::from_static(b"\0\0\0\0\x02{}");
+        sender.send(Item::Last(frame.clone())).await.unwrap();
+        let whole = [frame, envelope::end(Ok(()))].concat();
+        assert_eq!(
+            rest(StreamBody::new(items, Timing::default())).await,
+            (vec![whole.into()], false)
+        );
     }
 
     #[tokio::test]

@@ -209,8 +209,7 @@ impl Process {
         let _ = sender.try_send(Item::Frame(message::start_frame(self.pid)));
         match &mut *lock(&self.listeners) {
             Listeners::Ended(frame) => {
-                let _ = sender.try_send(Item::Frame(frame.clone()));
-                let _ = sender.try_send(Item::End(Ok(())));
+                let _ = sender.try_send(Item::Last(frame.clone()));
             }
             Listeners::Running { senders, .. } => {
                 senders.retain(|sender| !sender.is_closed());
@@ -349,14 +348,8 @@ async fn run(
     match outcome {
         Ok(exit) => {
             let frame = message::end_frame(exit);
-            let last = |sender: mpsc::Sender<Item>| {
-                let frame = frame.clone();
-                async move {
-                    deliver(sender.clone(), Item::Frame(frame)).await;
-                    deliver(sender, Item::End(Ok(()))).await;
-                }
-            };
             let senders = process.end(frame.clone());
+            let last = |sender| deliver(sender, Item::Last(frame.clone()));
             tokio::join!(join_all(senders.into_iter().map(last)), sleep(REMEMBER));
         }
         Err(error) => {

@@ -13,7 +13,9 @@
 //! [`LinkError::Closed`].
 
 mod error;
+mod exit;
 mod file;
+mod hello;
 mod io;
 mod process;
 mod queue;
@@ -23,6 +25,7 @@ mod tests;
 mod types;
 
 pub use error::{LinkError, Refusal};
+pub use exit::exit_status;
 pub use file::{FileReader, FileWriter};
 pub use process::{Command, Output, ProcessEvent, ProcessInput, ProcessStream};
 pub use stream::StreamEnded;
@@ -32,15 +35,11 @@ use bytes::BytesMut;
 use io::Shared;
 use std::{collections::BTreeMap, fmt, sync::Arc};
 use stream::{News, Stream};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::UnixStream,
-};
+use tokio::net::UnixStream;
 use types::Answer;
 use wire::{
-    Channel, EntryInfo, Exit, Frame, GoAwayCode, Kind, MAX_DEFAULT_ENV, MAX_ENV, MAX_FRAME,
-    Message, PROTOCOL_VERSION, ProcessInfo, PtySize, Records, Request, Start, Stdin, Strings,
-    Sysinfo,
+    Channel, EntryInfo, MAX_DEFAULT_ENV, MAX_ENV, MAX_FRAME, ProcessInfo, PtySize, Records,
+    Request, Start, Stdin, Strings, Sysinfo,
 };
 
 /// Most entries of a listing that are held at once.
@@ -94,30 +93,7 @@ impl Link {
     /// The stream ended, or the peer speaks something else.
     pub async fn connect(mut stream: UnixStream) -> Result<(Self, Hello), LinkError> {
         let mut buffer = BytesMut::with_capacity(MAX_FRAME);
-        let hello = read_hello(&mut stream, &mut buffer).await?;
-        if hello.version != PROTOCOL_VERSION {
-            let text = "the host speaks another version";
-            let goodbye = Message::GoAway {
-                code: GoAwayCode::Version,
-                message: text,
-            };
-            // The peer may be gone already, and is to go anyway.
-            let _ = send(&mut stream, &goodbye).await;
-            return Err(LinkError::Version {
-                theirs: hello.version,
-            });
-        }
-        let ours = wire::Hello {
-            version: PROTOCOL_VERSION,
-            agent: concat!("hatchery ", env!("CARGO_PKG_VERSION")),
-            generation: 0,
-            flags: 0,
-            agent_start_ns: 0,
-            ready_ns: 0,
-        };
-        send(&mut stream, &Message::Hello(ours))
-            .await
-            .map_err(|why| broken(&why))?;
+        let hello = hello::exchange(&mut stream, &mut buffer).await?;
         let (shared, queue) = Shared::new();
         let (read_half, write_half) = stream.into_split();
         tokio::spawn(io::read(shared.clone(), read_half, buffer));
@@ -426,94 +402,5 @@ impl Link {
     /// The link closed first.
     pub async fn shutdown(&self) -> Result<(), LinkError> {
         self.done("a shutdown", &Request::Shutdown).await.map(drop)
-    }
-}
-
-/// How E2B words an exit: the Go strings of its agent (e2b.md §3.2). `None` is success.
-#[must_use]
-pub fn exit_status(exit: Exit) -> (i32, bool, String) {
-    match exit {
-        Exit::Code(code) => (i32::from(code), true, format!("exit status {code}")),
-        Exit::Signal(signal) => (-1, false, format!("signal: {}", signal_name(signal))),
-    }
-}
-
-/// The names that Go gives Linux signals.
-fn signal_name(signal: u8) -> String {
-    const NAMES: [&str; 32] = [
-        "",
-        "hangup",
-        "interrupt",
-        "quit",
-        "illegal instruction",
-        "trace/breakpoint trap",
-        "aborted",
-        "bus error",
-        "floating point exception",
-        "killed",
-        "user defined signal 1",
-        "segmentation fault",
-        "user defined signal 2",
-        "broken pipe",
-        "alarm clock",
-        "terminated",
-        "stack fault",
-        "child exited",
-        "continued",
-        "stopped (signal)",
-        "stopped",
-        "stopped (tty input)",
-        "stopped (tty output)",
-        "urgent I/O condition",
-        "CPU time limit exceeded",
-        "file size limit exceeded",
-        "virtual timer expired",
-        "profiling timer expired",
-        "window changed",
-        "I/O possible",
-        "power failure",
-        "bad system call",
-    ];
-    match NAMES.get(usize::from(signal)) {
-        Some(name) if signal > 0 => (*name).to_owned(),
-        _ => format!("signal {signal}"),
-    }
-}
-
-fn broken(why: &std::io::Error) -> LinkError {
-    LinkError::Closed(format!("greeting the guest agent failed: {why}"))
-}
-
-async fn send(stream: &mut UnixStream, message: &Message<'_>) -> std::io::Result<()> {
-    let mut out = [0; 1024];
-    let length = message.encode(0, &mut out).map_err(std::io::Error::other)?;
-    stream.write_all(&out[..length]).await
-}
-
-async fn read_hello(stream: &mut UnixStream, buffer: &mut BytesMut) -> Result<Hello, LinkError> {
-    loop {
-        let frame = io::next_frame(buffer)
-            .map_err(|why| LinkError::Closed(format!("the peer is no guest agent: {why}")))?;
-        if let Some((header, payload)) = frame {
-            let unexpected = |got: String| LinkError::Unexpected {
-                request: "a new connection",
-                got,
-            };
-            if header.kind != Kind::Hello {
-                return Err(unexpected(format!("{:?}", header.kind)));
-            }
-            return match Message::decode(&Frame {
-                header,
-                payload: &payload,
-            }) {
-                Ok(Message::Hello(hello)) => Ok(hello.into()),
-                Ok(other) => Err(unexpected(format!("{:?}", other.kind()))),
-                Err(why) => Err(unexpected(format!("a Hello that is wrong: {why}"))),
-            };
-        }
-        buffer.reserve(MAX_FRAME);
-        if stream.read_buf(buffer).await.map_err(|why| broken(&why))? == 0 {
-            return Err(LinkError::Closed("the peer left before its Hello".into()));
-        }
     }
 }

@@ -2,10 +2,13 @@
 
 use super::*;
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
 use wire::{
-    Channel, ErrorCode, Event, FrameBuffer, INPUT_WINDOW, MAX_PAYLOAD, OUTPUT_WINDOW, Open, Reply,
-    ReplyError, ResetCode,
+    Channel, ErrorCode, Event, Exit, FrameBuffer, INPUT_WINDOW, Kind, MAX_PAYLOAD, Message,
+    OUTPUT_WINDOW, Open, PROTOCOL_VERSION, Reply, ReplyError, ResetCode,
 };
 
 /// The agent's end of a link, frame by frame.
