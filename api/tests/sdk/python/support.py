@@ -85,15 +85,28 @@ def on_host(script, timeout=60):
     return done.stdout
 
 
+def _pids(name, parent="*"):
+    """Processes on the host by name and parent, by the shell alone: a lab has little else. A zombie
+    counts: somebody forgot to wait for it."""
+    return f"""for s in /proc/[0-9]*/stat; do
+        {{ read p comm state ppid rest < $s; }} 2>/dev/null || continue
+        case "$comm $ppid" in "({name}) "{parent}) echo $p;; esac
+    done"""
+
+
 def server_pid():
     if SERVER_PID:
         return on_host(f"cat '{SERVER_PID}'").strip()
-    return on_host("pgrep -xo hatchery").strip()
+    return on_host(_pids("hatchery")).split()[0]
+
+
+def vm_pids_script(server):
+    return _pids(VMM_NAME, server)
 
 
 def vm_pids():
-    """The server's VM processes (a zombie counts: somebody forgot to wait for it)."""
-    return set(on_host(f"pgrep -x '{VMM_NAME}' -P {server_pid()} || true").split())
+    """The server's VM processes."""
+    return set(on_host(vm_pids_script(server_pid())).split())
 
 
 # Raw HTTP, for what no SDK would send.

@@ -4,26 +4,35 @@ import json
 import os
 
 import pytest
-from support import STATE_DIR, VMM_NAME, create, eventually, http_call, on_host, run, server_pid
+from support import (
+    STATE_DIR,
+    create,
+    eventually,
+    http_call,
+    on_host,
+    run,
+    server_pid,
+    vm_pids_script,
+)
 
 ROUNDS = int(os.environ.get("HATCHERY_LEAK_ROUNDS", "50"))
 
-# Counts on the host, by nothing but /proc, pgrep and find. Memory in KiB.
+# Counts on the host, by nothing but /proc and find. Memory in KiB.
 COUNT = f"""
+vms=$({vm_pids_script("$pid")})
 count() {{ ls "$1" 2>/dev/null | wc -l; }}
-vms=$(pgrep -x "{VMM_NAME}" -P $pid | wc -l)
 files=0
 [ -n "{STATE_DIR}" ] && files=$(find "{STATE_DIR}" | wc -l)
 rss=$(sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\).*/\\1/p' /proc/$pid/status)
 children=$(cat /proc/$pid/task/*/children 2>/dev/null | wc -w)
-echo "{{\\"vm_processes\\": $vms, \\"children\\": $children, \\"server_fds\\": $(count /proc/$pid/fd),\
+echo "{{\\"vm_processes\\": $(echo $vms | wc -w), \\"children\\": $children, \\"server_fds\\": $(count /proc/$pid/fd),\
  \\"server_threads\\": $(count /proc/$pid/task), \\"files\\": $files, \\"server_kib\\": $rss}}"
 """
 
 
 def counts():
     """A steady count: the same twice in a row, because ends are tidied off the path."""
-    command = os.environ.get("HATCHERY_LEAK_CMD") or f"pid={server_pid()}{COUNT}"
+    command = os.environ.get("HATCHERY_LEAK_CMD") or f"pid={server_pid()}\n{COUNT}"
     return json.loads(on_host(command))
 
 
