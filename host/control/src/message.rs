@@ -178,9 +178,10 @@ pub struct Configured {
 /// Counters of one VM process since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmStats {
-    /// Returns from `KVM_RUN`, all vCPUs.
+    /// Exits from the guest, all vCPUs, most of which the kernel handles by itself; where KVM does
+    /// not count them, those that reached the VM process.
     pub vm_exits: u64,
-    /// Of these, port and memory-mapped accesses.
+    /// Port and memory-mapped accesses that reached the VM process.
     pub io_exits: u64,
     /// `io_uring_enter` calls of the event loop.
     pub ring_enters: u64,

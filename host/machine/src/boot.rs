@@ -324,7 +324,7 @@ mod test {
             ..Default::default()
         };
         let segments = [
-            segment(16 * MIB, 3 * MIB),
+            segment(16 * MIB, 5 * MIB / 2),
             segment(22 * MIB, MIB),
             segment(23 * MIB, MIB / 2),
             segment(30 * MIB, 1 << 60),

@@ -20,6 +20,7 @@ mod error;
 mod exit;
 mod irq;
 mod kvm;
+mod kvm_stats;
 pub mod layout;
 mod memory;
 mod msr;

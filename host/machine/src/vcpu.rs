@@ -15,6 +15,7 @@ use crate::boot::Entry;
 use crate::bus::Bus;
 use crate::error::{Error, Result, ioctl};
 use crate::exit::{Exit, run_once};
+use crate::kvm_stats::ExitCount;
 use crate::msr;
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -97,7 +98,7 @@ impl Vcpu {
 #[derive(Debug, Default)]
 pub struct VcpuCounters {
     /// Returns from `KVM_RUN`.
-    pub exits: AtomicU64,
+    pub returns: AtomicU64,
     /// Of these, port and memory-mapped accesses.
     pub io: AtomicU64,
     /// `CLOCK_MONOTONIC` nanoseconds when it first entered the guest; 0 before.
@@ -158,6 +159,7 @@ pub struct Wiring {
 pub struct VcpuThread {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    exits: Option<ExitCount>,
     index: u8,
 }
 
@@ -192,6 +194,7 @@ impl VcpuThread {
             look: AtomicBool::new(false),
             counters: VcpuCounters::default(),
         });
+        let exits = ExitCount::open(&vcpu.fd).ok();
         let theirs = Arc::clone(&shared);
         let body = move || {
             let exit = match theirs.arrive(State::Parked) {
@@ -216,6 +219,7 @@ impl VcpuThread {
         Ok(Self {
             shared,
             thread: Some(thread),
+            exits,
             index,
         })
     }
@@ -224,6 +228,14 @@ impl VcpuThread {
     #[must_use]
     pub fn counters(&self) -> &VcpuCounters {
         &self.shared.counters
+    }
+
+    /// Exits from the guest, most of which the kernel handles by itself. Where KVM does not count
+    /// them (before Linux 5.14), those that reached us.
+    #[must_use]
+    pub fn exits(&self) -> u64 {
+        let counted = self.exits.as_ref().and_then(|e| e.get().ok());
+        counted.unwrap_or_else(|| self.shared.counters.returns.load(Ordering::Relaxed))
     }
 
     /// Lets the guest run. Does nothing to a finished vCPU.
@@ -309,7 +321,7 @@ fn run(vcpu: &mut Vcpu, wiring: &Wiring, shared: &Shared) -> Option<Exit> {
             }
         }
         let exit = vcpu.run_once(&wiring.ports, &wiring.memory);
-        shared.counters.exits.fetch_add(1, Ordering::Relaxed);
+        shared.counters.returns.fetch_add(1, Ordering::Relaxed);
         match exit {
             Exit::Io => {
                 shared.counters.io.fetch_add(1, Ordering::Relaxed);

@@ -45,7 +45,7 @@ impl Accounts {
         // Memory that cannot be read is told as 0: a report must not fail because of it.
         let (guest_resident_kib, overhead_kib) = self.memory_kib().unwrap_or_default();
         VmStats {
-            vm_exits: total(|v| v.counters().exits.load(Ordering::Relaxed)),
+            vm_exits: total(VcpuThread::exits),
             io_exits: total(|v| v.counters().io.load(Ordering::Relaxed)),
             ring_enters: metrics.event_loop.enters.get(),
             loop_syscalls: metrics.event_loop.syscalls.get(),
