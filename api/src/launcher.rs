@@ -158,7 +158,7 @@ pub enum LaunchError {
         end: Arc<End>,
     },
     /// A step took too long.
-    #[error("The sandbox did not get through {doing} within {seconds} s")]
+    #[error("Gave up {doing} after {seconds} s; the log has the end of the guest's console")]
     Timeout {
         /// The step.
         doing: &'static str,

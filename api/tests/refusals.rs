@@ -100,7 +100,7 @@ async fn a_machine_that_fails_is_a_500_with_its_reason_and_nothing_is_left() {
     let cases = [
         ("refuse", "asked to refuse"),
         ("panic", "kernel panicked"),
-        ("noagent", "within 1 s"),
+        ("noagent", "after 1 s"),
     ];
     for (mode, reason) in cases {
         let server = Server::start_with(mode, short()).await;
