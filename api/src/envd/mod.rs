@@ -3,9 +3,9 @@
 //!
 //! | Path | Where |
 //! |---|---|
-//! | `/process.Process/*` | [`process_rpc`], over the table in [`process`] |
-//! | `/filesystem.Filesystem/*` | [`filesystem`] |
-//! | `/files` | [`files`], [`upload`] |
+//! | `/process.Process/*` | `process_rpc`, over the table in `process` |
+//! | `/filesystem.Filesystem/*` | `filesystem` |
+//! | `/files` | `files`, `upload` |
 //! | `/health`, `/metrics`, `/envs` | here |
 
 mod auth;
