@@ -337,7 +337,7 @@ mod test {
         };
         let mut file = header.as_slice().to_vec();
         segments.iter().for_each(|s| file.extend(s.as_slice()));
-        let chunks = dense_chunks(&mut std::io::Cursor::new(file), 33 * MIB).unwrap();
+        let chunks = dense_chunks(&mut std::io::Cursor::new(file), 32 * MIB + PAGE).unwrap();
         let chunk = |mib: u64| mib * MIB..(mib + 2) * MIB;
         assert_eq!(chunks, [chunk(16), chunk(22), chunk(30)]);
     }
