@@ -428,7 +428,7 @@ impl TemplateFile {
         let key = |key: &str| format!("templates.{name}.{key}");
         let cpus = in_range(
             &key("cpu_count"),
-            self.cpu_count.unwrap_or(2),
+            self.cpu_count.unwrap_or(1),
             1..=control::MAX_VCPUS,
             "1 to 8",
         )?;

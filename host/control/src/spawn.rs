@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 /// Starts `program` as a VM process: empty environment, the control socket as standard input,
@@ -22,6 +23,8 @@ pub fn spawn(program: impl AsRef<OsStr>, args: &[&str]) -> io::Result<(Child, Ow
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
+        // A terminal's Ctrl-C is for the service, which ends its machines in order.
+        .process_group(0)
         .spawn()?;
     Ok((child, ours))
 }

@@ -12,7 +12,7 @@ use crate::layout;
 use crate::memory::{Memory, MemorySpec};
 use crate::vcpu::Vcpu;
 use kvm_bindings::{KVM_CAP_HALT_POLL, KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
-use kvm_ioctls::{IoEventAddress, VmFd};
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -111,6 +111,16 @@ impl Vm {
         self.fd
             .register_ioevent(event, &IoEventAddress::Mmio(address), value)
             .map_err(ioctl("KVM_IOEVENTFD", format!("{address:#x} = {value}")))
+    }
+
+    /// Makes every write of the guest to `address` signal `event`, without an exit to user space.
+    ///
+    /// # Errors
+    /// From the ioctl.
+    pub fn absorb(&self, address: u64, event: &EventFd) -> Result<()> {
+        self.fd
+            .register_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch)
+            .map_err(ioctl("KVM_IOEVENTFD", format!("{address:#x}, any value")))
     }
 }
 

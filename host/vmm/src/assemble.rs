@@ -221,6 +221,8 @@ impl Devices<'_> {
             self.vm
                 .doorbell(base + bell.offset, bell.datamatch, bell.eventfd)?;
         }
+        let acknowledged = base + devices::INTERRUPT_ACK;
+        self.vm.absorb(acknowledged, window.acknowledge_eventfd())?;
         self.placed.push(Placed { base, gsi, window });
         Ok(metrics)
     }
