@@ -90,7 +90,7 @@ def test_connect_to_nothing():
 @pytest.mark.compat
 def test_the_timeout_kills():
     # Longer than one tick of any timer, short enough to wait for.
-    box = create(timeout=max(2, int(patient(2))))
+    box = create(timeout=max(2, int(patient(0.6))))
     eventually("the sandbox times out", 20, lambda: not box.is_running())
     with pytest.raises(SandboxNotFound):
         box.get_info()
