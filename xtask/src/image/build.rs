@@ -36,7 +36,7 @@ const FEATURES: &str =
 const STEPS_PER_PACKAGE: u64 = 3;
 
 /// Packages that come with each one that a recipe names; only the progress line depends on it.
-const PACKAGES_PER_NAMED: u64 = 23;
+const PACKAGES_PER_NAMED: u64 = 19;
 
 /// Makes the file tree of `recipe` in `scratch` and returns its folder.
 pub(super) fn bootstrap(recipe: &Recipe, scratch: &Path) -> Result<PathBuf> {
