@@ -42,6 +42,10 @@ pub(super) fn serve() -> Result<()> {
     let listener =
         TcpListener::bind(("0.0.0.0", port.parse()?)).context("Listening for commands")?;
     let token: Arc<str> = token.trim().into();
+    let held = super::hold::machine();
+    if let Err(error) = &held {
+        eprintln!("lab: no machine is held: {error:#}");
+    }
     for connection in listener.incoming() {
         let Ok(connection) = connection else {
             thread::sleep(Duration::from_millis(50)); // out of file descriptors, most likely

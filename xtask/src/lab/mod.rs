@@ -14,6 +14,7 @@ mod client;
 mod command;
 mod detect;
 mod frame;
+mod hold;
 mod modules;
 mod package;
 mod qemu;
