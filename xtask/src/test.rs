@@ -165,6 +165,14 @@ fn has(subcommand: &str) -> bool {
         .is_ok_and(|status| status.success())
 }
 
+/// This program. A stage may have built it anew, and then the kernel calls ours deleted.
+fn program() -> Result<String> {
+    let path = std::env::current_exe()?.display().to_string();
+    Ok(path
+        .strip_suffix(" (deleted)")
+        .map_or(path.clone(), str::to_owned))
+}
+
 fn check(args: &[&str]) -> Result<Tally> {
     let (status, _) = tee(&mut cargo(args))?;
     Ok(Tally::of_status(

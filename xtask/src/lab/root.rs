@@ -142,7 +142,8 @@ fn folder(archive: &mut Archive<impl Write>, from: &Path, to: &str) -> Result<()
 
 /// This program, without debug information if the machine has `strip`.
 fn this_program(beside: &Path) -> Result<Vec<u8>> {
-    let this = std::env::current_exe().context("Finding this program's file")?;
+    // Not by its name: cargo may have put a newer one in its place.
+    let this = PathBuf::from(format!("/proc/{}/exe", std::process::id()));
     let stripped = beside.with_file_name("agent");
     let strip = Command::new("strip")
         .arg("-o")

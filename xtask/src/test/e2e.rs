@@ -75,7 +75,7 @@ pub(super) fn fault() -> Result<Tally> {
 /// One short run of the benchmark command: whether it measures, not what. The bars are judged by
 /// the command itself.
 pub(super) fn bench() -> Result<Tally> {
-    let program = std::env::current_exe()?;
+    let program = super::program()?;
     let mut command = Command::new(program);
     command.args([
         "bench",

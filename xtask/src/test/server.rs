@@ -44,7 +44,7 @@ impl Mortal {
                 lab.forward(port, LAB_PORT)?;
                 let dir = Path::new(LAB_DIST).join("test-fault");
                 let start = start_script(&programs, &format!("0.0.0.0:{LAB_PORT}"), &dir, "");
-                let program = std::env::current_exe()?.display().to_string();
+                let program = super::program()?;
                 Self::launch(
                     &[&program, "lab", "exec", "--", "sh", "-c"],
                     start,
