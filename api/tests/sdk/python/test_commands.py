@@ -291,7 +291,8 @@ def _dechunked(raw):
 
 
 def test_many_commands_at_once(box):
-    count, results = 16, {}
+    # QEMU's user network, through which the lab is reached, resets connections of a larger burst.
+    count, results = 16 if SCALE == 1 else 6, {}
 
     def one(number):
         results[number] = run(box, f"sleep 0.2; echo {number}", timeout=max(60, patient(60))).stdout
@@ -328,7 +329,8 @@ def test_a_fork_bomb_stays_in_its_sandbox(box, fresh):
 def test_out_of_memory_ends_the_command_only(fresh):
     with pytest.raises(e2b.CommandExitException):
         run(fresh, "python3 -c 'x = bytearray(64 << 30)'", timeout=max(60, patient(60)))
-    hog = "python3 -c 'x = []\nwhile True: x.append(bytearray(1 << 20))'"
+    # In large steps: small ones spend minutes in the emulator on reclaiming the interpreter's pages.
+    hog = "python3 -c 'x = []\nwhile True: x.append(bytearray(128 << 20))'"
     with pytest.raises(e2b.CommandExitException):
         run(fresh, hog, timeout=max(60, patient(60)))
     assert run(fresh, "echo alive").stdout == "alive\n"
