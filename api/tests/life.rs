@@ -53,7 +53,7 @@ async fn get_and_list_show_it() {
     let detail = server.get(&id).await.json();
     assert_eq!(
         (&detail["state"], &detail["cpuCount"]),
-        (&json!("running"), &json!(2))
+        (&json!("running"), &json!(1))
     );
     assert_eq!(
         (&detail["memoryMB"], &detail["diskSizeMB"]),
