@@ -53,17 +53,6 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::sync::Arc;
 
-/// The paths that only a control plane inside the sandbox's host may use (e2b.md §1.7).
-const RESERVED: [&str; 7] = [
-    "/init",
-    "/freeze",
-    "/unfreeze",
-    "/fsfreeze",
-    "/fsthaw",
-    "/collapse",
-    "/upgrade",
-];
-
 /// Answers one request to port 49983 of `sandbox`. The caller has resolved the sandbox; the access
 /// token is checked here (e2b.md §3.1). Never fails: errors are responses. A body that cannot be
 /// finished because the sandbox ended yields an error, so that the connection is dropped.
@@ -106,7 +95,7 @@ async fn route(sandbox: &Arc<Sandbox>, parts: &Parts, body: RequestBody) -> Resp
         }
         (&Method::GET, ["metrics"]) => metrics::serve(sandbox).await,
         (&Method::GET, ["envs"]) => http::json_response(&serde_json::json!(sandbox.env)),
-        _ if RESERVED.contains(&path) => {
+        _ if crate::route::reserved(path).is_some() => {
             let text = format!("{path} is reserved for the control plane");
             HttpError::new(StatusCode::NOT_FOUND, text).response()
         }
