@@ -45,6 +45,14 @@ const MAX_AGENT: u64 = 16 << 20;
 const CMDLINE: &str = "loglevel=4 earlycon=uart8250,io,0x3f8 keep_bootcon panic=-1 reboot=k \
                        pci=off nomodule no_timer_check random.trust_cpu=on";
 
+/// What small guests get besides: hash tables of a size for one tenant. The kernel fills its
+/// tables with zeros while it boots, so every entry is memory that each sandbox has of its own.
+const SMALL_GUEST: &str = " dhash_entries=16384 ihash_entries=8192 thash_entries=1024 \
+                           uhash_entries=256";
+
+/// Guests with more memory, in MiB, keep the kernel's own sizes.
+const SMALL_GUEST_MIB: u32 = 2048;
+
 /// Why a machine could not be built.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AssembleError {
@@ -272,7 +280,11 @@ fn load(
 ) -> Result<()> {
     let mut kernel = File::from(fds.take(spec.kernel)?);
     let agent = read_agent(File::from(fds.take(spec.agent)?))?;
-    let cmdline = format!("{CMDLINE} {}", spec.cmdline_extra);
+    let tables = match spec.memory_mib {
+        0..=SMALL_GUEST_MIB => SMALL_GUEST,
+        _ => "",
+    };
+    let cmdline = format!("{CMDLINE}{tables} {}", spec.cmdline_extra);
     let boot = BootSpec {
         cmdline: cmdline.trim_end(),
         initrd: &initrd::build(&agent),
