@@ -45,10 +45,10 @@ const MAX_AGENT: u64 = 16 << 20;
 const CMDLINE: &str = "loglevel=4 earlycon=uart8250,io,0x3f8 keep_bootcon panic=-1 reboot=k \
                        pci=off nomodule no_timer_check random.trust_cpu=on";
 
-/// What small guests get besides: hash tables of a size for one tenant. The kernel fills its
-/// tables with zeros while it boots, so every entry is memory that each sandbox has of its own.
-const SMALL_GUEST: &str = " dhash_entries=16384 ihash_entries=8192 thash_entries=1024 \
-                           uhash_entries=256";
+/// What small guests get besides: hash tables and slabs of a size for one tenant. The kernel fills
+/// its tables with zeros while it boots, so every entry is memory that each sandbox has of its own.
+const SMALL_GUEST: &str = " dhash_entries=8192 ihash_entries=4096 thash_entries=1024 \
+                           uhash_entries=256 slub_min_objects=4";
 
 /// Guests with more memory, in MiB, keep the kernel's own sizes.
 const SMALL_GUEST_MIB: u32 = 2048;
