@@ -12,7 +12,7 @@ use crate::link::{Link, LinkError};
 use crate::machine::{End, Machine, Phase};
 use crate::record::Record;
 use crate::stderr;
-use control::{ChannelError, DiskSpec, Request, SpecError, VmSpec};
+use control::{ChannelError, DiskSpec, Origin, Request, SpecError, VmSpec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -292,12 +292,15 @@ impl Launcher {
             sandbox_id: id.to_owned(),
             vcpus: t.cpu_count,
             memory_mib: t.memory_mb,
-            cmdline_extra: t.cmdline_extra.clone(),
-            kernel: 0,
-            agent: 1,
+            origin: Origin::Boot {
+                kernel: 0,
+                agent: 1,
+                cmdline_extra: t.cmdline_extra.clone(),
+            },
             link: 2,
             disks: vec![DiskSpec {
                 base: 3,
+                parent: None,
                 layer: Some(4),
                 size,
             }],

@@ -5,7 +5,9 @@
 
 use crate::ready;
 use crate::record::Record;
-use control::{ChannelError, Configured, Event, ExitCause, ExitReport, Request, VmStats};
+use control::{
+    ChannelError, Configured, Event, ExitCause, ExitReport, Request, SaveSpec, Saved, VmStats,
+};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal,
     waitid,
@@ -109,6 +111,22 @@ enum Command {
     Start,
     Stop,
     Stats(oneshot::Sender<VmStats>),
+    Save(Box<Save>),
+}
+
+/// A request to save, and who waits for its outcome.
+#[derive(Debug)]
+struct Save {
+    spec: SaveSpec,
+    files: Vec<OwnedFd>,
+    outcome: oneshot::Sender<Result<Saved, String>>,
+}
+
+/// Who waits for what.
+#[derive(Debug, Default)]
+struct Waiting {
+    stats: Option<oneshot::Sender<VmStats>>,
+    save: Option<oneshot::Sender<Result<Saved, String>>>,
 }
 
 /// The handle of one VM process.
@@ -184,6 +202,26 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// Brings the machine to a halt and has its state written to `files`, which `spec` assigns.
+    /// Then it stands still until [`Machine::start`]. One saving at a time.
+    ///
+    /// # Errors
+    /// Why it could not be saved, in the VM process's words; it then runs on.
+    pub async fn save(&self, spec: SaveSpec, files: Vec<OwnedFd>) -> Result<Saved, String> {
+        let ended = || "the machine has ended".to_owned();
+        let (outcome, receiver) = oneshot::channel();
+        let save = Save {
+            spec,
+            files,
+            outcome,
+        };
+        let sent = self.commands.send(Command::Save(Box::new(save))).await;
+        sent.map_err(|_| ended())?;
+        receiver.await.map_err(|_| ended())?
+    }
+}
+
 struct Task {
     id: String,
     phase: watch::Sender<Phase>,
@@ -218,12 +256,13 @@ impl Task {
 
     /// Until the process has said its last word, is gone, or has been asked to end and does not.
     async fn serve(&mut self, ends: &Ends, mut commands: mpsc::Receiver<Command>) {
-        let mut stats: Option<oneshot::Sender<VmStats>> = None;
+        let mut waiting = Waiting::default();
         let mut stop_by: Option<Instant> = None;
         loop {
+            let mut files = Vec::new();
             let request = tokio::select! {
                 event = ends.event() => match event {
-                    Ok(Some(event)) => match self.take(event, &mut stats) {
+                    Ok(Some(event)) => match self.take(event, &mut waiting) {
                         true => continue,
                         false => return,
                     },
@@ -240,8 +279,13 @@ impl Task {
                 command = commands.recv(), if stop_by.is_none() => match command {
                     Some(Command::Start) => Request::Start,
                     Some(Command::Stats(reply)) => {
-                        stats = Some(reply);
+                        waiting.stats = Some(reply);
                         Request::Stats
+                    }
+                    Some(Command::Save(save)) => {
+                        waiting.save = Some(save.outcome);
+                        files = save.files;
+                        Request::Save(save.spec)
                     }
                     // The handle is dropped: nobody wants this machine any more.
                     Some(Command::Stop) | None => {
@@ -250,7 +294,11 @@ impl Task {
                     }
                 },
             };
-            if let Err(error) = control::send(&ends.control, &request, &[]) {
+            let borrowed: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+            if let Err(error) = control::send(&ends.control, &request, &borrowed) {
+                if let (Request::Save(_), Some(save)) = (&request, waiting.save.take()) {
+                    let _ = save.send(Err(error.to_string()));
+                }
                 tracing::debug!(sandbox_id = self.id, ?request, %error, "control request not sent");
                 if stop_by.is_some() {
                     return;
@@ -260,7 +308,7 @@ impl Task {
     }
 
     /// Notes an event; false when it was the last that matters.
-    fn take(&mut self, event: Event, stats: &mut Option<oneshot::Sender<VmStats>>) -> bool {
+    fn take(&mut self, event: Event, waiting: &mut Waiting) -> bool {
         match event {
             Event::Configured(configured) => {
                 self.phase.send_replace(Phase::Configured(configured));
@@ -269,8 +317,18 @@ impl Task {
                 self.phase.send_replace(Phase::Started);
             }
             Event::Stats(counters) => {
-                if let Some(reply) = stats.take() {
+                if let Some(reply) = waiting.stats.take() {
                     let _ = reply.send(counters);
+                }
+            }
+            Event::Saved(saved) => {
+                if let Some(reply) = waiting.save.take() {
+                    let _ = reply.send(Ok(saved));
+                }
+            }
+            Event::SaveFailed { message } => {
+                if let Some(reply) = waiting.save.take() {
+                    let _ = reply.send(Err(message.chars().take(2048).collect()));
                 }
             }
             Event::Exited(report) => {

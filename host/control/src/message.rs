@@ -23,15 +23,20 @@ pub type FdIndex = u8;
 pub enum Request {
     /// Build the machine. Answered by [`Event::Configured`] or [`Event::Failed`]. Once only.
     Configure(Box<VmSpec>),
-    /// Run the vCPUs. Answered by [`Event::Started`].
+    /// Run the vCPUs, for the first time or on after a [`Request::Save`]. Answered by
+    /// [`Event::Started`].
     Start,
+    /// Bring the machine to a halt and write all of its state. Answered by [`Event::Saved`], after
+    /// which it stands still until [`Request::Start`] or [`Request::Stop`]; or by
+    /// [`Event::SaveFailed`], after which it runs on as before.
+    Save(SaveSpec),
     /// Ask for counters. Answered by [`Event::Stats`].
     Stats,
     /// End the machine at once. Answered by [`Event::Exited`], then end-of-file.
     Stop,
 }
 
-/// Everything a VM process needs to build a machine that boots from a kernel.
+/// Everything a VM process needs to build a machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmSpec {
     /// The sandbox's id, for logs: `[a-z0-9]`, at most 64 bytes.
@@ -40,16 +45,71 @@ pub struct VmSpec {
     pub vcpus: u8,
     /// Guest memory in MiB, [`MIN_MEMORY_MIB`] to [`MAX_MEMORY_MIB`].
     pub memory_mib: u32,
-    /// Added to the kernel command line that the VM process composes.
-    pub cmdline_extra: String,
-    /// An ELF `vmlinux`, open for reading.
-    pub kernel: FdIndex,
-    /// The agent's ELF, open for reading; the VM process puts it into the guest as `/init`.
-    pub agent: FdIndex,
+    /// Where its memory and processors begin.
+    pub origin: Origin,
     /// A connected stream socket: the byte stream between the service and the agent.
     pub link: FdIndex,
     /// Disks in the order the guest sees them (`vda`, `vdb`, …).
     pub disks: Vec<DiskSpec>,
+}
+
+/// Where a machine begins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Origin {
+    /// At a kernel's entry, with empty memory.
+    Boot {
+        /// An ELF `vmlinux`, open for reading.
+        kernel: FdIndex,
+        /// The agent's ELF, open for reading; the VM process puts it into the guest as `/init`.
+        agent: FdIndex,
+        /// Added to the kernel command line that the VM process composes.
+        cmdline_extra: String,
+    },
+    /// Where another machine of the same shape was saved.
+    Snapshot {
+        /// The golden file: all of its memory, sealed. Mapped, never written.
+        memory: FdIndex,
+        /// Its section file.
+        state: FdIndex,
+        /// A layer file with memory that differs from the golden file; copied in.
+        layer: Option<FdIndex>,
+        /// What becomes of the agent's connection that was open then.
+        link: SavedLink,
+    },
+}
+
+/// What becomes of a saved connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SavedLink {
+    /// It goes on over the new link: both sides know that nothing was under way.
+    Kept,
+    /// The guest is told that it broke; the agent calls again and says Hello.
+    Broken,
+}
+
+/// Where the parts of a machine are to be written: empty files, open for reading and writing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SaveSpec {
+    /// For the layer of memory that is not the golden file's (all of it, if the machine booted).
+    pub memory: FdIndex,
+    /// For the section file.
+    pub state: FdIndex,
+    /// For each disk's flat layer, in the order of the disks: what is not the base image's, each
+    /// block at its place.
+    pub disks: Vec<FdIndex>,
+}
+
+/// What was saved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    /// From the request's arrival to the vCPUs standing still, nanoseconds.
+    pub park_ns: u64,
+    /// From there to everything being written, nanoseconds.
+    pub write_ns: u64,
+    /// Pages of memory that were written, 4 KiB each.
+    pub memory_pages: u64,
+    /// Blocks of all disks that were written, 4 KiB each.
+    pub disk_blocks: u64,
 }
 
 /// One virtio block device.
@@ -57,6 +117,9 @@ pub struct VmSpec {
 pub struct DiskSpec {
     /// The shared image, open for reading; never written.
     pub base: FdIndex,
+    /// The flat layer of the snapshot, open for reading; never written. Only with
+    /// [`Origin::Snapshot`], whose section file says which blocks it holds.
+    pub parent: Option<FdIndex>,
     /// The private layer that takes writes: an empty file, open for reading and writing. `None`
     /// makes the disk read-only.
     pub layer: Option<FdIndex>,
@@ -112,9 +175,11 @@ impl VmSpec {
         if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib) {
             return Err(SpecError::Memory(self.memory_mib));
         }
-        let printable = |b: u8| (0x20..0x7f).contains(&b);
-        if self.cmdline_extra.len() > MAX_CMDLINE || !self.cmdline_extra.bytes().all(printable) {
-            return Err(SpecError::Cmdline(self.cmdline_extra.len()));
+        if let Origin::Boot { cmdline_extra, .. } = &self.origin {
+            let printable = |b: u8| (0x20..0x7f).contains(&b);
+            if cmdline_extra.len() > MAX_CMDLINE || !cmdline_extra.bytes().all(printable) {
+                return Err(SpecError::Cmdline(cmdline_extra.len()));
+            }
         }
         if self.disks.len() > MAX_DISKS {
             return Err(SpecError::Disks(self.disks.len()));
@@ -129,17 +194,25 @@ impl VmSpec {
         self.check_fds(fds)
     }
 
-    /// Layers and the link are private; a base image, the kernel and the agent may be shared by
+    /// Layers and the link are private; base images, kernels and snapshots may be shared by
     /// several uses, but here each index is used once so that each use owns its descriptor.
     fn check_fds(&self, count: usize) -> Result<(), SpecError> {
         let mut used = [false; u8::MAX as usize + 1];
-        let singles = [self.kernel, self.agent, self.link];
+        let origin = match self.origin {
+            Origin::Boot { kernel, agent, .. } => [Some(kernel), Some(agent), None],
+            Origin::Snapshot {
+                memory,
+                state,
+                layer,
+                ..
+            } => [Some(memory), Some(state), layer],
+        };
         let disks = self
             .disks
             .iter()
-            .flat_map(|d| [Some(d.base), d.layer])
-            .flatten();
-        for index in singles.into_iter().chain(disks) {
+            .flat_map(|d| [Some(d.base), d.parent, d.layer]);
+        let all = origin.into_iter().chain([Some(self.link)]).chain(disks);
+        for index in all.flatten() {
             let slot = &mut used[usize::from(index)];
             if *slot || usize::from(index) >= count {
                 return Err(SpecError::Fd { index, count });
@@ -159,6 +232,13 @@ pub enum Event {
     Started,
     /// Counters, as asked.
     Stats(VmStats),
+    /// The machine is saved and stands still.
+    Saved(Saved),
+    /// The machine could not be saved and goes on.
+    SaveFailed {
+        /// What was tried, with which values, and why it failed.
+        message: String,
+    },
     /// The machine has ended; the process follows.
     Exited(ExitReport),
     /// A request could not be done; the process ends after [`Request::Configure`] failed.
@@ -248,21 +328,42 @@ mod test {
             sandbox_id: "i1".into(),
             vcpus: 1,
             memory_mib: 512,
-            cmdline_extra: String::new(),
-            kernel: 0,
-            agent: 1,
+            origin: Origin::Boot {
+                kernel: 0,
+                agent: 1,
+                cmdline_extra: String::new(),
+            },
             link: 2,
             disks: vec![DiskSpec {
                 base: 3,
+                parent: None,
                 layer: Some(4),
                 size: 4096,
             }],
         }
     }
 
+    fn boot(spec: &mut VmSpec) -> &mut String {
+        match &mut spec.origin {
+            Origin::Boot { cmdline_extra, .. } => cmdline_extra,
+            Origin::Snapshot { .. } => panic!("not a boot"),
+        }
+    }
+
     #[test]
     fn a_good_spec_passes() {
         assert_eq!(spec().check(5), Ok(()));
+        let mut from_snapshot = spec();
+        from_snapshot.origin = Origin::Snapshot {
+            memory: 0,
+            state: 1,
+            layer: Some(5),
+            link: SavedLink::Kept,
+        };
+        from_snapshot.disks[0].parent = Some(6);
+        assert_eq!(from_snapshot.check(7), Ok(()));
+        let missing = SpecError::Fd { index: 6, count: 6 };
+        assert_eq!(from_snapshot.check(6), Err(missing));
     }
 
     #[test]
@@ -286,7 +387,7 @@ mod test {
             SpecError::Id(_)
         ));
         assert!(matches!(
-            refuse(|s| s.cmdline_extra = "a\nb".into(), 5),
+            refuse(|s| boot(s).push_str("a\nb"), 5),
             SpecError::Cmdline(3)
         ));
     }

@@ -11,7 +11,7 @@ use crate::log::Log;
 use crate::stats::Accounts;
 use crate::supervise::chain;
 use crate::wiring::{ConsolePorts, IoapicWindow, Line, Reset, Routes, Window};
-use control::{DiskSpec, MAX_CONSOLE_TAIL, VmSpec};
+use control::{DiskSpec, MAX_CONSOLE_TAIL, Origin, VmSpec};
 use devices::{
     BlockConfig, BlockMetrics, Console, EventLoop, Ioapic, LoopError, LoopMetrics, Mmio, ResetPort,
     VsockConfig, VsockMetrics,
@@ -278,13 +278,21 @@ fn load(
     placed: &[Placed],
     processors: &[Vcpu],
 ) -> Result<()> {
-    let mut kernel = File::from(fds.take(spec.kernel)?);
-    let agent = read_agent(File::from(fds.take(spec.agent)?))?;
+    let Origin::Boot {
+        kernel,
+        agent,
+        cmdline_extra,
+    } = &spec.origin
+    else {
+        return Err(AssembleError::Descriptor(spec.link));
+    };
+    let mut kernel = File::from(fds.take(*kernel)?);
+    let agent = read_agent(File::from(fds.take(*agent)?))?;
     let tables = match spec.memory_mib {
         0..=SMALL_GUEST_MIB => SMALL_GUEST,
         _ => "",
     };
-    let cmdline = format!("{CMDLINE}{tables} {}", spec.cmdline_extra);
+    let cmdline = format!("{CMDLINE}{tables} {cmdline_extra}");
     let boot = BootSpec {
         cmdline: cmdline.trim_end(),
         initrd: &initrd::build(&agent),

@@ -3,7 +3,7 @@
 
 use crate::supervise;
 use anyhow::{Context, Result, bail};
-use control::{DiskSpec, Event, Request, VmSpec};
+use control::{DiskSpec, Event, Origin, Request, VmSpec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::fs::File;
@@ -112,6 +112,7 @@ fn configure(options: &Options, link: OwnedFd) -> Result<(VmSpec, Vec<OwnedFd>)>
         let index = u8::try_from(fds.len())?;
         disks.push(DiskSpec {
             base: index,
+            parent: None,
             layer: Some(index + 1),
             size,
         });
@@ -121,9 +122,11 @@ fn configure(options: &Options, link: OwnedFd) -> Result<(VmSpec, Vec<OwnedFd>)>
         sandbox_id: "byhand".to_owned(),
         vcpus: options.vcpus,
         memory_mib: options.memory_mib,
-        cmdline_extra: options.cmdline.clone(),
-        kernel: 0,
-        agent: 1,
+        origin: Origin::Boot {
+            kernel: 0,
+            agent: 1,
+            cmdline_extra: options.cmdline.clone(),
+        },
         link: 2,
         disks,
     };
@@ -169,7 +172,10 @@ fn converse(service: &OwnedFd, timeout: Duration) -> Result<u64> {
                 say(&format!("ended: {:?}\n{:#?}", report.cause, report.stats));
                 return Ok(report.stats.first_run_ns);
             }
-            Some((Event::Failed { message }, _)) => bail!("{message}"),
+            Some((Event::Saved(_), _)) => bail!("The machine was saved, which nobody asked for"),
+            Some((Event::Failed { message } | Event::SaveFailed { message }, _)) => {
+                bail!("{message}")
+            }
             None => bail!("The machine is gone without a word"),
         }
     }

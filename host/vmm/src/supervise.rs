@@ -221,7 +221,7 @@ impl Supervisor {
                 self.send(&Event::Stats(stats));
             }
             (Request::Stop, _) => self.machine.ending.report(Reason::Stopped),
-            (Request::Configure(_), _) | (Request::Start, Phase::Running) => {
+            (Request::Configure(_) | Request::Save(_), _) | (Request::Start, Phase::Running) => {
                 let phase = self.phase;
                 self.send(&Event::Failed {
                     message: format!("{request:?} while {phase:?}"),

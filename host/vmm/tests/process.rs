@@ -2,7 +2,7 @@
 //! sandbox's end looks like from outside. Runs on any KVM, also one that interprets.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
-use control::{Event, ExitCause, ExitReport, Request, VmSpec, VmStats};
+use control::{Event, ExitCause, ExitReport, Origin, Request, VmSpec, VmStats};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -91,9 +91,11 @@ fn spec(vcpus: u8) -> VmSpec {
         sandbox_id: "test".into(),
         vcpus,
         memory_mib: 128,
-        cmdline_extra: String::new(),
-        kernel: 0,
-        agent: 1,
+        origin: Origin::Boot {
+            kernel: 0,
+            agent: 1,
+            cmdline_extra: String::new(),
+        },
         link: 2,
         disks: vec![],
     }

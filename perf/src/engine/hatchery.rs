@@ -3,7 +3,7 @@
 use super::{Boot, Guest, now_ns};
 use crate::agent::Agent;
 use anyhow::{Context, Result, bail};
-use control::{DiskSpec, Event, Request, VmSpec, VmStats};
+use control::{DiskSpec, Event, Origin, Request, VmSpec, VmStats};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -79,12 +79,15 @@ fn configure(guest: &Guest, control: &OwnedFd, link: UnixStream) -> Result<()> {
         sandbox_id: "bench".into(),
         vcpus: guest.vcpus,
         memory_mib: guest.memory_mib,
-        cmdline_extra: String::new(),
-        kernel: 0,
-        agent: 1,
+        origin: Origin::Boot {
+            kernel: 0,
+            agent: 1,
+            cmdline_extra: String::new(),
+        },
         link: 2,
         disks: vec![DiskSpec {
             base: 3,
+            parent: None,
             layer: Some(4),
             size: size.next_multiple_of(4096),
         }],
