@@ -14,7 +14,7 @@
 //! | `noagent` | starts, and the agent never says Hello |
 //! | `stubborn` | runs the agent and ignores Stop |
 
-use control::{Configured, Event, ExitCause, ExitReport, Request, VmSpec, VmStats};
+use control::{Configured, Event, ExitCause, ExitReport, Origin, Request, VmSpec, VmStats};
 use std::error::Error;
 use std::io::{IsTerminal, stdin};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -177,7 +177,10 @@ fn serve(
 fn start_agent(machine: &Machine) -> Result<Child, Box<dyn Error>> {
     use std::os::unix::process::CommandExt;
     let link = &machine.fds[usize::from(machine.spec.link)];
-    let agent = &machine.fds[usize::from(machine.spec.agent)];
+    let Origin::Boot { agent, .. } = machine.spec.origin else {
+        return Err("a stand-in cannot begin at a snapshot".into());
+    };
+    let agent = &machine.fds[usize::from(agent)];
     // Only the link may reach the agent; nothing else is started by this process.
     rustix::io::fcntl_setfd(link, rustix::io::FdFlags::empty())?;
     let program = format!("/proc/self/fd/{}", agent.as_raw_fd());
