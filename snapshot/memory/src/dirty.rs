@@ -54,51 +54,69 @@ const PAGEMAP_SCAN: libc::c_ulong =
 /// Ranges fetched by one call.
 const BATCH: usize = 1024;
 
-/// The pages of `mapping`, a private mapping of this process, that it has written to: in memory or
-/// swapped out, but not the file's. Adjacent pages come as one range.
-///
-/// # Errors
-/// When the kernel has no `PAGEMAP_SCAN` (before Linux 6.7), or refuses.
-pub fn dirty_ranges(mapping: std::ops::Range<usize>) -> Result<Vec<Range>, MemoryError> {
-    let pagemap = File::open("/proc/self/pagemap").map_err(io("Opening", "/proc/self/pagemap"))?;
-    let base = mapping.start as u64;
-    let mut regions = vec![PageRegion::default(); BATCH];
-    let mut ranges: Vec<Range> = Vec::new();
-    let mut start = base;
-    while start < mapping.end as u64 {
-        let mut arg = PmScanArg {
-            size: size_of::<PmScanArg>() as u64,
-            start,
-            end: mapping.end as u64,
-            vec: regions.as_mut_ptr().expose_provenance() as u64,
-            vec_len: BATCH as u64,
-            // Not the file's, and somewhere.
-            category_inverted: PAGE_IS_FILE,
-            category_mask: PAGE_IS_FILE,
-            category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-            return_mask: PAGE_IS_PRESENT,
-            ..PmScanArg::default()
-        };
-        // SAFETY: `arg` is the structure this request takes, and `vec` points to `vec_len` regions
-        // that live across the call; the scanned range is only looked at.
-        let found = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
-        let Ok(found) = usize::try_from(found) else {
-            let with = format!("{start:#x} to {:#x}; needs Linux 6.7", mapping.end);
-            return Err(io("PAGEMAP_SCAN", with)(std::io::Error::last_os_error()));
-        };
-        for region in regions.iter().take(found) {
-            let (first, end) = ((region.start - base) / UNIT, (region.end - base) / UNIT);
-            match ranges.last_mut() {
-                Some(last) if last.end == first => last.end = end,
-                _ => ranges.push(Range { first, end }),
+/// This process's page tables, as the kernel shows them. Open it before access to files is given up.
+#[derive(Debug)]
+pub struct Pagemap(File);
+
+impl Pagemap {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// When `/proc` is not there.
+    pub fn open() -> Result<Self, MemoryError> {
+        let file = File::open("/proc/self/pagemap");
+        Ok(Self(file.map_err(io("Opening", "/proc/self/pagemap"))?))
+    }
+
+    /// The pages of `mapping`, a private mapping of this process, that it has written to: in memory
+    /// or swapped out, but not the file's. Adjacent pages come as one range, numbered from the
+    /// mapping's start.
+    ///
+    /// # Errors
+    /// When the kernel has no `PAGEMAP_SCAN` (before Linux 6.7), or refuses.
+    pub fn dirty_ranges(
+        &self,
+        mapping: &std::ops::Range<usize>,
+    ) -> Result<Vec<Range>, MemoryError> {
+        let base = mapping.start as u64;
+        let mut regions = vec![PageRegion::default(); BATCH];
+        let mut ranges: Vec<Range> = Vec::new();
+        let mut start = base;
+        while start < mapping.end as u64 {
+            let mut arg = PmScanArg {
+                size: size_of::<PmScanArg>() as u64,
+                start,
+                end: mapping.end as u64,
+                vec: regions.as_mut_ptr().expose_provenance() as u64,
+                vec_len: BATCH as u64,
+                // Not the file's, and somewhere.
+                category_inverted: PAGE_IS_FILE,
+                category_mask: PAGE_IS_FILE,
+                category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                return_mask: PAGE_IS_PRESENT,
+                ..PmScanArg::default()
+            };
+            // SAFETY: `arg` is the structure this request takes, and `vec` points to `vec_len` regions
+            // that live across the call; the scanned range is only looked at.
+            let found = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
+            let Ok(found) = usize::try_from(found) else {
+                let with = format!("{start:#x} to {:#x}; needs Linux 6.7", mapping.end);
+                return Err(io("PAGEMAP_SCAN", with)(std::io::Error::last_os_error()));
+            };
+            for region in regions.iter().take(found) {
+                let (first, end) = ((region.start - base) / UNIT, (region.end - base) / UNIT);
+                match ranges.last_mut() {
+                    Some(last) if last.end == first => last.end = end,
+                    _ => ranges.push(Range { first, end }),
+                }
+            }
+            // `walk_end` is not to be trusted after a whole walk: the kernel leaves in it where its own
+            // smaller buffer was full last. A call that had room left has seen everything.
+            match regions.get(BATCH - 1) {
+                Some(last) if found == BATCH => start = last.end,
+                _ => break,
             }
         }
-        // `walk_end` is not to be trusted after a whole walk: the kernel leaves in it where its own
-        // smaller buffer was full last. A call that had room left has seen everything.
-        match regions.get(BATCH - 1) {
-            Some(last) if found == BATCH => start = last.end,
-            _ => break,
-        }
+        Ok(ranges)
     }
-    Ok(ranges)
 }

@@ -48,6 +48,34 @@ impl Layer {
         &self.index
     }
 
+    /// Hands everything the layer names to `put`, in rising order: the offset in the whole, and
+    /// bytes, at most a MiB at a time. What it names as zero comes as zeros.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or from `put`.
+    pub fn apply(
+        &self,
+        mut put: impl FnMut(u64, &[u8]) -> std::io::Result<()>,
+    ) -> Result<(), MemoryError> {
+        let mut buffer = vec![0; 1 << 20];
+        for extent in self.index.extents() {
+            let units = extent.end() - extent.first;
+            if extent.data.is_some() {
+                self.copy(extent.first, units, &mut buffer, &mut put)?;
+                continue;
+            }
+            buffer.fill(0);
+            let (mut at, end) = (extent.first * UNIT, extent.end() * UNIT);
+            while at < end {
+                let len = (end - at).min(buffer.len() as u64);
+                let zeros = &buffer[..usize::try_from(len).unwrap_or(0)];
+                put(at, zeros).map_err(io("Clearing pages", format!("{len} bytes at {at}")))?;
+                at += len;
+            }
+        }
+        Ok(())
+    }
+
     /// Hands the bytes of `units` units from `first`, which all have data here, to `put` with
     /// their offset in the whole.
     pub(crate) fn copy(
@@ -87,35 +115,51 @@ fn read(file: &File, bytes: &mut [u8], offset: u64) -> Result<(), MemoryError> {
     ))
 }
 
-/// Writes a layer with the given pages of `memory`, a whole of `memory.len()` bytes; pages that are
-/// all zeros are named but not stored. Returns the index.
+/// Writes a layer with the given pages of a memory that lies in `parts`, one after the other, each
+/// of whole pages; pages that are all zeros are named but not stored. Returns the index.
 ///
 /// # Errors
 /// When the pages are more or further than a layer can hold, or from `out`.
 pub fn write_layer(
-    memory: &[u8],
+    parts: &[&[u8]],
     ranges: &[Range],
     out: &mut impl Write,
 ) -> Result<LayerIndex, MemoryError> {
-    const PAGE: usize = 4096;
-    let page = |n: u64| {
-        let start = usize::try_from(n * UNIT).unwrap_or(usize::MAX);
-        memory.get(start..start.saturating_add(PAGE)).unwrap_or(&[])
-    };
+    let bytes: usize = parts.iter().map(|part| part.len()).sum();
     let named = ranges.iter().flat_map(|r| r.first..r.end);
-    let runs = named.map(|n| (n, 1, !is_zero(page(n))));
-    let index = LayerIndex::new(memory.len() as u64 / UNIT, runs)?;
+    let stored = |n| !is_zero(piece(parts, n * UNIT, UNIT));
+    let runs = named.map(|n| (n, 1, stored(n)));
+    let index = LayerIndex::new(bytes as u64 / UNIT, runs)?;
     let mut put = |bytes: &[u8]| {
         out.write_all(bytes)
             .map_err(io("Writing a layer file", format!("{} bytes", bytes.len())))
     };
     put(&index.encode())?;
     for extent in index.extents().iter().filter(|e| e.data.is_some()) {
-        let start = usize::try_from(extent.first * UNIT).unwrap_or(usize::MAX);
-        let end = usize::try_from(extent.end() * UNIT).unwrap_or(usize::MAX);
-        put(memory.get(start..end).unwrap_or(&[]))?;
+        let (mut at, end) = (extent.first * UNIT, extent.end() * UNIT);
+        while at < end {
+            let run = piece(parts, at, end - at);
+            if run.is_empty() {
+                break;
+            }
+            put(run)?;
+            at += run.len() as u64;
+        }
     }
     Ok(index)
+}
+
+/// At most `len` bytes at `offset` of what the parts make together, as far as one part has them.
+fn piece<'a>(parts: &[&'a [u8]], offset: u64, len: u64) -> &'a [u8] {
+    let mut from = usize::try_from(offset).unwrap_or(usize::MAX);
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
+    for part in parts {
+        if let Some(rest) = part.get(from..).filter(|rest| !rest.is_empty()) {
+            return &rest[..len.min(rest.len())];
+        }
+        from -= part.len();
+    }
+    &[]
 }
 
 /// Whether every byte is zero, eight at a time.

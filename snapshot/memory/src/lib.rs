@@ -20,7 +20,7 @@ mod error;
 mod golden;
 mod layer;
 
-pub use dirty::{Range, dirty_ranges};
+pub use dirty::{Pagemap, Range};
 pub use error::MemoryError;
 pub use golden::Golden;
 pub use layer::{Layer, write_layer};

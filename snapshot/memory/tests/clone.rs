@@ -4,7 +4,7 @@
 
 use proptest::prelude::*;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use snapshot_memory::{Golden, Layer, MemoryError, Range, dirty_ranges, write_layer};
+use snapshot_memory::{Golden, Layer, MemoryError, Pagemap, Range, write_layer};
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::os::fd::AsFd;
@@ -45,7 +45,10 @@ impl Clone {
     }
 
     fn dirty(&self) -> Vec<Range> {
-        dirty_ranges(self.start.addr()..self.start.addr() + self.len).unwrap()
+        Pagemap::open()
+            .unwrap()
+            .dirty_ranges(&(self.start.addr()..self.start.addr() + self.len))
+            .unwrap()
     }
 
     /// Writes what differs from the golden file into a layer.
@@ -64,7 +67,9 @@ impl Drop for Clone {
 
 fn layer(memory: &[u8], ranges: &[Range]) -> Layer {
     let mut file = tempfile::tempfile().unwrap();
-    write_layer(memory, ranges, &mut file).unwrap();
+    // In two parts, as the memory of a large guest is.
+    let (low, high) = memory.split_at(memory.len() / 2 / 4096 * 4096);
+    write_layer(&[low, high], ranges, &mut file).unwrap();
     Layer::open(file).unwrap()
 }
 
@@ -141,7 +146,7 @@ fn more_ranges_than_one_call_returns() {
 fn a_cut_or_foreign_layer_is_refused() {
     let memory = vec![1; 4 * PAGE];
     let mut file = tempfile::tempfile().unwrap();
-    write_layer(&memory, &[Range { first: 0, end: 4 }], &mut file).unwrap();
+    write_layer(&[&memory], &[Range { first: 0, end: 4 }], &mut file).unwrap();
     file.set_len(5 * 4096 - 1).unwrap();
     file.rewind().unwrap();
     let cut = Layer::open(file).unwrap_err();
@@ -183,4 +188,21 @@ proptest! {
         let mut last = Clone::of(&golden);
         prop_assert_eq!(&*last.bytes(), &memory);
     }
+}
+
+#[test]
+fn applying_a_layer_changes_exactly_the_named_pages() {
+    let mut memory = vec![7; 8 * 4096];
+    memory[4096..3 * 4096].fill(0);
+    let saved = layer(&memory, &[Range { first: 1, end: 5 }]);
+    let mut other = vec![9; 8 * 4096];
+    saved
+        .apply(|offset, bytes| {
+            let at = usize::try_from(offset).unwrap();
+            other[at..at + bytes.len()].copy_from_slice(bytes);
+            Ok(())
+        })
+        .unwrap();
+    let pages: Vec<u8> = other.chunks(4096).map(|page| page[4095]).collect();
+    assert_eq!(pages, [9, 0, 0, 7, 7, 9, 9, 9]);
 }
