@@ -5,8 +5,10 @@
 //! before `drained` a device starts nothing that touches guest memory. A device can be started
 //! again after a reset.
 
+use crate::block::DiskLayers;
 use crate::metrics::LoopMetrics;
 use crate::ring::{Completion, Piece, Ring, Target, Token};
+use crate::state::{DeviceV1, Invalid, LinkAfter};
 use crate::{Memory, Mmio, interrupt};
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
@@ -83,6 +85,32 @@ pub(crate) trait Device: std::fmt::Debug {
 
     /// No operation in flight touches guest memory.
     fn drained(&self) -> bool;
+
+    /// Takes the place of [`Device::turn`] when the machine is about to be saved: goes on with what
+    /// was taken from the driver and reports what is done, takes nothing new.
+    fn settle(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble>;
+
+    /// All that was taken from the driver is done and reported.
+    fn still(&self) -> bool;
+
+    /// What the device is called in errors, and what its saved state must be of.
+    fn kind(&self) -> &'static str;
+
+    /// The queues by number, as far as they are served.
+    fn queues(&self) -> Vec<Option<&Queue>>;
+
+    /// What is to be saved besides registers and queues. A device that is not `running` has
+    /// nothing to say to its driver.
+    fn save(&self, running: bool) -> DeviceV1;
+
+    /// Takes over what another device of its kind saved. The device has just been started if
+    /// `running`, and has done nothing yet.
+    fn load(&mut self, saved: DeviceV1, running: bool, link: LinkAfter) -> Result<(), Invalid>;
+
+    /// The files with the disk's changed blocks, of a block device.
+    fn layers(&self) -> Option<DiskLayers> {
+        None
+    }
 }
 
 /// What the loop lends to a device for one call.

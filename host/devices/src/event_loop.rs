@@ -9,12 +9,15 @@
 //! 4. Let each device work once, in bounded measure. A device with more to do makes the next
 //!    `io_uring_enter` not wait, so that the others get their events in between.
 
+mod quiesce;
+
 use crate::block::Block;
 use crate::device::{Context, Device, Next, Trouble};
 use crate::metrics::{BlockMetrics, LoopMetrics, VsockMetrics};
 use crate::mmio::{Demand, Identity};
 use crate::ring::{Completion, ENTRIES, Ring, Target, Token, borrow};
 use crate::rng::{self, Rng};
+use crate::state::{SaveError, SavedDevices};
 use crate::vsock::Vsock;
 use crate::{BlockConfig, BlockError, IrqLine, Memory, Mmio, VsockConfig};
 use std::io;
@@ -50,18 +53,31 @@ pub trait Host {
 
     /// The link's peer (the service) closed its end or failed; the guest's connection was reset.
     fn link_closed(&mut self, _control: &mut LoopControl) {}
+
+    /// The answer to [`LoopControl::quiesce`]: all devices are still and their interrupts raised.
+    /// Only during this call nothing touches guest memory or disks: what belongs to one moment with
+    /// `devices` must be read now. Afterwards the devices work as before, also after an error.
+    fn quiesced(&mut self, _devices: Result<SavedDevices, SaveError>, _control: &mut LoopControl) {}
 }
 
 /// What a [`Host`] may ask of the loop while it is called.
 #[derive(Debug, Default)]
 pub struct LoopControl {
     pub(crate) stop: bool,
+    pub(crate) quiesce: bool,
 }
 
 impl LoopControl {
     /// Makes [`EventLoop::run`] return at the end of this turn.
     pub fn stop(&mut self) {
         self.stop = true;
+    }
+
+    /// Brings the devices to a standstill: they take nothing more from the guest and end what they
+    /// have begun. Then, at most 2 s later, [`Host::quiesced`] is called once. The vCPUs must be
+    /// parked before and until that call.
+    pub fn quiesce(&mut self) {
+        self.quiesce = true;
     }
 }
 
@@ -109,6 +125,8 @@ struct Slot {
     device: Box<dyn Device>,
     mmio: Arc<Mmio>,
     state: SlotState,
+    /// An interrupt is to be raised before the first turn.
+    owed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +152,9 @@ pub struct EventLoop {
     link_closed: bool,
     attended: bool,
     started: bool,
+    loaded: bool,
+    /// The host waits for the devices to be still, until then.
+    quiescing: Option<Instant>,
 }
 
 fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> LoopError {
@@ -163,6 +184,8 @@ impl EventLoop {
             link_closed: false,
             attended: false,
             started: false,
+            loaded: false,
+            quiescing: None,
         })
     }
 
@@ -220,6 +243,7 @@ impl EventLoop {
             device,
             mmio: mmio.clone(),
             state: SlotState::Idle,
+            owed: false,
         });
         Ok(mmio)
     }
@@ -257,6 +281,7 @@ impl EventLoop {
     fn serve(&mut self, host: &mut dyn Host) -> Result<(), LoopError> {
         if !mem::replace(&mut self.started, true) {
             self.arm_all()?;
+            self.pay_owed()?;
         }
         let mut control = LoopControl::default();
         let mut done = Vec::new();
@@ -275,15 +300,22 @@ impl EventLoop {
             for completion in done.drain(..) {
                 self.dispatch(completion, now, host, &mut control)?;
             }
+            self.begin_quiesce(&mut control, now);
             if mem::take(&mut self.attended) {
                 self.serve_demands(now)?;
             }
             next = self.turn(now)?;
+            if let Some(until) = self.quiescing {
+                next = self.settled(until, now, host, &mut control);
+            }
             if mem::take(&mut self.link_closed) {
                 host.link_closed(&mut control);
             }
             if host.deadline().is_some_and(|at| at <= now) {
                 host.tick(now, &mut control);
+            }
+            if self.begin_quiesce(&mut control, now) {
+                next = Next::Again;
             }
         }
         Ok(())
@@ -326,10 +358,12 @@ impl EventLoop {
 
     /// The nearest of all deadlines.
     fn deadline(&self, host: &dyn Host) -> Option<Instant> {
-        let running = self.slots.iter().filter(|s| s.state == SlotState::Running);
+        let working = |s: &&Slot| s.state == SlotState::Running && self.quiescing.is_none();
+        let running = self.slots.iter().filter(working);
         running
             .filter_map(|s| s.device.deadline())
             .chain(host.deadline())
+            .chain(self.quiescing)
             .min()
     }
 
@@ -433,6 +467,9 @@ impl EventLoop {
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
             match slot.state {
+                SlotState::Running if self.quiescing.is_some() => {
+                    self.with(index, now, |device, cx| device.settle(cx))?;
+                }
                 SlotState::Running => {
                     let wanted = self.with(index, now, |device, cx| device.turn(cx))?;
                     next = if wanted == Some(Next::Again) {

@@ -96,6 +96,7 @@ impl Guest {
             let config = BlockConfig {
                 base,
                 layer,
+                parent: None,
                 size: 2 << 20,
                 serial: String::new(),
             };

@@ -4,6 +4,8 @@
 //! change of a redirection entry becomes a call to [`IrqRoutes::set`]. Interrupts themselves never
 //! pass through here: a device's eventfd goes straight to the route.
 
+use crate::state::{Invalid, LoadError, decode};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -53,6 +55,16 @@ pub trait IrqRoutes: Send + Sync {
     fn set(&self, pin: u8, route: MsiRoute);
 }
 
+/// The saved form.
+#[derive(Serialize, Deserialize)]
+struct IoapicV1 {
+    select: u8,
+    id: u32,
+    entries: [u64; IOAPIC_PINS as usize],
+}
+
+const ID_BITS: u32 = 0x0f00_0000;
+
 struct State {
     select: u8,
     id: u32,
@@ -98,6 +110,48 @@ impl Ioapic {
             }),
             routes,
         }
+    }
+
+    /// What [`Ioapic::load`] takes.
+    #[must_use]
+    pub fn save(&self) -> Vec<u8> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let saved = IoapicV1 {
+            select: state.select,
+            id: state.id,
+            entries: state.entries,
+        };
+        // Numbers into memory: nothing that can fail. No bytes at all would be refused.
+        postcard::to_allocvec(&saved).unwrap_or_default()
+    }
+
+    /// Takes over what was saved, which need not be trusted, and sets the routes that differ from
+    /// what they were.
+    ///
+    /// # Errors
+    /// [`LoadError`], and nothing has changed.
+    pub fn load(&self, bytes: &[u8]) -> Result<(), LoadError> {
+        const NAME: &str = "the IOAPIC";
+        let saved: IoapicV1 = decode(bytes, NAME)?;
+        let wrong = |what: String| Err(Invalid(what).of(NAME.into()));
+        if saved.id & !ID_BITS != 0 {
+            return wrong(format!("id {:#x}", saved.id));
+        }
+        if let Some(entry) = saved.entries.iter().find(|&&e| e & !WRITABLE != 0) {
+            return wrong(format!("redirection entry {entry:#x}"));
+        }
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        for (pin, (&old, &new)) in (0..).zip(state.entries.iter().zip(&saved.entries)) {
+            if let Some(route) = changed(old, new) {
+                self.routes.set(pin, route);
+            }
+        }
+        *state = State {
+            select: saved.select,
+            id: saved.id,
+            entries: saved.entries,
+        };
+        Ok(())
     }
 
     /// A read of `data.len()` bytes at `offset` into the window. Anything but a 4-byte read of
@@ -156,20 +210,25 @@ impl State {
     /// Returns the pin's new route if it changed as far as deliveries go.
     fn write(&mut self, value: u32) -> Option<(u8, MsiRoute)> {
         if self.select == IOAPICID {
-            self.id = value & 0x0f00_0000;
+            self.id = value & ID_BITS;
             return None;
         }
         let (pin, high) = self.selected()?;
         let entry = &mut self.entries[usize::from(pin)];
-        let old = route(*entry);
+        let old = *entry;
         *entry = if high {
             (*entry & 0xffff_ffff) | (u64::from(value) << 32)
         } else {
             (*entry & !0xffff_ffff) | u64::from(value)
         } & WRITABLE;
-        let new = route(*entry);
-        (new != old && !(new.masked && old.masked)).then_some((pin, new))
+        changed(old, *entry).map(|route| (pin, route))
     }
+}
+
+/// The new entry's route, if it differs as far as deliveries go.
+fn changed(old: u64, new: u64) -> Option<MsiRoute> {
+    let (old, new) = (route(old), route(new));
+    (new != old && !(new.masked && old.masked)).then_some(new)
 }
 
 #[cfg(test)]

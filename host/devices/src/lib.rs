@@ -33,11 +33,12 @@ mod mmio;
 mod reset;
 mod ring;
 mod rng;
+mod state;
 #[cfg(any(test, feature = "fuzz"))]
 mod testing;
 mod vsock;
 
-pub use block::{BlockConfig, BlockError};
+pub use block::{BlockConfig, BlockError, DiskLayers};
 pub use console::{Console, LineSink};
 pub use event_loop::{EventLoop, Host, LoopControl, LoopError, WatchId};
 pub use interrupt::IrqLine;
@@ -45,6 +46,7 @@ pub use ioapic::{IOAPIC_PINS, IOAPIC_WINDOW, Ioapic, IrqRoutes, MsiRoute};
 pub use metrics::{BlockMetrics, Counter, LoopMetrics, VsockMetrics};
 pub use mmio::{INTERRUPT_ACK, MMIO_WINDOW, Mmio, Notifier, QUEUE_NOTIFY};
 pub use reset::ResetPort;
+pub use state::{LinkAfter, LoadError, SaveError, SavedDevices};
 pub use vsock::VsockConfig;
 
 /// Guest memory, as `machine` maps it and every device sees it.

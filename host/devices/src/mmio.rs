@@ -14,6 +14,8 @@
 //! that touches guest memory: Linux does not poll for the end of a reset on this transport. The
 //! wait is bounded by [`RESET_TIMEOUT`]; a device that takes longer is marked as needing a reset.
 
+mod state;
+
 use crate::IrqLine;
 use crate::interrupt::{CONFIG_CHANGE, Interrupt};
 use crate::metrics::Counter;
@@ -22,6 +24,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+pub(crate) use state::{Loaded, WindowV1};
 
 /// Bytes of one device's register window.
 pub const MMIO_WINDOW: u64 = 0x1000;

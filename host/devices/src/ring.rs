@@ -179,6 +179,11 @@ impl Ring {
         })
     }
 
+    /// The kernel has taken everything that was pushed, interrupts included.
+    pub(crate) fn all_submitted(&mut self) -> bool {
+        self.uring.submission().is_empty()
+    }
+
     /// Operations the kernel has not ended.
     pub(crate) fn in_flight(&self) -> usize {
         self.ops.len() - self.free.len()

@@ -4,6 +4,7 @@ use crate::chain::{self, Chain};
 use crate::device::{BrokenQueue, Context, Device, Next, Trouble};
 use crate::mmio::{F_EVENT_IDX, Identity};
 use crate::ring::Completion;
+use crate::state::{DeviceV1, Invalid, LinkAfter};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::time::{Duration, Instant};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -130,5 +131,33 @@ impl Device for Rng {
 
     fn drained(&self) -> bool {
         true
+    }
+
+    fn settle(&mut self, _: &mut Context<'_>) -> Result<(), Trouble> {
+        Ok(())
+    }
+
+    fn still(&self) -> bool {
+        true
+    }
+
+    fn kind(&self) -> &'static str {
+        DeviceV1::RNG
+    }
+
+    fn queues(&self) -> Vec<Option<&Queue>> {
+        vec![self.queue.as_ref()]
+    }
+
+    /// Nothing: a ration that begins anew is no harm.
+    fn save(&self, _: bool) -> DeviceV1 {
+        DeviceV1::Rng
+    }
+
+    fn load(&mut self, saved: DeviceV1, _: bool, _: LinkAfter) -> Result<(), Invalid> {
+        match saved {
+            DeviceV1::Rng => Ok(()),
+            other => Err(Invalid::kind(&other)),
+        }
     }
 }

@@ -9,7 +9,9 @@
 #![allow(dead_code, reason = "fuzzing uses less of it than the tests")]
 
 use crate::mmio::{F_EVENT_IDX, Mmio};
-use crate::{EventLoop, Host, IrqLine, LoopControl, LoopMetrics, Memory, WatchId};
+use crate::{
+    EventLoop, Host, IrqLine, LoopControl, LoopMetrics, Memory, SaveError, SavedDevices, WatchId,
+};
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, mpsc};
@@ -48,15 +50,49 @@ pub(crate) struct Running<T> {
     pub(crate) made: T,
     pub(crate) metrics: Arc<LoopMetrics>,
     stop: OwnedFd,
+    quiesce: OwnedFd,
+    saved: mpsc::Receiver<Saved>,
     thread: Option<JoinHandle<()>>,
 }
 
-struct StopHost;
+/// What a host takes while the devices are still: their state, and a copy of the memory.
+pub(crate) type Saved = (Result<SavedDevices, SaveError>, Arc<Memory>);
 
-impl Host for StopHost {
-    fn ready(&mut self, _: WatchId, control: &mut LoopControl) {
-        control.stop();
+const STOP: WatchId = WatchId(0);
+const QUIESCE: WatchId = WatchId(1);
+
+struct TestHost {
+    memory: Arc<Memory>,
+    saved: mpsc::Sender<Saved>,
+}
+
+impl Host for TestHost {
+    fn ready(&mut self, watch: WatchId, control: &mut LoopControl) {
+        if watch == STOP {
+            control.stop();
+        } else {
+            control.quiesce();
+        }
     }
+
+    fn quiesced(&mut self, devices: Result<SavedDevices, SaveError>, _: &mut LoopControl) {
+        let _ = self.saved.send((devices, copy(&self.memory)));
+    }
+}
+
+/// The same bytes in memory of its own.
+pub(crate) fn copy(memory: &Memory) -> Arc<Memory> {
+    let mut bytes = vec![0; MEMORY];
+    memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+    let copy = self::memory();
+    copy.write_slice(&bytes, GuestAddress(0)).unwrap();
+    copy
+}
+
+fn event() -> (OwnedFd, OwnedFd) {
+    let ours = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap();
+    let theirs = ours.try_clone().unwrap();
+    (ours, theirs)
 }
 
 impl<T: Send + 'static> Running<T> {
@@ -65,23 +101,41 @@ impl<T: Send + 'static> Running<T> {
         memory: Arc<Memory>,
         make: impl FnOnce(&mut EventLoop) -> T + Send + 'static,
     ) -> Self {
-        let stop = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap();
-        let watched = stop.try_clone().unwrap();
+        let (stop, stopped) = event();
+        let (quiesce, quiesced) = event();
+        let (saver, saved) = mpsc::channel();
         let (sender, receiver) = mpsc::channel();
         let thread = std::thread::spawn(move || {
-            let mut event_loop = EventLoop::new(memory).unwrap();
+            let mut event_loop = EventLoop::new(memory.clone()).unwrap();
             let made = make(&mut event_loop);
-            event_loop.watch(watched, WatchId(0)).unwrap();
+            event_loop.watch(stopped, STOP).unwrap();
+            event_loop.watch(quiesced, QUIESCE).unwrap();
             sender.send((made, event_loop.metrics())).unwrap();
-            event_loop.run(&mut StopHost).unwrap();
+            let saved = saver;
+            event_loop.run(&mut TestHost { memory, saved }).unwrap();
         });
         let (made, metrics) = receiver.recv().unwrap();
         Self {
             made,
             metrics,
             stop,
+            quiesce,
+            saved,
             thread: Some(thread),
         }
+    }
+}
+
+impl<T> Running<T> {
+    /// Brings the devices to a standstill and saves them. Their driver does nothing meanwhile.
+    pub(crate) fn try_save(&self) -> Saved {
+        rustix::io::write(self.quiesce.as_fd(), &1u64.to_ne_bytes()).unwrap();
+        self.saved.recv_timeout(Duration::from_secs(10)).unwrap()
+    }
+
+    pub(crate) fn save(&self) -> (SavedDevices, Arc<Memory>) {
+        let (devices, memory) = self.try_save();
+        (devices.unwrap(), memory)
     }
 }
 
@@ -104,7 +158,7 @@ pub(crate) fn read32(mmio: &Mmio, offset: u64) -> u32 {
 }
 
 /// One queue from the driver's side. Memory of queue `n`: descriptors at `base`, then the rings.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct DriverQueue {
     memory: Arc<Memory>,
     index: u32,
@@ -119,6 +173,14 @@ pub(crate) struct DriverQueue {
 }
 
 impl DriverQueue {
+    /// The driver of a copy of the machine, which has `memory`.
+    pub(crate) fn copied(&self, memory: &Arc<Memory>) -> Self {
+        Self {
+            memory: memory.clone(),
+            ..self.clone()
+        }
+    }
+
     fn avail_ring(&self) -> u64 {
         self.base + 0x2000
     }

@@ -244,6 +244,7 @@ fn block_config(index: usize, disk: &DiskSpec, fds: &mut Fds) -> Result<BlockCon
             .map(|fd| fds.take(fd))
             .transpose()?
             .map(File::from),
+        parent: None,
         size: disk.size,
         serial: format!("disk{index}"),
     })

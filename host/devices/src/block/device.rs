@@ -2,7 +2,7 @@
 //!
 //! Reads go straight from the files into guest memory, one operation per run of one [`Source`];
 //! writes of whole blocks go straight from guest memory into the layer. A write that covers part
-//! of a block that is not in the layer yet reads the block from the image into a buffer of ours,
+//! of a block that is not in the layer yet reads the block from below into a buffer of ours,
 //! lays the guest's bytes over it and writes it whole. A block's bit is set when its bytes are in
 //! the layer, never before.
 //!
@@ -14,15 +14,16 @@
 use super::map::{BLOCK, Map, Source};
 use super::request::{Action, Disk, Request};
 use super::spec::{DEVICE_ID, HEADER_LEN, ID_LEN, QUEUE_SIZES, S_IOERR, S_OK};
-use super::{BlockConfig, BlockError, config};
+use super::{BlockConfig, BlockError, DiskLayers, config, state};
 use crate::chain::{self, Chain};
 use crate::device::{BrokenQueue, Context, Device, Next, Trouble};
 use crate::metrics::BlockMetrics;
 use crate::mmio::{F_EVENT_IDX, F_INDIRECT_DESC, Identity};
 use crate::ring::{Completion, Piece};
+use crate::state::{DeviceV1, Invalid, LinkAfter};
 use std::fs::File;
 use std::mem;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
@@ -67,8 +68,8 @@ enum Step {
     Read(Source),
     /// Of guest memory (or zeros) into the layer.
     Write,
-    /// The image's block into a buffer; the request covers `offset` and `len` of it.
-    Fill,
+    /// The block from below the layer into a buffer; the request covers `offset` and `len` of it.
+    Fill(Source),
     /// The completed block into the layer.
     WriteFilled,
     /// Free the layer's blocks.
@@ -112,7 +113,8 @@ impl Extent {
 pub(crate) struct Block {
     // Fixed configuration
     base: File,
-    layer: Option<File>,
+    layer: Option<Arc<File>>,
+    parent: Option<Arc<File>>,
     disk: Disk,
     base_len: u64,
     serial: [u8; ID_LEN],
@@ -146,7 +148,8 @@ impl Block {
             },
             map: Map::new(config.size, base_len),
             base: config.base,
-            layer: config.layer,
+            layer: config.layer.map(Arc::new),
+            parent: config.parent.map(Arc::new),
             base_len,
             serial,
             queue: None,
@@ -170,6 +173,14 @@ impl Block {
             queue_sizes: QUEUE_SIZES,
             config: config::space(self.disk).into(),
         }
+    }
+
+    /// Reports what is done.
+    fn report(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        if let Some(queue) = self.queue.as_mut().filter(|_| mem::take(&mut self.used)) {
+            cx.interrupt_if_needed(queue)?;
+        }
+        Ok(())
     }
 
     /// Takes requests off the queue.
@@ -316,9 +327,11 @@ impl Block {
                 left - left % BLOCK,
             )
         } else {
-            let present = self.map.contains(offset / BLOCK);
             let len = left.min(BLOCK - offset % BLOCK);
-            (if present { Step::Write } else { Step::Fill }, len)
+            match self.map.run(offset - offset % BLOCK, BLOCK).source {
+                Source::Layer => (Step::Write, len),
+                below => (Step::Fill(below), len),
+            }
         };
         Op {
             slot,
@@ -355,10 +368,10 @@ impl Block {
                 bytes: vec![0; len],
                 start: 0,
             }),
-            Step::Fill if op.offset - op.offset % BLOCK >= self.base_len => {
+            Step::Fill(Source::Zeros) => {
                 return self.filled(op, vec![0; BLOCK_LEN], cx);
             }
-            Step::Fill => pieces.push(Piece::Owned {
+            Step::Fill(_) => pieces.push(Piece::Owned {
                 bytes: vec![0; BLOCK_LEN],
                 start: 0,
             }),
@@ -372,6 +385,12 @@ impl Block {
         self.submit(op, pieces, cx)
     }
 
+    /// The file of a source that is not the layer.
+    fn below(&self, source: Source) -> BorrowedFd<'_> {
+        let parent = self.parent.as_deref().filter(|_| source == Source::Parent);
+        parent.unwrap_or(&self.base).as_fd()
+    }
+
     fn submit(&mut self, op: Op, pieces: Vec<Piece>, cx: &mut Context<'_>) -> Result<(), Trouble> {
         let index = self
             .ops
@@ -383,11 +402,11 @@ impl Block {
             });
         let key = u32::try_from(index).map_err(|_| BrokenQueue)?;
         let block = op.offset - op.offset % BLOCK;
-        let layer = self.layer.as_ref().unwrap_or(&self.base).as_fd();
+        let layer = self.layer.as_deref().unwrap_or(&self.base).as_fd();
         let pushed = match op.step {
             Step::Read(Source::Layer) => cx.read(layer, pieces, op.offset, key)?,
-            Step::Read(_) => cx.read(self.base.as_fd(), pieces, op.offset, key)?,
-            Step::Fill => cx.read(self.base.as_fd(), pieces, block, key)?,
+            Step::Read(source) => cx.read(self.below(source), pieces, op.offset, key)?,
+            Step::Fill(source) => cx.read(self.below(source), pieces, block, key)?,
             Step::Write => cx.write(layer, pieces, op.offset, key)?,
             Step::WriteFilled => cx.write(layer, pieces, block, key)?,
             Step::Punch => {
@@ -451,8 +470,11 @@ impl Block {
         let block = op.offset / BLOCK;
         let failed = active.failed;
         match op.step {
-            Step::Fill => {
-                let expected = BLOCK.min(self.base_len.saturating_sub(block * BLOCK));
+            Step::Fill(source) => {
+                let expected = match source {
+                    Source::Base => BLOCK.min(self.base_len.saturating_sub(block * BLOCK)),
+                    _ => BLOCK,
+                };
                 match done.pieces.into_iter().next() {
                     // A failed request, also one that a reset ended, touches nothing more.
                     Some(Piece::Owned { bytes, .. }) if moved >= expected && !active.failed => {
@@ -561,9 +583,7 @@ impl Device for Block {
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Next, Trouble> {
         self.take_requests(cx)?;
-        if let Some(queue) = self.queue.as_mut().filter(|_| mem::take(&mut self.used)) {
-            cx.interrupt_if_needed(queue)?;
-        }
+        self.report(cx)?;
         let room = self.active.iter().any(Option::is_none);
         let more = self.kicked && self.stalled.is_none() && room;
         Ok(if more { Next::Again } else { Next::Wait })
@@ -583,5 +603,50 @@ impl Device for Block {
 
     fn drained(&self) -> bool {
         self.ops.iter().all(Option::is_none)
+    }
+
+    fn settle(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        if let Some(active) = self.stalled.take() {
+            self.begin(active, cx)?;
+        }
+        self.report(cx)
+    }
+
+    fn still(&self) -> bool {
+        self.drained() && self.stalled.is_none() && self.active.iter().all(Option::is_none)
+    }
+
+    fn kind(&self) -> &'static str {
+        DeviceV1::BLOCK
+    }
+
+    fn queues(&self) -> Vec<Option<&Queue>> {
+        vec![self.queue.as_ref()]
+    }
+
+    fn save(&self, _: bool) -> DeviceV1 {
+        DeviceV1::Block(state::save(&self.map, self.disk.size, self.base_len))
+    }
+
+    /// What was in the layer and its parent then is in the parent now.
+    fn load(&mut self, saved: DeviceV1, _: bool, _: LinkAfter) -> Result<(), Invalid> {
+        let DeviceV1::Block(saved) = saved else {
+            return Err(Invalid::kind(&saved));
+        };
+        let runs = state::check(&saved, self.disk.size, self.base_len)?;
+        if self.parent.is_none() && !runs.is_empty() {
+            return Err(Invalid("blocks of a snapshot without its layer".into()));
+        }
+        self.map.set_parent(&runs);
+        Ok(())
+    }
+
+    fn layers(&self) -> Option<DiskLayers> {
+        Some(DiskLayers {
+            layer: self.layer.clone(),
+            parent: self.parent.clone(),
+            map: self.map.clone(),
+            size: self.disk.size,
+        })
     }
 }

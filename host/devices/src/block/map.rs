@@ -1,7 +1,9 @@
-//! Which 4 KiB blocks of a disk are in its private layer. No I/O.
+//! Which 4 KiB blocks of a disk are in its private layer and its parent. No I/O.
 //!
-//! A block lies at the same offset in the layer as on the disk. A block that is not in the layer
-//! is the base image's, or zeros beyond the image's end.
+//! A block lies at the same offset in every file. Of a block, the layer's bytes count; if it is not
+//! there the parent's; and if it is not there either the base image's, or zeros beyond its end.
+
+use std::ops::Range;
 
 /// Bytes of a block: the unit of the layer.
 pub(crate) const BLOCK: u64 = 4096;
@@ -10,6 +12,7 @@ pub(crate) const BLOCK: u64 = 4096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     Layer,
+    Parent,
     Base,
     Zeros,
 }
@@ -22,10 +25,20 @@ pub(crate) struct Run {
     pub(crate) len: u64,
 }
 
-/// One bit per block.
-#[derive(Debug)]
+/// Which file of changes a block is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holder {
+    Layer,
+    Parent,
+    Neither,
+}
+
+/// Two bits per block, those of the parent only if it has any.
+#[derive(Clone, Debug)]
 pub(crate) struct Map {
     words: Vec<u64>,
+    parent: Vec<u64>,
+    blocks: u64,
     base_len: u64,
     count: u64,
 }
@@ -37,34 +50,53 @@ fn place(block: u64) -> (usize, u64) {
     )
 }
 
+fn words(blocks: u64) -> Vec<u64> {
+    vec![0; usize::try_from(blocks.div_ceil(64)).unwrap_or(0)]
+}
+
+/// Sets the bits of `blocks`, as far as there are words for them; how many were not set before.
+fn fill(words: &mut [u64], blocks: Range<u64>) -> u64 {
+    let (mut at, mut new) = (blocks.start, 0);
+    while at < blocks.end {
+        let bits = (64 - at % 64).min(blocks.end - at);
+        let mask = (u64::MAX >> (64 - bits)) << (at % 64);
+        let Some(word) = words.get_mut(place(at).0) else {
+            break;
+        };
+        new += u64::from((mask & !*word).count_ones());
+        *word |= mask;
+        at += bits;
+    }
+    new
+}
+
 impl Map {
     /// A disk of `size` bytes, a multiple of [`BLOCK`], over an image of `base_len` bytes, with an
-    /// empty layer.
+    /// empty layer and no parent.
     pub(crate) fn new(size: u64, base_len: u64) -> Self {
-        let words = usize::try_from((size / BLOCK).div_ceil(64)).unwrap_or(0);
+        let blocks = size / BLOCK;
         Self {
-            words: vec![0; words],
+            words: words(blocks),
+            parent: Vec::new(),
+            blocks,
             base_len,
             count: 0,
         }
     }
 
-    pub(crate) fn contains(&self, block: u64) -> bool {
-        let (word, bit) = place(block);
-        self.words.get(word).is_some_and(|w| w & bit != 0)
+    /// The parent holds these blocks.
+    pub(crate) fn set_parent(&mut self, runs: &[Range<u64>]) {
+        if !runs.is_empty() {
+            self.parent = words(self.blocks);
+        }
+        for run in runs {
+            fill(&mut self.parent, run.clone());
+        }
     }
 
     /// Marks `blocks` as being in the layer.
-    pub(crate) fn insert(&mut self, blocks: std::ops::Range<u64>) {
-        for block in blocks {
-            let (word, bit) = place(block);
-            if let Some(word) = self.words.get_mut(word)
-                && *word & bit == 0
-            {
-                *word |= bit;
-                self.count += 1;
-            }
-        }
+    pub(crate) fn insert(&mut self, blocks: Range<u64>) {
+        self.count += fill(&mut self.words, blocks);
     }
 
     /// Blocks in the layer.
@@ -72,20 +104,68 @@ impl Map {
         self.count
     }
 
+    /// The blocks that layer and parent hold together, in order, as runs with gaps in between.
+    pub(crate) fn held(&self) -> Vec<Range<u64>> {
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        let mut at = 0;
+        while at < self.blocks {
+            let (holder, len) = self.stretch(at, self.blocks - at);
+            match runs.last_mut().filter(|last| last.end == at) {
+                _ if holder == Holder::Neither => {}
+                Some(last) => last.end += len,
+                None => runs.push(at..at + len),
+            }
+            at += len;
+        }
+        runs
+    }
+
+    /// Who holds `block`, and how many blocks (at most `max`, not 0) from there on it holds.
+    fn stretch(&self, block: u64, max: u64) -> (Holder, u64) {
+        let both = |block| {
+            let word = place(block).0;
+            let of = |words: &[u64]| words.get(word).copied().unwrap_or(0);
+            (of(&self.words), of(&self.parent))
+        };
+        let (layer, parent) = both(block);
+        let bit = place(block).1;
+        let holder = if layer & bit != 0 {
+            Holder::Layer
+        } else if parent & bit != 0 {
+            Holder::Parent
+        } else {
+            Holder::Neither
+        };
+        let mut len = 0;
+        while len < max {
+            let at = block + len;
+            let (layer, parent) = both(at);
+            let alike = match holder {
+                Holder::Layer => layer,
+                Holder::Parent => parent & !layer,
+                Holder::Neither => !(layer | parent),
+            };
+            let run = u64::from((!(alike >> (at % 64))).trailing_zeros());
+            len += run;
+            if run < 64 - at % 64 {
+                break;
+            }
+        }
+        (holder, len.min(max))
+    }
+
     /// Where the byte at `offset` comes from, and how many bytes (at most `len`, not 0) from there
     /// on come from the same source.
     pub(crate) fn run(&self, offset: u64, len: u64) -> Run {
+        let first = offset / BLOCK;
         let end = offset + len;
-        let in_layer = self.contains(offset / BLOCK);
-        let mut at = (offset / BLOCK + 1) * BLOCK;
-        while at < end && self.contains(at / BLOCK) == in_layer {
-            at += BLOCK;
-        }
-        let end = at.min(end);
-        let (source, end) = match in_layer {
-            true => (Source::Layer, end),
-            false if offset >= self.base_len => (Source::Zeros, end),
-            false => (Source::Base, end.min(self.base_len)),
+        let (holder, blocks) = self.stretch(first, end.div_ceil(BLOCK) - first);
+        let end = end.min((first + blocks) * BLOCK);
+        let (source, end) = match holder {
+            Holder::Layer => (Source::Layer, end),
+            Holder::Parent => (Source::Parent, end),
+            Holder::Neither if offset >= self.base_len => (Source::Zeros, end),
+            Holder::Neither => (Source::Base, end.min(self.base_len)),
         };
         Run {
             source,
@@ -105,6 +185,7 @@ mod test {
         #[test]
         fn runs_are_exact_and_as_long_as_possible(
             present in proptest::collection::btree_set(0u64..200, 0..100),
+            below in proptest::collection::btree_set(0u64..200, 0..100),
             base_len in 0u64..200 * BLOCK,
             offset in 0u64..200 * BLOCK,
             len in 1u64..200 * BLOCK,
@@ -112,9 +193,15 @@ mod test {
             let len = len.min(200 * BLOCK - offset);
             let mut map = Map::new(200 * BLOCK, base_len);
             present.iter().for_each(|&b| map.insert(b..b + 1));
+            let runs: Vec<_> = below.iter().map(|&b| b..b + 1).collect();
+            map.set_parent(&runs);
             prop_assert_eq!(map.count(), present.len() as u64);
+            let held: Vec<u64> = map.held().into_iter().flatten().collect();
+            let union: Vec<u64> = present.union(&below).copied().collect();
+            prop_assert_eq!(held, union);
             let source = |at: u64| match BTreeSet::contains(&present, &(at / BLOCK)) {
                 true => Source::Layer,
+                false if below.contains(&(at / BLOCK)) => Source::Parent,
                 false if at < base_len => Source::Base,
                 false => Source::Zeros,
             };
@@ -132,6 +219,7 @@ mod test {
     fn the_end_of_the_disk_is_the_end() {
         let mut map = Map::new(3 * BLOCK, 0);
         map.insert(0..u64::from(u16::MAX));
-        assert!(map.contains(2) && !map.contains(u64::MAX));
+        assert!(map.held().into_iter().flatten().eq(0..3));
+        assert_eq!(map.run(0, u64::MAX).source, Source::Layer);
     }
 }

@@ -1,19 +1,24 @@
-//! The block device (virtio 1.2 §5.2): a shared read-only image under a private layer of changes.
+//! The block device (virtio 1.2 §5.2): a shared read-only image under a private layer of changes; between the two, for a
+//! machine made from a snapshot, the snapshot's changes (the parent).
 //!
 //! ```text
-//!  guest request --> Request (checked) --> runs by Map --> ring reads: layer | base | zeros
+//!  guest request --> Request (checked) --> runs by Map --> ring reads: layer | parent | base | zeros
 //!                                                     \--> ring writes: layer, then the Map's bit
 //! ```
 
 mod config;
 mod device;
+mod layers;
 mod map;
 mod request;
 mod spec;
+mod state;
 #[cfg(test)]
 mod test;
 
 pub(crate) use device::Block;
+pub use layers::DiskLayers;
+pub(crate) use state::BlockV1;
 use std::fs::File;
 
 /// What a block device needs.
@@ -24,6 +29,9 @@ pub struct BlockConfig {
     /// The private layer, an empty file open for reading and writing; `None` makes the disk
     /// read-only.
     pub layer: Option<File>,
+    /// The disk layer of a snapshot, open for reading: block n of 4096 bytes at offset n * 4096.
+    /// Which blocks it holds is told by the state that is loaded; without that, none. Never written.
+    pub parent: Option<File>,
     /// The size the guest sees, bytes: a multiple of 4096, not less than the image's.
     pub size: u64,
     /// What the guest reads as the disk's serial number, at most 20 bytes.

@@ -40,6 +40,7 @@ impl Guest {
             let config = BlockConfig {
                 base,
                 layer,
+                parent: None,
                 size: SIZE as u64,
                 serial: "disk0".into(),
             };
@@ -336,6 +337,7 @@ fn a_layer_that_cannot_be_written_is_an_error_and_the_image_stays() {
     let config = BlockConfig {
         base: base.try_clone().unwrap(),
         layer: Some(full),
+        parent: None,
         size: SIZE as u64,
         serial: String::new(),
     };
@@ -393,6 +395,7 @@ fn unusable_disks_are_refused() {
     let config = |size, layer| BlockConfig {
         base: base(8192).0,
         layer,
+        parent: None,
         size,
         serial: String::new(),
     };

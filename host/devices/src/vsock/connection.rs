@@ -15,7 +15,9 @@
 //! ```
 
 use super::packet::{Header, Op};
-use super::spec::{MAX_PAYLOAD, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM};
+use super::spec::{HOST_CID, MAX_PAYLOAD, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM};
+use super::state::ConnectionV1;
+use crate::state::Invalid;
 
 /// Bytes the guest may have on the way to the link. Most of them stay in guest memory until the
 /// link's socket takes them.
@@ -181,6 +183,58 @@ impl Connection {
             buf_alloc: BUFFER,
             fwd_cnt: self.forwarded,
         }
+    }
+}
+
+impl Connection {
+    /// What is to be saved.
+    pub(super) fn save(&self) -> ConnectionV1 {
+        ConnectionV1 {
+            guest_port: self.guest_port,
+            peer_buf_alloc: self.peer_buf_alloc,
+            peer_fwd_cnt: self.peer_fwd_cnt,
+            sent: self.sent,
+            received: self.received,
+            forwarded: self.forwarded,
+            told: self.told,
+            guest_shutdown: self.guest_shutdown,
+            answer: self.answer,
+            tell_credit: self.tell_credit,
+        }
+    }
+
+    /// The connection that was saved, between our `local_port` and the guest with this id. Its
+    /// counters may be anything, as in a header: they only limit what is sent.
+    pub(super) fn load(
+        saved: &ConnectionV1,
+        guest_cid: u64,
+        local_port: u32,
+    ) -> Result<Self, Invalid> {
+        if saved.guest_shutdown & !(SHUTDOWN_RECEIVE | SHUTDOWN_SEND) != 0 {
+            let flags = saved.guest_shutdown;
+            return Err(Invalid(format!("shutdown flags {flags:#x}")));
+        }
+        if saved.received != saved.forwarded {
+            let (received, forwarded) = (saved.received, saved.forwarded);
+            return Err(Invalid(format!(
+                "{received} bytes came from the guest and {forwarded} went on"
+            )));
+        }
+        Ok(Self {
+            local_cid: HOST_CID,
+            guest_cid,
+            local_port,
+            guest_port: saved.guest_port,
+            peer_buf_alloc: saved.peer_buf_alloc,
+            peer_fwd_cnt: saved.peer_fwd_cnt,
+            sent: saved.sent,
+            received: saved.received,
+            forwarded: saved.forwarded,
+            told: saved.told,
+            guest_shutdown: saved.guest_shutdown,
+            answer: saved.answer,
+            tell_credit: saved.tell_credit,
+        })
     }
 }
 

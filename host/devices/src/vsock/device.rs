@@ -18,6 +18,7 @@ use crate::device::{BrokenQueue, Context, Device, Next, Trouble};
 use crate::metrics::VsockMetrics;
 use crate::mmio::{F_EVENT_IDX, Identity};
 use crate::ring::Completion;
+use crate::state::{DeviceV1, Invalid, LinkAfter};
 use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -174,8 +175,8 @@ impl Vsock {
         self.inbox.clear(cx.ring);
     }
 
-    /// Starts the link's operations that are due.
-    fn drive_link(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+    /// Sends what waits for the link, if nothing is under way.
+    fn send(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
         if !self.link_open {
             return Ok(());
         }
@@ -186,7 +187,14 @@ impl Vsock {
             self.outbox.sent(pieces, &mut self.heads);
             return Err(BrokenQueue.into());
         }
-        if !self.receiving && self.muxer.is_connected() && cx.ring.pool_has_room() {
+        Ok(())
+    }
+
+    /// Starts the link's operations that are due.
+    fn drive_link(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        self.send(cx)?;
+        if self.link_open && !self.receiving && self.muxer.is_connected() && cx.ring.pool_has_room()
+        {
             self.receiving = true;
             cx.receive(self.link.as_fd(), RECEIVE)?;
         }
@@ -383,5 +391,37 @@ impl Device for Vsock {
 
     fn drained(&self) -> bool {
         !self.outbox.in_flight()
+    }
+
+    fn settle(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        self.send(cx)?;
+        // At once: the driver is to know of all buffers it has back.
+        self.report_at = Some(cx.now);
+        self.report(cx)
+    }
+
+    fn still(&self) -> bool {
+        self.outbox.is_empty() && self.heads.is_empty() && self.tx_unreported == 0
+    }
+
+    fn kind(&self) -> &'static str {
+        DeviceV1::VSOCK
+    }
+
+    fn queues(&self) -> Vec<Option<&Queue>> {
+        let queues = self.queues.as_ref();
+        vec![queues.map(|q| &q.rx), queues.map(|q| &q.tx)]
+    }
+
+    /// Bytes of the link that the guest has not been given are not part of it.
+    fn save(&self, running: bool) -> DeviceV1 {
+        DeviceV1::Vsock(self.muxer.save(running))
+    }
+
+    fn load(&mut self, saved: DeviceV1, running: bool, link: LinkAfter) -> Result<(), Invalid> {
+        match saved {
+            DeviceV1::Vsock(saved) => self.muxer.load(saved, running, link),
+            other => Err(Invalid::kind(&other)),
+        }
     }
 }

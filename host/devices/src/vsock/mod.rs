@@ -12,10 +12,12 @@ mod muxer;
 mod outbox;
 pub(crate) mod packet;
 pub(crate) mod spec;
+mod state;
 #[cfg(test)]
 mod test;
 
 pub(crate) use device::Vsock;
+pub(crate) use state::VsockV1;
 use std::os::fd::OwnedFd;
 
 /// What the socket device needs.

@@ -8,6 +8,8 @@
 use super::connection::{Connection, Effect};
 use super::packet::{Header, Op};
 use super::spec::{HOST_CID, TYPE_STREAM};
+use super::state::{ResetV1, VsockV1};
+use crate::state::{Invalid, LinkAfter};
 use std::collections::VecDeque;
 
 /// Resets waiting to be taken by the guest.
@@ -165,6 +167,75 @@ impl Muxer {
     pub(crate) fn next(&mut self, room: usize, available: usize) -> Option<Header> {
         let reset = self.resets.pop_front();
         reset.or_else(|| self.connection.as_mut()?.next(room, available))
+    }
+}
+
+impl Muxer {
+    /// What is to be saved: of a device that is not `running`, that it has nothing to say.
+    pub(super) fn save(&self, running: bool) -> VsockV1 {
+        let reset = |header: &Header| ResetV1 {
+            local_port: header.src_port,
+            guest_port: header.dst_port,
+            kind: header.kind,
+            buf_alloc: header.buf_alloc,
+            fwd_cnt: header.fwd_cnt,
+        };
+        let resets = self.resets.iter().filter(|_| running);
+        VsockV1 {
+            guest_cid: self.guest_cid,
+            port: self.port,
+            connection: self
+                .connection
+                .as_ref()
+                .filter(|_| running)
+                .map(Connection::save),
+            resets: resets.map(reset).collect(),
+        }
+    }
+
+    /// Takes over what was saved.
+    pub(super) fn load(
+        &mut self,
+        saved: VsockV1,
+        running: bool,
+        link: LinkAfter,
+    ) -> Result<(), Invalid> {
+        let (cid, port) = (saved.guest_cid, saved.port);
+        if (cid, port) != (self.guest_cid, self.port) {
+            return Err(Invalid(format!("guest {cid} and port {port}")));
+        }
+        if !running && (saved.connection.is_some() || !saved.resets.is_empty()) {
+            return Err(Invalid("packets for a guest without a driver".into()));
+        }
+        // The end of a connection may add one to a full queue.
+        if saved.resets.len() > MAX_RESETS + 1 {
+            return Err(Invalid(format!("{} resets", saved.resets.len())));
+        }
+        let connection = saved
+            .connection
+            .map(|c| Connection::load(&c, self.guest_cid, self.port))
+            .transpose()?;
+        self.resets = saved.resets.iter().map(|r| self.saved_reset(r)).collect();
+        match link {
+            LinkAfter::Kept => self.connection = connection,
+            LinkAfter::Broken => self.resets.extend(connection.map(|c| c.reset())),
+        }
+        Ok(())
+    }
+
+    fn saved_reset(&self, saved: &ResetV1) -> Header {
+        Header {
+            src_cid: HOST_CID,
+            dst_cid: self.guest_cid,
+            src_port: saved.local_port,
+            dst_port: saved.guest_port,
+            len: 0,
+            kind: saved.kind,
+            op: Op::Reset,
+            flags: 0,
+            buf_alloc: saved.buf_alloc,
+            fwd_cnt: saved.fwd_cnt,
+        }
     }
 }
 
