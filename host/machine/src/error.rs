@@ -94,6 +94,24 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A vCPU was to be looked at while its thread has it, or after its end.
+    #[error("vCPU {index} is not parked")]
+    NotParked {
+        /// Which vCPU.
+        index: u8,
+    },
+    /// A saved state does not belong into this machine, or is damaged.
+    #[error("Saved state of {of}: {what} is {found}, this machine takes {wanted}")]
+    State {
+        /// Of what: a vCPU, the machine.
+        of: String,
+        /// Which part.
+        what: &'static str,
+        /// What the state has.
+        found: String,
+        /// What would do.
+        wanted: String,
+    },
 }
 
 /// `Result` with this crate's error.

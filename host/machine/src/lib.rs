@@ -25,6 +25,9 @@ pub mod layout;
 mod memory;
 mod msr;
 pub mod probe;
+mod save;
+mod state;
+mod thread;
 mod vcpu;
 mod vm;
 
@@ -34,5 +37,7 @@ pub use exit::Exit;
 pub use irq::{IrqRoutes, Msi};
 pub use kvm::{API_VERSION, Kvm, OPTIONAL, REQUIRED};
 pub use memory::{Backing, GuestRam, HugePages, Memory, MemorySpec};
-pub use vcpu::{Vcpu, VcpuCounters, VcpuThread, Wiring, monotonic_ns};
+pub use state::{VcpuStateV1, VmStateV1};
+pub use thread::{VcpuCounters, VcpuThread, Wiring, monotonic_ns};
+pub use vcpu::Vcpu;
 pub use vm::{MachineSpec, Vm};

@@ -10,6 +10,7 @@ use crate::irq::IrqRoutes;
 use crate::kvm::Kvm;
 use crate::layout;
 use crate::memory::{Memory, MemorySpec};
+use crate::msr;
 use crate::vcpu::Vcpu;
 use kvm_bindings::{KVM_CAP_HALT_POLL, KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
@@ -29,9 +30,10 @@ pub struct MachineSpec {
 #[derive(Debug)]
 pub struct Vm {
     // Dropped before the memory that its slots point to.
-    fd: Arc<VmFd>,
+    pub(crate) fd: Arc<VmFd>,
     routes: IrqRoutes,
     memory: Memory,
+    pub(crate) vcpus: u8,
 }
 
 impl Vm {
@@ -58,10 +60,11 @@ impl Vm {
             enable(&fd, KVM_CAP_HALT_POLL, "KVM_CAP_HALT_POLL", 0)?;
         }
         let supported = cpuid::supported(kvm)?;
+        let msrs = msr::saved(kvm)?;
         let vcpus = (0..spec.vcpus)
             .map(|index| {
                 let cpuid = cpuid::for_vcpu(&supported, index, spec.vcpus);
-                Vcpu::new(&fd, index, &cpuid)
+                Vcpu::new(&fd, index, &cpuid, Arc::clone(&msrs))
             })
             .collect::<Result<_>>()?;
         let fd = Arc::new(fd);
@@ -70,6 +73,7 @@ impl Vm {
                 routes: IrqRoutes::new(Arc::clone(&fd)),
                 fd,
                 memory,
+                vcpus: spec.vcpus,
             },
             vcpus,
         ))
