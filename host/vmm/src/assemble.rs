@@ -4,27 +4,23 @@
 //! ([`Vm::new`]), then interrupt lines and doorbells, then everything in guest memory, and vCPU
 //! threads last, parked.
 
+use crate::begin::{Fresh, memory};
 use crate::confine;
 use crate::ending::{Ending, Reason};
-use crate::initrd;
 use crate::log::Log;
+use crate::save::{SaveError, State};
 use crate::stats::Accounts;
 use crate::supervise::chain;
 use crate::wiring::{ConsolePorts, IoapicWindow, Line, Reset, Routes, Window};
-use control::{DiskSpec, MAX_CONSOLE_TAIL, Origin, VmSpec};
+use control::{DiskSpec, MAX_CONSOLE_TAIL, VmSpec};
 use devices::{
     BlockConfig, BlockMetrics, Console, EventLoop, Ioapic, LoopError, LoopMetrics, Mmio, ResetPort,
     VsockConfig, VsockMetrics,
 };
 use jail::{Filter, JailError};
-use machine::acpi::{self, AcpiDevice};
-use machine::boot::{self, BootSpec};
-use machine::{
-    Backing, Bus, BusDevice, Exit, HugePages, Kvm, MachineSpec, MemorySpec, Vcpu, VcpuThread, Vm,
-    Wiring, layout,
-};
+use machine::{Bus, BusDevice, Exit, Kvm, MachineSpec, Vcpu, VcpuThread, Vm, Wiring, layout};
+use snapshot_memory::Pagemap;
 use std::fs::File;
-use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -32,26 +28,6 @@ use std::sync::Arc;
 const GUEST_CID: u32 = 3;
 /// The port on which the agent calls the service.
 const AGENT_PORT: u32 = 1024;
-/// The hardware id by which Linux finds a virtio-mmio window.
-const VIRTIO_MMIO: &str = "LNRO0005";
-/// Most bytes of an agent.
-const MAX_AGENT: u64 = 16 << 20;
-
-/// What every guest's kernel is told:
-/// - only what goes wrong is printed (said first, so that it holds when the console appears), and
-///   the boot console is the only one: no driver takes it over;
-/// - a panic resets at once, and a reset is the keyboard controller's;
-/// - no search for buses and timers that do not exist.
-const CMDLINE: &str = "loglevel=4 earlycon=uart8250,io,0x3f8 keep_bootcon panic=-1 reboot=k \
-                       pci=off nomodule no_timer_check random.trust_cpu=on";
-
-/// What small guests get besides: hash tables and slabs of a size for one tenant. The kernel fills
-/// its tables with zeros while it boots, so every entry is memory that each sandbox has of its own.
-const SMALL_GUEST: &str = " dhash_entries=8192 ihash_entries=4096 thash_entries=1024 \
-                           uhash_entries=256 slub_min_objects=4";
-
-/// Guests with more memory, in MiB, keep the kernel's own sizes.
-const SMALL_GUEST_MIB: u32 = 2048;
 
 /// Why a machine could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -62,8 +38,8 @@ pub(crate) enum AssembleError {
     Loop(#[from] LoopError),
     #[error("The agent could not be read")]
     Agent(#[source] std::io::Error),
-    #[error("The agent has over {MAX_AGENT} bytes")]
-    AgentTooLarge,
+    #[error("The agent has over {0} bytes")]
+    AgentTooLarge(u64),
     #[error("Descriptor {0} is missing")]
     Descriptor(u8),
     #[error("{0} devices are over {max}", max = layout::MAX_MMIO_DEVICES)]
@@ -74,20 +50,29 @@ pub(crate) enum AssembleError {
     Accounts(#[source] std::io::Error),
     #[error("The process could not be confined")]
     Jail(#[from] JailError),
+    #[error("The golden file {what}")]
+    Golden { what: String },
+    #[error("The machine could not be continued")]
+    Saved(#[from] SaveError),
+    #[error("The devices' state was refused")]
+    Devices(#[from] devices::LoadError),
+    #[error("Could not write guest memory")]
+    Memory(#[from] snapshot_memory::MemoryError),
 }
 
-type Result<T> = std::result::Result<T, AssembleError>;
+pub(crate) type Result<T> = std::result::Result<T, AssembleError>;
 
 /// A machine that is ready to run.
 pub(crate) struct Machine {
     /// The devices' event loop, until it is taken to run on the thread that assembled it.
     pub(crate) event_loop: Option<EventLoop>,
     pub(crate) vcpus: Vec<VcpuThread>,
-    #[expect(
-        dead_code,
-        reason = "keeps the VM and its memory as long as anything uses them"
-    )]
     pub(crate) vm: Vm,
+    pub(crate) ioapic: Arc<Ioapic>,
+    /// For saving; opened before files were given up.
+    pub(crate) pagemap: Pagemap,
+    /// Where it goes on when it first runs.
+    pub(crate) saved: Option<State>,
     pub(crate) console: Arc<Console>,
     pub(crate) ending: Arc<Ending>,
     pub(crate) metrics: Metrics,
@@ -107,11 +92,7 @@ pub(crate) struct Metrics {
 pub(crate) fn assemble(spec: &VmSpec, fds: Vec<OwnedFd>, log: &Log) -> Result<Machine> {
     let mut fds = Fds(fds.into_iter().map(Some).collect());
     let ending = Arc::new(Ending::new().map_err(AssembleError::EventFd)?);
-    let memory = MemorySpec {
-        bytes: u64::from(spec.memory_mib) << 20,
-        backing: Backing::Anonymous,
-        huge_pages: HugePages::Never,
-    };
+    let memory = memory(spec, &mut fds)?;
     let (vm, processors) = Vm::new(
         &Kvm::open()?,
         &MachineSpec {
@@ -127,12 +108,23 @@ pub(crate) fn assemble(spec: &VmSpec, fds: Vec<OwnedFd>, log: &Log) -> Result<Ma
     };
     let metrics = devices.add_all(spec, &mut fds)?;
     let Devices {
-        event_loop, placed, ..
+        mut event_loop,
+        placed,
+        ..
     } = devices;
     let console = Arc::new(Console::new(MAX_CONSOLE_TAIL, Some(Box::new(log.clone()))));
     let ports = Arc::new(port_bus(&console, &ending)?);
-    let memory = Arc::new(memory_bus(&vm, &placed)?);
-    load(spec, &vm, &mut fds, &placed, &processors)?;
+    let ioapic = Arc::new(Ioapic::new(Arc::new(Routes(vm.routes()))));
+    let memory = Arc::new(memory_bus(&ioapic, &placed)?);
+    let fresh = Fresh {
+        vm: &vm,
+        processors: &processors,
+        placed: &placed,
+        ioapic: &ioapic,
+        event_loop: &mut event_loop,
+    };
+    let saved = fresh.begin(spec, &mut fds)?;
+    let pagemap = Pagemap::open()?;
     let accounts = Accounts::open(vm.memory().host_ranges()).map_err(AssembleError::Accounts)?;
     // Nothing is opened after this.
     let (filters, landlocked) = confine::process()?;
@@ -150,19 +142,16 @@ pub(crate) fn assemble(spec: &VmSpec, fds: Vec<OwnedFd>, log: &Log) -> Result<Ma
                 ports: Arc::clone(&ports),
                 memory: Arc::clone(&memory),
             };
-            spawn(
-                vcpu,
-                wiring,
-                Arc::clone(&filter),
-                log.clone(),
-                Arc::clone(&ending),
-            )
+            spawn(vcpu, wiring, &filter, log, &ending)
         })
         .collect::<Result<_>>()?;
     Ok(Machine {
         event_loop: Some(event_loop),
         vcpus,
         vm,
+        ioapic,
+        pagemap,
+        saved,
         console,
         ending,
         metrics,
@@ -172,19 +161,19 @@ pub(crate) fn assemble(spec: &VmSpec, fds: Vec<OwnedFd>, log: &Log) -> Result<Ma
 }
 
 /// The descriptors that came with the spec; each is used once.
-struct Fds(Vec<Option<OwnedFd>>);
+pub(crate) struct Fds(Vec<Option<OwnedFd>>);
 
 impl Fds {
-    fn take(&mut self, index: u8) -> Result<OwnedFd> {
+    pub(crate) fn take(&mut self, index: u8) -> Result<OwnedFd> {
         let slot = self.0.get_mut(usize::from(index)).and_then(Option::take);
         slot.ok_or(AssembleError::Descriptor(index))
     }
 }
 
 /// A virtio device in its place.
-struct Placed {
-    base: u64,
-    gsi: u32,
+pub(crate) struct Placed {
+    pub(crate) base: u64,
+    pub(crate) gsi: u32,
     window: Arc<Mmio>,
 }
 
@@ -244,7 +233,11 @@ fn block_config(index: usize, disk: &DiskSpec, fds: &mut Fds) -> Result<BlockCon
             .map(|fd| fds.take(fd))
             .transpose()?
             .map(File::from),
-        parent: None,
+        parent: disk
+            .parent
+            .map(|fd| fds.take(fd))
+            .transpose()?
+            .map(File::from),
         size: disk.size,
         serial: format!("disk{index}"),
     })
@@ -260,9 +253,8 @@ fn port_bus(console: &Arc<Console>, ending: &Arc<Ending>) -> Result<Bus> {
     ])?)
 }
 
-fn memory_bus(vm: &Vm, placed: &[Placed]) -> Result<Bus> {
-    let ioapic = Ioapic::new(Arc::new(Routes(vm.routes())));
-    let ioapic: Arc<dyn BusDevice> = Arc::new(IoapicWindow(ioapic));
+fn memory_bus(ioapic: &Arc<Ioapic>, placed: &[Placed]) -> Result<Bus> {
+    let ioapic: Arc<dyn BusDevice> = Arc::new(IoapicWindow(Arc::clone(ioapic)));
     let windows = placed.iter().map(|p| {
         let window: Arc<dyn BusDevice> = Arc::new(Window(Arc::clone(&p.window)));
         (p.base, layout::MMIO_WINDOW, window)
@@ -271,69 +263,14 @@ fn memory_bus(vm: &Vm, placed: &[Placed]) -> Result<Bus> {
     Ok(Bus::new(all)?)
 }
 
-/// Puts kernel, agent and tables into guest memory, and the first vCPU at the kernel's entry.
-fn load(
-    spec: &VmSpec,
-    vm: &Vm,
-    fds: &mut Fds,
-    placed: &[Placed],
-    processors: &[Vcpu],
-) -> Result<()> {
-    let Origin::Boot {
-        kernel,
-        agent,
-        cmdline_extra,
-    } = &spec.origin
-    else {
-        return Err(AssembleError::Descriptor(spec.link));
-    };
-    let mut kernel = File::from(fds.take(*kernel)?);
-    let agent = read_agent(File::from(fds.take(*agent)?))?;
-    let tables = match spec.memory_mib {
-        0..=SMALL_GUEST_MIB => SMALL_GUEST,
-        _ => "",
-    };
-    let cmdline = format!("{CMDLINE}{tables} {cmdline_extra}");
-    let boot = BootSpec {
-        cmdline: cmdline.trim_end(),
-        initrd: &initrd::build(&agent),
-    };
-    let ram = vm.memory().ram();
-    let loaded = boot::load_linux(vm.memory(), &mut kernel, &boot)?;
-    let devices: Vec<_> = placed
-        .iter()
-        .map(|p| AcpiDevice {
-            hid: VIRTIO_MMIO,
-            base: p.base,
-            size: layout::MMIO_WINDOW,
-            gsi: p.gsi,
-        })
-        .collect();
-    acpi::write_tables(ram, spec.vcpus, &devices)?;
-    if let Some(first) = processors.first() {
-        first.enter_at(&loaded.entry)?;
-    }
-    Ok(())
-}
-
-fn read_agent(file: File) -> Result<Vec<u8>> {
-    let mut agent = Vec::new();
-    file.take(MAX_AGENT + 1)
-        .read_to_end(&mut agent)
-        .map_err(AssembleError::Agent)?;
-    if agent.len() as u64 > MAX_AGENT {
-        return Err(AssembleError::AgentTooLarge);
-    }
-    Ok(agent)
-}
-
 fn spawn(
     vcpu: Vcpu,
     wiring: Wiring,
-    filter: Arc<Filter>,
-    log: Log,
-    ending: Arc<Ending>,
+    filter: &Arc<Filter>,
+    log: &Log,
+    ending: &Arc<Ending>,
 ) -> Result<VcpuThread> {
+    let (filter, log, ending) = (Arc::clone(filter), log.clone(), Arc::clone(ending));
     let confine = move || {
         filter.apply().map_err(|error| {
             log.line("error", &chain(&error));

@@ -18,6 +18,19 @@ const F_GETFD: u32 = 1;
 const KVM_RUN: u32 = 0xae80;
 const KVM_GET_REGS: u32 = 0x8090_ae81;
 const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
+const KVM_GET_CLOCK: u32 = 0x8030_ae7c;
+const KVM_SET_CLOCK: u32 = 0x4030_ae7b;
+const KVM_GET_SREGS: u32 = 0x8138_ae83;
+const KVM_GET_MSRS: u32 = 0xc008_ae88;
+const KVM_SET_MSRS: u32 = 0x4008_ae89;
+const KVM_GET_LAPIC: u32 = 0x8400_ae8e;
+const KVM_GET_MP_STATE: u32 = 0x8004_ae98;
+const KVM_GET_VCPU_EVENTS: u32 = 0x8040_ae9f;
+const KVM_GET_DEBUGREGS: u32 = 0x8080_aea1;
+const KVM_GET_TSC_KHZ: u32 = 0xaea3;
+const KVM_GET_XSAVE: u32 = 0x9000_aea4;
+const KVM_GET_XCRS: u32 = 0x8188_aea6;
+const PAGEMAP_SCAN: u32 = 0xc060_6610;
 const IORING_REGISTER_SYNC_CANCEL: u32 = 24;
 
 /// What every thread needs to live and die.
@@ -54,22 +67,48 @@ const VCPU: &[Allowed] = &[
 
 /// The main thread: the event loop and the service's requests.
 const MAIN: &[Allowed] = &[
-    (libc::SYS_io_uring_enter, Always), // all device I/O
+    // Saving a machine; its clock, when one that has waited is let go.
+    (
+        libc::SYS_ioctl,
+        OneOf(
+            1,
+            &[
+                KVM_GET_REGS,
+                KVM_GET_SREGS,
+                KVM_GET_MSRS,
+                KVM_GET_LAPIC,
+                KVM_GET_MP_STATE,
+                KVM_GET_VCPU_EVENTS,
+                KVM_GET_DEBUGREGS,
+                KVM_GET_TSC_KHZ,
+                KVM_GET_XSAVE,
+                KVM_GET_XCRS,
+                KVM_GET_CLOCK,
+                KVM_SET_MSRS,
+                KVM_SET_CLOCK,
+                PAGEMAP_SCAN,
+            ],
+        ),
+    ),
+    (libc::SYS_copy_file_range, Always), // a disk's layer
+    (libc::SYS_pwrite64, Always),        // a disk's layer
+    (libc::SYS_ftruncate, Always),       // a disk's layer
+    (libc::SYS_io_uring_enter, Always),  // all device I/O
     (
         libc::SYS_io_uring_register,
         OneOf(1, &[IORING_REGISTER_SYNC_CANCEL]),
     ), // end of the loop
-    (libc::SYS_getrandom, Always),      // the entropy device
-    (libc::SYS_recvmsg, Always),        // requests
-    (libc::SYS_sendmsg, Always),        // answers
-    (libc::SYS_poll, Always),           // the last word
-    (libc::SYS_ppoll, Always),          // the last word
-    (libc::SYS_pread64, Always),        // exit counters
-    (libc::SYS_lseek, Always),          // memory accounts
-    (libc::SYS_read, Always),           // memory accounts
-    (libc::SYS_getpid, Always),         // kicking vCPUs
-    (libc::SYS_gettid, Always),         // kicking vCPUs
-    (libc::SYS_tgkill, Always),         // kicking vCPUs
+    (libc::SYS_getrandom, Always),       // the entropy device
+    (libc::SYS_recvmsg, Always),         // requests
+    (libc::SYS_sendmsg, Always),         // answers
+    (libc::SYS_poll, Always),            // the last word
+    (libc::SYS_ppoll, Always),           // the last word
+    (libc::SYS_pread64, Always),         // exit counters, a disk's layer
+    (libc::SYS_lseek, Always),           // memory accounts, a disk's layer
+    (libc::SYS_read, Always),            // memory accounts
+    (libc::SYS_getpid, Always),          // kicking vCPUs
+    (libc::SYS_gettid, Always),          // kicking vCPUs
+    (libc::SYS_tgkill, Always),          // kicking vCPUs
 ];
 
 /// The compiled filters of all threads.
@@ -107,6 +146,9 @@ mod test {
         assert_eq!(KVM_RUN, 0xae00 | 0x80);
         assert_eq!(KVM_GET_REGS, ior(0x81, 18 * 8));
         assert_eq!(KVM_SET_GSI_ROUTING, 1 << 30 | 8 << 16 | 0xae00 | 0x6a);
+        assert_eq!(KVM_GET_SREGS, ior(0x83, 312));
+        assert_eq!(KVM_GET_LAPIC, ior(0x8e, 1024));
+        assert_eq!(KVM_GET_XSAVE, ior(0xa4, 4096));
     }
 
     #[test]

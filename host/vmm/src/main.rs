@@ -4,12 +4,14 @@
 //! `probe` tells facts about this host; `run` boots a machine by hand, for developers.
 
 mod assemble;
+mod begin;
 mod confine;
 mod ending;
 mod initrd;
 mod log;
 mod probe;
 mod run;
+mod save;
 mod stats;
 mod supervise;
 mod trace;

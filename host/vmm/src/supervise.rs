@@ -1,4 +1,10 @@
-//! The life of one VM process: Idle → Configured → Running → Stopped.
+//! The life of one VM process.
+//!
+//! ```text
+//! Idle ──Configure──> Standing ──Start──> Running ──(any end)──> Stopped
+//!                        ^                   │ Save
+//!                        └─────written───────┴──> Saving ──failed──> Running
+//! ```
 //!
 //! The main thread waits for [`Request::Configure`], builds the machine, and then runs the event
 //! loop, in which the control socket is one descriptor among others. Whatever ends the machine
@@ -7,10 +13,11 @@
 use crate::assemble::{Machine, assemble};
 use crate::ending::{Reason, classify};
 use crate::log::Log;
+use crate::save::{self, SaveError, Targets};
 use crate::trace::Trace;
 use crate::wiring::borrow;
-use control::{ChannelError, Configured, Event, ExitReport, Request, VmSpec, VmStats};
-use devices::{Host, LoopControl, WatchId};
+use control::{ChannelError, Configured, Event, ExitReport, Request, SaveSpec, VmSpec, VmStats};
+use devices::{Host, LoopControl, SavedDevices, WatchId};
 use machine::monotonic_ns;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,6 +27,8 @@ const CONTROL: WatchId = WatchId(0);
 const ENDING: WatchId = WatchId(1);
 /// How long a vCPU may take to leave the guest.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// How long it may take to bring a vCPU to a halt that will run on.
+const PARK_LIMIT: Duration = Duration::from_secs(1);
 /// How long the service may take to make room for the last word.
 const LAST_WORD_LIMIT: Timespec = Timespec {
     tv_sec: 2,
@@ -110,10 +119,13 @@ fn configure(
     Ok((machine, log, monotonic_ns() - start))
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Phase {
-    Configured,
+    /// Has not run yet, or is saved.
+    Standing,
     Running,
+    /// The vCPUs are parked; the devices finish what they have begun.
+    Saving(Targets),
 }
 
 /// What the event loop calls for the control socket and for the end.
@@ -130,7 +142,7 @@ impl Supervisor {
             control,
             machine,
             log,
-            phase: Phase::Configured,
+            phase: Phase::Standing,
         }
     }
 
@@ -196,10 +208,10 @@ impl Supervisor {
     }
 
     /// Takes every message that is there.
-    fn receive(&mut self) {
+    fn receive(&mut self, control: &mut LoopControl) {
         loop {
             match control::recv::<Request>(self.control.as_fd()) {
-                Ok(Some((request, _))) => self.handle(&request),
+                Ok(Some((request, fds))) => self.handle(&request, fds, control),
                 Ok(None) => return self.machine.ending.report(Reason::Stopped),
                 Err(error) if error.would_block() => return,
                 Err(error) => {
@@ -209,25 +221,61 @@ impl Supervisor {
         }
     }
 
-    fn handle(&mut self, request: &Request) {
-        match (request, self.phase) {
-            (Request::Start, Phase::Configured) => {
-                self.phase = Phase::Running;
-                self.machine.vcpus.iter().for_each(machine::VcpuThread::run);
+    fn handle(&mut self, request: &Request, fds: Vec<OwnedFd>, control: &mut LoopControl) {
+        match (request, &self.phase) {
+            (Request::Start, Phase::Standing) => {
+                if let Some(saved) = self.machine.saved.take()
+                    && let Err(error) = save::go_back(&self.machine, &saved)
+                {
+                    return self.machine.ending.report(Reason::Host(chain(&error)));
+                }
+                self.run_vcpus();
                 self.send(&Event::Started);
             }
+            (Request::Save(spec), Phase::Running) => match self.halt(spec, fds) {
+                Ok(targets) => {
+                    self.phase = Phase::Saving(targets);
+                    control.quiesce();
+                }
+                Err(error) => self.go_on(&error),
+            },
             (Request::Stats, _) => {
                 let stats = self.stats();
                 self.send(&Event::Stats(stats));
             }
             (Request::Stop, _) => self.machine.ending.report(Reason::Stopped),
-            (Request::Configure(_) | Request::Save(_), _) | (Request::Start, Phase::Running) => {
-                let phase = self.phase;
-                self.send(&Event::Failed {
-                    message: format!("{request:?} while {phase:?}"),
-                });
+            (Request::Save(_), phase) => {
+                let message = format!("A machine cannot be saved while it is {phase:?}");
+                self.send(&Event::SaveFailed { message });
+            }
+            (Request::Configure(_) | Request::Start, phase) => {
+                let message = format!("{request:?} while {phase:?}");
+                self.send(&Event::Failed { message });
             }
         }
+    }
+
+    fn run_vcpus(&mut self) {
+        self.phase = Phase::Running;
+        self.machine.vcpus.iter().for_each(machine::VcpuThread::run);
+    }
+
+    /// Brings every vCPU to a halt.
+    fn halt(&self, spec: &SaveSpec, fds: Vec<OwnedFd>) -> Result<Targets, SaveError> {
+        let mut targets = Targets::new(spec, fds)?;
+        for vcpu in &self.machine.vcpus {
+            vcpu.park(PARK_LIMIT).map_err(SaveError::Park)?;
+        }
+        targets.parked_ns = monotonic_ns();
+        Ok(targets)
+    }
+
+    /// The machine could not be saved: it runs as before.
+    fn go_on(&mut self, error: &SaveError) {
+        let message = chain(error);
+        self.log.line("error", &message);
+        self.run_vcpus();
+        self.send(&Event::SaveFailed { message });
     }
 
     /// An answer that does not fit is dropped and said so: the service has stopped reading.
@@ -242,10 +290,27 @@ impl Supervisor {
 impl Host for Supervisor {
     fn ready(&mut self, watch: WatchId, control: &mut LoopControl) {
         if watch == CONTROL {
-            self.receive();
+            self.receive(control);
         }
         if self.machine.ending.reason().is_some() {
             control.stop();
+        }
+    }
+
+    fn quiesced(
+        &mut self,
+        devices: Result<SavedDevices, devices::SaveError>,
+        _control: &mut LoopControl,
+    ) {
+        let Phase::Saving(targets) = std::mem::replace(&mut self.phase, Phase::Standing) else {
+            return;
+        };
+        let saved = devices
+            .map_err(SaveError::from)
+            .and_then(|devices| save::write(&self.machine, &devices, targets));
+        match saved {
+            Ok(saved) => self.send(&Event::Saved(saved)),
+            Err(error) => self.go_on(&error),
         }
     }
 

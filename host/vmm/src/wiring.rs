@@ -59,7 +59,7 @@ impl BusDevice for Window {
 }
 
 /// The IOAPIC on the memory bus.
-pub(crate) struct IoapicWindow(pub(crate) Ioapic);
+pub(crate) struct IoapicWindow(pub(crate) Arc<Ioapic>);
 
 impl BusDevice for IoapicWindow {
     fn read(&self, offset: u64, data: &mut [u8]) {

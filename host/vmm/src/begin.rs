@@ -1,0 +1,186 @@
+//! Where a machine begins: at a kernel's entry, or where another one was saved.
+
+use crate::assemble::{AssembleError, Fds, Placed, Result};
+use crate::initrd;
+use crate::save::State;
+use control::{Origin, SavedLink, VmSpec};
+use devices::{EventLoop, Ioapic, LinkAfter};
+use machine::acpi::{self, AcpiDevice};
+use machine::boot::{self, BootSpec};
+use machine::{Backing, HugePages, MemorySpec, Vcpu, Vm, layout};
+use snapshot_memory::Layer;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use vm_memory::{Bytes, MemoryRegionAddress};
+
+/// The hardware id by which Linux finds a virtio-mmio window.
+const VIRTIO_MMIO: &str = "LNRO0005";
+/// Most bytes of an agent.
+const MAX_AGENT: u64 = 16 << 20;
+
+/// What every guest's kernel is told:
+/// - only what goes wrong is printed (said first, so that it holds when the console appears), and
+///   the boot console is the only one: no driver takes it over;
+/// - a panic resets at once, and a reset is the keyboard controller's;
+/// - no search for buses and timers that do not exist.
+const CMDLINE: &str = "loglevel=4 earlycon=uart8250,io,0x3f8 keep_bootcon panic=-1 reboot=k \
+                       pci=off nomodule no_timer_check random.trust_cpu=on";
+
+/// What small guests get besides: hash tables and slabs of a size for one tenant. The kernel fills
+/// its tables with zeros while it boots, so every entry is memory that each sandbox has of its own.
+const SMALL_GUEST: &str = " dhash_entries=8192 ihash_entries=4096 thash_entries=1024 \
+                           uhash_entries=256 slub_min_objects=4";
+
+/// Guests with more memory, in MiB, keep the kernel's own sizes.
+const SMALL_GUEST_MIB: u32 = 2048;
+
+/// The memory a machine is to have.
+pub(crate) fn memory(spec: &VmSpec, fds: &mut Fds) -> Result<MemorySpec> {
+    let bytes = u64::from(spec.memory_mib) << 20;
+    let backing = match spec.origin {
+        Origin::Boot { .. } => Backing::Anonymous,
+        Origin::Snapshot { memory, .. } => Backing::Golden(golden(fds.take(memory)?, bytes)?),
+    };
+    Ok(MemorySpec {
+        bytes,
+        backing,
+        huge_pages: HugePages::Never,
+    })
+}
+
+/// A machine whose parts are all there and have no state yet.
+pub(crate) struct Fresh<'a> {
+    pub(crate) vm: &'a Vm,
+    pub(crate) processors: &'a [Vcpu],
+    pub(crate) placed: &'a [Placed],
+    pub(crate) ioapic: &'a Ioapic,
+    pub(crate) event_loop: &'a mut EventLoop,
+}
+
+impl Fresh<'_> {
+    /// Gives it the state that the spec asks for. What was saved, if it goes on from there.
+    pub(crate) fn begin(self, spec: &VmSpec, fds: &mut Fds) -> Result<Option<State>> {
+        match &spec.origin {
+            Origin::Boot {
+                kernel,
+                agent,
+                cmdline_extra,
+            } => {
+                let programs = (fds.take(*kernel)?, fds.take(*agent)?);
+                self.boot(spec, cmdline_extra, programs)?;
+                Ok(None)
+            }
+            Origin::Snapshot {
+                state, layer, link, ..
+            } => {
+                let state = State::read(&File::from(fds.take(*state)?))?;
+                let layer = layer.map(|fd| fds.take(fd)).transpose()?;
+                self.resume(&state, layer, *link)?;
+                Ok(Some(state))
+            }
+        }
+    }
+
+    /// Puts the machine where it was saved: what differs from the golden file, processors, clock,
+    /// devices.
+    fn resume(self, state: &State, layer: Option<OwnedFd>, link: SavedLink) -> Result<()> {
+        if let Some(layer) = layer {
+            let layer = Layer::open(File::from(layer))?;
+            layer.apply(|offset, bytes| write_whole(self.vm, offset, bytes))?;
+        }
+        self.vm.load(self.processors, &state.vm, &state.vcpus)?;
+        self.ioapic.load(&state.ioapic)?;
+        let link = match link {
+            SavedLink::Kept => LinkAfter::Kept,
+            SavedLink::Broken => LinkAfter::Broken,
+        };
+        Ok(self.event_loop.load(&state.devices, link)?)
+    }
+
+    /// Puts kernel, agent and tables into guest memory, and the first vCPU at the kernel's entry.
+    fn boot(
+        &self,
+        spec: &VmSpec,
+        cmdline_extra: &str,
+        (kernel, agent): (OwnedFd, OwnedFd),
+    ) -> Result<()> {
+        let agent = read_agent(File::from(agent))?;
+        let tables = match spec.memory_mib {
+            0..=SMALL_GUEST_MIB => SMALL_GUEST,
+            _ => "",
+        };
+        let cmdline = format!("{CMDLINE}{tables} {cmdline_extra}");
+        let boot = BootSpec {
+            cmdline: cmdline.trim_end(),
+            initrd: &initrd::build(&agent),
+        };
+        let ram = self.vm.memory().ram();
+        let loaded = boot::load_linux(self.vm.memory(), &mut File::from(kernel), &boot)?;
+        let devices: Vec<_> = self
+            .placed
+            .iter()
+            .map(|p| AcpiDevice {
+                hid: VIRTIO_MMIO,
+                base: p.base,
+                size: layout::MMIO_WINDOW,
+                gsi: p.gsi,
+            })
+            .collect();
+        acpi::write_tables(ram, spec.vcpus, &devices)?;
+        if let Some(first) = self.processors.first() {
+            first.enter_at(&loaded.entry)?;
+        }
+        Ok(())
+    }
+}
+
+/// A file that can back a machine's memory: of its size, and sealed, so that nobody who still has
+/// it can change what clones have mapped, or cut it, which would end them by a bus error.
+fn golden(fd: OwnedFd, bytes: u64) -> Result<Arc<File>> {
+    use rustix::fs::{SealFlags, fcntl_get_seals};
+    let refuse = |what: String| AssembleError::Golden { what };
+    let file = File::from(fd);
+    let size = file.metadata().map_err(|e| refuse(e.to_string()))?.len();
+    if size != bytes {
+        return Err(refuse(format!("has {size} bytes, {bytes} are asked")));
+    }
+    let seals = fcntl_get_seals(&file).map_err(|e| refuse(format!("cannot be sealed: {e}")))?;
+    if !seals.contains(SealFlags::WRITE | SealFlags::SHRINK) {
+        return Err(refuse(format!("is not sealed against change: {seals:?}")));
+    }
+    Ok(Arc::new(file))
+}
+
+/// Writes at an offset into the whole of guest memory, in which ranges follow each other.
+fn write_whole(vm: &Vm, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+    use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+    let (mut offset, mut bytes) = (offset, bytes);
+    for region in vm.memory().ram().iter() {
+        if offset < region.len() {
+            let room = usize::try_from(region.len() - offset).unwrap_or(usize::MAX);
+            let (now, rest) = bytes.split_at(bytes.len().min(room));
+            region
+                .write_slice(now, MemoryRegionAddress(offset))
+                .map_err(std::io::Error::other)?;
+            (offset, bytes) = (region.len(), rest);
+        }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        offset -= region.len();
+    }
+    Err(std::io::ErrorKind::InvalidInput.into())
+}
+
+fn read_agent(file: File) -> Result<Vec<u8>> {
+    let mut agent = Vec::new();
+    file.take(MAX_AGENT + 1)
+        .read_to_end(&mut agent)
+        .map_err(AssembleError::Agent)?;
+    if agent.len() as u64 > MAX_AGENT {
+        return Err(AssembleError::AgentTooLarge(MAX_AGENT));
+    }
+    Ok(agent)
+}

@@ -1,0 +1,239 @@
+//! A machine's state as files: written while it stands still, read when another begins there.
+//!
+//! ```text
+//!  vCPUs, clock ──┐
+//!  IOAPIC       ──┼─> section file      private pages ──> memory layer     blocks ──> disk layers
+//!  devices      ──┘
+//! ```
+
+use crate::assemble::Machine;
+use control::{SaveSpec, Saved};
+use devices::SavedDevices;
+use machine::{Vcpu, VcpuStateV1, VmStateV1, monotonic_ns};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use snapshot_format::{FormatError, Section, SectionFile, SectionName};
+use snapshot_memory::{MemoryError, write_layer};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+
+const VM: &str = "vm";
+const VCPUS: &str = "vcpus";
+const IOAPIC: &str = "ioapic";
+const DEVICES: &str = "devices";
+/// Of each section's type.
+const VERSION: u16 = 1;
+/// Most bytes of a section file that are read.
+const MAX_STATE: u64 = 32 << 20;
+/// Bytes of pages that go to the layer in one system call.
+const BUFFER: usize = 1 << 20;
+
+/// Why a machine could not be saved, or not be continued.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SaveError {
+    #[error("{count} files came along to save to, descriptor {index} is not among them")]
+    Descriptor { index: u8, count: usize },
+    #[error("{asked} disks asked to be saved, the machine has {has}")]
+    Disks { asked: usize, has: usize },
+    #[error("The processors did not halt")]
+    Park(#[source] machine::Error),
+    #[error("The processors' state was refused")]
+    Processor(#[from] machine::Error),
+    #[error("The devices' state was refused")]
+    Devices(#[from] devices::SaveError),
+    #[error("The machine's memory was refused")]
+    Memory(#[from] MemoryError),
+    #[error("The section file was refused")]
+    Format(#[from] FormatError),
+    #[error("Section {name:?} does not {what}")]
+    Section {
+        name: &'static str,
+        what: &'static str,
+        #[source]
+        source: postcard::Error,
+    },
+    #[error("Could not {what}")]
+    Io {
+        what: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> SaveError {
+    move |source| SaveError::Io { what, source }
+}
+
+/// The files to save to.
+#[derive(Debug)]
+pub(crate) struct Targets {
+    memory: File,
+    state: File,
+    disks: Vec<File>,
+    /// When the request came, and when the vCPUs stood still; `CLOCK_MONOTONIC` nanoseconds.
+    pub(crate) asked_ns: u64,
+    pub(crate) parked_ns: u64,
+}
+
+impl Targets {
+    /// Sorts out the descriptors that came with a request. Each is used once.
+    pub(crate) fn new(spec: &SaveSpec, fds: Vec<OwnedFd>) -> Result<Self, SaveError> {
+        let asked_ns = monotonic_ns();
+        let count = fds.len();
+        let mut fds: Vec<_> = fds.into_iter().map(Some).collect();
+        let mut take = |index: u8| {
+            let fd = fds.get_mut(usize::from(index)).and_then(Option::take);
+            let missing = SaveError::Descriptor { index, count };
+            fd.map(File::from).ok_or(missing)
+        };
+        Ok(Self {
+            memory: take(spec.memory)?,
+            state: take(spec.state)?,
+            disks: spec
+                .disks
+                .iter()
+                .map(|i| take(*i))
+                .collect::<Result<_, _>>()?,
+            asked_ns,
+            parked_ns: asked_ns,
+        })
+    }
+}
+
+/// Writes everything. The vCPUs are parked and the devices still, and stay so.
+pub(crate) fn write(
+    machine: &Machine,
+    devices: &SavedDevices,
+    targets: Targets,
+) -> Result<Saved, SaveError> {
+    let (asked, has) = (targets.disks.len(), devices.disks.len());
+    if asked != has {
+        return Err(SaveError::Disks { asked, has });
+    }
+    write_state(machine, devices, &targets.state)?;
+    let memory_pages = write_memory(machine, targets.memory)?;
+    let mut disk_blocks = 0;
+    for (disk, target) in devices.disks.iter().zip(&targets.disks) {
+        disk_blocks += disk.write_to(target).map_err(io("write a disk's layer"))?;
+    }
+    Ok(Saved {
+        park_ns: targets.parked_ns - targets.asked_ns,
+        write_ns: monotonic_ns() - targets.parked_ns,
+        memory_pages,
+        disk_blocks,
+    })
+}
+
+fn write_state(
+    machine: &Machine,
+    devices: &SavedDevices,
+    mut file: &File,
+) -> Result<(), SaveError> {
+    let vcpus = machine
+        .vcpus
+        .iter()
+        .map(|vcpu| vcpu.with_parked(Vcpu::save)?)
+        .collect::<Result<Vec<_>, _>>()?;
+    let payloads = [
+        (VM, encode(VM, &machine.vm.save()?)?),
+        (VCPUS, encode(VCPUS, &vcpus)?),
+        (IOAPIC, machine.ioapic.save()),
+        (DEVICES, encode(DEVICES, &devices.devices)?),
+    ];
+    let sections = payloads
+        .iter()
+        .map(|(name, payload)| {
+            Ok(Section {
+                name: SectionName::new(name)?,
+                version: VERSION,
+                payload,
+            })
+        })
+        .collect::<Result<Vec<_>, FormatError>>()?;
+    let bytes = SectionFile::encode(&sections)?;
+    file.write_all(&bytes).map_err(io("write the section file"))
+}
+
+/// The number of pages.
+#[expect(
+    unsafe_code,
+    reason = "guest memory is read as bytes while nothing can write it"
+)]
+fn write_memory(machine: &Machine, file: File) -> Result<u64, SaveError> {
+    let mut parts = Vec::new();
+    let mut ranges = Vec::new();
+    let mut before = 0;
+    for part in machine.vm.memory().host_ranges() {
+        for mut range in machine.pagemap.dirty_ranges(&part)? {
+            range.first += before;
+            range.end += before;
+            ranges.push(range);
+        }
+        before += part.len() as u64 / 4096;
+        let start = std::ptr::with_exposed_provenance::<u8>(part.start);
+        // SAFETY: the range is guest memory, mapped as long as `machine` lives. Nobody writes it
+        // meanwhile: the vCPUs are parked, the devices are still and are served by this thread.
+        parts.push(unsafe { std::slice::from_raw_parts(start, part.len()) });
+    }
+    let mut out = BufWriter::with_capacity(BUFFER, file);
+    let index = write_layer(&parts, &ranges, &mut out)?;
+    out.flush().map_err(io("write the memory layer"))?;
+    let stored = index.extents().iter().filter(|e| e.data.is_some());
+    Ok(stored.map(|e| e.end() - e.first).sum())
+}
+
+/// What a section file says; each part is checked by its owner when it is loaded.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) vm: VmStateV1,
+    pub(crate) vcpus: Vec<VcpuStateV1>,
+    pub(crate) ioapic: Vec<u8>,
+    pub(crate) devices: Vec<Vec<u8>>,
+}
+
+impl State {
+    /// Reads a section file whole.
+    pub(crate) fn read(file: &File) -> Result<Self, SaveError> {
+        let len = file.metadata().map_err(io("ask the section file"))?.len();
+        let len = usize::try_from(len.min(MAX_STATE)).unwrap_or(0);
+        let mut bytes = vec![0; len];
+        // By offset: the position is shared with every process that was given this file.
+        file.read_exact_at(&mut bytes, 0)
+            .map_err(io("read the section file"))?;
+        let sections = SectionFile::parse(&bytes)?;
+        sections.all_known(|name| [VM, VCPUS, IOAPIC, DEVICES].contains(&name))?;
+        Ok(Self {
+            vm: decode(VM, sections.get(VM, VERSION)?)?,
+            vcpus: decode(VCPUS, sections.get(VCPUS, VERSION)?)?,
+            ioapic: sections.get(IOAPIC, VERSION)?.to_vec(),
+            devices: decode(DEVICES, sections.get(DEVICES, VERSION)?)?,
+        })
+    }
+}
+
+/// Sets a machine's clocks back to when it was saved: it may have waited since it was built, and for
+/// the guest that time does not exist.
+pub(crate) fn go_back(machine: &Machine, state: &State) -> Result<(), SaveError> {
+    for (vcpu, state) in machine.vcpus.iter().zip(&state.vcpus) {
+        vcpu.with_parked(|vcpu| vcpu.load_time(state))??;
+    }
+    Ok(machine.vm.load_clock(&state.vm)?)
+}
+
+fn encode(name: &'static str, value: &impl Serialize) -> Result<Vec<u8>, SaveError> {
+    postcard::to_allocvec(value).map_err(|source| SaveError::Section {
+        name,
+        what: "encode",
+        source,
+    })
+}
+
+fn decode<T: DeserializeOwned>(name: &'static str, bytes: &[u8]) -> Result<T, SaveError> {
+    postcard::from_bytes(bytes).map_err(|source| SaveError::Section {
+        name,
+        what: "decode",
+        source,
+    })
+}

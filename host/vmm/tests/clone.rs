@@ -1,0 +1,194 @@
+//! Saving a machine and beginning others where it stood, with the real process.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+mod common;
+
+use common::{Machine, RESET, file, kvm, print, refused, spec};
+use control::{Event, ExitCause, Origin, Request, SaveSpec, Saved, SavedLink, VmSpec};
+use rustix::fs::{MemfdFlags, memfd_create};
+use snapshot_memory::{Golden, Layer};
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+const MEMORY_PAGES: u64 = 128 << 20 >> 12;
+
+/// Prints 1, counts down for about a second, prints 2, resets.
+fn counting() -> Vec<u8> {
+    // mov rcx, 200000; again: inc qword [0x200000]; dec rcx; jnz again
+    let count = [
+        &[0x48, 0xc7, 0xc1, 0x40, 0x0d, 0x03, 0x00][..],
+        &[0x48, 0xff, 0x04, 0x25, 0x00, 0x00, 0x20, 0x00],
+        &[0x48, 0xff, 0xc9, 0x75, 0xf3],
+    ];
+    [print("1"), count.concat(), print("2"), RESET.to_vec()].concat()
+}
+
+fn empty() -> OwnedFd {
+    memfd_create("saved", MemfdFlags::CLOEXEC).unwrap()
+}
+
+struct Files {
+    memory: OwnedFd,
+    state: OwnedFd,
+}
+
+fn save(machine: &Machine) -> (Files, Saved) {
+    let files = [empty(), empty()];
+    let spec = SaveSpec {
+        memory: 0,
+        state: 1,
+        disks: Vec::new(),
+    };
+    machine.send(&Request::Save(spec), &files);
+    let saved = match machine.receive() {
+        Some(Event::Saved(saved)) => saved,
+        other => panic!("{other:?}"),
+    };
+    let [memory, state] = files;
+    (Files { memory, state }, saved)
+}
+
+fn golden(layers: Vec<&OwnedFd>) -> Golden {
+    let open = |fd: &OwnedFd| Layer::open(File::from(fd.try_clone().unwrap())).unwrap();
+    let layers: Vec<_> = layers.into_iter().map(open).collect();
+    Golden::flatten(MEMORY_PAGES, &layers).unwrap()
+}
+
+fn from(layer: Option<u8>) -> VmSpec {
+    VmSpec {
+        origin: Origin::Snapshot {
+            memory: 0,
+            state: 1,
+            layer,
+            link: SavedLink::Kept,
+        },
+        ..spec(2)
+    }
+}
+
+fn clone(golden: &Golden, files: &Files, layer: Option<&OwnedFd>) -> Machine {
+    let (machine, link) = Machine::spawn();
+    let mut fds = vec![
+        golden.as_fd().try_clone_to_owned().unwrap(),
+        files.state.try_clone().unwrap(),
+        link.into(),
+    ];
+    fds.extend(layer.map(|fd| fd.try_clone().unwrap()));
+    let spec = from(layer.map(|_| 3));
+    machine.send(&Request::Configure(Box::new(spec)), &fds);
+    match machine.receive() {
+        Some(Event::Configured(_)) => machine,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn start(machine: &Machine) {
+    machine.send(&Request::Start, &[]);
+    assert_eq!(machine.receive(), Some(Event::Started));
+}
+
+fn console(machine: Machine) -> Vec<u8> {
+    let report = machine.end();
+    assert_eq!(report.cause, ExitCause::GuestShutdown);
+    report.console_tail
+}
+
+#[test]
+fn clones_go_on_where_the_first_was_saved_and_so_does_it() {
+    if !kvm() {
+        return;
+    }
+    let first = Machine::start(&counting());
+    std::thread::sleep(Duration::from_millis(50));
+    let (files, saved) = save(&first);
+    assert!(saved.memory_pages > 0 && saved.write_ns > 0, "{saved:?}");
+    let golden = golden(vec![&files.memory]);
+    // They stand side by side before any of them runs.
+    let clones: Vec<_> = (0..3).map(|_| clone(&golden, &files, None)).collect();
+    clones.iter().for_each(start);
+    for clone in clones {
+        assert_eq!(console(clone), b"2", "a clone does not begin anew");
+    }
+    start(&first);
+    assert_eq!(console(first), b"12");
+}
+
+#[test]
+fn what_a_clone_changed_is_saved_over_its_golden_file() {
+    if !kvm() {
+        return;
+    }
+    let first = Machine::start(&counting());
+    let (files, whole) = save(&first);
+    let golden_file = golden(vec![&files.memory]);
+    let second = clone(&golden_file, &files, None);
+    start(&second);
+    std::thread::sleep(Duration::from_millis(30));
+    let (changes, difference) = save(&second);
+    assert!(
+        difference.memory_pages < whole.memory_pages,
+        "{difference:?} of {whole:?}"
+    );
+    let in_place = clone(&golden_file, &changes, Some(&changes.memory));
+    let composed = golden(vec![&changes.memory, &files.memory]);
+    let of_composed = clone(&composed, &changes, None);
+    for machine in [in_place, of_composed, second] {
+        start(&machine);
+        assert!(console(machine).ends_with(b"2"));
+    }
+}
+
+#[test]
+fn what_cannot_be_continued_is_refused() {
+    if !kvm() {
+        return;
+    }
+    let first = Machine::start(&counting());
+    let (files, _) = save(&first);
+    let sealed = golden(vec![&files.memory]);
+    let configure = Request::Configure(Box::new(from(None)));
+    let attempt = |memory: &dyn AsFd, state: &dyn AsFd| {
+        let (link, _) = UnixStream::pair().unwrap();
+        let own = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned().unwrap();
+        refused(&configure, &[own(memory), own(state), link.into()])
+    };
+    let open = file(&vec![0; 128 << 20]);
+    assert!(attempt(&open, &files.state).contains("not sealed"));
+    let short = Golden::flatten(7, &[]).unwrap();
+    assert!(attempt(&short, &files.state).contains("28672 bytes"));
+    assert!(attempt(&sealed, &empty()).contains("section file"));
+    // One bit of the state anywhere is noticed.
+    let mut bytes = std::fs::read(format!("/proc/self/fd/{}", {
+        use std::os::fd::AsRawFd;
+        files.state.as_raw_fd()
+    }))
+    .unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    assert!(attempt(&sealed, &file(&bytes)).contains("checksum"));
+    first.send(&Request::Stop, &[]);
+    assert_eq!(first.end().cause, ExitCause::Stopped);
+}
+
+#[test]
+fn a_machine_that_stands_is_not_saved_again() {
+    if !kvm() {
+        return;
+    }
+    let machine = Machine::start(&counting());
+    save(&machine);
+    let spec = SaveSpec {
+        memory: 0,
+        state: 1,
+        disks: Vec::new(),
+    };
+    machine.send(&Request::Save(spec.clone()), &[empty(), empty()]);
+    assert!(matches!(machine.receive(), Some(Event::SaveFailed { .. })));
+    start(&machine);
+    // Without files it cannot be saved, and goes on.
+    machine.send(&Request::Save(spec), &[]);
+    assert!(matches!(machine.receive(), Some(Event::SaveFailed { .. })));
+    assert_eq!(console(machine), b"12");
+}
