@@ -33,7 +33,10 @@ impl Vcpu {
         let regs = fd.get_regs().map_err(self.at("KVM_GET_REGS"))?;
         let sregs = fd.get_sregs().map_err(self.at("KVM_GET_SREGS"))?;
         let xsave = fd.get_xsave().map_err(self.at("KVM_GET_XSAVE"))?;
-        let xcrs = lacking(fd.get_xcrs()).map_err(self.at("KVM_GET_XCRS"))?;
+        // Without XSAVE, KVM gives an empty list and does not take it back.
+        let xcrs = lacking(fd.get_xcrs())
+            .map_err(self.at("KVM_GET_XCRS"))?
+            .filter(|xcrs| xcrs.nr_xcrs != 0);
         let debug = lacking(fd.get_debug_regs()).map_err(self.at("KVM_GET_DEBUGREGS"))?;
         let msrs = msr::read_readable(fd, self.index(), &self.msrs)?;
         // The deadline before the APIC: a timer that fires in between is then in both, and comes
@@ -57,9 +60,8 @@ impl Vcpu {
         })
     }
 
-    /// Loads a saved vCPU of the same number into one that has never run. It must not be in the
-    /// guest, and vCPU 0 of a machine
-    /// must be loaded before the others (see [`Vcpu::load_time`]); [`Vm::load`] does it all.
+    /// Loads a saved vCPU of the same number into one that has never run. vCPU 0 of a machine must
+    /// be loaded before the others (see [`Vcpu::load_time`]); [`Vm::load`] does it all.
     ///
     /// # Errors
     /// [`crate::Error::State`] for a state that does not fit, before anything is changed. From the
