@@ -12,6 +12,7 @@
 use crate::error::{Result, ioctl};
 use crate::kvm::Kvm;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use std::collections::BTreeMap;
 
 /// CPUID leaf of KVM's paravirtual features.
 const KVM_FEATURES: u32 = 0x4000_0001;
@@ -39,6 +40,71 @@ pub fn supported(kvm: &Kvm) -> Result<CpuId> {
             "KVM_GET_SUPPORTED_CPUID",
             format!("{KVM_MAX_CPUID_ENTRIES} entries"),
         ))
+}
+
+/// One register of a leaf, by its name and its place.
+type Register = (&'static str, fn(&kvm_cpuid_entry2) -> u32);
+const EAX: Register = ("eax", |e| e.eax);
+const EBX: Register = ("ebx", |e| e.ebx);
+const ECX: Register = ("ecx", |e| e.ecx);
+const EDX: Register = ("edx", |e| e.edx);
+
+/// Leaf, sub-leaf and register of each word of feature bits, and the bits of it that follow what
+/// the guest has switched on (OSXSAVE, OSPKE) and so are no features.
+const FEATURE_WORDS: &[(u32, u32, Register, u32)] = &[
+    (0x1, 0, ECX, 1 << 27),
+    (0x1, 0, EDX, 0),
+    (0x7, 0, EBX, 0),
+    (0x7, 0, ECX, 1 << 4),
+    (0x7, 0, EDX, 0),
+    (0x7, 1, EAX, 0),
+    (0xd, 0, EAX, 0),
+    (0xd, 1, EAX, 0),
+    (KVM_FEATURES, 0, EAX, 0),
+    (0x8000_0001, 0, ECX, 0),
+    (0x8000_0001, 0, EDX, 0),
+    (0x8000_0007, 0, EDX, 0),
+    (0x8000_0008, 0, EBX, 0),
+    (0x8000_0021, 0, EAX, 0),
+];
+
+/// What a guest may have kept in mind of its processor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CpuIdentity {
+    /// The vendor's name, for example `AuthenticAMD`.
+    pub vendor: String,
+    /// Words of feature bits by leaf, sub-leaf and register, for example `00000001.0.ecx`. Words
+    /// that are zero are left out.
+    pub features: BTreeMap<String, u32>,
+    /// Bytes of the XSAVE area with everything in it; 0 without XSAVE.
+    pub xsave_size: u32,
+}
+
+/// What a guest with `vcpus` processors sees of the processor on this host.
+///
+/// # Errors
+/// From the ioctl.
+pub fn identity(kvm: &Kvm, vcpus: u8) -> Result<CpuIdentity> {
+    Ok(identify(&for_vcpu(&supported(kvm)?, 0, vcpus)))
+}
+
+fn identify(cpuid: &CpuId) -> CpuIdentity {
+    let leaf = |function, index| {
+        let mut all = cpuid.as_slice().iter();
+        all.find(|e| e.function == function && e.index == index)
+    };
+    let vendor = leaf(0, 0).map_or_else(Vec::new, |e| {
+        [e.ebx, e.edx, e.ecx].map(u32::to_le_bytes).concat()
+    });
+    let word = |&(function, index, (name, read), moving): &(u32, u32, Register, u32)| {
+        let bits = leaf(function, index).map_or(0, read) & !moving;
+        (bits != 0).then(|| (format!("{function:08x}.{index}.{name}"), bits))
+    };
+    CpuIdentity {
+        vendor: String::from_utf8_lossy(&vendor).into_owned(),
+        features: FEATURE_WORDS.iter().filter_map(word).collect(),
+        xsave_size: leaf(0xd, 0).map_or(0, |e| e.ecx),
+    }
 }
 
 /// What vCPU `index` of `count` sees.
@@ -203,5 +269,22 @@ mod test {
         assert_eq!(find(&cpuid, 0x8000_0001, 0).ecx, 1);
         assert_eq!(find(&cpuid, KVM_FEATURES, 0).eax & KVM_FEATURES_OFF, 0);
         assert_eq!(find(&cpuid, 0xb, 1).eax, 0);
+    }
+
+    #[test]
+    fn the_identity_is_what_the_guest_is_offered() {
+        let mut host = host();
+        host.as_mut_slice()[0].ebx = u32::from_le_bytes(*b"Auth");
+        host.as_mut_slice()[0].edx = u32::from_le_bytes(*b"enti");
+        host.as_mut_slice()[0].ecx = u32::from_le_bytes(*b"cAMD");
+        host.as_mut_slice()[1].ecx |= 1 << 27 | 1;
+        let identity = identify(&for_vcpu(&host, 0, 1));
+        assert_eq!(identity.vendor, "AuthenticAMD");
+        let word = |name: &str| identity.features.get(name).copied();
+        let offered = BIT_HYPERVISOR | BIT_TSC_DEADLINE | BIT_X2APIC | 1;
+        assert_eq!(word("00000001.0.ecx"), Some(offered));
+        assert_eq!(word("80000001.0.ecx"), Some(1));
+        assert_eq!(word("0000000d.0.eax"), None);
+        assert_eq!(identity.xsave_size, 0);
     }
 }

@@ -172,3 +172,52 @@ pub(crate) fn mismatch(
         wanted: wanted.to_string(),
     }
 }
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn state() -> VcpuStateV1 {
+        VcpuStateV1 {
+            index: 0,
+            mp_state: 0,
+            events: vec![0; 64],
+            regs: (0..144).collect(),
+            sregs: vec![0; 312],
+            xsave: vec![0; 4096],
+            xcrs: None,
+            debug: None,
+            lapic: vec![0; 1024],
+            msrs: vec![(0x174, 1), (0x277, 2)],
+            tsc: 3,
+            tsc_deadline: 0,
+            tsc_khz: None,
+        }
+    }
+
+    #[test]
+    fn a_state_survives_its_bytes() {
+        let bytes = postcard::to_allocvec(&state()).unwrap();
+        let back: VcpuStateV1 = postcard::from_bytes(&bytes).unwrap();
+        assert_eq!(back, state());
+        let checked = Checked::new(&back, 0, &[0x174, 0x277]).unwrap();
+        assert_eq!(checked.regs.rax, 0x0706_0504_0302_0100);
+    }
+
+    #[test]
+    fn cut_bytes_are_no_state() {
+        let bytes = postcard::to_allocvec(&state()).unwrap();
+        for length in 0..bytes.len() {
+            postcard::from_bytes::<VcpuStateV1>(&bytes[..length]).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn registers_this_host_does_not_save_are_refused() {
+        Checked::new(&state(), 0, &[0x174, 0x277, 0x300]).unwrap();
+        for known in [&[0x174][..], &[]] {
+            let refused = Checked::new(&state(), 0, known).err();
+            assert!(matches!(refused, Some(Error::State { .. })));
+        }
+    }
+}

@@ -146,6 +146,34 @@ fn memory_mapped_reads_and_writes_reach_the_device() {
     );
 }
 
+/// One access, two parts: parking after the first must not lose the second.
+#[test]
+fn settling_finishes_all_parts_of_an_access() {
+    let kvm = kvm_or_skip!();
+    let code = program(&[
+        &[0xbf, 0xfc, 0x0f, 0x00, 0xc0], // mov edi, 0xc0000ffc
+        &[0x48, 0x89, 0x37],             // mov [rdi], rsi: four bytes on each of two pages
+        &UD2,
+    ]);
+    let (vm, mut vcpus) = machine(&kvm, 1, &code);
+    map_devices(vm.memory().ram());
+    enter(&vcpus[0], 0x1122_3344_5566_7788);
+    let device = Arc::new(Recorder::default());
+    let ports = Bus::default();
+    let memory = Bus::new([(layout::MMIO, 0x2000, device.clone() as _)]).unwrap();
+    let written = || device.writes.lock().unwrap().clone();
+    let end = Instant::now() + PATIENCE;
+    while written().is_empty() && Instant::now() < end {
+        vcpus[0].run_once(&ports, &memory);
+    }
+    let first = (0xffc, vec![0x88, 0x77, 0x66, 0x55]);
+    assert_eq!(written(), std::slice::from_ref(&first));
+    vcpus[0].settle(&ports, &memory).unwrap();
+    let second = (0x1000, vec![0x44, 0x33, 0x22, 0x11]);
+    assert_eq!(written(), [first, second]);
+    assert_eq!(vcpus[0].fd().get_regs().unwrap().rip, CODE + 8);
+}
+
 #[test]
 fn a_doorbell_rings_without_an_exit() {
     let kvm = kvm_or_skip!();
