@@ -65,6 +65,47 @@ impl<S: Read + Write> Agent<S> {
         Ok((agent, ready))
     }
 
+    /// Goes on where another connection stood when its machine was saved: greeted, nothing under
+    /// way.
+    pub(crate) fn resume(stream: S, next_stream: u32) -> Self {
+        Self {
+            stream,
+            frames: Box::new(FrameBuffer::new()),
+            next_stream,
+        }
+    }
+
+    /// The stream that the next request will have.
+    pub(crate) fn next_stream(&self) -> u32 {
+        self.next_stream
+    }
+
+    /// Makes the guest another one; returns when it has said so.
+    pub(crate) fn set_identity(&mut self, generation: u64, entropy: &[u8; 32]) -> Result<()> {
+        let stream = self.next_stream;
+        self.next_stream += 1;
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+        let mut request = vec![0; 4096];
+        let len = Request::SetIdentity(wire::SetIdentity {
+            wall_clock_ns: u64::try_from(now.as_nanos())?,
+            generation,
+            hostname: format!("clone{generation}").as_bytes(),
+            entropy,
+            env: Strings::EMPTY,
+        })
+        .encode(&mut request)
+        .ok()
+        .context("Encoding an identity")?;
+        for part in Open::parts(&request[..len]) {
+            self.send(stream, &Message::Open(part))?;
+        }
+        self.next(|from, message| match message {
+            _ if from != stream => Ok(None),
+            Message::Reply(Reply::Done(_)) => Ok(Some(())),
+            other => bail!("The agent answered a new identity with {other:?}"),
+        })
+    }
+
     /// Runs a program as root to its end, consuming its output as it comes.
     pub(crate) fn run(&mut self, argv: &[&[u8]]) -> Result<Ran> {
         let stream = self.next_stream;

@@ -9,6 +9,7 @@
 mod agent;
 mod api;
 mod boot;
+mod clone;
 mod counters;
 mod engine;
 
@@ -27,11 +28,14 @@ struct Cli {
 enum Command {
     /// Cold boot, first exec and bulk transfer of single VMs
     Boot(boot::Args),
+    /// Clones of a saved VM: claim, first exec, memory
+    Clone(clone::Args),
 }
 
 fn main() -> ExitCode {
     let result: Result<ExitCode> = match Cli::parse().command {
         Command::Boot(args) => boot::run(&args),
+        Command::Clone(args) => clone::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -9,6 +9,7 @@ use anyhow::Result;
 use clap::Subcommand;
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Arguments.
@@ -32,6 +33,15 @@ enum What {
         #[arg(long)]
         report_only: bool,
     },
+    /// Clones of a saved VM: claim, first exec, memory; in the lab under instruction counting
+    Clone {
+        /// Clones to measure
+        #[arg(long, default_value_t = 5)]
+        samples: u32,
+        /// Clones to hold at once, for the memory they take; 0 for none
+        #[arg(long, default_value_t = 50)]
+        density: u32,
+    },
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
@@ -41,19 +51,47 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             no_peer,
             report_only,
         } => boot(samples, !no_peer, report_only),
+        What::Clone { samples, density } => {
+            let Bench { lab, mut argv, .. } = Bench::prepare("clone", samples)?;
+            argv.extend(["--density".into(), density.to_string()]);
+            barometer(&lab, &argv)
+        }
+    }
+}
+
+/// A lab that counts instructions, with the programs in it.
+struct Bench {
+    lab: Lab,
+    programs: PathBuf,
+    /// The barometer's command line so far.
+    argv: Vec<String>,
+}
+
+impl Bench {
+    fn prepare(what: &str, samples: u32) -> Result<Self> {
+        let dist = Dist::ensure()?;
+        eprintln!("starting the lab that counts instructions");
+        let lab = Lab::ensure(&Options::counting())?;
+        let programs = install_in_lab(&lab, &dist)?;
+        lab.warm(&dist.image)?;
+        let barometer = programs.join("barometer").display().to_string();
+        let mut argv = vec![barometer, what.into(), "--icount".into(), "--dist".into()];
+        argv.push(programs.display().to_string());
+        argv.extend(["--samples".into(), samples.to_string()]);
+        Ok(Self {
+            lab,
+            programs,
+            argv,
+        })
     }
 }
 
 fn boot(samples: u32, peer: bool, report_only: bool) -> Result<ExitCode> {
-    let dist = Dist::ensure()?;
-    eprintln!("starting the lab that counts instructions");
-    let lab = Lab::ensure(&Options::counting())?;
-    let programs = install_in_lab(&lab, &dist)?;
-    lab.warm(&dist.image)?;
-    let barometer = programs.join("barometer").display().to_string();
-    let mut argv = vec![barometer, "boot".into(), "--icount".into(), "--dist".into()];
-    argv.push(programs.display().to_string());
-    argv.extend(["--samples".into(), samples.to_string()]);
+    let Bench {
+        lab,
+        programs,
+        mut argv,
+    } = Bench::prepare("boot", samples)?;
     if report_only {
         argv.push("--report-only".into());
     }
@@ -61,6 +99,11 @@ fn boot(samples: u32, peer: bool, report_only: bool) -> Result<ExitCode> {
         let program = peer::install(&lab, &programs)?;
         argv.extend(["--qemu".into(), program.display().to_string()]);
     }
+    barometer(&lab, &argv)
+}
+
+/// Runs the barometer with its output passed through; its exit status.
+fn barometer(lab: &Lab, argv: &[String]) -> Result<ExitCode> {
     let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
     let status = lab.spawn(&argv)?.wait(|stream, bytes| {
         match stream {

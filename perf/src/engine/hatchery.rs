@@ -3,7 +3,8 @@
 use super::{Boot, Guest, now_ns};
 use crate::agent::Agent;
 use anyhow::{Context, Result, bail};
-use control::{DiskSpec, Event, Origin, Request, VmSpec, VmStats};
+use control::{DiskSpec, Event, Origin, Request, SaveSpec, SavedLink, VmSpec, VmStats};
+use snapshot_memory::{Golden, Layer};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -61,17 +62,139 @@ impl Vm {
     }
 }
 
-fn configure(guest: &Guest, control: &OwnedFd, link: UnixStream) -> Result<()> {
-    let open = |name: &str| {
-        let path = guest.dist.join(name);
-        File::open(&path).with_context(|| format!("Opening {}", path.display()))
-    };
-    let base = open("base.ext4")?;
+/// A saved machine that clones begin at.
+pub(crate) struct Saved {
+    golden: Golden,
+    state: OwnedFd,
+    disk: OwnedFd,
+    next_stream: u32,
+    /// What the VM process said of the saving.
+    pub(crate) report: control::Saved,
+}
+
+/// A machine that stands where another was saved, and has not run.
+pub(crate) struct Husk {
+    child: Child,
+    control: OwnedFd,
+    link: UnixStream,
+    next_stream: u32,
+    /// Program start to standing ready, nanoseconds.
+    pub(crate) build_ns: u64,
+}
+
+impl Vm {
+    /// Saves the machine, which must be idle, and ends it.
+    pub(crate) fn save(self, guest: &Guest) -> Result<Saved> {
+        let (memory, state, disk) = (scratch_file()?, scratch_file()?, scratch_file()?);
+        let spec = SaveSpec {
+            memory: 0,
+            state: 1,
+            disks: vec![2],
+        };
+        let fds = [memory.as_fd(), state.as_fd(), disk.as_fd()];
+        control::send(&self.control, &Request::Save(spec), &fds)?;
+        let report = match control::recv::<Event>(&self.control)? {
+            Some((Event::Saved(report), _)) => report,
+            other => bail!("Save: the VM process answered {other:?}"),
+        };
+        let next_stream = self.agent.next_stream();
+        self.stop()?;
+        let pages = u64::from(guest.memory_mib) << 20 >> 12;
+        let golden = Golden::flatten(pages, &[Layer::open(File::from(memory))?])?;
+        Ok(Saved {
+            golden,
+            state,
+            disk,
+            next_stream,
+            report,
+        })
+    }
+}
+
+impl Husk {
+    /// Builds a machine that stands where `saved` was saved.
+    pub(crate) fn build(guest: &Guest, saved: &Saved) -> Result<Self> {
+        let spawned_ns = now_ns();
+        let (child, control) = control::spawn(guest.dist.join("hatchery-vmm"), &[])
+            .context("Starting hatchery-vmm")?;
+        let (link, theirs) = UnixStream::pair()?;
+        let (base, size) = base_image(guest)?;
+        let layer = scratch_file()?;
+        let spec = VmSpec {
+            sandbox_id: "bench".into(),
+            vcpus: guest.vcpus,
+            memory_mib: guest.memory_mib,
+            origin: Origin::Snapshot {
+                memory: 0,
+                state: 1,
+                layer: None,
+                link: SavedLink::Kept,
+            },
+            link: 2,
+            disks: vec![DiskSpec {
+                base: 3,
+                parent: Some(4),
+                layer: Some(5),
+                size,
+            }],
+        };
+        let fds = [
+            saved.golden.as_fd(),
+            saved.state.as_fd(),
+            theirs.as_fd(),
+            base.as_fd(),
+            saved.disk.as_fd(),
+            layer.as_fd(),
+        ];
+        control::send(&control, &Request::Configure(Box::new(spec)), &fds)?;
+        expect(&control, "Configure", |e| matches!(e, Event::Configured(_)))?;
+        Ok(Self {
+            child,
+            control,
+            link,
+            next_stream: saved.next_stream,
+            build_ns: now_ns() - spawned_ns,
+        })
+    }
+
+    /// The process to count.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Lets the machine go as a new one; returns when its agent has taken the identity.
+    pub(crate) fn claim(self, generation: u64, entropy: &[u8; 32]) -> Result<Vm> {
+        control::send(&self.control, &Request::Start, &[])?;
+        let mut agent = Agent::resume(self.link, self.next_stream);
+        agent.set_identity(generation, entropy)?;
+        expect(&self.control, "Start", |e| matches!(e, Event::Started))?;
+        Ok(Vm {
+            child: self.child,
+            control: self.control,
+            agent,
+            boot: Boot::default(),
+        })
+    }
+}
+
+/// The image that all guests share, and the size of its disk.
+fn base_image(guest: &Guest) -> Result<(File, u64)> {
+    let base = open(guest, "base.ext4")?;
     let size = rustix::fs::seek(&base, rustix::fs::SeekFrom::End(0))?;
+    Ok((base, size.next_multiple_of(4096)))
+}
+
+fn open(guest: &Guest, name: &str) -> Result<File> {
+    let path = guest.dist.join(name);
+    File::open(&path).with_context(|| format!("Opening {}", path.display()))
+}
+
+fn configure(guest: &Guest, control: &OwnedFd, link: UnixStream) -> Result<()> {
+    let (base, size) = base_image(guest)?;
     let layer = scratch_file()?;
     let fds = [
-        open("vmlinux")?.into(),
-        open("hatchery-agent")?.into(),
+        open(guest, "vmlinux")?.into(),
+        open(guest, "hatchery-agent")?.into(),
         OwnedFd::from(link),
     ];
     let [kernel, agent, link]: [OwnedFd; 3] = fds;
@@ -89,7 +212,7 @@ fn configure(guest: &Guest, control: &OwnedFd, link: UnixStream) -> Result<()> {
             base: 3,
             parent: None,
             layer: Some(4),
-            size: size.next_multiple_of(4096),
+            size,
         }],
     };
     let fds = [

@@ -1,0 +1,246 @@
+//! The clone benchmark: what a sandbox costs when it is claimed rather than booted.
+//!
+//! A guest is booted and warmed once, saved, and cloned. Each sample is one life: a husk is built
+//! (off the path of a create), claimed (Start to the agent's acknowledgement of its identity), and
+//! runs `/bin/true` for the first time, whose exit status is the verification.
+
+use crate::agent::Ran;
+use crate::boot::say;
+use crate::counters::{Counters, Counts};
+use crate::engine::hatchery::{Husk, Saved, Vm};
+use crate::engine::{Guest, timed};
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// How long a warmed guest is left alone before it is saved, so that nothing is under way.
+const IDLE: Duration = Duration::from_millis(300);
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Folder with hatchery-vmm, hatchery-agent, vmlinux and base.ext4
+    #[arg(long)]
+    dist: PathBuf,
+    /// Clones to measure, after one that is not counted
+    #[arg(long, default_value_t = 5)]
+    samples: u32,
+    /// The clock counts instructions (the host runs under QEMU's -icount)
+    #[arg(long)]
+    icount: bool,
+    /// Clones to hold at once, each after one exec, for the memory they take; 0 for none
+    #[arg(long, default_value_t = 0)]
+    density: u32,
+    /// Guest memory, MiB
+    #[arg(long, default_value_t = 512)]
+    memory_mib: u32,
+}
+
+/// One life, nanoseconds or instructions.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Sample {
+    build_ns: u64,
+    claim_ns: u64,
+    exec_ns: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Figures {
+    save: [u64; 4],
+    samples: Vec<Sample>,
+    claim_and_exec: Counts,
+    second_exec_ns: u64,
+    guest_resident_kib: u64,
+    overhead_kib: u64,
+    husk_kib: Option<u64>,
+    clone_kib: Option<u64>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let guest = Guest {
+        dist: args.dist.clone(),
+        vcpus: 1,
+        memory_mib: args.memory_mib,
+    };
+    let saved = template(&guest)?;
+    let mut figures = lives(args, &guest, &saved)?;
+    if args.density > 0 {
+        (figures.husk_kib, figures.clone_kib) = density(args.density, &guest, &saved)?;
+    }
+    report(args, &figures);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Boots a guest, runs a first program in it a few times, and saves it.
+fn template(guest: &Guest) -> Result<Saved> {
+    eprintln!("booting and saving the guest that is cloned");
+    let mut vm = Vm::boot(guest)?;
+    (0..3).try_for_each(|_| run_true(&mut vm))?;
+    std::thread::sleep(IDLE);
+    vm.save(guest)
+}
+
+fn run_true(vm: &mut Vm) -> Result<()> {
+    let ran = vm.agent.run(&[b"/bin/true"])?;
+    ensure!(
+        ran == Ran {
+            bytes: 0,
+            status: 0
+        },
+        "wrong answer from the guest: {ran:?}"
+    );
+    Ok(())
+}
+
+fn entropy() -> Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    ensure!(got == bytes.len(), "The host gave {got} random bytes");
+    Ok(bytes)
+}
+
+fn claim(husk: Husk, generation: u32) -> Result<Vm> {
+    husk.claim(generation.into(), &entropy()?)
+}
+
+fn lives(args: &Args, guest: &Guest, saved: &Saved) -> Result<Figures> {
+    let mut samples = Vec::new();
+    for number in 0..=args.samples {
+        let husk = Husk::build(guest, saved)?;
+        let build_ns = husk.build_ns;
+        let (mut vm, claim_ns) = timed(|| claim(husk, number + 1))?;
+        let ((), exec_ns) = timed(|| run_true(&mut vm))?;
+        vm.stop()?;
+        let sample = Sample {
+            build_ns,
+            claim_ns,
+            exec_ns,
+        };
+        eprintln!("clone {number} of {}: {sample:?}", args.samples);
+        // The first one brings programs and files into the host's caches.
+        if number > 0 {
+            samples.push(sample);
+        }
+    }
+    let husk = Husk::build(guest, saved)?;
+    let pid = husk.pid();
+    let counters = Counters::arm()?;
+    let (mut vm, claim_and_exec) = counters.during(&[pid], || {
+        let mut vm = claim(husk, args.samples + 2)?;
+        run_true(&mut vm)?;
+        Ok(vm)
+    })?;
+    drop(counters);
+    let ((), second_exec_ns) = timed(|| run_true(&mut vm))?;
+    let stats = vm.stats()?;
+    vm.stop()?;
+    let report = saved.report;
+    Ok(Figures {
+        save: [
+            report.park_ns,
+            report.write_ns,
+            report.memory_pages,
+            report.disk_blocks,
+        ],
+        samples,
+        claim_and_exec,
+        second_exec_ns,
+        guest_resident_kib: stats.guest_resident_kib,
+        overhead_kib: stats.overhead_kib,
+        husk_kib: None,
+        clone_kib: None,
+    })
+}
+
+/// What a husk and what a clone after one exec take of the host's memory, KiB each.
+fn density(count: u32, guest: &Guest, saved: &Saved) -> Result<(Option<u64>, Option<u64>)> {
+    // One before, so that what all share is there.
+    let mut first = claim(Husk::build(guest, saved)?, 1_000_000)?;
+    run_true(&mut first)?;
+    let empty = available_kib()?;
+    let husks: Vec<_> = (0..count)
+        .map(|_| Husk::build(guest, saved))
+        .collect::<Result<_>>()?;
+    std::thread::sleep(IDLE);
+    let with_husks = available_kib()?;
+    let mut vms = Vec::new();
+    for (husk, number) in husks.into_iter().zip(1_000_001..) {
+        let mut vm = claim(husk, number)?;
+        run_true(&mut vm)?;
+        vms.push(vm);
+    }
+    std::thread::sleep(IDLE);
+    let with_clones = available_kib()?;
+    for vm in vms {
+        vm.stop()?;
+    }
+    first.stop()?;
+    let each = |now: u64| Some(empty.saturating_sub(now) / u64::from(count));
+    Ok((each(with_husks), each(with_clones)))
+}
+
+fn available_kib() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
+    let value = line.and_then(|l| l.trim().strip_suffix(" kB")?.parse().ok());
+    value.context("/proc/meminfo does not say MemAvailable")
+}
+
+fn report(args: &Args, figures: &Figures) {
+    let unit = if args.icount { "instructions" } else { "ns" };
+    let median = |part: fn(&Sample) -> u64| {
+        let mut values: Vec<u64> = figures.samples.iter().map(part).collect();
+        values.sort_unstable();
+        values.get(values.len() / 2).copied().unwrap_or(0)
+    };
+    let [park, write, pages, blocks] = figures.save;
+    say(&format!(
+        "save: park {park} {unit}, write {write} {unit}, {pages} pages, {blocks} disk blocks"
+    ));
+    say(&format!(
+        "clone, median of {} ({unit}):",
+        figures.samples.len()
+    ));
+    say(&format!(
+        "  husk: vm process start -> ready   {:>12}",
+        median(|s| s.build_ns)
+    ));
+    say(&format!(
+        "  claim -> identity acknowledged    {:>12}",
+        median(|s| s.claim_ns)
+    ));
+    say(&format!(
+        "  first exec of /bin/true           {:>12}",
+        median(|s| s.exec_ns)
+    ));
+    say(&format!(
+        "  create -> first exec, pool warm   {:>12}",
+        median(|s| s.claim_ns + s.exec_ns)
+    ));
+    say(&format!(
+        "  create -> first exec, pool empty  {:>12}",
+        median(|s| s.build_ns + s.claim_ns + s.exec_ns)
+    ));
+    say(&format!(
+        "  second exec                       {:>12}",
+        figures.second_exec_ns
+    ));
+    say(&format!(
+        "claim and first exec: {} vm exits, {} system calls of the vm process",
+        figures.claim_and_exec.vm_exits, figures.claim_and_exec.syscalls
+    ));
+    say(&format!(
+        "clone after two execs: {} KiB of guest memory present (shared or own), {} KiB outside",
+        figures.guest_resident_kib, figures.overhead_kib
+    ));
+    if let (Some(husk), Some(clone)) = (figures.husk_kib, figures.clone_kib) {
+        say(&format!(
+            "{} at once, of MemAvailable each: husk {husk} KiB, clone after one exec {clone} KiB",
+            args.density
+        ));
+    }
+    if let Ok(json) = serde_json::to_string(figures) {
+        say(&format!("raw: {json}"));
+    }
+}
