@@ -35,17 +35,7 @@ const BATCH: usize = 128;
 
 /// Sets what firmware would have set.
 pub(crate) fn set_boot(vcpu: &VcpuFd, index: u8) -> Result<()> {
-    let entries = [MISC_ENABLE, MTRR_DEF_TYPE];
-    match write_some(vcpu, index, &entries)? {
-        set if set == entries.len() => Ok(()),
-        // The kernel stops at the first register it refuses.
-        set => Err(refused(
-            "KVM_SET_MSRS",
-            index,
-            entries[set].0,
-            Some(entries[set].1),
-        )),
-    }
+    write_all(vcpu, index, &[MISC_ENABLE, MTRR_DEF_TYPE])
 }
 
 /// Numbers of the registers that make up a saved vCPU on this host, ascending; without the time
@@ -106,19 +96,26 @@ pub(crate) fn read_all<const N: usize>(
     }
 }
 
-/// Sets registers, at most a batch's worth at a time. One that KVM refuses must have the value
-/// already: some are fixed by the host.
+/// Gives registers these values (ascending by number), writing only those that have another one:
+/// some are fixed by the host and refuse any write, for others KVM logs it.
+pub(crate) fn load(vcpu: &VcpuFd, index: u8, values: &[(u32, u64)]) -> Result<()> {
+    let which: Vec<u32> = values.iter().map(|(i, _)| *i).collect();
+    let now = read_readable(vcpu, index, &which)?;
+    let other: Vec<_> = values
+        .iter()
+        .filter(|value| now.binary_search(value).is_err())
+        .copied()
+        .collect();
+    write_all(vcpu, index, &other)
+}
+
+/// Sets registers in this order.
 pub(crate) fn write_all(vcpu: &VcpuFd, index: u8, values: &[(u32, u64)]) -> Result<()> {
-    let mut rest = values;
-    while !rest.is_empty() {
-        let batch = &rest[..rest.len().min(BATCH)];
+    for batch in values.chunks(BATCH) {
         let set = write_some(vcpu, index, batch)?;
-        rest = &rest[set..];
-        if let Some(stuck) = batch.get(set) {
-            if read_some(vcpu, index, &[stuck.0])? != [*stuck] {
-                return Err(refused("KVM_SET_MSRS", index, stuck.0, Some(stuck.1)));
-            }
-            rest = &rest[1..];
+        // The kernel stops at the first register it refuses.
+        if let Some((register, value)) = batch.get(set) {
+            return Err(refused("KVM_SET_MSRS", index, *register, Some(*value)));
         }
     }
     Ok(())

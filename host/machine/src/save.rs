@@ -84,7 +84,7 @@ impl Vcpu {
             fd.set_debug_regs(debug)
                 .map_err(self.at("KVM_SET_DEBUGREGS"))?;
         }
-        msr::write_all(fd, self.index(), checked.msrs)?;
+        msr::load(fd, self.index(), checked.msrs)?;
         fd.set_lapic(&checked.lapic)
             .map_err(self.at("KVM_SET_LAPIC"))?;
         self.load_time(state)?;

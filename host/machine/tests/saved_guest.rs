@@ -47,10 +47,15 @@ fn counter(index: u8) -> u64 {
 
 /// A machine whose vCPUs count, each in its own word.
 fn counting(kvm: &Kvm, vcpus: u8) -> (Vm, Vec<Vcpu>) {
+    running(kvm, vcpus, &COUNTING)
+}
+
+/// A machine whose vCPUs run `code`, each with the address of its own word in `rsi`.
+fn running(kvm: &Kvm, vcpus: u8, code: &[u8]) -> (Vm, Vec<Vcpu>) {
     let (vm, processors) = Vm::new(kvm, &spec(vcpus, Backing::Anonymous)).unwrap();
     let ram = vm.memory().ram();
     write_tables(ram).unwrap();
-    ram.write_slice(&COUNTING, GuestAddress(CODE)).unwrap();
+    ram.write_slice(code, GuestAddress(CODE)).unwrap();
     for vcpu in &processors {
         let entry = Entry {
             rip: CODE,
@@ -216,6 +221,84 @@ fn a_clone_can_be_saved_and_cloned_again() {
         assert!(machine.0.save().unwrap().clock_ns >= saved.vm.clock_ns);
     }
     finish(machine.1);
+}
+
+/// Sets the APIC's timer and halts; the timer's handler counts.
+fn sleeping(kvm: &Kvm) -> (Vm, Vec<Vcpu>) {
+    const HANDLER: u64 = CODE + 0x100;
+    const IDT: u64 = 0x20_1000;
+    const IDT_REGISTER: u64 = 0x20_3000;
+    const DIRECTORY: u64 = 0x20_4000;
+    const VECTOR: u64 = 0x31;
+    let main: [&[u8]; 12] = [
+        &[0xbf, 0xf0, 0x00, 0xe0, 0xfe], // mov edi, 0xfee000f0 (spurious vector)
+        &[0xc7, 0x07, 0xff, 0x01, 0x00, 0x00], // mov dword [rdi], 0x1ff: APIC on
+        &[0xbf, 0x20, 0x03, 0xe0, 0xfe], // mov edi, 0xfee00320 (timer)
+        &[0xc7, 0x07, 0x31, 0x00, 0x04, 0x00], // mov dword [rdi], 0x40031: deadline mode
+        &[0xbf, 0x00, 0x30, 0x20, 0x00], // mov edi, IDT_REGISTER
+        &[0x0f, 0x01, 0x1f],             // lidt [rdi]
+        &[0x0f, 0x31],                   // rdtsc
+        &[0x05, 0x00, 0x00, 0x00, 0x60], // add eax, 0x60000000: a few tenths of a second
+        &[0x83, 0xd2, 0x00],             // adc edx, 0
+        &[0xb9, 0xe0, 0x06, 0x00, 0x00], // mov ecx, 0x6e0 (deadline)
+        &[0x0f, 0x30],                   // wrmsr
+        &[0xfb, 0xf4, 0xeb, 0xfd],       // sti; hlt; jmp hlt
+    ];
+    let handler: [&[u8]; 4] = [
+        &[0x48, 0xff, 0x06],                   // inc qword [rsi]
+        &[0xbf, 0xb0, 0x00, 0xe0, 0xfe],       // mov edi, 0xfee000b0 (end of interrupt)
+        &[0xc7, 0x07, 0x00, 0x00, 0x00, 0x00], // mov dword [rdi], 0
+        &[0x48, 0xcf],                         // iretq
+    ];
+    let (vm, vcpus) = running(kvm, 1, &main.concat());
+    let ram = vm.memory().ram();
+    let put = |bytes: &[u8], at| ram.write_slice(bytes, GuestAddress(at)).unwrap();
+    put(&handler.concat(), HANDLER);
+    let gate = (HANDLER & 0xffff) | 0x10 << 16 | 0x8e00 << 32 | (HANDLER >> 16 & 0xffff) << 48;
+    put(&gate.to_le_bytes(), IDT + VECTOR * 16);
+    put(&0xfff_u16.to_le_bytes(), IDT_REGISTER);
+    put(&IDT.to_le_bytes(), IDT_REGISTER + 2);
+    // The boot page tables map the first GiB: maps the 2 MiB around the APIC as well.
+    put(&(DIRECTORY | 0b11).to_le_bytes(), layout::PDPT + 3 * 8);
+    let page = 0xfee0_0000_u64;
+    let entry = DIRECTORY + (page >> 21 & 511) * 8;
+    put(&(page | 0b1000_0011).to_le_bytes(), entry);
+    (vm, vcpus)
+}
+
+/// How an idle guest is saved: halted, its timer set.
+#[test]
+fn a_halted_guest_wakes_in_its_clones() {
+    let kvm = kvm_or_skip!();
+    let (vm, vcpus) = sleeping(&kvm);
+    let threads = spawn(vcpus);
+    let mp_state = || {
+        let look = |vcpu: &Vcpu| vcpu.fd().get_mp_state().unwrap().mp_state;
+        threads[0].with_parked(look).unwrap()
+    };
+    wait_for(|| {
+        threads[0].run();
+        std::thread::sleep(Duration::from_millis(5));
+        threads[0].park(PATIENCE).unwrap();
+        mp_state() == kvm_bindings::KVM_MP_STATE_HALTED
+    });
+    let (state, states) = save(&vm, &threads);
+    let saved = Saved {
+        vm: state,
+        vcpus: states,
+        memory: golden(&vm),
+        counts: counts(&vm, 1),
+    };
+    assert_eq!(saved.counts, [0], "it sleeps");
+    finish(threads);
+    // The second one after the first one's timer is over: its own has not begun to run.
+    for _ in 0..2 {
+        let (vm, threads) = clone(&kvm, &saved);
+        assert_eq!(counts(&vm, 1), [0]);
+        run_past(&vm, &threads, &saved.counts);
+        assert_eq!(counts(&vm, 1), [1]);
+        finish(threads);
+    }
 }
 
 #[test]

@@ -206,3 +206,16 @@ fn a_damaged_state_changes_nothing() {
     vcpu.load(&good).unwrap();
     assert_eq!(timeless(vcpu.save().unwrap()), timeless(good));
 }
+
+#[test]
+fn a_value_that_kvm_refuses_is_named() {
+    const MTRR_DEF_TYPE: u32 = 0x2ff;
+    let Some((_vm, vcpus)) = machine(1) else {
+        return;
+    };
+    let mut state = vcpus[0].save().unwrap();
+    let default = state.msrs.iter_mut().find(|(i, _)| *i == MTRR_DEF_TYPE);
+    default.unwrap().1 = u64::MAX;
+    let error = vcpus[0].load(&state).unwrap_err().to_string();
+    assert!(error.contains("0x2ff = 0xffffffffffffffff"), "{error}");
+}
