@@ -35,12 +35,18 @@ const OURS: &[(&str, &str, &[&str])] = &[
     (
         "api",
         "api",
-        &["control", "snapshot-format", "snapshot-store", "wire"],
+        &[
+            "control",
+            "snapshot-format",
+            "snapshot-memory",
+            "snapshot-store",
+            "wire",
+        ],
     ),
     (
         "perf",
         "perf",
-        &["control", "snapshot-format", "snapshot-store", "wire"],
+        &["control", "snapshot-format", "snapshot-memory", "wire"],
     ),
     ("xtask", "xtask", &[]),
 ];
