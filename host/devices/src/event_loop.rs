@@ -279,13 +279,17 @@ impl EventLoop {
     }
 
     fn serve(&mut self, host: &mut dyn Host) -> Result<(), LoopError> {
+        let mut next = Next::Wait;
         if !mem::replace(&mut self.started, true) {
             self.arm_all()?;
-            self.pay_owed()?;
+            if self.loaded {
+                self.pay_owed()?;
+                // The devices have work without an event.
+                next = Next::Again;
+            }
         }
         let mut control = LoopControl::default();
         let mut done = Vec::new();
-        let mut next = Next::Wait;
         while !control.stop {
             let deadline = self.deadline(host);
             self.metrics.enters.add(1);

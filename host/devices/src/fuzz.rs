@@ -9,6 +9,10 @@
     reason = "a fuzz target fails by panicking"
 )]
 
+mod load;
+
+pub use load::fuzz_load;
+
 use crate::testing::{DriverQueue, QUEUES, Running, line, memory, read32, set_up, wait, write32};
 use crate::vsock::packet::{Header, Op};
 use crate::vsock::spec::{HEADER_LEN, RX, TX};

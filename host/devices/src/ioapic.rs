@@ -275,6 +275,49 @@ mod test {
     }
 
     #[test]
+    fn a_loaded_ioapic_has_the_registers_and_routes_of_the_saved_one() {
+        let ioapic = Ioapic::new(Arc::new(Record::default()));
+        write(&ioapic, IOAPICID, 0x0300_0000);
+        write(&ioapic, IOREDTBL + 2 * 5 + 1, 0x0300_0000);
+        write(&ioapic, IOREDTBL + 2 * 5, 0x0800 | 0x31);
+        write(&ioapic, IOREDTBL + 2 * 7, 0x0001_0032);
+        ioapic.write(IOREGSEL, &[IOREDTBL + 10, 0, 0, 0]);
+        let saved = ioapic.save();
+        let record = Arc::new(Record::default());
+        let loaded = Ioapic::new(record.clone());
+        loaded.load(&saved).unwrap();
+        let on = MsiRoute {
+            address: 0xfee0_3004,
+            data: 0x31,
+            masked: false,
+        };
+        assert_eq!(*record.0.lock().unwrap(), [(5, on)]);
+        assert_eq!(loaded.save(), saved);
+        assert_eq!(read(&loaded, IOREDTBL + 14), 0x0001_0032);
+
+        // Loading what is there already sets nothing; what cannot be changes nothing.
+        loaded.load(&ioapic.save()).unwrap();
+        assert_eq!(record.0.lock().unwrap().len(), 1);
+        for hostile in [&saved[1..], &[&saved[..], &[0]].concat(), &[0xff; 300], &[]] {
+            assert!(loaded.load(hostile).is_err());
+        }
+        let mut entries = [MASKED; IOAPIC_PINS as usize];
+        entries[3] = 1 << 12;
+        for (id, entries) in [(1, [0; IOAPIC_PINS as usize]), (0, entries)] {
+            let select = 0;
+            let hostile = IoapicV1 {
+                select,
+                id,
+                entries,
+            };
+            let bytes = postcard::to_allocvec(&hostile).unwrap();
+            let refused = loaded.load(&bytes).unwrap_err();
+            assert!(matches!(refused, LoadError::Value { .. }), "{refused}");
+        }
+        assert_eq!(record.0.lock().unwrap().len(), 1);
+    }
+
+    #[test]
     fn registers_outside_the_table_do_nothing() {
         let record = Arc::new(Record::default());
         let ioapic = Ioapic::new(record.clone());

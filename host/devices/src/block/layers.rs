@@ -104,7 +104,7 @@ fn copy(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn copy_by_hand(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
+pub(super) fn copy_by_hand(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
     let mut at = start;
     while at < end {

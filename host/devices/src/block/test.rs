@@ -1,6 +1,8 @@
 //! The block device whole, against a plain byte vector as oracle.
 #![expect(clippy::cast_possible_truncation, reason = "test values are small")]
 
+mod save;
+
 use super::BlockConfig;
 use super::spec::{
     S_IOERR, S_OK, S_UNSUPP, T_DISCARD, T_FLUSH, T_GET_ID, T_IN, T_OUT, T_WRITE_ZEROES,

@@ -1,6 +1,8 @@
 //! The socket device whole: registers, queues, event loop, a real socket pair as link.
 #![expect(clippy::cast_possible_truncation, reason = "test values are small")]
 
+mod save;
+
 use super::packet::{Header, Op};
 use super::spec::{HEADER_LEN, RX, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TX};
 use super::{VsockConfig, connection::BUFFER};

@@ -1,0 +1,221 @@
+//! The socket device saved, and loaded over a copy of the memory.
+
+use super::*;
+use crate::{LinkAfter, SaveError, SavedDevices};
+
+impl Guest {
+    /// What a copy of this guest would be, with the devices `saved` and a link of its own.
+    fn copied(&self, saved: SavedDevices, memory: &Arc<Memory>, after: LinkAfter) -> Self {
+        let line = line();
+        let (link, theirs) = UnixStream::pair().unwrap();
+        link.set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        let irq = line.clone();
+        let running = Running::new(memory.clone(), move |event_loop| {
+            let config = VsockConfig {
+                guest_cid: 3,
+                port: 1024,
+                link: theirs.into(),
+            };
+            let made = event_loop.add_vsock(config, irq).unwrap();
+            event_loop.load(&saved.devices, after).unwrap();
+            made
+        });
+        Self {
+            running,
+            memory: memory.clone(),
+            line,
+            queues: self.queues.iter().map(|q| q.copied(memory)).collect(),
+            link,
+            tx_at: self.tx_at,
+        }
+    }
+
+    fn copy(&self, after: LinkAfter) -> Self {
+        let (saved, memory) = self.running.save();
+        self.copied(saved, &memory, after)
+    }
+
+    fn take_all_used(&mut self) {
+        self.queues
+            .iter_mut()
+            .for_each(|q| while q.take_used().is_some() {});
+    }
+
+    /// A message each way, and what the guest is told of the bytes it sent in all.
+    fn talk(&mut self, sent_before: u32) {
+        self.data(b"ping");
+        let mut bytes = [0; 4];
+        self.link.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"ping");
+        self.link.write_all(b"pong").unwrap();
+        assert_eq!(self.receive().1, b"pong");
+        self.send(Self::header(Op::CreditRequest), &[]);
+        assert_eq!(self.expect(Op::CreditUpdate).fwd_cnt, sent_before + 4);
+    }
+}
+
+#[test]
+fn a_kept_connection_goes_on_in_the_copy_and_in_the_original() {
+    let mut guest = Guest::new(0);
+    guest.connect();
+    guest.talk(0);
+    let mut copy = guest.copy(LinkAfter::Kept);
+    let mut copy_of_copy = copy.copy(LinkAfter::Kept);
+    copy.talk(4);
+    copy.talk(8);
+    guest.talk(4);
+    copy_of_copy.talk(4);
+    // Nothing of one came to another's link.
+    for guest in [&guest, &copy, &copy_of_copy] {
+        guest.link.set_nonblocking(true).unwrap();
+        (&guest.link).read(&mut [0; 10]).unwrap_err();
+    }
+}
+
+#[test]
+fn the_copy_keeps_to_the_credit_of_both_sides() {
+    let mut guest = Guest::new(0);
+    let small = |op| Header {
+        buf_alloc: 1000,
+        ..Guest::header(op)
+    };
+    guest.send(small(Op::Request), &[]);
+    guest.expect(Op::Response);
+    guest.link.write_all(&[1; 600]).unwrap();
+    assert_eq!(guest.receive().1.len(), 600);
+    let mut copy = guest.copy(LinkAfter::Kept);
+    copy.link.write_all(&[2; 1000]).unwrap();
+    assert_eq!(copy.receive().1, [2; 400]);
+    let freed = Header {
+        fwd_cnt: 1000,
+        ..small(Op::CreditUpdate)
+    };
+    copy.send(freed, &[]);
+    assert_eq!(copy.receive().1, [2; 600]);
+}
+
+#[test]
+fn a_broken_connection_is_reset_and_a_new_one_works() {
+    let mut guest = Guest::new(0);
+    guest.connect();
+    guest.talk(0);
+    let mut copy = guest.copy(LinkAfter::Broken);
+    let reset = copy.expect(Op::Reset);
+    assert_eq!((reset.src_port, reset.dst_port), (1024, 5000));
+    // What the guest still sends on the old connection is refused, not delivered.
+    copy.data(b"lost");
+    copy.expect(Op::Reset);
+    copy.connect();
+    copy.talk(0);
+    guest.talk(4);
+}
+
+#[test]
+fn everything_the_guest_sent_reaches_the_link_before_it_is_saved() {
+    let mut guest = Guest::new(0);
+    guest.connect();
+    // More than the socket holds, in payloads that stay in guest memory, and a small one.
+    const PACKETS: usize = 15;
+    const TOTAL: usize = PACKETS * 32 * 1024 + 3;
+    (0..PACKETS).for_each(|i| guest.data(&[i as u8; 32 * 1024]));
+    guest.data(b"end");
+    std::thread::sleep(Duration::from_millis(50));
+    let mut link = guest.link.try_clone().unwrap();
+    let reader = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(200));
+        let mut bytes = vec![0; TOTAL];
+        link.read_exact(&mut bytes).unwrap();
+        bytes
+    });
+    let (saved, memory) = guest.running.save();
+    let bytes = reader.join().unwrap();
+    assert_eq!(bytes[TOTAL - 3..], *b"end");
+    assert!((0..PACKETS).all(|i| bytes[i * 32 * 1024..][..32 * 1024] == [i as u8; 32 * 1024]));
+    let mut copy = guest.copied(saved, &memory, LinkAfter::Kept);
+    // All chains are back: nobody else would give them back in the copy.
+    let used = std::iter::from_fn(|| copy.queues[TX].take_used()).count();
+    assert_eq!(used, 1 + PACKETS + 1);
+    // The guest's bytes of before are not sent again.
+    while copy.expect(Op::CreditUpdate).fwd_cnt as usize != TOTAL {}
+    copy.talk(TOTAL as u32);
+}
+
+#[test]
+fn a_link_that_nobody_reads_ends_the_wait_and_nothing_is_lost() {
+    let mut guest = Guest::new(0);
+    guest.connect();
+    const TOTAL: usize = 15 * 32 * 1024;
+    (0..15).for_each(|_| guest.data(&[5; 32 * 1024]));
+    let start = Instant::now();
+    let (saved, _) = guest.running.try_save();
+    assert!(
+        matches!(saved, Err(SaveError::NotStill { .. })),
+        "{saved:?}"
+    );
+    let waited = start.elapsed();
+    assert!(waited > Duration::from_millis(1900) && waited < Duration::from_secs(6));
+    let mut bytes = vec![0; TOTAL];
+    guest.link.read_exact(&mut bytes).unwrap();
+    assert_eq!(bytes, vec![5; TOTAL]);
+    while guest.receive().0.fwd_cnt as usize != TOTAL {}
+    guest.copy(LinkAfter::Kept).talk(TOTAL as u32);
+}
+
+#[test]
+fn packets_the_guest_has_not_taken_come_in_the_copy() {
+    let mut guest = Guest::new(0);
+    guest.connect();
+    let elsewhere = Header {
+        dst_port: 9,
+        ..Guest::header(Op::Request)
+    };
+    (0..70).for_each(|_| guest.send(elsewhere, &[]));
+    // There are 64 rx buffers, so some of the resets wait in the device.
+    let mut copy = guest.copy(LinkAfter::Kept);
+    (0..70).for_each(|_| assert_eq!(copy.expect(Op::Reset).src_port, 9));
+    copy.talk(0);
+}
+
+#[test]
+fn the_copy_is_interrupted_only_if_its_driver_has_not_seen_everything() {
+    let mut guest = Guest::new(0);
+    guest.connect();
+    guest.talk(0);
+    std::thread::sleep(Duration::from_millis(30));
+    guest.take_all_used();
+    let quiet = guest.copy(LinkAfter::Kept);
+    std::thread::sleep(Duration::from_millis(30));
+    assert_eq!(quiet.running.metrics.interrupts.get(), 0);
+    // A used buffer that is reported late, and so has not been seen.
+    guest.data(b"x");
+    let mut owed = guest.copy(LinkAfter::Kept);
+    wait(|| owed.line.0.read().ok());
+    std::thread::sleep(Duration::from_millis(30));
+    assert_eq!(owed.running.metrics.interrupts.get(), 1);
+    assert_eq!(read32(owed.mmio(), 0x60), 1);
+    owed.take_all_used();
+    owed.talk(5);
+}
+
+#[test]
+fn a_device_without_a_driver_or_with_a_broken_one_is_saved_as_such() {
+    let mut guest = Guest::new(0);
+    guest.connect();
+    (0..300).for_each(|_| guest.queues[TX].publish(0));
+    guest.queues[TX].force_kick(guest.mmio());
+    wait(|| (read32(guest.mmio(), 0x70) & 64 != 0).then_some(()));
+    let mut copy = guest.copy(LinkAfter::Kept);
+    assert_eq!(read32(copy.mmio(), 0x70), 15 | 64);
+    wait(|| copy.line.0.read().ok());
+    write32(copy.mmio(), 0x70, 0);
+    let mut fresh = copy.copy(LinkAfter::Broken);
+    for guest in [&mut copy, &mut fresh] {
+        assert_eq!(read32(guest.mmio(), 0x70), 0);
+        guest.queues = set_up(guest.mmio(), &guest.memory, 0, QUEUES);
+        (0..64).for_each(|i| guest.post_rx(i));
+        guest.kick(RX);
+        guest.connect();
+        guest.talk(0);
+    }
+}
