@@ -25,8 +25,7 @@ impl DiskLayers {
     /// Blocks of 4096 bytes that differ from the image.
     #[must_use]
     pub fn blocks(&self) -> u64 {
-        let held = self.map.held();
-        held.into_iter().map(|run| run.end - run.start).sum()
+        self.map.held().map(|run| run.end - run.start).sum()
     }
 
     /// Makes `to`, an empty file open for reading and writing, the flat layer that the saved state

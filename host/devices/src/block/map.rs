@@ -105,19 +105,21 @@ impl Map {
     }
 
     /// The blocks that layer and parent hold together, in order, as runs with gaps in between.
-    pub(crate) fn held(&self) -> Vec<Range<u64>> {
-        let mut runs: Vec<Range<u64>> = Vec::new();
+    pub(crate) fn held(&self) -> impl Iterator<Item = Range<u64>> {
         let mut at = 0;
-        while at < self.blocks {
-            let (holder, len) = self.stretch(at, self.blocks - at);
-            match runs.last_mut().filter(|last| last.end == at) {
-                _ if holder == Holder::Neither => {}
-                Some(last) => last.end += len,
-                None => runs.push(at..at + len),
+        std::iter::from_fn(move || {
+            let mut start = None;
+            while at < self.blocks {
+                let (holder, len) = self.stretch(at, self.blocks - at);
+                match (holder, start) {
+                    (Holder::Neither, None) => {}
+                    (Holder::Neither, Some(_)) => break,
+                    (_, first) => start = first.or(Some(at)),
+                }
+                at += len;
             }
-            at += len;
-        }
-        runs
+            start.map(|start| start..at)
+        })
     }
 
     /// Who holds `block`, and how many blocks (at most `max`, not 0) from there on it holds.
@@ -196,7 +198,9 @@ mod test {
             let runs: Vec<_> = below.iter().map(|&b| b..b + 1).collect();
             map.set_parent(&runs);
             prop_assert_eq!(map.count(), present.len() as u64);
-            let held: Vec<u64> = map.held().into_iter().flatten().collect();
+            let held: Vec<u64> = map.held().flatten().collect();
+            let runs: Vec<_> = map.held().collect();
+            prop_assert!(runs.windows(2).all(|pair| pair[0].end < pair[1].start));
             let union: Vec<u64> = present.union(&below).copied().collect();
             prop_assert_eq!(held, union);
             let source = |at: u64| match BTreeSet::contains(&present, &(at / BLOCK)) {
@@ -219,7 +223,7 @@ mod test {
     fn the_end_of_the_disk_is_the_end() {
         let mut map = Map::new(3 * BLOCK, 0);
         map.insert(0..u64::from(u16::MAX));
-        assert!(map.held().into_iter().flatten().eq(0..3));
+        assert!(map.held().flatten().eq(0..3));
         assert_eq!(map.run(0, u64::MAX).source, Source::Layer);
     }
 }

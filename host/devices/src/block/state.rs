@@ -25,7 +25,7 @@ pub(super) fn save(map: &Map, size: u64, base_len: u64) -> BlockV1 {
     BlockV1 {
         size,
         base_len,
-        held: map.held().into_iter().map(pair).collect(),
+        held: map.held().map(pair).collect(),
     }
 }
 
