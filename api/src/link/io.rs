@@ -77,14 +77,10 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Streams are numbered from `last_id` on.
-    pub(crate) fn new(last_id: u32) -> (Arc<Self>, mpsc::UnboundedReceiver<Outgoing>) {
+    pub(crate) fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<Outgoing>) {
         let (outgoing, queue) = mpsc::unbounded_channel();
         let shared = Self {
-            table: Mutex::new(Table {
-                last_id,
-                ..Table::default()
-            }),
+            table: Mutex::default(),
             outgoing,
             room: Arc::new(Semaphore::new(ROOM)),
             closed: watch::Sender::new(false),
@@ -112,10 +108,6 @@ impl Shared {
     /// stream, and one Credit per half window that the agent was able to send.
     pub(crate) fn control(&self, stream: u32, message: &Message<'_>) {
         self.queue(Outgoing::message(stream, message, None));
-    }
-
-    pub(crate) fn last_id(&self) -> u32 {
-        self.lock().last_id
     }
 
     /// Drops a stream from the table: frames that still come for it are ignored.

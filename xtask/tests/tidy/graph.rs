@@ -35,18 +35,12 @@ const OURS: &[(&str, &str, &[&str])] = &[
     (
         "api",
         "api",
-        &[
-            "control",
-            "snapshot-format",
-            "snapshot-memory",
-            "snapshot-store",
-            "wire",
-        ],
+        &["control", "snapshot-format", "snapshot-store", "wire"],
     ),
     (
         "perf",
         "perf",
-        &["control", "snapshot-format", "snapshot-memory", "wire"],
+        &["control", "snapshot-format", "snapshot-store", "wire"],
     ),
     ("xtask", "xtask", &[]),
 ];
