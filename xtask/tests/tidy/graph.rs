@@ -40,7 +40,7 @@ const OURS: &[(&str, &str, &[&str])] = &[
     (
         "perf",
         "perf",
-        &["control", "snapshot-format", "snapshot-store", "wire"],
+        &["control", "snapshot-format", "snapshot-memory", "wire"],
     ),
     ("xtask", "xtask", &[]),
 ];
