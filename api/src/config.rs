@@ -38,6 +38,9 @@ pub struct File {
     /// Bounds.
     #[serde(default)]
     pub limits: LimitsFile,
+    /// Sandboxes as copies of a machine that runs already.
+    #[serde(default)]
+    pub clones: ClonesFile,
     /// Templates by name. Default: `base` with the image `base.ext4`.
     #[serde(default)]
     pub templates: BTreeMap<String, TemplateFile>,
@@ -61,6 +64,16 @@ pub struct LimitsFile {
     pub idle_timeout: Option<u32>,
     /// Most bytes of a control-plane request's body. Default 1048576.
     pub max_json_bytes: Option<usize>,
+}
+
+/// The `[clones]` table as typed.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClonesFile {
+    /// Whether each template is booted once and copied from then on. Default true.
+    pub enabled: Option<bool>,
+    /// Copies of each template that are kept ready for the next sandboxes. Default 2.
+    pub husks: Option<usize>,
 }
 
 /// One `[templates.NAME]` table as typed.
@@ -155,6 +168,15 @@ pub struct Limits {
     pub max_json_bytes: usize,
 }
 
+/// Sandboxes as copies, with defaults filled in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clones {
+    /// Whether there are any; otherwise each sandbox boots.
+    pub enabled: bool,
+    /// How many of each template are kept ready.
+    pub husks: usize,
+}
+
 /// What the program runs with.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -172,6 +194,8 @@ pub struct Settings {
     pub agent: PathBuf,
     /// Bounds.
     pub limits: Limits,
+    /// Copies.
+    pub clones: Clones,
     /// Templates by name.
     pub templates: BTreeMap<String, Template>,
 }
@@ -269,6 +293,7 @@ impl Settings {
             vmm: find(over.vmm.or(file.vmm), "hatchery-vmm"),
             agent: find(over.agent.or(file.agent), "hatchery-agent"),
             limits,
+            clones: Clones::new(&file.clones)?,
             templates: templates(file.templates, &dir, &kernel)?,
         })
     }
@@ -291,6 +316,16 @@ impl Settings {
             self.templates
                 .values()
                 .find(|t| t.aliases.iter().any(|alias| alias == name))
+        })
+    }
+}
+
+impl Clones {
+    fn new(file: &ClonesFile) -> Result<Self, ConfigError> {
+        let husks = file.husks.unwrap_or(2);
+        Ok(Self {
+            enabled: file.enabled.unwrap_or(true),
+            husks: in_range("clones.husks", husks, 0..=1024, "0 to 1024")?,
         })
     }
 }
@@ -515,6 +550,8 @@ mod test {
         assert!(refused("lisen = '127.0.0.1:1'").contains("lisen"));
         assert!(refused("[limits]\nmax_sandbox = 1").contains("max_sandbox"));
         assert!(refused("[limits]\nmax_sandboxes = 0").contains("max_sandboxes"));
+        assert!(refused("[clones]\nhusk = 1").contains("husk"));
+        assert!(refused("[clones]\nhusks = 1025").contains("clones.husks"));
         assert!(refused("[templates.A]\nimage = 'x'").contains("\"A\""));
         let twice = "[templates.a]\nimage = 'x'\n[templates.b]\nimage = 'y'\naliases = ['a']";
         assert!(refused(twice).contains("twice"));
@@ -549,7 +586,7 @@ mod test {
         let structs = source.split("pub struct Overrides").next().unwrap();
         for line in structs.lines().filter_map(|l| l.strip_prefix("    pub ")) {
             let name = line.split(':').next().unwrap();
-            let table = name == "limits" || name == "templates";
+            let table = ["limits", "clones", "templates"].contains(&name);
             assert!(
                 table || keys(&live).contains(name),
                 "{name} is not in hatchery.toml"

@@ -3,8 +3,8 @@
 //! The task ends only when the process is reaped, so [`Phase::Ended`] means that nothing of it is
 //! left. Dropping the handle ends the machine: that is how a failed creation is rolled back.
 
+use crate::name::Name;
 use crate::ready;
-use crate::record::Record;
 use control::{
     ChannelError, Configured, Event, ExitCause, ExitReport, Request, SaveSpec, Saved, VmStats,
 };
@@ -132,28 +132,56 @@ struct Waiting {
 /// The handle of one VM process.
 #[derive(Debug)]
 pub struct Machine {
+    name: Name,
     commands: mpsc::Sender<Command>,
     phase: watch::Receiver<Phase>,
 }
 
 impl Machine {
     /// Takes over a process that has just been started and configured. Must be called on the
-    /// runtime; returns at once. `record` is dropped when the process is reaped.
+    /// runtime; returns at once. `keep` is dropped when the process is reaped, and only then are
+    /// those told who wait for the end.
     #[must_use]
-    pub fn adopt(id: &str, pid: Pid, control: OwnedFd, record: Option<Record>) -> Self {
+    pub fn adopt(name: Name, pid: Pid, control: OwnedFd, keep: impl Send + 'static) -> Self {
         let (commands, receiver) = mpsc::channel(8);
         let (sender, phase) = watch::channel(Phase::Spawned);
         let task = Task {
-            id: id.to_owned(),
-            phase: sender,
+            name: name.clone(),
+            phase: sender.clone(),
             report: None,
             failure: None,
         };
         tokio::spawn(async move {
-            task.run(pid, control, receiver).await;
-            drop(record);
+            let end = task.run(pid, control, receiver).await;
+            drop(keep);
+            sender.send_replace(Phase::Ended(Arc::new(end)));
         });
-        Self { commands, phase }
+        Self {
+            name,
+            commands,
+            phase,
+        }
+    }
+
+    /// Its name in the log.
+    #[must_use]
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// Whether its process has ended.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        matches!(*self.phase.borrow(), Phase::Ended(_))
+    }
+
+    /// Follows the machine without keeping it: completes when its process is reaped.
+    pub fn follow(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut phase = self.phase.clone();
+        async move {
+            // An error would mean that its task is gone, which is an end too.
+            let _ = phase.wait_for(|p| matches!(p, Phase::Ended(_))).await;
+        }
     }
 
     /// Waits for a phase of at least this kind; an end counts always.
@@ -223,14 +251,14 @@ impl Machine {
 }
 
 struct Task {
-    id: String,
+    name: Name,
     phase: watch::Sender<Phase>,
     report: Option<ExitReport>,
     failure: Option<String>,
 }
 
 impl Task {
-    async fn run(mut self, pid: Pid, control: OwnedFd, commands: mpsc::Receiver<Command>) {
+    async fn run(mut self, pid: Pid, control: OwnedFd, commands: mpsc::Receiver<Command>) -> End {
         let status = match Ends::new(pid, control) {
             Ok(ends) => {
                 self.serve(&ends, commands).await;
@@ -246,12 +274,11 @@ impl Task {
                 status_text(reaped.await.ok().and_then(Result::ok).flatten().as_ref())
             }
         };
-        let end = End {
+        End {
             report: self.report,
             failure: self.failure,
             status,
-        };
-        self.phase.send_replace(Phase::Ended(Arc::new(end)));
+        }
     }
 
     /// Until the process has said its last word, is gone, or has been asked to end and does not.
@@ -299,7 +326,7 @@ impl Task {
                 if let (Request::Save(_), Some(save)) = (&request, waiting.save.take()) {
                     let _ = save.send(Err(error.to_string()));
                 }
-                tracing::debug!(sandbox_id = self.id, ?request, %error, "control request not sent");
+                tracing::debug!(sandbox_id = %self.name, ?request, %error, "control request not sent");
                 if stop_by.is_some() {
                     return;
                 }
@@ -338,7 +365,7 @@ impl Task {
             Event::Failed { message } => {
                 let message: String = message.chars().take(2048).collect();
                 tracing::warn!(
-                    sandbox_id = self.id,
+                    sandbox_id = %self.name,
                     message,
                     "the VM process could not do it"
                 );
@@ -354,7 +381,7 @@ impl Task {
     async fn finish(&mut self, ends: &Ends) -> String {
         if timeout(GRACE, ends.exited()).await.is_err() {
             tracing::debug!(
-                sandbox_id = self.id,
+                sandbox_id = %self.name,
                 "killing a VM process that does not end"
             );
             let _ = pidfd_send_signal(&ends.process, Signal::KILL);
@@ -423,7 +450,7 @@ mod test {
     fn shell(script: &str) -> Machine {
         let (child, control) = control::spawn("/bin/sh", &["-c", script]).unwrap();
         let pid = Pid::from_child(&child);
-        Machine::adopt("itest", pid, control, None)
+        Machine::adopt(Name::new("itest"), pid, control, ())
     }
 
     fn no_such_process(pid: Pid) -> bool {
@@ -453,7 +480,7 @@ mod test {
     async fn dropping_the_handle_leaves_no_process() {
         let (child, control) = control::spawn("/bin/sh", &["-c", "exec sleep 600"]).unwrap();
         let pid = Pid::from_child(&child);
-        drop(Machine::adopt("itest", pid, control, None));
+        drop(Machine::adopt(Name::new("itest"), pid, control, ()));
         for _ in 0..400 {
             if no_such_process(pid) {
                 return;

@@ -129,7 +129,7 @@ fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         tracing::info!(listen = %listener.local_addr()?, "hatchery is ready");
-        let registry = Registry::new(launcher, settings.limits.max_sandboxes);
+        let registry = Registry::new(launcher, &settings);
         let app = App::new(settings, registry);
         let stop = async {
             tokio::select! {

@@ -7,17 +7,21 @@
 //!
 //! A sandbox leaves the table first, then its connections are cut, then its machine is stopped; the
 //! slot it counts for is given back only when its process is reaped, so that `max_sandboxes` bounds
-//! what really exists.
+//! what really exists. Machines that wait for a sandbox ([`crate::pool`]) count as well.
 
-use crate::config::Template;
+use crate::config::{Settings, Template};
 use crate::error::ApiError;
+use crate::golden::Golden;
 use crate::ids;
-use crate::launcher::{Launched, Launcher, Timings};
+use crate::launcher::{Begin, Launched, Launcher, Plan, Timings};
 use crate::link::{Identity, Link};
-use crate::machine::Machine;
+use crate::machine::{End, Machine};
+use crate::name::Name;
+use crate::pool::{Husk, Pool, Pools};
 use crate::sandbox::{Deadline, Origin, Sandbox};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -63,6 +67,9 @@ pub struct Registry {
     slots: Arc<Semaphore>,
     max: usize,
     launcher: Launcher,
+    pools: Pools,
+    /// The next sandbox's generation.
+    generation: AtomicU64,
     closing: watch::Sender<bool>,
 }
 
@@ -70,6 +77,13 @@ pub struct Registry {
 enum Entry {
     Creating,
     Running(Arc<Sandbox>),
+}
+
+/// A machine with its identity, and the place in the table that waits for it.
+struct Up<'a> {
+    launched: Launched,
+    mode: &'static str,
+    _reservation: Reservation<'a>,
 }
 
 /// Takes a `Creating` entry back when a creation fails or is dropped.
@@ -88,15 +102,22 @@ impl Drop for Reservation<'_> {
 }
 
 impl Registry {
-    /// An empty table for at most `max` sandboxes.
+    /// An empty table, and machines in the making for it. Must be called on the runtime.
     #[must_use]
-    pub fn new(launcher: Launcher, max: usize) -> Arc<Self> {
+    pub fn new(launcher: Launcher, settings: &Settings) -> Arc<Self> {
+        let max = settings.limits.max_sandboxes;
+        let slots = Arc::new(Semaphore::new(max));
+        let closing = watch::Sender::new(false);
+        let pools = Pools::open(&launcher, settings, &slots, &closing.subscribe());
         Arc::new(Self {
             table: Mutex::default(),
-            slots: Arc::new(Semaphore::new(max)),
+            slots,
             max,
             launcher,
-            closing: watch::Sender::new(false),
+            pools,
+            // Seconds above a count: no number comes again after a restart.
+            generation: AtomicU64::new(since_1970().as_secs() << 24),
+            closing,
         })
     }
 
@@ -148,31 +169,23 @@ impl Registry {
         timings: &mut Timings,
     ) -> Result<Arc<Sandbox>, ApiError> {
         let no_entropy = |e: std::io::Error| ApiError::StartFailed(format!("No random bytes: {e}"));
-        let slot = self.slot().await?;
-        let reservation = self.reserve(ids::sandbox_id().map_err(no_entropy)?);
-        let id = reservation.id.clone();
-        let failed = |error: &dyn std::fmt::Display| {
-            tracing::error!(sandbox_id = id, template = new.template.name, %error, "not started");
-            ApiError::StartFailed(error.to_string())
-        };
+        let id = ids::sandbox_id().map_err(no_entropy)?;
         let access_token = new
             .secure
             .then(ids::token)
             .transpose()
             .map_err(no_entropy)?;
-
-        let launched = self.launcher.launch(&id, &new.template, timings).await;
+        let env = environment(&id, &new);
+        let Up {
+            launched,
+            mode,
+            _reservation,
+        } = self.bring_up(&id, &new, &env, timings).await?;
         let Launched {
-            mut machine,
+            machine,
             link,
             disk_size,
-        } = launched.map_err(|error| failed(&error))?;
-        let env = environment(&id, &new);
-        if let Err(error) = identify(&link, &id, &env).await {
-            machine.give_up(&id).await;
-            return Err(failed(&error));
-        }
-        timings.step("identity");
+        } = launched;
 
         let sandbox = Arc::new(Sandbox {
             id: id.clone(),
@@ -194,17 +207,159 @@ impl Registry {
             deadline: watch::Sender::new(Deadline::after(new.timeout)),
             gone: watch::Sender::new(false),
         });
-        self.publish(&sandbox, machine, slot)?;
+        let name = machine.name().clone();
+        self.publish(&sandbox, machine)?;
         tracing::info!(
             sandbox_id = id,
+            machine = name.own(),
             template = sandbox.origin.template_id,
+            mode,
             timing = timings.header(),
             "sandbox started"
         );
         Ok(sandbox)
     }
 
-    /// A slot, at once or as soon as an ended sandbox gives one back.
+    /// A machine that has taken its identity: a copy if the template can be copied, else one that
+    /// boots. A copy that fails costs time, not the creation.
+    async fn bring_up(
+        &self,
+        id: &str,
+        new: &NewSandbox,
+        env: &BTreeMap<String, String>,
+        timings: &mut Timings,
+    ) -> Result<Up<'_>, ApiError> {
+        if self.table().len() >= self.max {
+            return Err(ApiError::TooManySandboxes { max: self.max });
+        }
+        let bound = self.launcher.boot_timeout;
+        let golden = match self.pools.of(&new.template) {
+            Some(pool) => pool.golden(bound).await.map(|golden| (pool, golden)),
+            None => None,
+        };
+        timings.step("wait");
+        if let Some((pool, golden)) = golden {
+            let (slot, husk) = match pool.take() {
+                Some(husk) => (None, Some(husk)),
+                None => (Some(self.slot().await?), None),
+            };
+            let _reservation = self.reserve(id);
+            match self
+                .copy(id, pool, (slot, husk, golden), env, timings)
+                .await
+            {
+                Ok(launched) => {
+                    let mode = "clone";
+                    pool.claimed();
+                    return Ok(Up {
+                        launched,
+                        mode,
+                        _reservation,
+                    });
+                }
+                Err(error) => {
+                    let template = &new.template.name;
+                    tracing::warn!(sandbox_id = id, template, error, "copy failed, booting");
+                    pool.failed();
+                    timings.step("failed");
+                }
+            }
+        }
+        let slot = self.slot().await?;
+        let _reservation = self.reserve(id);
+        let launched = self.boot(id, new, slot, env, timings).await;
+        let launched = launched.map_err(|error| {
+            tracing::error!(
+                sandbox_id = id,
+                template = new.template.name,
+                error,
+                "not started"
+            );
+            ApiError::StartFailed(error)
+        })?;
+        let mode = "boot";
+        Ok(Up {
+            launched,
+            mode,
+            _reservation,
+        })
+    }
+
+    /// Claims a husk, or builds one and claims that.
+    async fn copy(
+        &self,
+        id: &str,
+        pool: &Pool,
+        (slot, husk, golden): (Option<OwnedSemaphorePermit>, Option<Husk>, Arc<Golden>),
+        env: &BTreeMap<String, String>,
+        timings: &mut Timings,
+    ) -> Result<Launched, String> {
+        let husk = match (husk, slot) {
+            (Some(husk), _) => husk,
+            (None, Some(slot)) => {
+                let built = pool.build(golden, slot, timings).await;
+                built.map_err(|error| error.to_string())?
+            }
+            (None, None) => return Err("There is neither a husk nor a slot".into()),
+        };
+        let (mut machine, stream) = (husk.built.machine, husk.built.stream);
+        machine.name().give(id);
+        machine.start().await;
+        // The identity is on its way before the first instruction has run.
+        let link = Link::resume(stream, husk.golden.last_stream());
+        timings.step("claim");
+        self.take_identity(id, &mut machine, &link, env).await?;
+        timings.step("identity");
+        Ok(Launched {
+            machine,
+            link,
+            disk_size: husk.built.disk_size,
+        })
+    }
+
+    async fn boot(
+        &self,
+        id: &str,
+        new: &NewSandbox,
+        slot: OwnedSemaphorePermit,
+        env: &BTreeMap<String, String>,
+        timings: &mut Timings,
+    ) -> Result<Launched, String> {
+        let plan = Plan {
+            name: Name::new(id),
+            template: new.template.clone(),
+            begin: Begin::Boot,
+            slot,
+        };
+        let launched = self.launcher.launch(plan, timings).await;
+        let mut launched = launched.map_err(|error| error.to_string())?;
+        let Launched { machine, link, .. } = &mut launched;
+        self.take_identity(id, machine, link, env).await?;
+        timings.step("identity");
+        Ok(launched)
+    }
+
+    /// Makes the machine this sandbox, or ends it.
+    async fn take_identity(
+        &self,
+        id: &str,
+        machine: &mut Machine,
+        link: &Link,
+        env: &BTreeMap<String, String>,
+    ) -> Result<(), String> {
+        let generation = self.generation.fetch_add(1, Relaxed);
+        let taken = tokio::select! {
+            biased;
+            end = machine.ended() => Err(ended_text(id, end.as_deref())),
+            taken = identify(link, id, generation, env) => taken,
+        };
+        if taken.is_err() {
+            machine.give_up(id).await;
+        }
+        taken
+    }
+
+    /// A slot, at once or as soon as an ended sandbox or a husk gives one back.
     async fn slot(&self) -> Result<OwnedSemaphorePermit, ApiError> {
         let full = || ApiError::TooManySandboxes { max: self.max };
         if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
@@ -213,24 +368,23 @@ impl Registry {
         if self.table().len() >= self.max {
             return Err(full());
         }
+        self.pools.make_room();
         match timeout(SLOT_WAIT, Arc::clone(&self.slots).acquire_owned()).await {
             Ok(Ok(slot)) => Ok(slot),
             _ => Err(full()),
         }
     }
 
-    fn reserve(&self, id: String) -> Reservation<'_> {
-        self.table().insert(id.clone(), Entry::Creating);
-        Reservation { registry: self, id }
+    fn reserve(&self, id: &str) -> Reservation<'_> {
+        self.table().insert(id.to_owned(), Entry::Creating);
+        Reservation {
+            registry: self,
+            id: id.to_owned(),
+        }
     }
 
     /// Creating → Running, unless the server closes at this moment.
-    fn publish(
-        self: &Arc<Self>,
-        sandbox: &Arc<Sandbox>,
-        machine: Machine,
-        slot: OwnedSemaphorePermit,
-    ) -> Result<(), ApiError> {
+    fn publish(self: &Arc<Self>, sandbox: &Arc<Sandbox>, machine: Machine) -> Result<(), ApiError> {
         {
             let mut table = self.table();
             if *self.closing.borrow() {
@@ -238,7 +392,7 @@ impl Registry {
             }
             table.insert(sandbox.id.clone(), Entry::Running(Arc::clone(sandbox)));
         }
-        tokio::spawn(guard(Arc::clone(self), Arc::clone(sandbox), machine, slot));
+        tokio::spawn(guard(Arc::clone(self), Arc::clone(sandbox), machine));
         Ok(())
     }
 
@@ -279,23 +433,22 @@ impl Registry {
             self.end(&sandbox.id, &Reason::Shutdown);
         }
         let all = u32::try_from(self.max).unwrap_or(u32::MAX);
-        timeout(bound, self.slots.acquire_many(all)).await.is_ok()
+        let gone = async {
+            let _ = self.slots.acquire_many(all).await;
+            self.pools.closed().await;
+        };
+        timeout(bound, gone).await.is_ok()
     }
 
     /// How many sandboxes exist in some way: being made, running, or being torn down.
     #[must_use]
     pub fn in_use(&self) -> usize {
-        self.max - self.slots.available_permits()
+        (self.max - self.slots.available_permits()).saturating_sub(self.pools.idle())
     }
 }
 
 /// Lives as long as the machine: watches the clock and the machine, and sees the end through.
-async fn guard(
-    registry: Arc<Registry>,
-    sandbox: Arc<Sandbox>,
-    mut machine: Machine,
-    slot: OwnedSemaphorePermit,
-) {
+async fn guard(registry: Arc<Registry>, sandbox: Arc<Sandbox>, mut machine: Machine) {
     let reason = tokio::select! {
         biased;
         () = sandbox.gone() => None,
@@ -315,7 +468,7 @@ async fn guard(
         registry.end(&sandbox.id, &reason);
     }
     let end = machine.stop().await;
-    drop(slot);
+    registry.pools.wake();
     tracing::debug!(
         sandbox_id = sandbox.id,
         end = end.map(|e| e.to_string()),
@@ -323,7 +476,7 @@ async fn guard(
     );
 }
 
-fn ended_text(id: &str, end: Option<&crate::machine::End>) -> String {
+fn ended_text(id: &str, end: Option<&End>) -> String {
     let Some(end) = end else {
         return "its task was lost".to_owned();
     };
@@ -360,16 +513,25 @@ fn environment(id: &str, new: &NewSandbox) -> BTreeMap<String, String> {
     own.chain(new.env.clone()).collect()
 }
 
+fn since_1970() -> Duration {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+}
+
 /// Gives the guest its name, clock and entropy, and waits for its word that it has them.
-async fn identify(link: &Link, id: &str, env: &BTreeMap<String, String>) -> Result<(), String> {
+async fn identify(
+    link: &Link,
+    id: &str,
+    generation: u64,
+    env: &BTreeMap<String, String>,
+) -> Result<(), String> {
     let mut entropy = [0; 32];
     getrandom::fill(&mut entropy).map_err(|e| format!("The host gave no random bytes: {e}"))?;
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
     let identity = Identity {
-        unix_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+        unix_ns: u64::try_from(since_1970().as_nanos()).unwrap_or(u64::MAX),
         hostname: id.to_owned(),
+        generation,
         entropy,
         env: env.clone(),
     };

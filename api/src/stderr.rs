@@ -1,5 +1,6 @@
 //! Log lines of a VM process: bounded, rate-limited, with the sandbox's id.
 
+use crate::name::Name;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
@@ -13,29 +14,28 @@ const MAX_LINES: u32 = 50;
 const WINDOW: Duration = Duration::from_secs(1);
 
 /// Copies what comes out of `stderr` into the log until its end. Must be called on the runtime.
-pub(crate) fn pump(id: &str, stderr: OwnedFd) {
-    let id = id.to_owned();
+pub(crate) fn pump(name: Name, stderr: OwnedFd) {
     match pipe::Receiver::from_owned_fd(stderr) {
-        Ok(pipe) => drop(tokio::spawn(copy(id, pipe))),
-        Err(error) => tracing::warn!(sandbox_id = id, %error, "no log from the VM process"),
+        Ok(pipe) => drop(tokio::spawn(copy(name, pipe))),
+        Err(error) => tracing::warn!(sandbox_id = %name, %error, "no log from the VM process"),
     }
 }
 
-async fn copy(id: String, mut pipe: pipe::Receiver) {
+async fn copy(name: Name, mut pipe: pipe::Receiver) {
     let mut lines = Lines::new(Instant::now());
     let mut chunk = [0; 4096];
     while let Ok(read @ 1..) = pipe.read(&mut chunk).await {
         for byte in &chunk[..read] {
             if let Some(line) = lines.push(*byte, Instant::now()) {
-                tracing::info!(target: "vmm", sandbox_id = id, "{line}");
+                tracing::info!(target: "vmm", sandbox_id = %name, "{line}");
             }
         }
         if let Some(dropped) = lines.take_dropped(Instant::now()) {
-            tracing::warn!(target: "vmm", sandbox_id = id, dropped, "log lines dropped");
+            tracing::warn!(target: "vmm", sandbox_id = %name, dropped, "log lines dropped");
         }
     }
     if let Some(line) = lines.push(b'\n', Instant::now()) {
-        tracing::info!(target: "vmm", sandbox_id = id, "{line}");
+        tracing::info!(target: "vmm", sandbox_id = %name, "{line}");
     }
 }
 

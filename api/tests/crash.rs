@@ -29,7 +29,10 @@ impl Program {
                 .set_len(size)
                 .unwrap();
         }
+        let config = dir.join("hatchery.toml");
+        std::fs::write(&config, "[clones]\nenabled = false\n").unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_hatchery"))
+            .env("HATCHERY_CONFIG", config)
             .args([
                 "serve",
                 "--listen",

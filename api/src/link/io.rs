@@ -77,10 +77,14 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<Outgoing>) {
+    /// Streams are numbered from `last_id` on.
+    pub(crate) fn new(last_id: u32) -> (Arc<Self>, mpsc::UnboundedReceiver<Outgoing>) {
         let (outgoing, queue) = mpsc::unbounded_channel();
         let shared = Self {
-            table: Mutex::default(),
+            table: Mutex::new(Table {
+                last_id,
+                ..Table::default()
+            }),
             outgoing,
             room: Arc::new(Semaphore::new(ROOM)),
             closed: watch::Sender::new(false),
@@ -108,6 +112,10 @@ impl Shared {
     /// stream, and one Credit per half window that the agent was able to send.
     pub(crate) fn control(&self, stream: u32, message: &Message<'_>) {
         self.queue(Outgoing::message(stream, message, None));
+    }
+
+    pub(crate) fn last_id(&self) -> u32 {
+        self.lock().last_id
     }
 
     /// Drops a stream from the table: frames that still come for it are ignored.

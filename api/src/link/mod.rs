@@ -52,6 +52,8 @@ pub struct Identity {
     pub unix_ns: u64,
     /// The guest's host name: the sandbox's id.
     pub hostname: String,
+    /// Differs from that of every other machine that began at the same snapshot; not 0.
+    pub generation: u64,
     /// Fresh random bytes for the guest kernel's pool.
     pub entropy: [u8; 32],
     /// Environment defaults. An environment over the wire's limit is not sent: every process is
@@ -64,6 +66,7 @@ impl fmt::Debug for Identity {
         // Neither entropy nor environment belongs in a log.
         out.debug_struct("Identity")
             .field("hostname", &self.hostname)
+            .field("generation", &self.generation)
             .finish_non_exhaustive()
     }
 }
@@ -94,16 +97,30 @@ impl Link {
     pub async fn connect(mut stream: UnixStream) -> Result<(Self, Hello), LinkError> {
         let mut buffer = BytesMut::with_capacity(MAX_FRAME);
         let hello = hello::exchange(&mut stream, &mut buffer).await?;
-        let (shared, queue) = Shared::new();
+        Ok((Self::drive(stream, buffer, 0), hello))
+    }
+
+    /// Goes on with a connection whose greeting is over: the agent on the other side was saved when
+    /// nothing was under way, and `last_stream` is what [`Link::last_stream`] said then.
+    #[must_use]
+    pub fn resume(stream: UnixStream, last_stream: u32) -> Self {
+        Self::drive(stream, BytesMut::with_capacity(MAX_FRAME), last_stream)
+    }
+
+    fn drive(stream: UnixStream, buffer: BytesMut, last_stream: u32) -> Self {
+        let (shared, queue) = Shared::new(last_stream);
         let (read_half, write_half) = stream.into_split();
         tokio::spawn(io::read(shared.clone(), read_half, buffer));
         tokio::spawn(io::write(shared.clone(), queue, write_half));
-        Ok((
-            Self {
-                guard: Arc::new(Guard { shared }),
-            },
-            hello,
-        ))
+        Self {
+            guard: Arc::new(Guard { shared }),
+        }
+    }
+
+    /// The id of the stream that was opened last; 0 before the first.
+    #[must_use]
+    pub fn last_stream(&self) -> u32 {
+        self.guard.shared.last_id()
     }
 
     /// Completes when the connection has ended for good.
@@ -157,7 +174,7 @@ impl Link {
         let env: Vec<&[u8]> = env.iter().map(String::as_bytes).collect();
         let request = Request::SetIdentity(wire::SetIdentity {
             wall_clock_ns: identity.unix_ns,
-            generation: 1,
+            generation: identity.generation,
             hostname: identity.hostname.as_bytes(),
             entropy: &identity.entropy,
             env: Strings::Slices(&env),

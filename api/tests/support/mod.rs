@@ -7,7 +7,7 @@
 )]
 
 use api::app::App;
-use api::config::{File, LimitsFile, Overrides, Settings};
+use api::config::{ClonesFile, File, LimitsFile, Overrides, Settings};
 use api::launcher::Launcher;
 use api::registry::Registry;
 use api::state::StateDir;
@@ -68,8 +68,18 @@ impl Server {
         Self::start_with("", LimitsFile::default()).await
     }
 
-    /// With stand-ins of this mode (see `src/bin/fake-vmm.rs`) and these limits.
+    /// With stand-ins of this mode (see `src/bin/fake-vmm/main.rs`) and these limits.
+    /// Every sandbox boots.
     pub(crate) async fn start_with(mode: &str, limits: LimitsFile) -> Self {
+        let clones = ClonesFile {
+            enabled: Some(false),
+            husks: None,
+        };
+        Self::start_clones(mode, limits, clones).await
+    }
+
+    /// The same with copies as configured.
+    pub(crate) async fn start_clones(mode: &str, limits: LimitsFile, clones: ClonesFile) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let vmm = dir.path().join(format!("fake-vmm-{mode}"));
         std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_fake-vmm"), &vmm).unwrap();
@@ -79,16 +89,18 @@ impl Server {
                 .set_len(size)
                 .unwrap();
         }
-        let agent = if mode.is_empty() || mode == "stubborn" {
-            agent().to_owned()
-        } else {
+        let without = ["silent", "refuse", "panic", "noagent"];
+        let agent = if without.contains(&mode) {
             dir.path().join("vmlinux")
+        } else {
+            agent().to_owned()
         };
         let file = File {
             vmm: Some(vmm),
             agent: Some(agent),
             api_keys: vec![KEY.into()],
             limits,
+            clones,
             ..File::default()
         };
         let settings = Settings::new(file, Overrides::default(), dir.path()).unwrap();
@@ -100,7 +112,7 @@ impl Server {
             record_dir: state.machines().to_owned(),
             boot_timeout: settings.limits.boot_timeout,
         };
-        let registry = Registry::new(launcher, settings.limits.max_sandboxes);
+        let registry = Registry::new(launcher, &settings);
         let app = App::new(settings, Arc::clone(&registry));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -35,7 +35,13 @@ const OURS: &[(&str, &str, &[&str])] = &[
     (
         "api",
         "api",
-        &["control", "snapshot-format", "snapshot-store", "wire"],
+        &[
+            "control",
+            "snapshot-format",
+            "snapshot-memory",
+            "snapshot-store",
+            "wire",
+        ],
     ),
     (
         "perf",

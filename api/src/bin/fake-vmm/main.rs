@@ -13,11 +13,25 @@
 //! | `panic` | reports a guest panic as soon as it is started |
 //! | `noagent` | starts, and the agent never says Hello |
 //! | `stubborn` | runs the agent and ignores Stop |
+//! | `nosave` | cannot be saved |
+//! | `nocopy` | refuses to begin at a snapshot |
+//! | `crash` | begun at a snapshot, it reports a guest panic as soon as it is started |
+//! | `frail` | begun at a snapshot, it ends 50 ms after it is built unless it is started |
+//!
+//! Saved, its agent is stopped (`SIGSTOP`) until the next Start. Begun at a snapshot, it runs a fresh
+//! agent; processes and connections of the saved one are not there.
 
-use control::{Configured, Event, ExitCause, ExitReport, Origin, Request, VmSpec, VmStats};
+mod saved;
+
+use control::{
+    Configured, Event, ExitCause, ExitReport, Origin, Request, SaveSpec, SavedLink, VmSpec, VmStats,
+};
+use rustix::process::{Pid, Signal, kill_process_group};
+use saved::Start;
 use std::error::Error;
 use std::io::{IsTerminal, stdin};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -27,12 +41,14 @@ enum News {
     Request(Box<Request>, Vec<OwnedFd>),
     ServiceGone,
     AgentEnded(String),
+    Over,
 }
 
 struct Machine {
     spec: VmSpec,
     fds: Vec<OwnedFd>,
-    agent: Option<u32>,
+    start: Start,
+    agent: Option<Pid>,
 }
 
 fn main() -> ExitCode {
@@ -62,13 +78,7 @@ fn run(mode: &str) -> Result<(), Box<dyn Error>> {
         return Ok(());
     };
     let cause = serve(mode, &mut machine, &news, &sender)?;
-    if let Some(pid) = machine
-        .agent
-        .and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed()))
-    {
-        // The agent and everything it started is one process group.
-        let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
-    }
+    machine.signal(Signal::KILL);
     let console_tail = format!(
         "fake-vmm: sandbox {} has ended\r\n",
         machine.spec.sandbox_id
@@ -79,6 +89,19 @@ fn run(mode: &str) -> Result<(), Box<dyn Error>> {
         stats: VmStats::default(),
     };
     say(&Event::Exited(report))
+}
+
+impl Machine {
+    /// The agent and everything it started is one process group.
+    fn signal(&self, signal: Signal) {
+        if let Some(pid) = self.agent {
+            let _ = kill_process_group(pid, signal);
+        }
+    }
+
+    fn is_copy(&self) -> bool {
+        matches!(self.spec.origin, Origin::Snapshot { .. })
+    }
 }
 
 fn say(event: &Event) -> Result<(), Box<dyn Error>> {
@@ -120,12 +143,27 @@ fn configure(mode: &str, news: &Receiver<News>) -> Result<Option<Machine>, Box<d
         say(&Event::Failed { message })?;
         return Ok(None);
     }
+    let start = Start::new(&spec, &fds);
+    let is_copy = matches!(spec.origin, Origin::Snapshot { .. });
+    let start = match start {
+        Ok(_) if mode == "nocopy" && is_copy => Err("asked not to copy".into()),
+        other => other,
+    };
+    let start = match start {
+        Ok(start) => start,
+        Err(error) => {
+            let message = format!("cannot begin: {error}");
+            say(&Event::Failed { message })?;
+            return Ok(None);
+        }
+    };
     eprintln!("fake-vmm: {} vCPUs, {} MiB", spec.vcpus, spec.memory_mib);
     let build_ns = u64::try_from(begin.elapsed().as_nanos())?;
     say(&Event::Configured(Configured { build_ns }))?;
     Ok(Some(Machine {
         spec: *spec,
         fds,
+        start,
         agent: None,
     }))
 }
@@ -138,26 +176,44 @@ fn serve(
     sender: &Sender<News>,
 ) -> Result<ExitCause, Box<dyn Error>> {
     let begin = Instant::now();
+    if mode == "frail" && machine.is_copy() {
+        let sender = sender.clone();
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            let _ = sender.send(News::Over);
+        });
+    }
     loop {
         match news.recv()? {
+            News::Over if machine.agent.is_none() => {
+                let message = "it was asked to be frail".into();
+                return Ok(ExitCause::HostFault { message });
+            }
+            News::Over => {}
             News::ServiceGone => return Ok(ExitCause::Stopped),
             News::AgentEnded(how) => {
                 eprintln!("fake-vmm: the agent ended: {how}");
                 return Ok(ExitCause::AgentDied);
             }
-            News::Request(request, _) => match *request {
+            News::Request(request, fds) => match *request {
+                Request::Start if machine.agent.is_some() => {
+                    machine.signal(Signal::CONT);
+                    say(&Event::Started)?;
+                }
                 Request::Start => {
-                    if mode != "noagent" && mode != "panic" {
+                    let panic = mode == "panic" || mode == "crash" && machine.is_copy();
+                    if mode != "noagent" && !panic {
                         let child = start_agent(machine)?;
-                        machine.agent = Some(child.id());
+                        machine.agent = Some(Pid::from_child(&child));
                         let sender = sender.clone();
                         std::thread::spawn(move || wait(child, &sender));
                     }
                     say(&Event::Started)?;
-                    if mode == "panic" {
+                    if panic {
                         return Ok(ExitCause::GuestPanic);
                     }
                 }
+                Request::Save(to) => say(&save(mode, machine, &to, &fds))?,
                 Request::Stats => {
                     let cpu_ns = u64::try_from(begin.elapsed().as_nanos())?;
                     say(&Event::Stats(VmStats {
@@ -173,24 +229,52 @@ fn serve(
     }
 }
 
-/// The agent from the descriptor that the server sent, with the link as a descriptor of its own.
+fn save(mode: &str, machine: &Machine, to: &SaveSpec, fds: &[OwnedFd]) -> Event {
+    machine.signal(Signal::STOP);
+    let saved = match mode {
+        "nosave" => Err("asked not to save".into()),
+        _ => machine.start.save(&machine.spec, to, fds),
+    };
+    match saved {
+        Ok(saved) => Event::Saved(saved),
+        Err(error) => {
+            machine.signal(Signal::CONT);
+            let message = error.to_string();
+            Event::SaveFailed { message }
+        }
+    }
+}
+
+/// The agent, with the link as a descriptor of its own. One that was saved with its connection does
+/// not greet the service again.
 fn start_agent(machine: &Machine) -> Result<Child, Box<dyn Error>> {
     use std::os::unix::process::CommandExt;
-    let link = &machine.fds[usize::from(machine.spec.link)];
-    let Origin::Boot { agent, .. } = machine.spec.origin else {
-        return Err("a stand-in cannot begin at a snapshot".into());
+    let link = machine.fds[usize::from(machine.spec.link)].try_clone()?;
+    let kept = matches!(
+        machine.spec.origin,
+        Origin::Snapshot {
+            link: SavedLink::Kept,
+            ..
+        }
+    );
+    let (ours, theirs) = if kept {
+        let (ours, theirs) = UnixStream::pair()?;
+        (Some(ours), OwnedFd::from(theirs))
+    } else {
+        (None, link.try_clone()?)
     };
-    let agent = &machine.fds[usize::from(agent)];
     // Only the link may reach the agent; nothing else is started by this process.
-    rustix::io::fcntl_setfd(link, rustix::io::FdFlags::empty())?;
-    let program = format!("/proc/self/fd/{}", agent.as_raw_fd());
-    let child = Command::new(program)
-        .args(["--fd", &link.as_raw_fd().to_string()])
+    rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty())?;
+    let child = Command::new(&machine.start.agent)
+        .args(["--fd", &theirs.as_raw_fd().to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .process_group(0)
         .spawn()?;
-    rustix::io::fcntl_setfd(link, rustix::io::FdFlags::CLOEXEC)?;
+    drop(theirs);
+    if let Some(ours) = ours {
+        saved::splice(ours, link.into())?;
+    }
     Ok(child)
 }
 

@@ -1,0 +1,147 @@
+//! A stand-in's snapshot: valid files with a history in page 0 of the memory and in block 0 of the
+//! disk, one line per machine that was saved, and the path of the agent in the section file.
+
+use control::{Origin, SaveSpec, Saved, VmSpec};
+use snapshot_format::{LayerIndex, Section, SectionFile, SectionName};
+use std::error::Error;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use wire::{Frame, HEADER_LEN, Header, Message, PROTOCOL_VERSION};
+
+const PAGE: usize = 4096;
+const FIRST: &str = "fake-vmm\n";
+
+/// What a machine begins with.
+pub(crate) struct Start {
+    /// The program to run as the agent.
+    pub(crate) agent: PathBuf,
+    /// The machines it was copied from.
+    history: String,
+}
+
+impl Start {
+    /// Of the machine that `spec` describes.
+    pub(crate) fn new(spec: &VmSpec, fds: &[OwnedFd]) -> Result<Self, Box<dyn Error>> {
+        let file = |index: u8| fds[usize::from(index)].try_clone().map(File::from);
+        let (memory, state, layer) = match spec.origin {
+            Origin::Boot { agent, .. } => {
+                let agent = &fds[usize::from(agent)];
+                return Ok(Self {
+                    agent: std::fs::read_link(format!("/proc/self/fd/{}", agent.as_raw_fd()))?,
+                    history: FIRST.into(),
+                });
+            }
+            Origin::Snapshot {
+                memory,
+                state,
+                layer,
+                ..
+            } => (memory, state, layer),
+        };
+        let mut bytes = Vec::new();
+        file(state)?.read_to_end(&mut bytes)?;
+        let agent = SectionFile::parse(&bytes)?.get("fake", 1)?;
+        let mut history = text(&file(memory)?, 0)?;
+        if let Some(layer) = layer {
+            // Its only page comes after the index, which is padded to a page.
+            history = text(&file(layer)?, 4096)?;
+        }
+        let parent = spec.disks.first().and_then(|disk| disk.parent);
+        let disk = text(&file(parent.ok_or("no disk layer")?)?, 0)?;
+        if disk != history {
+            return Err(format!("memory says {history:?}, disk says {disk:?}").into());
+        }
+        Ok(Self {
+            agent: std::str::from_utf8(agent)?.into(),
+            history,
+        })
+    }
+
+    /// Writes what [`Start::new`] reads.
+    pub(crate) fn save(
+        &self,
+        spec: &VmSpec,
+        to: &SaveSpec,
+        fds: &[OwnedFd],
+    ) -> Result<Saved, Box<dyn Error>> {
+        let file = |index: u8| -> Result<File, Box<dyn Error>> {
+            let fd = fds
+                .get(usize::from(index))
+                .ok_or("a descriptor is missing")?;
+            Ok(fd.try_clone()?.into())
+        };
+        let mut page = format!("{}{}\n", self.history, spec.sandbox_id).into_bytes();
+        page.resize(PAGE, 0);
+        let index = LayerIndex::new(u64::from(spec.memory_mib) << 8, [(0, 1, true)])?;
+        let mut memory = file(to.memory)?;
+        memory.write_all(&index.encode())?;
+        memory.write_all(&page)?;
+        let section = Section {
+            name: SectionName::new("fake")?,
+            version: 1,
+            payload: self.agent.to_str().ok_or("an odd path")?.as_bytes(),
+        };
+        file(to.state)?.write_all(&SectionFile::encode(&[section])?)?;
+        for disk in &to.disks {
+            file(*disk)?.write_all_at(&page, 0)?;
+        }
+        Ok(Saved {
+            memory_pages: 1,
+            disk_blocks: 1,
+            ..Saved::default()
+        })
+    }
+}
+
+fn text(file: &File, offset: u64) -> Result<String, Box<dyn Error>> {
+    let mut page = vec![0; PAGE];
+    file.read_exact_at(&mut page, offset)?;
+    let text = String::from_utf8(page)?;
+    let text = text.trim_end_matches('\0');
+    if !text.starts_with(FIRST) {
+        return Err("not the memory or disk of a stand-in".into());
+    }
+    Ok(text.to_owned())
+}
+
+/// Greets a fresh agent in place of the service, which is not to notice that it is a fresh one, and
+/// then connects the two.
+pub(crate) fn splice(mut agent: UnixStream, link: UnixStream) -> Result<(), Box<dyn Error>> {
+    let mut head = [0; HEADER_LEN];
+    agent.read_exact(&mut head)?;
+    let header = Header::decode(&head)?;
+    let mut payload = vec![0; header.len];
+    agent.read_exact(&mut payload)?;
+    let frame = Frame {
+        header,
+        payload: &payload,
+    };
+    let Ok(Message::Hello(theirs)) = Message::decode(&frame) else {
+        return Err("the agent does not say Hello".into());
+    };
+    let ours = wire::Hello {
+        version: PROTOCOL_VERSION,
+        agent: "fake-vmm",
+        ..theirs
+    };
+    let mut out = [0; 1024];
+    let length = Message::Hello(ours)
+        .encode(0, &mut out)
+        .map_err(|error| error.to_string())?;
+    agent.write_all(&out[..length])?;
+    let (mut from_agent, mut to_link) = (agent.try_clone()?, link.try_clone()?);
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut from_agent, &mut to_link);
+        let _ = to_link.shutdown(std::net::Shutdown::Both);
+    });
+    let (mut from_link, mut to_agent) = (link, agent);
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut from_link, &mut to_agent);
+        let _ = to_agent.shutdown(std::net::Shutdown::Both);
+    });
+    Ok(())
+}

@@ -1,0 +1,52 @@
+//! What a machine is called in the log.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+/// A machine's name. Machines that are made ahead have one of their own until a sandbox takes them;
+/// from then on the log has the sandbox's id. Clones are the same name.
+#[derive(Clone, Debug)]
+pub struct Name(Arc<(String, OnceLock<String>)>);
+
+impl Name {
+    /// Of a machine that is just being made: `[a-z0-9]`, at most 64 characters.
+    #[must_use]
+    pub fn new(own: &str) -> Self {
+        Self(Arc::new((own.to_owned(), OnceLock::new())))
+    }
+
+    /// What the machine was called when it was made; the VM process knows no other name.
+    #[must_use]
+    pub fn own(&self) -> &str {
+        &self.0.0
+    }
+
+    /// The sandbox takes the machine. Once: a machine is never given to a second one.
+    pub fn give(&self, sandbox_id: &str) {
+        let _ = self.0.1.set(sandbox_id.to_owned());
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.1.get().unwrap_or(&self.0.0))
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn the_first_sandbox_keeps_it() {
+        let name = Name::new("m1");
+        let elsewhere = name.clone();
+        assert_eq!(elsewhere.to_string(), "m1");
+        name.give("i1");
+        name.give("i2");
+        assert_eq!(
+            (elsewhere.to_string().as_str(), elsewhere.own()),
+            ("i1", "m1")
+        );
+    }
+}
