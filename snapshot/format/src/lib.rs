@@ -50,7 +50,7 @@ pub use cpu::{CpuContract, CpuMismatch};
 pub use error::FormatError;
 pub use layer::{Extent, LayerIndex, UNIT};
 pub use limits::{MAX_EXTENTS, MAX_LAYERS, MAX_MANIFEST, MAX_SECTION, MAX_SECTIONS, MAX_UNITS};
-pub use manifest::{BlobRef, Digest, GuestShape, MANIFEST_VERSION, Manifest};
+pub use manifest::{BaseImage, BlobRef, Digest, GuestShape, MANIFEST_VERSION, Manifest};
 pub use section::{SECTIONS_VERSION, Section, SectionFile, SectionName};
 
 /// Version of the layer file's encoding.

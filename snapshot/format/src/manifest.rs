@@ -86,20 +86,35 @@ pub struct Manifest {
     pub manifest_version: u32,
     /// The protocol version that the agent in it speaks.
     pub wire_version: u16,
-    /// The agent's version.
-    pub agent_version: String,
     /// The machine's shape.
     pub guest: GuestShape,
-    /// The processor it needs.
-    pub cpu: CpuContract,
+    /// The processor it needs; absent when the section file says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<CpuContract>,
     /// The section file.
     pub machine: BlobRef,
     /// Memory layers, newest first.
     pub memory: Vec<BlobRef>,
     /// Disk layers over the base image, newest first.
     pub disk: Vec<BlobRef>,
-    /// The base image under all disk layers.
-    pub base: BlobRef,
+    /// The base image under all disk layers, which is not a part of the snapshot.
+    pub base: BaseImage,
+    /// What its owner keeps with it; the owner's business.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record: Option<BlobRef>,
+}
+
+/// An image that lies elsewhere, and by what it is recognized: a snapshot over an image that has
+/// changed since is not continued.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaseImage {
+    /// The owner's name for it.
+    pub name: String,
+    /// Its bytes.
+    pub size: u64,
+    /// When it was last changed, nanoseconds since 1970.
+    pub modified_ns: u64,
 }
 
 /// Just enough to tell a newer manifest from a broken one.
@@ -178,22 +193,26 @@ pub(crate) mod test {
         Manifest {
             manifest_version: MANIFEST_VERSION,
             wire_version: 1,
-            agent_version: "0.1.0".into(),
             guest: GuestShape {
                 vcpus: 1,
                 memory_mib: 512,
                 disk_size: 8 << 30,
             },
-            cpu: CpuContract {
+            cpu: Some(CpuContract {
                 vendor: "AuthenticAMD".into(),
                 features: BTreeMap::from([("00000001.0.ecx".into(), 7)]),
                 xsave_size: 832,
                 tsc_khz: 1_000_000,
-            },
+            }),
             machine: blob(1),
             memory: vec![blob(2), blob(3)],
             disk: vec![],
-            base: blob(4),
+            base: BaseImage {
+                name: "base".into(),
+                size: 8 << 30,
+                modified_ns: 1,
+            },
+            record: Some(blob(4)),
         }
     }
 

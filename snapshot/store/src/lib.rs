@@ -21,12 +21,14 @@
 
 mod blob;
 mod error;
+mod flat;
 mod id;
 mod lease;
 mod store;
 
 pub use blob::BlobWriter;
 pub use error::StoreError;
+pub use flat::{pack, unpack};
 pub use id::SnapshotId;
 pub use lease::Lease;
 pub use store::{Collected, Store};

@@ -9,6 +9,7 @@ use snapshot_format::{BlobRef, Digest, MAX_MANIFEST, Manifest};
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// An open store.
@@ -53,6 +54,9 @@ impl Store {
             leases: Leases::default(),
             _lock: lock,
         };
+        // What is in there is the memory and the disks of others' machines.
+        fs::set_permissions(root, fs::Permissions::from_mode(0o700))
+            .map_err(io("Closing to others", root))?;
         for entry in entries(&store.tmp)? {
             fs::remove_file(&entry).map_err(io("Removing", &entry))?;
         }
@@ -237,10 +241,14 @@ fn blobs(manifest: &Manifest) -> impl Iterator<Item = &BlobRef> {
         machine,
         memory,
         disk,
-        base,
+        record,
         ..
     } = manifest;
-    [machine, base].into_iter().chain(memory).chain(disk)
+    [machine]
+        .into_iter()
+        .chain(memory)
+        .chain(disk)
+        .chain(record)
 }
 
 fn digests(manifest: &Manifest) -> Vec<Digest> {

@@ -2,9 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers may panic")]
 
-use snapshot_format::{BlobRef, CpuContract, GuestShape, MANIFEST_VERSION, Manifest};
+use snapshot_format::{BaseImage, BlobRef, GuestShape, MANIFEST_VERSION, Manifest};
 use snapshot_store::{Collected, Lease, SnapshotId, Store, StoreError};
-use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -29,22 +28,21 @@ fn manifest(machine: &BlobRef, memory: &[&BlobRef]) -> Manifest {
     Manifest {
         manifest_version: MANIFEST_VERSION,
         wire_version: 1,
-        agent_version: "test".into(),
         guest: GuestShape {
             vcpus: 1,
             memory_mib: 128,
             disk_size: 0,
         },
-        cpu: CpuContract {
-            vendor: "test".into(),
-            features: BTreeMap::new(),
-            xsave_size: 0,
-            tsc_khz: 0,
-        },
+        cpu: None,
         machine: machine.clone(),
         memory: memory.iter().map(|&b| b.clone()).collect(),
         disk: Vec::new(),
-        base: machine.clone(),
+        base: BaseImage {
+            name: "test".into(),
+            size: 0,
+            modified_ns: 0,
+        },
+        record: None,
     }
 }
 
