@@ -213,6 +213,22 @@ impl Link {
         }
     }
 
+    /// Listens to a process that nobody listens to: after its connection was lost, or its stream
+    /// was given up.
+    ///
+    /// # Errors
+    /// No such process, one with a listener, or the link closed.
+    pub async fn attach(&self, pid: u32) -> Result<ProcessStream, LinkError> {
+        let mut stream = self.open(&Request::Attach { pid }).await?;
+        match stream.news("listening to a process").await? {
+            News::Started { pid } => Ok(ProcessStream::new(stream, pid)),
+            News::Opened(_) => Err(LinkError::Unexpected {
+                request: "listening to a process",
+                got: "an open file".into(),
+            }),
+        }
+    }
+
     /// Sends a signal (1 to 64) to a process that was started by [`Link::start`].
     ///
     /// # Errors

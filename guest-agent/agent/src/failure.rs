@@ -16,6 +16,7 @@ pub(crate) fn code(e: Errno) -> ErrorCode {
         Errno::NOSPC | Errno::DQUOT => ErrorCode::NoSpace,
         Errno::INVAL | Errno::XDEV => ErrorCode::InvalidArgument,
         Errno::SRCH => ErrorCode::NoSuchProcess,
+        Errno::BUSY => ErrorCode::Busy,
         Errno::FBIG | Errno::NAMETOOLONG | Errno::TOOBIG => ErrorCode::TooLarge,
         Errno::LOOP => ErrorCode::Loop,
         Errno::ROFS => ErrorCode::ReadOnly,

@@ -99,6 +99,8 @@ impl<const N: usize> Label<N> {
 struct Process {
     pid: u32,
     slot: Option<usize>,
+    /// Its stream went with the connection: output and end wait until the host asks for them.
+    held: bool,
     pty: bool,
     /// It was reaped; `exit` says how it ended. (Not an `Option`: a free place is all zeros, so that
     /// the table costs no bytes in the program.)
@@ -116,6 +118,7 @@ impl Process {
     const FREE: Self = Self {
         pid: 0,
         slot: None,
+        held: false,
         pty: false,
         ended: false,
         exit: Exit::Code(0),
@@ -273,18 +276,37 @@ impl Procs {
     }
 
     /// Nobody listens to the process any more; it goes on.
-    pub(crate) fn detach(&mut self, i: usize) {
+    pub(crate) fn detach(&mut self, i: usize, slot: usize) {
         let p = &mut self.table[i];
+        if p.slot != Some(slot) {
+            return; // it is held
+        }
         p.slot = None;
         if !p.pty {
             p.stdin = Feed::NONE;
         }
     }
 
-    pub(crate) fn detach_all(&mut self) {
-        for i in 0..self.high {
-            self.detach(i);
+    /// The connection is gone. Who had a listener keeps what it says for the next one.
+    pub(crate) fn hold_all(&mut self) {
+        for p in &mut self.table[..self.high] {
+            p.held |= p.slot.take().is_some();
         }
+    }
+
+    /// Gives a process without a stream to one; says its place.
+    pub(crate) fn attach(&mut self, pid: u32, slot: usize) -> Result<usize, Errno> {
+        let at = self.table[..self.high]
+            .iter()
+            .position(|p| p.pid == pid && pid != 0 && p.is_there());
+        let i = at.ok_or(Errno::SRCH)?;
+        let p = &mut self.table[i];
+        if p.slot.is_some() {
+            return Err(Errno::BUSY);
+        }
+        p.slot = Some(slot);
+        p.held = false;
+        Ok(i)
     }
 
     /// Moves bytes of every process, one frame each and way, beginning at another one each time.
@@ -307,9 +329,11 @@ impl Procs {
             more |= p.drain_input(session, epoll, token(i, Port::Stdin));
             let (out, slot) = (if p.pty { Channel::Pty } else { Channel::Stdout }, p.slot);
             let exited = p.ended;
-            more |= p.out.pump(out, slot, exited, session);
-            more |= p.err.pump(Channel::Stderr, slot, exited, session);
-            p.conclude(session);
+            if !p.held {
+                more |= p.out.pump(out, slot, exited, session);
+                more |= p.err.pump(Channel::Stderr, slot, exited, session);
+                p.conclude(session);
+            }
         }
         while self.high > 0 && self.table[self.high - 1].pid == 0 {
             self.high -= 1;
@@ -354,7 +378,7 @@ impl Procs {
     /// The process at a place, if one runs there; `None` beyond the last.
     pub(crate) fn info(&self, i: usize) -> Option<Option<ProcessInfo<'_>>> {
         let p = self.table[..self.high].get(i)?;
-        if p.pid == 0 || p.ended {
+        if !p.is_there() {
             return Some(None);
         }
         Some(Some(ProcessInfo {
@@ -368,6 +392,11 @@ impl Procs {
 }
 
 impl Process {
+    /// It runs, or its end waits to be told.
+    const fn is_there(&self) -> bool {
+        self.pid != 0 && (!self.ended || self.held)
+    }
+
     /// Gives the process what waits for it.
     fn drain_input(&mut self, session: &mut Session, epoll: &Epoll, token: u64) -> bool {
         let feed = &mut self.stdin;

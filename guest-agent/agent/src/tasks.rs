@@ -64,16 +64,16 @@ impl Tasks {
 
     /// The connection is gone: stops everything but the processes.
     pub(crate) fn disconnect(&mut self) {
+        self.procs.hold_all();
         for slot in 0..MAX_STREAMS {
             self.abandon(slot);
         }
-        self.procs.detach_all();
     }
 
     /// The stream is gone.
     pub(crate) fn abandon(&mut self, slot: usize) {
         match core::mem::replace(&mut self.table[slot], Task::Free) {
-            Task::Process(i) => self.procs.detach(i),
+            Task::Process(i) => self.procs.detach(i, slot),
             Task::Walk(w) => self.walks.stop(w),
             _ => {}
         }
@@ -90,6 +90,7 @@ impl Tasks {
         self.table[slot] = Task::Free;
         match *request {
             Request::Start(ref start) => self.start(slot, start, session, epoll),
+            Request::Attach { pid } => self.attach(slot, pid, session),
             Request::Signal { pid, signal } => {
                 let done = self.procs.signal(pid, signal);
                 finish(session, slot, done, "signal a process");
@@ -236,6 +237,16 @@ impl Tasks {
                     let _ = self.procs.signal(pid, 9);
                 }
             }
+        }
+    }
+
+    fn attach(&mut self, slot: usize, pid: u32, session: &mut Session) {
+        match self.procs.attach(pid, slot) {
+            Ok(i) => {
+                self.table[slot] = Task::Process(i);
+                session.event(slot, &Event::Started { pid });
+            }
+            Err(e) => fail(session, slot, "listen to a process", e),
         }
     }
 

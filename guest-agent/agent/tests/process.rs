@@ -423,3 +423,36 @@ fn a_terminal_is_one() {
     assert!(text.contains("40 100\r\ngot hello\r\n"), "{text:?}");
     assert_eq!(done.exit(), Exit::Code(0));
 }
+
+#[test]
+fn a_process_without_a_stream_can_be_listened_to_again() {
+    let mut host = Host::new();
+    let go = std::env::temp_dir().join(format!("attach-{}", std::process::id()));
+    let script = format!(
+        "until [ -e {0} ]; do sleep 0.01; done; rm {0}; echo later; exit 7",
+        go.display()
+    );
+    let stream = host.start(&["/bin/sh", "-c", &script], Stdin::Null);
+    let Got::Started(pid) = host.next(stream) else {
+        panic!("not started")
+    };
+    let attach = Request::Attach { pid };
+    assert_eq!(
+        host.ask(&attach).error(),
+        ErrorCode::Busy,
+        "it has a stream"
+    );
+    host.send(
+        stream,
+        &Message::Reset {
+            code: ResetCode::Cancelled,
+            message: "",
+        },
+    );
+    let again = host.open(&attach);
+    assert_eq!(host.next(again), Got::Started(pid));
+    std::fs::write(&go, "").unwrap();
+    let done = host.all(again);
+    assert_eq!((done.stdout(), done.exit()), ("later\n", Exit::Code(7)));
+    assert_eq!(host.ask(&attach).error(), ErrorCode::NoSuchProcess);
+}

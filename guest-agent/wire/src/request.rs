@@ -174,6 +174,13 @@ pub enum Request<'a> {
         /// The new size.
         size: PtySize,
     },
+    /// Listens to a process that no stream belongs to, which is so when its stream was reset or its
+    /// connection was lost. `Event(Started)`, then as [`Start`]; its input is as that was left.
+    /// `NoSuchProcess`, or `Busy` if it has a stream.
+    Attach {
+        /// Its id.
+        pid: u32,
+    },
     /// What is at a path. `Reply(Entry)`. Both of [`crate::EntryInfo`]'s views of a link are given.
     Stat {
         /// The path.
@@ -246,6 +253,7 @@ impl<'a> Request<'a> {
                 w.u8(*signal)?;
             }
             Self::ListProcesses | Self::Sysinfo | Self::Sync | Self::Shutdown => {}
+            Self::Attach { pid } => w.u32(*pid)?,
             Self::Resize { pid, size } => {
                 w.u32(*pid)?;
                 w.u16(size.cols)?;
@@ -333,6 +341,7 @@ impl<'a> Request<'a> {
             14 => Self::Sysinfo,
             15 => Self::Sync,
             16 => Self::Shutdown,
+            17 => Self::Attach { pid: r.u32()? },
             v => {
                 return Err(DecodeError::Invalid {
                     field: "request",
@@ -362,6 +371,7 @@ impl<'a> Request<'a> {
             Self::Sysinfo => 14,
             Self::Sync => 15,
             Self::Shutdown => 16,
+            Self::Attach { .. } => 17,
         }
     }
 }

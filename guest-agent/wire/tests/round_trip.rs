@@ -91,6 +91,7 @@ proptest! {
         for request in [
             Request::Signal { pid, signal },
             Request::ListProcesses,
+            Request::Attach { pid },
             Request::Resize { pid, size },
             Request::Stat { path },
             Request::ReadFile(ReadFile { path, offset: n, len: m }),

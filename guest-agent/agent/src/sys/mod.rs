@@ -33,6 +33,7 @@ impl Errno {
     pub(crate) const AGAIN: Self = Self(11);
     pub(crate) const NOMEM: Self = Self(12);
     pub(crate) const ACCES: Self = Self(13);
+    pub(crate) const BUSY: Self = Self(16);
     pub(crate) const EXIST: Self = Self(17);
     pub(crate) const XDEV: Self = Self(18);
     pub(crate) const NOTDIR: Self = Self(20);
