@@ -99,6 +99,10 @@ pub struct TemplateFile {
     pub default_user: Option<String>,
     /// The working directory when the request names none. Default: the user's home.
     pub default_workdir: Option<String>,
+    /// A command that is running in every copy. Default: none.
+    pub start_cmd: Option<String>,
+    /// Succeeds once `start_cmd` is ready to be copied. Default: ready at once.
+    pub ready_cmd: Option<String>,
 }
 
 /// What environment variables and flags say; each field is over the file's.
@@ -122,6 +126,8 @@ pub struct Overrides {
     pub api_keys: Option<String>,
     /// `limits.max_sandboxes`.
     pub max_sandboxes: Option<usize>,
+    /// `clones.husks`.
+    pub husks: Option<usize>,
 }
 
 /// A template, checked.
@@ -147,6 +153,10 @@ pub struct Template {
     pub default_user: String,
     /// The working directory when a request names none.
     pub default_workdir: Option<String>,
+    /// What runs in every copy, by the user's shell.
+    pub start_cmd: Option<String>,
+    /// What succeeds once that is ready to be copied.
+    pub ready_cmd: Option<String>,
 }
 
 /// Bounds, with defaults filled in.
@@ -293,7 +303,7 @@ impl Settings {
             vmm: find(over.vmm.or(file.vmm), "hatchery-vmm"),
             agent: find(over.agent.or(file.agent), "hatchery-agent"),
             limits,
-            clones: Clones::new(&file.clones)?,
+            clones: Clones::new(&file.clones, over.husks)?,
             templates: templates(file.templates, &dir, &kernel)?,
         })
     }
@@ -321,8 +331,8 @@ impl Settings {
 }
 
 impl Clones {
-    fn new(file: &ClonesFile) -> Result<Self, ConfigError> {
-        let husks = file.husks.unwrap_or(2);
+    fn new(file: &ClonesFile, husks: Option<usize>) -> Result<Self, ConfigError> {
+        let husks = husks.or(file.husks).unwrap_or(2);
         Ok(Self {
             enabled: file.enabled.unwrap_or(true),
             husks: in_range("clones.husks", husks, 0..=1024, "0 to 1024")?,
@@ -456,6 +466,8 @@ impl TemplateFile {
             cmdline_extra: None,
             default_user: None,
             default_workdir: None,
+            start_cmd: None,
+            ready_cmd: None,
         }
     }
 
@@ -494,6 +506,8 @@ impl TemplateFile {
             cmdline_extra: self.cmdline_extra.unwrap_or_default(),
             default_user: self.default_user.unwrap_or_else(|| "user".into()),
             default_workdir: self.default_workdir,
+            start_cmd: self.start_cmd,
+            ready_cmd: self.ready_cmd,
         })
     }
 }

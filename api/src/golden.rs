@@ -2,9 +2,9 @@
 
 use crate::config::Template;
 use crate::launcher::{Begin, LaunchError, Launched, Launcher, Plan, Timings, files};
-use crate::link::{Command, Link, LinkError, ProcessEvent};
 use crate::machine::Machine;
 use crate::name::Name;
+use crate::warm::{WarmError, warm};
 use control::{SaveSpec, Saved};
 use snapshot_memory::{Layer, MemoryError};
 use std::fs::File;
@@ -14,16 +14,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
-/// How long one warming command may take.
-const WARM_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the guest is left alone before it is saved, so that nothing is under way.
 const REST: Duration = Duration::from_millis(200);
 /// How long saving a machine may take.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(120);
-/// What the sandbox's own commands need to be fast: the loader, the shell and its start-up files
-/// are in memory then.
-const WARM: [&[&str]; 2] = [&["/bin/true"], &["/bin/bash", "-l", "-c", "true"]];
-
 /// A machine at rest that can be copied any number of times. Its files have no names: they go with
 /// this value and with the copies that hold them.
 #[derive(Debug)]
@@ -41,20 +35,9 @@ pub enum GoldenError {
     /// It did not start.
     #[error("It did not start")]
     Launch(#[from] LaunchError),
-    /// A warming command left its link in doubt.
-    #[error("Warming it with {command:?}")]
-    Warm {
-        /// The command.
-        command: &'static [&'static str],
-        /// Why.
-        source: LinkError,
-    },
-    /// A warming command did not end.
-    #[error("Warming it with {command:?} did not end within {} s", WARM_TIMEOUT.as_secs())]
-    Slow {
-        /// The command.
-        command: &'static [&'static str],
-    },
+    /// It could not be warmed.
+    #[error("It could not be warmed")]
+    Warm(#[from] WarmError),
     /// No files to save it in.
     #[error("Cannot make a file in {path}")]
     File {
@@ -112,12 +95,12 @@ impl Golden {
             disk_size,
         } = launched;
         let booted = begin.elapsed();
-        let saved = match warm(&link, &template.default_user).await {
+        let saved = match warm(&link, template).await {
             Ok(()) => {
                 tokio::time::sleep(REST).await;
                 save(launcher, &machine).await
             }
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         };
         let last_stream = link.last_stream();
         if saved.is_err() {
@@ -217,33 +200,6 @@ pub async fn save(launcher: &Launcher, machine: &Machine) -> Result<SavedFiles, 
             SAVE_TIMEOUT.as_secs()
         ))),
     }
-}
-
-/// Runs what every sandbox runs. A command that the guest does not have is left out; one whose end
-/// is not known would be under way in every copy.
-async fn warm(link: &Link, user: &str) -> Result<(), GoldenError> {
-    for command in WARM {
-        let run = async {
-            let mut process = link
-                .start(&Command {
-                    argv: command.iter().map(|&word| word.to_owned()).collect(),
-                    user: user.to_owned(),
-                    ..Command::default()
-                })
-                .await?;
-            while !matches!(process.next().await?, ProcessEvent::Exited(_)) {}
-            Ok::<_, LinkError>(())
-        };
-        match timeout(WARM_TIMEOUT, run).await {
-            Ok(Ok(())) => {}
-            Ok(Err(LinkError::Refused(refusal))) => {
-                tracing::debug!(?command, ?refusal, "not warmed");
-            }
-            Ok(Err(source)) => return Err(GoldenError::Warm { command, source }),
-            Err(_) => return Err(GoldenError::Slow { command }),
-        }
-    }
-    Ok(())
 }
 
 async fn flatten(pages: u64, layer: File) -> Result<snapshot_memory::Golden, GoldenError> {

@@ -36,5 +36,6 @@ pub mod server;
 pub mod state;
 mod stderr;
 pub mod templates;
+pub mod warm;
 
 pub use body::{Body, BodyError};

@@ -86,6 +86,9 @@ struct Typed {
     /// Most sandboxes at one time [default: 64]
     #[arg(long, env = "HATCHERY_MAX_SANDBOXES")]
     max_sandboxes: Option<usize>,
+    /// Copies of each template that are kept ready [default: 2]
+    #[arg(long, env = "HATCHERY_HUSKS")]
+    husks: Option<usize>,
 }
 
 fn main() -> ExitCode {
@@ -203,6 +206,7 @@ impl Typed {
             // Only from the environment: everybody can read a program's flags.
             api_keys: std::env::var("HATCHERY_API_KEYS").ok(),
             max_sandboxes: self.max_sandboxes,
+            husks: self.husks,
         }
     }
 }

@@ -265,6 +265,11 @@ impl Registry {
                 }
             }
         }
+        if new.template.start_cmd.is_some() {
+            let why = "Its template has a start_cmd, which only copies have running, and there is \
+                       no machine to copy: the log says why";
+            return Err(ApiError::StartFailed(why.into()));
+        }
         let slot = self.slot().await?;
         let _reservation = self.reserve(id);
         let launched = self.boot(id, new, slot, env, timings).await;

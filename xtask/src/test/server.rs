@@ -147,11 +147,11 @@ impl Drop for Mortal {
 }
 
 /// A shell script that starts a server in the background, away from the terminal; `wrap` is put
-/// before its command line.
+/// before its command line. Without husks, so that each sandbox is one VM process more.
 fn start_script(programs: &Path, listen: &str, dir: &Path, wrap: &str) -> String {
     let (programs, dir) = (programs.display(), dir.display());
     format!(
-        "HATCHERY_API_KEYS={API_KEY} setsid {wrap}sh -c 'echo $$ > \"{dir}/pid\"; exec \"{programs}/hatchery\" \
+        "HATCHERY_API_KEYS={API_KEY} HATCHERY_HUSKS=0 setsid {wrap}sh -c 'echo $$ > \"{dir}/pid\"; exec \"{programs}/hatchery\" \
          serve --listen {listen} --image-dir \"{programs}\" --data-dir \"{dir}/data\"' \
          >> '{dir}/log' 2>&1 < /dev/null &"
     )
