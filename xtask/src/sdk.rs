@@ -3,7 +3,7 @@
 //! The versions are pinned in `api/tests/sdk/python/requirements.txt` and
 //! `api/tests/sdk/js/package-lock.json`; environments are built once and kept in the cache.
 
-use crate::dist::workspace;
+use crate::dist::{target_dir, workspace};
 use crate::test::{Tally, tee};
 use crate::{cache, deps};
 use anyhow::{Context, Result, bail};
@@ -163,16 +163,37 @@ fn node_release(release: &Release) -> Result<Option<(PathBuf, String)>> {
     Ok(Some((folder, version)))
 }
 
+/// Which tests of a suite run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Round {
+    /// All.
+    First,
+    /// Those that failed before.
+    Failed,
+}
+
 /// Runs the Python suite, or the part that `args` (pytest's) select.
-pub(crate) fn pytest(target: &Target, release: &Release, args: &[&str]) -> Result<Tally> {
+pub(crate) fn pytest(
+    target: &Target,
+    release: &Release,
+    args: &[&str],
+    round: Round,
+) -> Result<Tally> {
     let Some((python, version)) = python_release(release)? else {
         return Ok(Tally::default()); // the pinned suite has run with this very version
     };
     eprintln!("Python SDK {version}");
     let mut command = Command::new(python);
     command
-        .args(["-m", "pytest", "--quiet", "--color=no"])
+        .args(["-m", "pytest", "--quiet", "--color=no", "-o"])
+        .arg(format!(
+            "cache_dir={}",
+            target_dir().join("pytest").display()
+        ))
         .args(args);
+    if round == Round::Failed {
+        command.args(["--last-failed", "--last-failed-no-failures=none"]);
+    }
     command
         .current_dir(sources().join("python"))
         .env("PYTHONDONTWRITEBYTECODE", "1");

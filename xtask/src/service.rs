@@ -100,17 +100,28 @@ enum Process {
 
 impl Service {
     /// Starts the server that is in `dist` at `place` and waits until it is healthy; its log goes
-    /// to `log`.
-    pub(crate) fn start(place: &mut Place, dist: &Dist, port: u16, log: &Path) -> Result<Self> {
+    /// to `log`. `config` is the text of its configuration.
+    pub(crate) fn start(
+        place: &mut Place,
+        dist: &Dist,
+        port: u16,
+        log: &Path,
+        config: &str,
+    ) -> Result<Self> {
         let programs = place.install(dist)?;
         let log_file =
             File::create(log).with_context(|| format!("Creating the log {}", log.display()))?;
         let data = crate::dist::target_dir().join("hatchery-data");
         let process = match place {
-            Place::Host => Self::on_host(&programs, &data, port, log_file)?,
+            Place::Host => {
+                let file = data.with_extension("toml");
+                std::fs::write(&file, config)
+                    .with_context(|| format!("Writing {}", file.display()))?;
+                Self::on_host(&programs, &data, &file, port, log_file)?
+            }
             Place::Lab(lab) => {
                 lab.forward(port, LAB_PORT)?;
-                Self::in_lab(lab, &programs, log_file)?
+                Self::in_lab(lab, &programs, config, log_file)?
             }
         };
         let mut service = Self {
@@ -121,9 +132,17 @@ impl Service {
         Ok(service)
     }
 
-    fn on_host(programs: &Path, data: &Path, port: u16, log: File) -> Result<Process> {
+    fn on_host(
+        programs: &Path,
+        data: &Path,
+        config: &Path,
+        port: u16,
+        log: File,
+    ) -> Result<Process> {
         let child = Command::new(programs.join("hatchery"))
             .arg("serve")
+            .arg("--config")
+            .arg(config)
             .args(["--listen", &format!("127.0.0.1:{port}")])
             .arg("--data-dir")
             .arg(data)
@@ -136,13 +155,14 @@ impl Service {
         Ok(Process::Host(child))
     }
 
-    fn in_lab(lab: &Lab, programs: &Path, mut log: File) -> Result<Process> {
+    fn in_lab(lab: &Lab, programs: &Path, config: &str, mut log: File) -> Result<Process> {
         let script = format!(
-            "HATCHERY_API_KEYS={API_KEY} exec {0}/hatchery serve --listen 0.0.0.0:{LAB_PORT} \
-             --data-dir /var/lib/hatchery",
+            "printf %s \"$1\" > /run/hatchery.toml || exit 1
+             HATCHERY_API_KEYS={API_KEY} exec {0}/hatchery serve --listen 0.0.0.0:{LAB_PORT} \
+             --config /run/hatchery.toml --data-dir /var/lib/hatchery",
             programs.display()
         );
-        let running: Running = lab.spawn(&["sh", "-c", &script])?;
+        let running: Running = lab.spawn(&["sh", "-c", &script, "serve", config])?;
         let control = running.control();
         let output = std::thread::spawn(move || {
             let sink = |_: Stream, bytes: &[u8]| Ok(log.write_all(bytes)?);

@@ -36,7 +36,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut place = Place::choose(&Options::default())?;
     step(3, "starting the server");
     let log = target_dir().join("hatchery.log");
-    let mut service = Service::start(&mut place, &dist, args.port, &log)?;
+    let mut service = Service::start(&mut place, &dist, args.port, &log, "")?;
     step(4, "smoke check with the published E2B Python SDK");
     smoke(&python, &service.url)?;
     println!(

@@ -7,12 +7,14 @@
 //! panic and the line.
 
 use crate::agent::Agent;
+use crate::identity::{GENERATION, MACHINE_ID};
 use crate::link::Link;
 use crate::sys::file::{
-    Dir, O_DIRECTORY, O_PATH, O_RDWR, O_WRONLY, chmod, mkdir, open, replace, symlink, sync,
+    Dir, O_CREAT, O_DIRECTORY, O_PATH, O_RDWR, O_WRONLY, chmod, mkdir, open, replace, symlink, sync,
 };
 use crate::sys::system::{
-    MS_MOVE, MS_NOATIME, MS_NODEV, MS_NOEXEC, MS_NOSUID, chdir, chroot, log, loopback_up, mount,
+    MS_BIND, MS_MOVE, MS_NOATIME, MS_NODEV, MS_NOEXEC, MS_NOSUID, chdir, chroot, log, loopback_up,
+    mount,
 };
 use crate::sys::{Errno, Fd, spawn, system, write};
 use agent_core::Text;
@@ -180,6 +182,12 @@ fn furnish() {
             e.0
         ));
     }
+    if let Err(e) = identity_files() {
+        log(format_args!(
+            "cannot make the files of the identity: errno {}",
+            e.0
+        ));
+    }
     let _ = system::set_hostname(b"sandbox");
     if let Err(e) = system::limit_open_files(OPEN_FILES.0, OPEN_FILES.1) {
         log(format_args!(
@@ -187,6 +195,15 @@ fn furnish() {
             e.0
         ));
     }
+}
+
+/// Makes the files that each new identity writes to, so that a clone's first does not.
+fn identity_files() -> Result<(), Errno> {
+    mkdir(Dir::Cwd, c"/run/hatchery", 0o755)?;
+    for path in [GENERATION, MACHINE_ID] {
+        open(Dir::Cwd, path, O_WRONLY | O_CREAT, 0o444)?;
+    }
+    mount(MACHINE_ID, c"/etc/machine-id", c"", MS_BIND, c"")
 }
 
 /// Makes the cgroup in which user processes are born. Its limits leave room for the kernel and the

@@ -1,14 +1,23 @@
 //! Who this guest is: its name, clock, randomness, generation and environment defaults.
 
+use crate::clone_hook::{self, Failed};
 use crate::sys::event::set_wall_ns;
-use crate::sys::file::{Dir, O_APPEND, O_RDWR, O_WRONLY, open};
-use crate::sys::{Errno, system, write};
+use crate::sys::file::{Dir, O_APPEND, O_CREAT, O_RDWR, O_WRONLY, open, truncate};
+use crate::sys::{Errno, Fd, read, system, write, write_all};
 use agent_core::Text;
+use core::ffi::CStr;
 use wire::{MAX_DEFAULT_ENV, MAX_NAME, SetIdentity, Strings};
+
+/// The number of the identity, for programs: it is written anew with each.
+pub(crate) const GENERATION: &CStr = c"/run/hatchery/generation";
+/// Mounted over `/etc/machine-id`, so that no clone writes to its disk for it.
+pub(crate) const MACHINE_ID: &CStr = c"/run/hatchery/machine-id";
 
 /// The identity last taken.
 pub(crate) struct Identity {
     generation: u64,
+    name: [u8; MAX_NAME],
+    name_len: usize,
     /// The clock, name and randomness are not this program's to change.
     borrowed: bool,
     env: [u8; MAX_DEFAULT_ENV],
@@ -19,6 +28,8 @@ impl Identity {
     pub(crate) const fn new() -> Self {
         Self {
             generation: 0,
+            name: [0; MAX_NAME],
+            name_len: 0,
             borrowed: false,
             env: [0; MAX_DEFAULT_ENV],
             env_len: 0,
@@ -40,36 +51,72 @@ impl Identity {
         Strings::Packed(&self.env[..self.env_len])
     }
 
-    /// Takes a new one. Randomness first: nothing that follows may use the old.
+    /// Takes a new one. Randomness first: nothing that follows may use the old. The template's hook
+    /// last: it finds everything else done.
     ///
     /// # Errors
     /// At the first part that fails; the generation changes only when all have succeeded.
-    pub(crate) fn take(&mut self, new: &SetIdentity<'_>) -> Result<(), Errno> {
+    pub(crate) fn take(
+        &mut self,
+        new: &SetIdentity<'_>,
+        cgroup: Option<&Fd>,
+    ) -> Result<(), Failed> {
         if !self.borrowed {
-            change_machine(new)?;
+            self.change_machine(new).map_err(Failed::Run)?;
         }
         let env = new.env.packed().unwrap_or(&[]);
-        let room = self.env.get_mut(..env.len()).ok_or(Errno::TOOBIG)?;
-        room.copy_from_slice(env);
+        let room = self.env.get_mut(..env.len());
+        room.ok_or(Failed::Run(Errno::TOOBIG))?.copy_from_slice(env);
         self.env_len = env.len();
+        if !self.borrowed {
+            clone_hook::run(cgroup, new.generation)?;
+        }
         self.generation = new.generation;
         Ok(())
     }
+
+    fn change_machine(&mut self, new: &SetIdentity<'_>) -> Result<(), Errno> {
+        let random = open(Dir::Cwd, c"/dev/urandom", O_RDWR, 0)?;
+        if !new.entropy.is_empty() {
+            system::add_entropy(&random, new.entropy)?;
+        }
+        if new.wall_clock_ns != 0 {
+            set_wall_ns(new.wall_clock_ns)?;
+        }
+        if !new.hostname.is_empty() && *new.hostname != self.name[..self.name_len] {
+            system::set_hostname(new.hostname)?;
+            name_in_hosts(new.hostname);
+            let name = self.name.get_mut(..new.hostname.len());
+            name.ok_or(Errno::NAMETOOLONG)?
+                .copy_from_slice(new.hostname);
+            self.name_len = new.hostname.len();
+            new_machine_id(&random)?;
+        }
+        let number = Text::<24>::of(format_args!("{}\n", new.generation));
+        replace_text(GENERATION, number.as_str().as_bytes())
+    }
 }
 
-fn change_machine(new: &SetIdentity<'_>) -> Result<(), Errno> {
-    if !new.entropy.is_empty() {
-        let random = open(Dir::Cwd, c"/dev/urandom", O_RDWR, 0)?;
-        system::add_entropy(&random, new.entropy)?;
+/// A machine is another when its name is: one that goes on after a pause keeps its id.
+fn new_machine_id(random: &Fd) -> Result<(), Errno> {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut bytes = [0; 16];
+    if read(random, &mut bytes)? != bytes.len() {
+        return Err(Errno::IO);
     }
-    if new.wall_clock_ns != 0 {
-        set_wall_ns(new.wall_clock_ns)?;
+    let mut text = [b'\n'; 33];
+    for (pair, byte) in text.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
+        let digit = |b: u8| DIGITS.get(usize::from(b)).copied().unwrap_or(b'0');
+        *pair = [digit(byte >> 4), digit(byte & 15)];
     }
-    if !new.hostname.is_empty() {
-        system::set_hostname(new.hostname)?;
-        name_in_hosts(new.hostname);
-    }
-    Ok(())
+    replace_text(MACHINE_ID, &text)
+}
+
+/// Writes a small file in place, so that who watches it hears of it.
+fn replace_text(path: &CStr, text: &[u8]) -> Result<(), Errno> {
+    let file = open(Dir::Cwd, path, O_WRONLY | O_CREAT, 0o444)?;
+    truncate(&file)?;
+    write_all(&file, text)
 }
 
 /// Lets programs resolve the guest's own name (`sudo` complains otherwise). An image without the

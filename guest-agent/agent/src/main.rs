@@ -10,6 +10,7 @@
 
 mod agent;
 mod boot;
+mod clone_hook;
 mod entry;
 mod failure;
 mod files;

@@ -1,5 +1,6 @@
 //! What goes on for the streams: one task per slot, each a bounded step per turn.
 
+use crate::clone_hook::Failed;
 use crate::entry::describe;
 use crate::failure::fail;
 use crate::files::{Step, make_dir, move_to, open_read, open_write, send_piece};
@@ -14,7 +15,7 @@ use crate::users::Users;
 use crate::walk::{Removal, Walked, Walks};
 use agent_core::Session;
 use wire::{
-    Channel, ErrorCode, Event, MAX_STREAMS, Record, Reply, Request, ResetCode, Start, User,
+    Channel, ErrorCode, Event, Exit, MAX_STREAMS, Record, Reply, Request, ResetCode, Start, User,
 };
 
 /// What a stream does.
@@ -102,8 +103,10 @@ impl Tasks {
             Request::ListProcesses => self.table[slot] = Task::Processes { next: 0, told: 0 },
             Request::LookupUser { name } => self.lookup(slot, name, session),
             Request::SetIdentity(ref identity) => {
-                let done = self.identity.take(identity);
-                finish_with(session, slot, done, "take an identity", identity.generation);
+                match self.identity.take(identity, self.launcher.cgroup()) {
+                    Ok(()) => session.reply(slot, &Reply::Done(identity.generation)),
+                    Err(failed) => tell_failed(session, slot, &failed),
+                }
             }
             Request::Sysinfo => {
                 let info = crate::sysinfo::figures(self.launcher.cgroup());
@@ -412,6 +415,18 @@ fn tell_processes(
     };
     session.data_commit(slot, Channel::Records, used);
     all
+}
+
+/// Why the guest is not who it is to be.
+fn tell_failed(session: &mut Session, slot: usize, failed: &Failed) {
+    let told = match failed {
+        Failed::Run(e) => return fail(session, slot, "take an identity", *e),
+        Failed::Ended(Exit::Code(code)) => ("status", *code),
+        Failed::Ended(Exit::Signal(signal)) => ("signal", *signal),
+    };
+    let (how, number) = told;
+    let text = format_args!("the template's clone hook ended with {how} {number}");
+    session.fail(slot, ErrorCode::Io, 0, text);
 }
 
 fn finish(session: &mut Session, slot: usize, done: Result<(), Errno>, what: &str) {

@@ -48,6 +48,7 @@ impl Errno {
     pub(crate) const NOTEMPTY: Self = Self(39);
     pub(crate) const LOOP: Self = Self(40);
     pub(crate) const NOTSUP: Self = Self(95);
+    pub(crate) const TIMEDOUT: Self = Self(110);
     pub(crate) const INPROGRESS: Self = Self(115);
     pub(crate) const DQUOT: Self = Self(122);
 }
@@ -94,7 +95,7 @@ pub(crate) mod nr {
         GETDENTS64 217 CLOCK_SETTIME 227 CLOCK_GETTIME 228 EXIT_GROUP 231 EPOLL_WAIT 232
         EPOLL_CTL 233 WAITID 247 OPENAT 257 MKDIRAT 258 FCHOWNAT 260 NEWFSTATAT 262 UNLINKAT 263
         SYMLINKAT 266 READLINKAT 267 FCHMODAT 268 SIGNALFD4 289 EPOLL_CREATE1 291 PIPE2 293 PRLIMIT64 302
-        RENAMEAT2 316 CLONE3 435 CLOSE_RANGE 436
+        RENAMEAT2 316 PIDFD_OPEN 434 CLONE3 435 CLOSE_RANGE 436
     }
 }
 

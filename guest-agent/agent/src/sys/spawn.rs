@@ -4,7 +4,8 @@
 //! memory while the agent waits, so nothing is copied and a failure is told through memory. It
 //! touches only its [`Plan`] and that stack until `execve` gives it a memory of its own.
 
-use super::{Errno, Fd, Result, call, nr, signed};
+use super::event::{Epoll, Event};
+use super::{Errno, Fd, Result, call, fd, nr, plain, signed};
 use core::arch::asm;
 use core::ffi::CStr;
 use wire::{Exit, Limits};
@@ -296,6 +297,22 @@ pub(crate) fn reap() -> Option<(u32, Exit)> {
     const P_ALL: usize = 0;
     const WNOHANG: usize = 1;
     wait(P_ALL, 0, WNOHANG)
+}
+
+/// Waits for a child to end and reaps it; kills it when it has not ended within the time.
+pub(crate) fn wait_at_most(pid: u32, timeout_ms: u32) -> Result<Exit> {
+    const SIGKILL: u8 = 9;
+    let child = plain(nr::PIDFD_OPEN, &[index(pid), 0]).map(fd)?;
+    let epoll = Epoll::new()?;
+    epoll.add(&child, 0, false, true)?;
+    let ended = epoll.wait(&mut [Event::default()], Some(timeout_ms)) > 0;
+    if !ended {
+        kill(pid, SIGKILL)?;
+    }
+    match wait_for(pid) {
+        Some((_, exit)) if ended => Ok(exit),
+        _ => Err(Errno::TIMEDOUT),
+    }
 }
 
 fn wait_for(pid: u32) -> Option<(u32, Exit)> {

@@ -8,6 +8,7 @@ pub(crate) const MS_NOSUID: usize = 2;
 pub(crate) const MS_NODEV: usize = 4;
 pub(crate) const MS_NOEXEC: usize = 8;
 pub(crate) const MS_NOATIME: usize = 1024;
+pub(crate) const MS_BIND: usize = 4096;
 pub(crate) const MS_MOVE: usize = 8192;
 
 /// Mounts; empty strings stand for absent arguments.

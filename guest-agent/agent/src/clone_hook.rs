@@ -1,0 +1,65 @@
+//! The template's own part of becoming somebody else: a program that is run, and waited for, whenever
+//! the guest takes an identity.
+//!
+//! The kernel's randomness is fresh by then. What programs have drawn from it before and keep, such
+//! as the state of Python's `random` or of OpenSSL, only they can renew: the hook tells them to.
+
+use crate::sys::file::{Dir, O_RDWR, open, stat};
+use crate::sys::spawn::{Plan, Stack, spawn, wait_at_most};
+use crate::sys::{Errno, Fd};
+use agent_core::Text;
+use core::ffi::CStr;
+use wire::{Exit, Limits};
+
+/// Run as root when it is there; anything but success makes the identity void.
+const HOOK: &CStr = c"/etc/hatchery/clone-hook";
+/// Its time, milliseconds.
+const LIMIT_MS: u32 = 10_000;
+const PATH: &CStr = c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Why there is no new identity.
+pub(crate) enum Failed {
+    /// The hook could not be run, or took too long (`TIMEDOUT`).
+    Run(Errno),
+    /// It ended so.
+    Ended(Exit),
+}
+
+/// Runs the hook, if there is one, in the cgroup of user processes. The agent waits for it and does
+/// nothing else meanwhile: nobody is served before the guest is who it is to be.
+pub(crate) fn run(cgroup: Option<&Fd>, generation: u64) -> Result<(), Failed> {
+    if stat(Dir::Cwd, HOOK, true).is_err() {
+        return Ok(());
+    }
+    match run_it(cgroup, generation).map_err(Failed::Run)? {
+        Exit::Code(0) => Ok(()),
+        other => Err(Failed::Ended(other)),
+    }
+}
+
+#[inline(never)] // its buffers shall not be in the stack of every claim
+fn run_it(cgroup: Option<&Fd>, generation: u64) -> Result<Exit, Errno> {
+    let generation = Text::<48>::of(format_args!("HATCHERY_GENERATION={generation}\0"));
+    let argv = [HOOK.as_ptr().cast(), core::ptr::null()];
+    let env = [
+        PATH.as_ptr().cast(),
+        generation.as_str().as_ptr(),
+        core::ptr::null(),
+    ];
+    let null = open(Dir::Cwd, c"/dev/null", O_RDWR, 0)?;
+    let mut plan = Plan {
+        argv: &argv,
+        env: &env,
+        program: HOOK,
+        path: None,
+        cwd: c"/",
+        ids: None,
+        stdio: [&null; 3],
+        terminal: false,
+        limits: Limits::default(),
+        cgroup,
+        scratch: &mut [0; 4096],
+    };
+    let pid = spawn(&mut plan, &mut Stack::new()).map_err(|(_, e)| e)?;
+    wait_at_most(pid, LIMIT_MS)
+}
