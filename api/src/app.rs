@@ -3,10 +3,10 @@
 use crate::config::Settings;
 use crate::error::{ApiError, ProxyError, json_response};
 use crate::linger::Lingering;
-use crate::registry::Registry;
+use crate::registry::{Door, Registry};
 use crate::route::{self, ENVD_PORT, Route, Target};
 use crate::sandbox::Sandbox;
-use crate::sandboxes::{connect, create, get, kill, list, metrics, timeout};
+use crate::sandboxes::{connect, create, get, kill, list, metrics, pause, timeout};
 use crate::{Body, BodyError, body, envd, templates};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -90,10 +90,12 @@ impl App {
             Route::List(version) => list::handle(self, version, request.uri().query()),
             Route::MetricsOfMany => metrics::of_many(self, request.uri().query()).await,
             Route::Get(id) => get::handle(self, &id),
-            Route::Kill(id) => kill::handle(self, &id),
+            Route::Kill(id) => kill::handle(self, &id).await,
             Route::Timeout(id) => timeout::set(self, &id, request).await,
             Route::Refresh(id) => timeout::refresh(self, &id, request).await,
             Route::Connect(id, version) => connect::handle(self, &id, version, request).await,
+            Route::Pause(id) => pause::handle(self, &id, request).await,
+            Route::Resume(id) => connect::resume(self, &id, request).await,
             Route::Metrics(id) => metrics::of_one(self, &id, request.uri().query()).await,
             Route::Logs(id, version) => get::logs(self, &id, version),
             Route::Templates => Ok(templates::list(self)),
@@ -110,9 +112,9 @@ impl App {
 
     /// A port of a sandbox.
     async fn data(&self, id: &str, port: u16, request: Request<Lingering>) -> Response<Body> {
-        let not_found = || ProxyError::NotFound { id: id.to_owned() }.response();
-        let Some(sandbox) = self.registry.get(id) else {
-            return not_found();
+        let sandbox = match self.admit(id, port, &request).await {
+            Ok(sandbox) => sandbox,
+            Err(error) => return error.response(),
         };
         if port != ENVD_PORT {
             return ProxyError::PortClosed {
@@ -122,6 +124,36 @@ impl App {
             .response();
         }
         envd_request(&sandbox, request).await
+    }
+
+    /// The sandbox that a request is for, resumed if it may be: whoever has no token cannot.
+    async fn admit(
+        &self,
+        id: &str,
+        port: u16,
+        request: &Request<Lingering>,
+    ) -> Result<Arc<Sandbox>, ProxyError> {
+        let id = id.to_owned();
+        let facts = match self.registry.door(&id) {
+            Door::Open(sandbox) => return Ok(sandbox),
+            Door::Pausing => return Err(ProxyError::Pausing { id }),
+            Door::Closed(facts) => facts,
+            Door::Missing => return Err(ProxyError::NotFound { id }),
+        };
+        let token = facts.access_token.as_deref();
+        let allowed = port == ENVD_PORT && envd::admits(token, request);
+        if !allowed {
+            return Err(ProxyError::NotFound { id });
+        }
+        match self.registry.enter(&id).await {
+            Ok(Some(sandbox)) => Ok(sandbox),
+            Ok(None) => Err(ProxyError::NotFound { id }),
+            Err(error) => Err(ProxyError::NotResumed {
+                id,
+                status: error.status(),
+                message: error.to_string(),
+            }),
+        }
     }
 
     /// A signed file URL that names no sandbox: its own token tells.
@@ -146,10 +178,9 @@ impl App {
     /// A running sandbox, or 404.
     ///
     /// # Errors
-    /// [`ApiError::SandboxNotFound`].
+    /// [`ApiError::SandboxNotFound`], [`ApiError::Conflict`].
     pub fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, ApiError> {
-        let missing = || ApiError::SandboxNotFound(id.chars().take(64).collect());
-        self.registry.get(id).ok_or_else(missing)
+        self.registry.running_one(id)
     }
 
     /// The body as JSON; an absent body reads as `{}`.

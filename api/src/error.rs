@@ -55,6 +55,15 @@ pub enum ApiError {
         /// The limit.
         max: usize,
     },
+    /// The sandbox is in another state than this needs.
+    #[error("{0}")]
+    Conflict(String),
+    /// A sandbox could not be saved, and runs on; the message says why.
+    #[error("The sandbox was not paused and runs on: {0}")]
+    PauseFailed(String),
+    /// A paused sandbox could not be resumed, and stays paused; the message says why.
+    #[error("The sandbox was not resumed: {0}")]
+    ResumeFailed(String),
     /// Part of the E2B API that this version does not have.
     #[error("{0} is not available in this version of Hatchery yet")]
     NotYet(&'static str),
@@ -79,11 +88,13 @@ impl ApiError {
                 StatusCode::NOT_FOUND
             }
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
-            Self::IdempotencyMismatch => StatusCode::CONFLICT,
+            Self::IdempotencyMismatch | Self::Conflict(_) => StatusCode::CONFLICT,
             Self::TooManySandboxes { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::NotYet(_) => StatusCode::NOT_IMPLEMENTED,
             Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
-            Self::StartFailed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::StartFailed(_) | Self::PauseFailed(_) | Self::ResumeFailed(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
         }
     }
 
@@ -95,6 +106,8 @@ impl ApiError {
             Self::TemplateNotFound(_) => Some("template_not_found"),
             Self::NotYet(_) => Some("not_available_yet"),
             Self::StartFailed(_) => Some("sandbox_start_failed"),
+            Self::PauseFailed(_) => Some("sandbox_pause_failed"),
+            Self::ResumeFailed(_) => Some("sandbox_resume_failed"),
             Self::IdempotencyMismatch => Some("idempotency_key_mismatch"),
             _ => None,
         }
@@ -128,6 +141,22 @@ pub enum ProxyError {
     NotFound {
         /// The sandbox.
         id: String,
+    },
+    /// It is being paused.
+    #[error("The sandbox is being paused")]
+    Pausing {
+        /// The sandbox.
+        id: String,
+    },
+    /// It could not be resumed for this request.
+    #[error("{message}")]
+    NotResumed {
+        /// The sandbox.
+        id: String,
+        /// The status of the attempt.
+        status: StatusCode,
+        /// What it says.
+        message: String,
     },
     /// Nothing listens there.
     #[error("The sandbox is running but port is not open")]
@@ -166,6 +195,14 @@ impl ProxyError {
             Self::NotFound { id } => json_response(
                 StatusCode::BAD_GATEWAY,
                 &json!({ "sandboxId": id, "message": message, "code": 502 }),
+            ),
+            Self::Pausing { id } => json_response(
+                StatusCode::CONFLICT,
+                &json!({ "sandboxId": id, "message": message, "code": 409 }),
+            ),
+            Self::NotResumed { id, status, .. } => json_response(
+                *status,
+                &json!({ "sandboxId": id, "message": message, "code": status.as_u16() }),
             ),
             Self::PortClosed { id, port } => json_response(
                 StatusCode::BAD_GATEWAY,

@@ -16,7 +16,7 @@ pub use error::LaunchError;
 pub use timings::Timings;
 
 use crate::config::Template;
-use crate::golden::Golden;
+use crate::image::{AgentLink, Basis, Image};
 use crate::link::Link;
 use crate::machine::{Machine, Phase};
 use crate::name::Name;
@@ -69,7 +69,7 @@ pub enum Begin {
     /// The template's kernel and image.
     Boot,
     /// A copy of a machine that was saved.
-    Snapshot(Arc<Golden>, SavedLink),
+    Image(Arc<Image>),
 }
 
 /// A process that has been told what to build.
@@ -92,6 +92,8 @@ pub struct Launched {
     pub link: Link,
     /// The root disk as the guest sees it, bytes.
     pub disk_size: u64,
+    /// What it began at; `None` if it booted.
+    pub basis: Option<Arc<Basis>>,
 }
 
 impl Launcher {
@@ -137,6 +139,10 @@ impl Launcher {
     /// The first step that failed; nothing is left of the attempt.
     pub async fn launch(&self, plan: Plan, timings: &mut Timings) -> Result<Launched, LaunchError> {
         let name = plan.name.clone();
+        let basis = match &plan.begin {
+            Begin::Boot => None,
+            Begin::Image(image) => Some(Arc::clone(&image.basis)),
+        };
         let built = self.build(plan, timings).await?;
         let (mut machine, disk_size) = (built.machine, built.disk_size);
         match self.greet(&mut machine, built.stream, timings).await {
@@ -144,6 +150,7 @@ impl Launcher {
                 machine,
                 link,
                 disk_size,
+                basis,
             }),
             Err(error) => {
                 machine.give_up(&name.to_string()).await;
@@ -258,21 +265,30 @@ impl Launcher {
                 agent: fds.push(open("guest agent", &self.agent)?),
                 cmdline_extra: t.cmdline_extra.clone(),
             },
-            Begin::Snapshot(golden, link) => {
-                disk.parent = Some(fds.push(reopen("disk layer", golden.disk())?));
-                disk.size = golden.disk_size();
+            Begin::Image(image) => {
+                disk.parent = Some(fds.push(reopen("disk layer", &image.disk)?));
+                disk.size = image.shape.disk_size;
+                let diff = image.diff.as_ref();
+                let diff = diff.map(|diff| reopen("memory layer", diff)).transpose()?;
                 Origin::Snapshot {
-                    memory: fds.push(reopen("memory", golden.memory())?),
-                    state: fds.push(reopen("state", golden.state())?),
-                    layer: None,
-                    link: *link,
+                    memory: fds.push(reopen("memory", image.basis.memory())?),
+                    state: fds.push(reopen("state", &image.state)?),
+                    layer: diff.map(|diff| fds.push(diff)),
+                    link: match image.link {
+                        AgentLink::Kept { .. } => SavedLink::Kept,
+                        AgentLink::Broken => SavedLink::Broken,
+                    },
                 }
             }
         };
+        let (vcpus, memory_mib) = match &plan.begin {
+            Begin::Boot => (t.cpu_count, t.memory_mb),
+            Begin::Image(image) => (image.shape.vcpus, image.shape.memory_mib),
+        };
         Ok(VmSpec {
             sandbox_id: plan.name.own().to_owned(),
-            vcpus: t.cpu_count,
-            memory_mib: t.memory_mb,
+            vcpus,
+            memory_mib,
             origin,
             link,
             disks: vec![disk],

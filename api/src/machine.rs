@@ -169,6 +169,12 @@ impl Machine {
         &self.name
     }
 
+    /// Another hand on it.
+    #[must_use]
+    pub fn hand(&self) -> Hand {
+        Hand(self.commands.downgrade())
+    }
+
     /// Whether its process has ended.
     #[must_use]
     pub fn has_ended(&self) -> bool {
@@ -230,22 +236,36 @@ impl Machine {
     }
 }
 
-impl Machine {
+/// A hand on a machine that does not keep it: whoever owns the [`Machine`] decides about its end.
+#[derive(Clone, Debug)]
+pub struct Hand(mpsc::WeakSender<Command>);
+
+impl Hand {
+    /// Lets the vCPUs go, for the first time or on after a [`Hand::save`].
+    pub async fn start(&self) {
+        if let Some(commands) = self.0.upgrade() {
+            let _ = commands.send(Command::Start).await;
+        }
+    }
+
     /// Brings the machine to a halt and has its state written to `files`, which `spec` assigns.
-    /// Then it stands still until [`Machine::start`]. One saving at a time.
+    /// Then it stands still until [`Hand::start`]. One saving at a time.
     ///
     /// # Errors
     /// Why it could not be saved, in the VM process's words; it then runs on.
     pub async fn save(&self, spec: SaveSpec, files: Vec<OwnedFd>) -> Result<Saved, String> {
         let ended = || "the machine has ended".to_owned();
+        let commands = self.0.upgrade().ok_or_else(ended)?;
         let (outcome, receiver) = oneshot::channel();
         let save = Save {
             spec,
             files,
             outcome,
         };
-        let sent = self.commands.send(Command::Save(Box::new(save))).await;
+        let sent = commands.send(Command::Save(Box::new(save))).await;
         sent.map_err(|_| ended())?;
+        // Whoever drops the machine now ends it.
+        drop(commands);
         receiver.await.map_err(|_| ended())?
     }
 }

@@ -12,11 +12,11 @@
 //! that at most one machine is made ahead at a time.
 
 use crate::config::{Settings, Template};
-use crate::golden::{Golden, GoldenError};
+use crate::golden::{self, GoldenError};
 use crate::ids;
+use crate::image::Image;
 use crate::launcher::{Begin, Built, LaunchError, Launcher, Plan, Timings};
 use crate::name::Name;
-use control::SavedLink;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,7 +36,7 @@ pub struct Husk {
     /// The process, parked, and our end of its link.
     pub built: Built,
     /// What it is a copy of.
-    pub golden: Arc<Golden>,
+    pub golden: Arc<Image>,
     /// While it waits in the pool.
     idle: Option<Idle>,
 }
@@ -61,7 +61,7 @@ impl Drop for Idle {
 #[derive(Clone, Debug)]
 enum State {
     Building,
-    Ready(Arc<Golden>),
+    Ready(Arc<Image>),
     Boots,
 }
 
@@ -182,7 +182,7 @@ impl Pool {
     }
 
     /// The golden machine, waiting at most `bound` for it; `None`: boot instead.
-    pub async fn golden(&self, bound: Duration) -> Option<Arc<Golden>> {
+    pub async fn golden(&self, bound: Duration) -> Option<Arc<Image>> {
         let mut state = self.state.subscribe();
         let decided = state.wait_for(|state| !matches!(state, State::Building));
         match timeout(bound, decided).await {
@@ -222,7 +222,7 @@ impl Pool {
     /// As [`Launcher::build`].
     pub async fn build(
         &self,
-        golden: Arc<Golden>,
+        golden: Arc<Image>,
         slot: OwnedSemaphorePermit,
         timings: &mut Timings,
     ) -> Result<Husk, LaunchError> {
@@ -230,7 +230,7 @@ impl Pool {
         let plan = Plan {
             name,
             template: self.template.clone(),
-            begin: Begin::Snapshot(Arc::clone(&golden), SavedLink::Kept),
+            begin: Begin::Image(Arc::clone(&golden)),
             slot,
         };
         let built = self.launcher.build(plan, timings).await?;
@@ -294,7 +294,7 @@ impl Pool {
         }
     }
 
-    async fn make_golden(&self, shared: &Shared) -> Result<Arc<Golden>, GoldenError> {
+    async fn make_golden(&self, shared: &Shared) -> Result<Arc<Image>, GoldenError> {
         let gone = |_| GoldenError::GivenUp;
         let _turn = shared.turn.acquire().await.map_err(gone)?;
         let slot = Arc::clone(&shared.makers)
@@ -302,11 +302,11 @@ impl Pool {
             .await
             .map_err(gone)?;
         let name = internal('g').map_err(|e| LaunchError::Entropy(e.to_string()))?;
-        let made = Golden::build(&self.launcher, &self.template, name, slot);
+        let made = golden::build(&self.launcher, &self.template, name, slot);
         Ok(Arc::new(made.await?))
     }
 
-    fn ready(&self) -> Option<Arc<Golden>> {
+    fn ready(&self) -> Option<Arc<Image>> {
         match &*self.state.borrow() {
             State::Ready(golden) => Some(Arc::clone(golden)),
             _ => None,
@@ -314,7 +314,7 @@ impl Pool {
     }
 
     /// Builds what is missing, as far as there are slots.
-    async fn fill(self: &Arc<Self>, golden: &Arc<Golden>, shared: &Shared) {
+    async fn fill(self: &Arc<Self>, golden: &Arc<Image>, shared: &Shared) {
         while self.missing() && self.ready().is_some() {
             let setbacks = self.setbacks.load(Relaxed);
             if setbacks > 0 {

@@ -1,7 +1,7 @@
 //! The table of sandboxes and the only owner of their lives.
 //!
 //! ```text
-//! Creating ──> Running ──> Gone
+//! Creating ──> Running ──> Gone        and between Running and Running: Paused (`pause`)
 //!     └──(dropped, failed)──^
 //! ```
 //!
@@ -9,23 +9,30 @@
 //! slot it counts for is given back only when its process is reaped, so that `max_sandboxes` bounds
 //! what really exists. Machines that wait for a sandbox ([`crate::pool`]) count as well.
 
+mod pause;
+mod table;
+
+pub use table::{Door, Seen};
+
 use crate::config::{Settings, Template};
 use crate::error::ApiError;
-use crate::golden::Golden;
 use crate::ids;
+use crate::image::{AgentLink, Image, Shape};
 use crate::launcher::{Begin, Launched, Launcher, Plan, Timings};
 use crate::link::{Identity, Link};
 use crate::machine::{End, Machine};
 use crate::name::Name;
 use crate::pool::{Husk, Pool, Pools};
-use crate::sandbox::{Deadline, Origin, Sandbox};
+use crate::sandbox::{Deadline, Facts, Lifecycle, MachineBody, Origin, Sandbox};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
+
+use table::Entry;
 
 /// How long a creation waits for a slot that an ended sandbox is about to give back.
 const SLOT_WAIT: Duration = Duration::from_secs(2);
@@ -37,8 +44,8 @@ const IDENTITY_TIMEOUT: Duration = Duration::from_secs(20);
 pub struct NewSandbox {
     /// From which template.
     pub template: Template,
-    /// Time to live.
-    pub timeout: Duration,
+    /// Time to live, and what happens then.
+    pub lifecycle: Lifecycle,
     /// The client's labels.
     pub metadata: BTreeMap<String, String>,
     /// The client's environment.
@@ -68,15 +75,11 @@ pub struct Registry {
     max: usize,
     launcher: Launcher,
     pools: Pools,
+    /// By name.
+    templates: BTreeMap<String, Template>,
     /// The next sandbox's generation.
     generation: AtomicU64,
     closing: watch::Sender<bool>,
-}
-
-#[derive(Debug)]
-enum Entry {
-    Creating,
-    Running(Arc<Sandbox>),
 }
 
 /// A machine with its identity, and the place in the table that waits for it.
@@ -115,34 +118,11 @@ impl Registry {
             max,
             launcher,
             pools,
+            templates: settings.templates.clone(),
             // Seconds above a count: no number comes again after a restart.
             generation: AtomicU64::new(since_1970().as_secs() << 24),
             closing,
         })
-    }
-
-    fn table(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
-        // No code panics while it holds the lock; if some does, the table is still whole.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A running sandbox.
-    #[must_use]
-    pub fn get(&self, id: &str) -> Option<Arc<Sandbox>> {
-        match self.table().get(id) {
-            Some(Entry::Running(sandbox)) => Some(Arc::clone(sandbox)),
-            _ => None,
-        }
-    }
-
-    /// All running sandboxes, in no order.
-    #[must_use]
-    pub fn running(&self) -> Vec<Arc<Sandbox>> {
-        let running = |entry: &Entry| match entry {
-            Entry::Running(sandbox) => Some(Arc::clone(sandbox)),
-            Entry::Creating => None,
-        };
-        self.table().values().filter_map(running).collect()
     }
 
     /// Makes a sandbox. Answers only when its agent has taken its identity: no tenant code can run
@@ -181,32 +161,25 @@ impl Registry {
             mode,
             _reservation,
         } = self.bring_up(&id, &new, &env, timings).await?;
-        let Launched {
-            machine,
-            link,
-            disk_size,
-        } = launched;
-
-        let sandbox = Arc::new(Sandbox {
+        let facts = Facts {
             id: id.clone(),
             origin: Origin {
                 template_id: new.template.name.clone(),
                 alias: new.template.aliases.first().cloned(),
                 cpu_count: new.template.cpu_count,
                 memory_mb: new.template.memory_mb,
-                disk_size_mb: disk_size >> 20,
+                disk_size_mb: launched.disk_size >> 20,
             },
             metadata: new.metadata,
             env,
             access_token,
             default_user: new.template.default_user,
             default_workdir: new.template.default_workdir,
-            processes: crate::envd::Processes::default(),
             started_at: Timestamp::now(),
-            link,
-            deadline: watch::Sender::new(Deadline::after(new.timeout)),
-            gone: watch::Sender::new(false),
-        });
+            lifecycle: new.lifecycle,
+        };
+        let timeout = facts.lifecycle.timeout;
+        let (sandbox, machine) = embody(Arc::new(facts), launched, timeout);
         let name = machine.name().clone();
         self.publish(&sandbox, machine)?;
         tracing::info!(
@@ -229,7 +202,7 @@ impl Registry {
         env: &BTreeMap<String, String>,
         timings: &mut Timings,
     ) -> Result<Up<'_>, ApiError> {
-        if self.table().len() >= self.max {
+        if self.alive() >= self.max {
             return Err(ApiError::TooManySandboxes { max: self.max });
         }
         let bound = self.launcher.boot_timeout;
@@ -295,7 +268,7 @@ impl Registry {
         &self,
         id: &str,
         pool: &Pool,
-        (slot, husk, golden): (Option<OwnedSemaphorePermit>, Option<Husk>, Arc<Golden>),
+        (slot, husk, golden): (Option<OwnedSemaphorePermit>, Option<Husk>, Arc<Image>),
         env: &BTreeMap<String, String>,
         timings: &mut Timings,
     ) -> Result<Launched, String> {
@@ -311,7 +284,11 @@ impl Registry {
         machine.name().give(id);
         machine.start().await;
         // The identity is on its way before the first instruction has run.
-        let link = Link::resume(stream, husk.golden.last_stream());
+        let last_stream = match husk.golden.link {
+            AgentLink::Kept { last_stream } => last_stream,
+            AgentLink::Broken => return Err("A golden machine's link is not kept".into()),
+        };
+        let link = Link::resume(stream, last_stream);
         timings.step("claim");
         self.take_identity(id, &mut machine, &link, env).await?;
         timings.step("identity");
@@ -319,6 +296,7 @@ impl Registry {
             machine,
             link,
             disk_size: husk.built.disk_size,
+            basis: Some(Arc::clone(&husk.golden.basis)),
         })
     }
 
@@ -370,7 +348,7 @@ impl Registry {
         if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
             return Ok(slot);
         }
-        if self.table().len() >= self.max {
+        if self.alive() >= self.max {
             return Err(full());
         }
         self.pools.make_room();
@@ -401,31 +379,6 @@ impl Registry {
         Ok(())
     }
 
-    /// Running → Gone: from this call on the data plane answers 502. False if it was not running.
-    /// The machine is stopped in the background.
-    pub fn end(&self, id: &str, reason: &Reason) -> bool {
-        let sandbox = {
-            let mut table = self.table();
-            match table.remove(id) {
-                Some(Entry::Running(sandbox)) => sandbox,
-                Some(creating @ Entry::Creating) => {
-                    table.insert(id.to_owned(), creating);
-                    return false;
-                }
-                None => return false,
-            }
-        };
-        sandbox.gone.send_replace(true);
-        sandbox.link.close();
-        match reason {
-            Reason::Ended(how) => tracing::warn!(sandbox_id = id, how, "sandbox ended by itself"),
-            Reason::Killed => tracing::info!(sandbox_id = id, "sandbox killed"),
-            Reason::Deadline => tracing::info!(sandbox_id = id, "sandbox's time is over"),
-            Reason::Shutdown => tracing::info!(sandbox_id = id, "sandbox ends with the server"),
-        }
-        true
-    }
-
     /// Ends everything and waits until every process is reaped, at most `bound`. False if some
     /// were still there then.
     pub async fn close(&self, bound: Duration) -> bool {
@@ -435,7 +388,7 @@ impl Registry {
             self.closing.send_replace(true);
         }
         for sandbox in self.running() {
-            self.end(&sandbox.id, &Reason::Shutdown);
+            self.end(&sandbox, &Reason::Shutdown);
         }
         let all = u32::try_from(self.max).unwrap_or(u32::MAX);
         let gone = async {
@@ -452,25 +405,42 @@ impl Registry {
     }
 }
 
+/// A sandbox out of its facts and a machine that has taken its identity.
+fn embody(facts: Arc<Facts>, launched: Launched, timeout: Duration) -> (Arc<Sandbox>, Machine) {
+    let Launched {
+        machine,
+        link,
+        disk_size,
+        basis,
+    } = launched;
+    let shape = Shape {
+        vcpus: facts.origin.cpu_count,
+        memory_mib: facts.origin.memory_mb,
+        disk_size,
+    };
+    let sandbox = Sandbox {
+        facts,
+        link,
+        processes: crate::envd::Processes::default(),
+        deadline: watch::Sender::new(Deadline::after(timeout)),
+        gone: watch::Sender::new(false),
+        body: MachineBody {
+            hand: machine.hand(),
+            shape,
+            basis,
+            saving: Arc::default(),
+        },
+    };
+    (Arc::new(sandbox), machine)
+}
+
 /// Lives as long as the machine: watches the clock and the machine, and sees the end through.
 async fn guard(registry: Arc<Registry>, sandbox: Arc<Sandbox>, mut machine: Machine) {
-    let reason = tokio::select! {
-        biased;
-        () = sandbox.gone() => None,
-        end = machine.ended() => Some(Reason::Ended(ended_text(&sandbox.id, end.as_deref()))),
-        () = sandbox.link.closed() => {
-            // Most often the machine is ending: its own word is better than ours.
-            let end = timeout(Duration::from_secs(1), machine.ended()).await;
-            let text = match end {
-                Ok(end) => ended_text(&sandbox.id, end.as_deref()),
-                Err(_) => "the link to the guest agent broke".to_owned(),
-            };
-            Some(Reason::Ended(text))
+    while let Some(event) = next(&sandbox, &mut machine).await {
+        match event {
+            Some(reason) => drop(registry.end(&sandbox, &reason)),
+            None => registry.at_deadline(&sandbox).await,
         }
-        () = expired(&sandbox) => Some(Reason::Deadline),
-    };
-    if let Some(reason) = reason {
-        registry.end(&sandbox.id, &reason);
     }
     let end = machine.stop().await;
     registry.pools.wake();
@@ -479,6 +449,27 @@ async fn guard(registry: Arc<Registry>, sandbox: Arc<Sandbox>, mut machine: Mach
         end = end.map(|e| e.to_string()),
         "machine is gone"
     );
+}
+
+/// What happens to a sandbox next: it ends by itself, or its deadline comes; `None`: it is gone.
+async fn next(sandbox: &Sandbox, machine: &mut Machine) -> Option<Option<Reason>> {
+    tokio::select! {
+        biased;
+        () = sandbox.gone() => None,
+        end = machine.ended() => {
+            Some(Some(Reason::Ended(ended_text(&sandbox.id, end.as_deref()))))
+        }
+        () = sandbox.link.closed() => {
+            // Most often the machine is ending: its own word is better than ours.
+            let end = timeout(Duration::from_secs(1), machine.ended()).await;
+            let text = match end {
+                Ok(end) => ended_text(&sandbox.id, end.as_deref()),
+                Err(_) => "the link to the guest agent broke".to_owned(),
+            };
+            Some(Some(Reason::Ended(text)))
+        }
+        () = expired(sandbox) => Some(None),
+    }
 }
 
 fn ended_text(id: &str, end: Option<&End>) -> String {

@@ -147,6 +147,10 @@ pub enum Route {
     Template(String),
     /// `GET /templates/aliases/{name}`
     TemplateAlias(String),
+    /// `POST /sandboxes/{id}/pause`
+    Pause(String),
+    /// `POST /sandboxes/{id}/resume`
+    Resume(String),
     /// Part of E2B's API, not of this version: what it is, and the sandbox it would act on.
     NotYet(&'static str, Option<String>),
 }
@@ -186,8 +190,8 @@ pub fn route(method: &Method, path: &str) -> Result<Route, ApiError> {
 /// The API on one page.
 fn find(method: &Method, segments: &[&str]) -> Option<Route> {
     use Route::{
-        Connect, Create, Get, Health, Kill, List, Logs, Metrics, MetricsOfMany, NotYet, Refresh,
-        Template, TemplateAlias, Templates, Timeout,
+        Connect, Create, Get, Health, Kill, List, Logs, Metrics, MetricsOfMany, NotYet, Pause,
+        Refresh, Resume, Template, TemplateAlias, Templates, Timeout,
     };
     use Version::{V1, V2};
     let id = |id: &str| sandbox_id(id).unwrap_or_else(|| id.to_owned());
@@ -209,8 +213,8 @@ fn find(method: &Method, segments: &[&str]) -> Option<Route> {
         ("GET", ["sandboxes", s, "metrics"]) => Metrics(id(s)),
         ("GET", ["sandboxes", s, "logs"]) => Logs(id(s), V1),
         ("GET", ["v2", "sandboxes", s, "logs"]) => Logs(id(s), V2),
-        ("POST", ["sandboxes", s, "pause"]) => not_yet("Pausing a sandbox", s),
-        ("POST", ["sandboxes", s, "resume"]) => not_yet("Resuming a sandbox", s),
+        ("POST", ["sandboxes", s, "pause"]) => Pause(id(s)),
+        ("POST", ["sandboxes", s, "resume"]) => Resume(id(s)),
         ("POST", ["sandboxes", s, "snapshots"]) => not_yet("Taking a snapshot", s),
         ("POST", ["sandboxes", s, "fork"]) => not_yet("Forking a sandbox", s),
         ("PUT", ["sandboxes", s, "network"]) => not_yet("Changing a sandbox's network", s),

@@ -169,8 +169,6 @@ fn every_endpoint_has_its_place() {
 #[test]
 fn what_is_not_built_says_so() {
     for request in [
-        "POST /sandboxes/iabc/pause",
-        "POST /sandboxes/iabc/resume",
         "POST /sandboxes/iabc/snapshots",
         "POST /sandboxes/iabc/fork",
         "PUT /sandboxes/iabc/network",

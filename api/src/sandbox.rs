@@ -1,8 +1,11 @@
 //! One running sandbox, as everything outside the registry sees it.
 
+use crate::image::{Basis, Shape};
 use crate::link::Link;
+use crate::machine::Hand;
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -22,10 +25,10 @@ pub struct Origin {
     pub disk_size_mb: u64,
 }
 
-/// A running sandbox. Shared as `Arc<Sandbox>`; holding one does not keep the virtual machine
-/// alive: when the machine ends, [`Sandbox::gone`] completes and the link's calls fail.
-#[derive(Debug)]
-pub struct Sandbox {
+/// What a sandbox is to its clients, from its creation to its end: it stays the same when the sandbox
+/// is paused and resumed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
     /// `i` and 19 characters of `[a-z0-9]`.
     pub id: String,
     /// The template.
@@ -43,12 +46,71 @@ pub struct Sandbox {
     pub default_workdir: Option<String>,
     /// When the creation was answered.
     pub started_at: Timestamp,
+    /// What happens at its deadline, and after.
+    pub lifecycle: Lifecycle,
+}
+
+/// What happens to a sandbox at its deadline, and after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifecycle {
+    /// The time to live that its creator asked for.
+    pub timeout: Duration,
+    /// At the deadline.
+    pub on_timeout: OnTimeout,
+    /// Whether traffic to the paused sandbox resumes it.
+    pub auto_resume: bool,
+}
+
+/// What happens at a deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnTimeout {
+    /// The sandbox ends.
+    Kill,
+    /// It is paused, and this is kept.
+    Pause(Kept),
+}
+
+/// What is kept of a paused sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// Everything: its processes go on where they stood.
+    Memory,
+    /// Its files: it boots when it is resumed.
+    Files,
+}
+
+/// A running sandbox. Shared as `Arc<Sandbox>`; holding one does not keep the virtual machine
+/// alive: when the machine ends, [`Sandbox::gone`] completes and the link's calls fail.
+#[derive(Debug)]
+pub struct Sandbox {
+    /// What it is; a sandbox has the fields of its facts.
+    pub facts: Arc<Facts>,
     /// The connection to the guest agent.
     pub link: Link,
     /// What the envd facade knows about this sandbox's processes.
     pub(crate) processes: crate::envd::Processes,
     pub(crate) deadline: watch::Sender<Deadline>,
     pub(crate) gone: watch::Sender<bool>,
+    pub(crate) body: MachineBody,
+}
+
+/// What the registry needs of a sandbox's machine while another task owns it.
+#[derive(Debug)]
+pub(crate) struct MachineBody {
+    pub(crate) hand: Hand,
+    pub(crate) shape: Shape,
+    /// What it began at; `None` if it booted.
+    pub(crate) basis: Option<Arc<Basis>>,
+    /// Whoever saves it holds this: one at a time.
+    pub(crate) saving: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl std::ops::Deref for Sandbox {
+    type Target = Facts;
+
+    fn deref(&self) -> &Facts {
+        &self.facts
+    }
 }
 
 /// An end in both clocks: the wall's for clients, the machine's for waiting, so that setting the

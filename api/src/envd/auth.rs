@@ -24,6 +24,16 @@ pub(super) fn token_ok(token: Option<&str>, headers: &HeaderMap) -> bool {
     header_token(headers).is_some_and(|given| same(given, token.as_bytes()))
 }
 
+/// Whether a request shows that it may use the sandbox with this token, by the token or by a signed
+/// URL; the request itself is checked again when it is served.
+#[must_use]
+pub fn admits<B>(token: Option<&str>, request: &hyper::Request<B>) -> bool {
+    let query = request.uri().query().unwrap_or_default();
+    let write = request.method() == Method::POST;
+    let signed = |token| request.uri().path() == "/files" && signature_matches(token, query, write);
+    token_ok(token, request.headers()) || token.is_some_and(signed)
+}
+
 fn header_token(headers: &HeaderMap) -> Option<&[u8]> {
     headers
         .get("x-access-token")

@@ -24,7 +24,7 @@ mod range;
 mod tests;
 mod upload;
 
-pub use auth::{fuzz_signature, signature_matches};
+pub use auth::{admits, fuzz_signature, signature_matches};
 pub use filesystem::fuzz_filesystem_json;
 pub use message::fuzz_process_json;
 pub use multipart::fuzz_multipart;

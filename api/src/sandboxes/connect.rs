@@ -3,10 +3,12 @@
 use crate::Body;
 use crate::app::App;
 use crate::error::{ApiError, json_response};
+use crate::launcher::Timings;
 use crate::linger::Lingering;
 use crate::route::Version;
 use crate::sandboxes::create::seconds;
 use crate::sandboxes::view::Created;
+use hyper::header::HeaderValue;
 use hyper::{Request, Response, StatusCode};
 use serde::Deserialize;
 use std::sync::Arc;
@@ -16,10 +18,14 @@ struct Connect {
     timeout: Option<i64>,
 }
 
-/// Answers with the running sandbox, its token included. The time to live is only ever extended.
+/// What a resumption gives when its client does not say, seconds.
+const RESUME_TIMEOUT: i64 = 15;
+
+/// Answers with the sandbox, its token included: 200 if it was running, whose time to live is only ever
+/// extended; 201 if it was paused, which gets a new one.
 ///
 /// # Errors
-/// [`ApiError::SandboxNotFound`], [`ApiError::Invalid`].
+/// [`ApiError::Invalid`], and those of [`crate::registry::Registry::connect`].
 pub async fn handle(
     app: &Arc<App>,
     id: &str,
@@ -34,9 +40,36 @@ pub async fn handle(
             return Err(ApiError::Invalid("The field timeout is missing".into()));
         }
     };
+    answer(app, id, timeout).await
+}
+
+/// `POST /sandboxes/{id}/resume`, which old clients use.
+///
+/// # Errors
+/// [`ApiError::Conflict`] for a sandbox that runs, else as [`handle`].
+pub async fn resume(
+    app: &Arc<App>,
+    id: &str,
+    request: Request<Lingering>,
+) -> Result<Response<Body>, ApiError> {
+    let wanted: Connect = app.json(request.into_body()).await?;
+    if app.registry.look(id).is_some_and(|s| s.paused.is_none()) {
+        return Err(ApiError::Conflict(format!("Sandbox {id:?} is running")));
+    }
+    answer(app, id, wanted.timeout.unwrap_or(RESUME_TIMEOUT)).await
+}
+
+async fn answer(app: &Arc<App>, id: &str, timeout: i64) -> Result<Response<Body>, ApiError> {
+    let mut timings = Timings::default();
     let time = seconds(timeout, 0, &app.settings)?;
-    let sandbox = app.sandbox(id)?;
-    sandbox.extend(time);
+    let (sandbox, resumed) = app.registry.connect(id, time, &mut timings).await?;
     let view = Created::new(&sandbox, app.settings.domain.as_deref());
-    Ok(json_response(StatusCode::OK, &view))
+    if !resumed {
+        return Ok(json_response(StatusCode::OK, &view));
+    }
+    let mut response = json_response(StatusCode::CREATED, &view);
+    if let Ok(value) = HeaderValue::from_str(&timings.header()) {
+        response.headers_mut().insert("server-timing", value);
+    }
+    Ok(response)
 }

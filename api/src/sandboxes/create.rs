@@ -8,6 +8,7 @@ use crate::launcher::Timings;
 use crate::linger::Lingering;
 use crate::registry::NewSandbox;
 use crate::route::Version;
+use crate::sandbox::{Kept, Lifecycle, OnTimeout};
 use crate::sandboxes::view::Created;
 use hyper::header::HeaderValue;
 use hyper::{Request, Response, StatusCode};
@@ -30,12 +31,19 @@ struct Wanted {
     template_id: String,
     timeout: Option<i64>,
     auto_pause: Option<bool>,
+    auto_pause_memory: Option<bool>,
+    auto_resume: Option<AutoResume>,
     secure: Option<bool>,
     network: Option<Value>,
     metadata: Option<BTreeMap<String, String>>,
     env_vars: Option<BTreeMap<String, String>>,
     iam: Option<Value>,
     volume_mounts: Option<Vec<Value>>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+struct AutoResume {
+    enabled: Option<bool>,
 }
 
 /// Creates a sandbox and answers when code can run in it.
@@ -80,6 +88,26 @@ pub async fn handle(
 }
 
 impl Wanted {
+    /// What is to happen at the deadline and after.
+    fn lifecycle(&self, timeout: Duration) -> Result<Lifecycle, ApiError> {
+        let invalid = |text: &str| Err(ApiError::Invalid(text.into()));
+        let auto_resume = self.auto_resume.and_then(|a| a.enabled).unwrap_or(false);
+        let on_timeout = match (self.auto_pause, self.auto_pause_memory) {
+            (Some(true), Some(false)) if auto_resume => {
+                return invalid("autoResume needs the memory: autoPauseMemory must not be false");
+            }
+            (Some(true), Some(false)) => OnTimeout::Pause(Kept::Files),
+            (Some(true), _) => OnTimeout::Pause(Kept::Memory),
+            (_, Some(false)) => return invalid("autoPauseMemory needs autoPause"),
+            _ => OnTimeout::Kill,
+        };
+        Ok(Lifecycle {
+            timeout,
+            on_timeout,
+            auto_resume,
+        })
+    }
+
     /// Whether it can be had.
     fn check(self, settings: &Settings, version: Version) -> Result<NewSandbox, ApiError> {
         let default_timeout = match version {
@@ -87,11 +115,7 @@ impl Wanted {
             Version::V2 => 300,
         };
         let timeout = seconds(self.timeout.unwrap_or(default_timeout), 1, settings)?;
-        if self.auto_pause == Some(true) {
-            return Err(ApiError::NotYet(
-                "Pausing a sandbox at its timeout (autoPause)",
-            ));
-        }
+        let lifecycle = self.lifecycle(timeout)?;
         if self.volume_mounts.is_some_and(|mounts| !mounts.is_empty()) {
             return Err(ApiError::NotYet("Mounting volumes (volumeMounts)"));
         }
@@ -111,7 +135,7 @@ impl Wanted {
         }
         Ok(NewSandbox {
             template: template.clone(),
-            timeout,
+            lifecycle,
             metadata,
             env,
             // From v2 on there is no choice.

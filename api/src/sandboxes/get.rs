@@ -14,8 +14,9 @@ use std::sync::Arc;
 /// # Errors
 /// [`ApiError::SandboxNotFound`].
 pub fn handle(app: &Arc<App>, id: &str) -> Result<Response<Body>, ApiError> {
-    let sandbox = app.sandbox(id)?;
-    let view = Detail::new(&sandbox, app.settings.domain.as_deref());
+    let missing = || ApiError::SandboxNotFound(id.chars().take(64).collect());
+    let seen = app.registry.look(id).ok_or_else(missing)?;
+    let view = Detail::new(&seen, app.settings.domain.as_deref());
     Ok(json_response(StatusCode::OK, &view))
 }
 

@@ -3,7 +3,6 @@
 use crate::Body;
 use crate::app::{App, no_content};
 use crate::error::ApiError;
-use crate::registry::Reason;
 use hyper::Response;
 use std::sync::Arc;
 
@@ -12,8 +11,8 @@ use std::sync::Arc;
 ///
 /// # Errors
 /// [`ApiError::SandboxNotFound`].
-pub fn handle(app: &Arc<App>, id: &str) -> Result<Response<Body>, ApiError> {
-    if app.registry.end(id, &Reason::Killed) {
+pub async fn handle(app: &Arc<App>, id: &str) -> Result<Response<Body>, ApiError> {
+    if app.registry.kill(id).await {
         return Ok(no_content());
     }
     Err(ApiError::SandboxNotFound(id.chars().take(64).collect()))

@@ -4,8 +4,8 @@ use crate::Body;
 use crate::app::App;
 use crate::error::{ApiError, json_response};
 use crate::query::{Query, metadata_filter};
+use crate::registry::Seen;
 use crate::route::Version;
-use crate::sandbox::Sandbox;
 use crate::sandboxes::view::Listed;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -21,7 +21,9 @@ const MAX_LIMIT: usize = 100;
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Filter {
     metadata: Vec<(String, String)>,
+    /// Which states.
     running: bool,
+    paused: bool,
     ascending: bool,
     template: Option<String>,
     started_after: Option<Timestamp>,
@@ -36,7 +38,7 @@ struct Place {
     id: String,
 }
 
-/// Lists running sandboxes.
+/// Lists sandboxes.
 ///
 /// # Errors
 /// [`ApiError::Invalid`] for a bad filter, limit or token.
@@ -48,11 +50,11 @@ pub fn handle(
     let query = Query::parse(query.unwrap_or_default())
         .ok_or_else(|| ApiError::Invalid("The query does not decode".into()))?;
     let filter = Filter::new(&query, version)?;
-    let mut all = app.registry.running();
-    all.retain(|sandbox| filter.takes(sandbox));
-    let total = all.len();
+    let mut all = app.registry.all();
+    all.retain(|seen| filter.takes(seen));
+    let total = all.iter().filter(|seen| seen.paused.is_none()).count();
     let next = filter.page(&mut all);
-    let views: Vec<_> = all.iter().map(|sandbox| Listed::new(sandbox)).collect();
+    let views: Vec<_> = all.iter().map(Listed::new).collect();
     let mut response = json_response(StatusCode::OK, &views);
     if version == Version::V2 {
         let headers = response.headers_mut();
@@ -95,9 +97,15 @@ impl Filter {
         let started_after = started_after
             .map(|text| text.parse().map_err(|_| invalid("startedAfter")))
             .transpose()?;
+        let (running, paused) = match version {
+            // The old list has no paused ones.
+            Version::V1 => (true, false),
+            Version::V2 => states(query).ok_or_else(|| invalid("state"))?,
+        };
         Ok(Self {
             metadata,
-            running: states(query).ok_or_else(|| invalid("state"))?,
+            running,
+            paused,
             ascending,
             template: query
                 .get("template")
@@ -109,13 +117,18 @@ impl Filter {
         })
     }
 
-    fn takes(&self, sandbox: &Sandbox) -> bool {
+    fn takes(&self, seen: &Seen) -> bool {
+        let sandbox = &seen.facts;
         let same = |(key, value): &(String, String)| sandbox.metadata.get(key) == Some(value);
         let origin = &sandbox.origin;
         let template = self.template.as_ref().is_none_or(|wanted| {
             *wanted == origin.template_id || origin.alias.as_ref() == Some(wanted)
         });
-        self.running
+        let state = match seen.paused {
+            None => self.running,
+            Some(_) => self.paused,
+        };
+        state
             && template
             && self
                 .started_after
@@ -124,8 +137,8 @@ impl Filter {
     }
 
     /// Sorts, cuts out one page, and gives the token of the next.
-    fn page(&self, all: &mut Vec<Arc<Sandbox>>) -> Option<String> {
-        all.sort_by_cached_key(|sandbox| Place::of(sandbox));
+    fn page(&self, all: &mut Vec<Seen>) -> Option<String> {
+        all.sort_by_cached_key(Place::of);
         if !self.ascending {
             all.reverse();
         }
@@ -142,28 +155,28 @@ impl Filter {
     }
 }
 
-/// Whether running sandboxes are wanted; `None` for a state that does not exist. There are no
-/// paused ones yet.
-fn states(query: &Query) -> Option<bool> {
+/// Whether running and paused sandboxes are wanted; `None` for a state that does not exist.
+fn states(query: &Query) -> Option<(bool, bool)> {
     let mut wanted = query
         .all("state")
         .flat_map(|value| value.split(','))
+        .filter(|state| !state.is_empty())
         .peekable();
     if wanted.peek().is_none() {
-        return Some(true);
+        return Some((true, true));
     }
-    wanted.try_fold(false, |running, state| match state {
-        "running" => Some(true),
-        "paused" | "" => Some(running),
+    wanted.try_fold((false, false), |(running, paused), state| match state {
+        "running" => Some((true, paused)),
+        "paused" => Some((running, true)),
         _ => None,
     })
 }
 
 impl Place {
-    fn of(sandbox: &Sandbox) -> Self {
+    fn of(seen: &Seen) -> Self {
         Self {
-            started: sandbox.started_at.as_nanosecond(),
-            id: sandbox.id.clone(),
+            started: seen.facts.started_at.as_nanosecond(),
+            id: seen.facts.id.clone(),
         }
     }
 
@@ -220,11 +233,17 @@ mod test {
 
     #[test]
     fn states_come_with_either_comma() {
-        assert!(filter("").unwrap().running);
-        assert!(filter("state=running,paused").unwrap().running);
-        assert!(filter("state=running%2Cpaused").unwrap().running);
-        assert!(filter("state=paused&state=running").unwrap().running);
-        assert!(!filter("state=paused").unwrap().running);
+        let states = |query: &str| {
+            let filter = filter(query).unwrap();
+            (filter.running, filter.paused)
+        };
+        assert_eq!(states(""), (true, true));
+        assert_eq!(states("state="), (true, true));
+        assert_eq!(states("state=running,paused"), (true, true));
+        assert_eq!(states("state=running%2Cpaused"), (true, true));
+        assert_eq!(states("state=paused&state=running"), (true, true));
+        assert_eq!(states("state=paused"), (false, true));
+        assert_eq!(states("state=running"), (true, false));
         assert_eq!(filter("state=dead"), Err(400));
     }
 

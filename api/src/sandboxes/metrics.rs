@@ -63,7 +63,7 @@ pub async fn of_many(app: &Arc<App>, query: Option<&str>) -> Result<Response<Bod
             ids.len()
         )));
     }
-    let running = ids.iter().filter_map(|id| app.registry.get(id));
+    let running = ids.iter().filter_map(|id| app.sandbox(id).ok());
     let samples = running.map(|sandbox| async move {
         let sample = measure(&sandbox).await?;
         Some((sandbox.id.clone(), sample))

@@ -7,5 +7,6 @@ pub mod idempotency;
 pub mod kill;
 pub mod list;
 pub mod metrics;
+pub mod pause;
 pub mod timeout;
 pub mod view;

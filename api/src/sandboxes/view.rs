@@ -1,6 +1,7 @@
 //! A sandbox as clients see it, in its three sizes.
 
-use crate::sandbox::Sandbox;
+use crate::registry::Seen;
+use crate::sandbox::{Kept, OnTimeout, Sandbox};
 use jiff::{Timestamp, Unit};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -71,7 +72,8 @@ pub struct Listed<'a> {
 impl<'a> Listed<'a> {
     /// Of this sandbox.
     #[must_use]
-    pub fn new(sandbox: &'a Sandbox) -> Self {
+    pub fn new(seen: &'a Seen) -> Self {
+        let sandbox = &seen.facts;
         Self {
             template_id: &sandbox.origin.template_id,
             sandbox_id: &sandbox.id,
@@ -79,11 +81,14 @@ impl<'a> Listed<'a> {
             envd_version: ENVD_VERSION,
             alias: sandbox.origin.alias.as_deref(),
             started_at: time(sandbox.started_at),
-            end_at: time(sandbox.end_at()),
+            end_at: time(seen.end_at),
             cpu_count: sandbox.origin.cpu_count,
             memory_mb: sandbox.origin.memory_mb,
             disk_size_mb: sandbox.origin.disk_size_mb,
-            state: "running",
+            state: match seen.paused {
+                None => "running",
+                Some(_) => "paused",
+            },
             metadata: &sandbox.metadata,
         }
     }
@@ -99,6 +104,8 @@ pub struct Detail<'a> {
     envd_access_token: Option<&'a str>,
     domain: Option<&'a str>,
     lifecycle: Lifecycle,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pause_mode: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -111,15 +118,22 @@ struct Lifecycle {
 impl<'a> Detail<'a> {
     /// Of this sandbox, under this domain.
     #[must_use]
-    pub fn new(sandbox: &'a Sandbox, domain: Option<&'a str>) -> Self {
+    pub fn new(seen: &'a Seen, domain: Option<&'a str>) -> Self {
         Self {
-            listed: Listed::new(sandbox),
-            envd_access_token: sandbox.access_token.as_deref(),
+            listed: Listed::new(seen),
+            envd_access_token: seen.facts.access_token.as_deref(),
             domain,
             lifecycle: Lifecycle {
-                auto_resume: false,
-                on_timeout: "kill",
+                auto_resume: seen.facts.lifecycle.auto_resume,
+                on_timeout: match seen.facts.lifecycle.on_timeout {
+                    OnTimeout::Kill => "kill",
+                    OnTimeout::Pause(_) => "pause",
+                },
             },
+            pause_mode: seen.paused.map(|kept| match kept {
+                Kept::Memory => "full",
+                Kept::Files => "filesystem",
+            }),
         }
     }
 }

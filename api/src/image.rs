@@ -1,0 +1,257 @@
+//! A saved machine, of which any number of machines can begin.
+//!
+//! ```text
+//! machine ──capture──> Image = basis (all of a memory, sealed, shared)
+//!                            + diff  (a layer: what differs from the basis)
+//!                            + state (devices, processors)
+//!                            + disk  (flat: what differs from the base image)
+//! ```
+//!
+//! A machine that began at an image has its diff among its private pages, so what is captured of it
+//! is again one layer over the same basis: chains do not grow.
+
+use crate::launcher::{Launcher, files};
+use crate::machine::Hand;
+use control::{SaveSpec, Saved};
+use snapshot_format::BlobRef;
+use snapshot_memory::{Golden, Layer, MemoryError};
+use snapshot_store::Lease;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// How long saving a machine may take.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Why there is no image.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// No files to save it in.
+    #[error("Cannot make a file in {path}")]
+    File {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It could not be saved.
+    #[error("It could not be saved: {0}")]
+    Save(String),
+    /// Its memory could not be put together.
+    #[error("Its memory could not be put together")]
+    Memory(#[from] MemoryError),
+    /// The task that does it broke.
+    #[error("The work was given up")]
+    GivenUp,
+}
+
+/// A machine's whole memory, sealed, and the layers it was made of.
+#[derive(Debug)]
+pub struct Basis {
+    memory: Golden,
+    layers: Vec<Arc<File>>,
+    /// The layers in the store, in the same order, once they are there; the lease keeps them.
+    stored: Mutex<Option<(Vec<BlobRef>, Lease)>>,
+}
+
+impl Basis {
+    /// Puts a memory of `pages` pages together from layer files, newest first. Blocks.
+    ///
+    /// # Errors
+    /// A layer that is none, or is of another machine; or no memory.
+    pub fn flatten(pages: u64, layers: Vec<Arc<File>>) -> Result<Self, MemoryError> {
+        let again = |source| MemoryError::Io {
+            what: "Opening a layer file again",
+            with: format!("{pages} pages"),
+            source,
+        };
+        let open = |file: &Arc<File>| Layer::open(file.try_clone().map_err(again)?);
+        let opened = layers.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self {
+            memory: Golden::flatten(pages, &opened)?,
+            layers,
+            stored: Mutex::default(),
+        })
+    }
+
+    /// All of the memory, sealed.
+    #[must_use]
+    pub fn memory(&self) -> BorrowedFd<'_> {
+        self.memory.as_fd()
+    }
+
+    /// Pages of the whole.
+    #[must_use]
+    pub const fn pages(&self) -> u64 {
+        self.memory.pages()
+    }
+
+    /// Bytes that are resident; the rest are holes.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        self.memory.resident_bytes().unwrap_or(0)
+    }
+
+    /// The layers, newest first.
+    #[must_use]
+    pub fn layers(&self) -> &[Arc<File>] {
+        &self.layers
+    }
+
+    /// Where the layers are in the store, if they are.
+    #[must_use]
+    pub fn stored(&self) -> Option<(Vec<BlobRef>, Lease)> {
+        self.stored_lock().clone()
+    }
+
+    /// Notes where the layers are in the store.
+    pub fn note_stored(&self, blobs: Vec<BlobRef>, lease: Lease) {
+        *self.stored_lock() = Some((blobs, lease));
+    }
+
+    fn stored_lock(&self) -> std::sync::MutexGuard<'_, Option<(Vec<BlobRef>, Lease)>> {
+        // Nothing panics while it holds the lock.
+        self.stored.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What becomes of the agent's connection in machines that begin at an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AgentLink {
+    /// It goes on, after this stream: nothing was under way when the machine was saved.
+    Kept {
+        /// The last stream that was opened on it.
+        last_stream: u32,
+    },
+    /// It broke; the agent says Hello again.
+    Broken,
+}
+
+/// A machine's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// vCPUs.
+    pub vcpus: u8,
+    /// Memory, MiB.
+    pub memory_mib: u32,
+    /// The root disk as the guest sees it, bytes.
+    pub disk_size: u64,
+}
+
+impl Shape {
+    /// Pages of its memory.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        u64::from(self.memory_mib) << 8
+    }
+}
+
+/// A saved machine. Its files have no names or belong to the store: they go with this value and
+/// with the machines that hold them.
+#[derive(Debug)]
+pub struct Image {
+    /// The memory that machines map.
+    pub basis: Arc<Basis>,
+    /// A layer file over it; `None`: the memory is the basis.
+    pub diff: Option<Arc<File>>,
+    /// The section file.
+    pub state: Arc<File>,
+    /// The flat layer of the root disk, over the base image.
+    pub disk: Arc<File>,
+    /// Its size.
+    pub shape: Shape,
+    /// The agent's connection.
+    pub link: AgentLink,
+}
+
+impl Image {
+    /// The same machine with all of its memory in a basis of its own, for many to begin at: none
+    /// has to copy the diff. One that has no diff comes back as it is.
+    ///
+    /// # Errors
+    /// [`ImageError::Memory`].
+    pub async fn compose(self: Arc<Self>) -> Result<Arc<Self>, ImageError> {
+        let Some(diff) = &self.diff else {
+            return Ok(self);
+        };
+        let layers = [diff].into_iter().chain(self.basis.layers());
+        let layers = layers.map(Arc::clone).collect();
+        Ok(Arc::new(Self {
+            basis: flatten(self.shape.pages(), layers).await?,
+            diff: None,
+            state: Arc::clone(&self.state),
+            disk: Arc::clone(&self.disk),
+            shape: self.shape,
+            link: self.link,
+        }))
+    }
+}
+
+/// Saves a machine that began at `basis`, or booted if there is none. It stands still when this
+/// returns: [`Hand::start`] lets it go on. Its agent's connection, which may be in use, is broken in
+/// machines that begin at the image; in the machine itself it goes on.
+///
+/// # Errors
+/// [`ImageError`]; the machine then stands still or runs on: let it go on in any case.
+pub async fn capture(
+    launcher: &Launcher,
+    machine: &Hand,
+    basis: Option<&Arc<Basis>>,
+    shape: Shape,
+) -> Result<(Image, Saved), ImageError> {
+    let (memory, state, disk) = (file(launcher)?, file(launcher)?, file(launcher)?);
+    let spec = SaveSpec {
+        memory: 0,
+        state: 1,
+        disks: vec![2],
+    };
+    let copy = |file: &File| {
+        let again = file.try_clone();
+        again.map_err(|error| ImageError::Save(format!("a descriptor was not copied: {error}")))
+    };
+    let fds = [&memory, &state, &disk].map(|file| copy(file).map(Into::into));
+    let fds = fds.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let saved = match timeout(SAVE_TIMEOUT, machine.save(spec, fds)).await {
+        Ok(Ok(saved)) => saved,
+        Ok(Err(why)) => return Err(ImageError::Save(why)),
+        Err(_) => {
+            let bound = SAVE_TIMEOUT.as_secs();
+            return Err(ImageError::Save(format!("it took more than {bound} s")));
+        }
+    };
+    let memory = Arc::new(memory);
+    let (basis, diff) = match basis {
+        Some(basis) => (Arc::clone(basis), Some(memory)),
+        None => (flatten(shape.pages(), vec![memory]).await?, None),
+    };
+    let image = Image {
+        basis,
+        diff,
+        state: Arc::new(state),
+        disk: Arc::new(disk),
+        shape,
+        link: AgentLink::Broken,
+    };
+    Ok((image, saved))
+}
+
+fn file(launcher: &Launcher) -> Result<File, ImageError> {
+    let made = files::unnamed(&launcher.layer_dir).map(File::from);
+    made.map_err(|source| ImageError::File {
+        path: launcher.layer_dir.clone(),
+        source,
+    })
+}
+
+/// [`Basis::flatten`], away from the runtime.
+///
+/// # Errors
+/// [`ImageError::Memory`].
+pub async fn flatten(pages: u64, layers: Vec<Arc<File>>) -> Result<Arc<Basis>, ImageError> {
+    let work = move || Ok(Arc::new(Basis::flatten(pages, layers)?));
+    let work = tokio::task::spawn_blocking(work);
+    work.await.map_err(|_| ImageError::GivenUp)?
+}
