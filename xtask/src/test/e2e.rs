@@ -33,65 +33,78 @@ pub(super) fn native() -> Result<Tally> {
     Ok(tally)
 }
 
+/// A part of the stages with microVMs: its name, and what it runs.
+type Part = (&'static str, fn(&Target, Round) -> Result<Tally>);
+
 /// All SDK suites and the README's programs, with microVMs.
 pub(super) fn vm() -> Result<Tally> {
+    const PARTS: [Part; 6] = [
+        ("Python", |target, round| {
+            let ordinary = ["-m", "not fault and not leaks"];
+            sdk::pytest(target, &Release::Pinned, &ordinary, round)
+        }),
+        ("JavaScript", |target, _| {
+            sdk::node_tests(target, &Release::Pinned)
+        }),
+        ("README", |target, _| sdk::snippets(target)),
+        ("Python, first API", |target, round| {
+            sdk::pytest(target, &Release::FirstApi, &["-m", "compat"], round)
+        }),
+        ("Python, latest", |target, round| {
+            sdk::pytest(target, &Release::Latest, &["-m", "compat"], round)
+        }),
+        ("JavaScript, latest", |target, _| {
+            sdk::node_tests(target, &Release::Latest)
+        }),
+    ];
     let dist = Dist::ensure()?;
-    let mut place = Place::choose(&Options::default())?;
     let log = target_dir().join("test-vm.log");
-    let service = Service::start(&mut place, &dist, free_port()?, &log, CONFIG)?;
-    let target = target(&place, &service.url);
-    let lab = matches!(place, Place::Lab(_));
     let mut tally = Tally::default();
-    let mut part =
-        |what: &str, run: &dyn Fn(Round) -> Result<Tally>| tally.add(rounds(lab, what, run));
-    let python = |release: &Release, marks: &str, round| {
-        sdk::pytest(&target, release, &["-m", marks], round)
-    };
-    part("Python", &|round| {
-        python(&Release::Pinned, "not fault and not leaks", round)
-    });
-    part("JavaScript", &|_| {
-        sdk::node_tests(&target, &Release::Pinned)
-    });
-    part("README", &|_| sdk::snippets(&target));
-    part("Python, first API", &|round| {
-        python(&Release::FirstApi, "compat", round)
-    });
-    part("Python, latest", &|round| {
-        python(&Release::Latest, "compat", round)
-    });
-    part("JavaScript, latest", &|_| {
-        sdk::node_tests(&target, &Release::Latest)
-    });
-    drop(service);
-    Ok(tally)
-}
-
-/// Runs a suite; in the lab, where few tests failed, once more what failed.
-fn rounds(lab: bool, what: &str, run: &dyn Fn(Round) -> Result<Tally>) -> Tally {
-    let once = |round| {
-        let result = run(round);
-        result.unwrap_or_else(|error| Tally::fail(format!("{what}: {error:#}")))
-    };
-    let first = once(Round::First);
-    if lab {
-        first.or_again(what, || once(Round::Failed))
-    } else {
-        first
+    for (what, run) in PARTS {
+        tally.add(twice(what, |round| {
+            let mut place = Place::choose(&Options::default())?;
+            let mut service = Service::start(&mut place, &dist, free_port()?, &log, CONFIG)?;
+            let tally = run(&target(&place, &service.url), round)?;
+            let lost = service.ended()?;
+            Ok((tally, matches!(place, Place::Lab(_)), lost))
+        }));
     }
+    Ok(tally)
 }
 
 /// Faults and leaks: a server of its own, because it is killed.
 pub(super) fn fault() -> Result<Tally> {
     let dist = Dist::ensure()?;
-    let mut place = Place::choose(&Options::default())?;
-    let server = Mortal::start(&mut place, &dist)?;
-    let mut target = target(&place, &server.url);
-    server.describe(&mut target);
-    let lab = matches!(place, Place::Lab(_));
-    Ok(rounds(lab, "faults", &|round| {
-        sdk::pytest(&target, &Release::Pinned, &["-m", "fault or leaks"], round)
+    Ok(twice("faults", |round| {
+        let mut place = Place::choose(&Options::default())?;
+        let server = Mortal::start(&mut place, &dist)?;
+        let mut target = target(&place, &server.url);
+        server.describe(&mut target);
+        let tally = sdk::pytest(&target, &Release::Pinned, &["-m", "fault or leaks"], round)?;
+        let lab = matches!(place, Place::Lab(_));
+        Ok((tally, lab, lab && !server.is_there()))
     }))
+}
+
+/// Runs a part on a server of its own. In the lab it runs once more: all of it when the lab's own
+/// kernel has died, else the tests that failed, if they were few.
+fn twice(what: &str, run: impl Fn(Round) -> Result<(Tally, bool, bool)>) -> Tally {
+    let once = |round| match run(round) {
+        Ok(done) => done,
+        Err(error) => (Tally::fail(format!("{what}: {error:#}")), false, false),
+    };
+    let (tally, lab, lost) = once(Round::First);
+    if lost {
+        let mut again = once(Round::First).0;
+        again.notes.push(format!(
+            "flaky: {what}: run again, because the lab died (its console log says how)"
+        ));
+        again
+    } else if lab {
+        tally.or_again(what, || once(Round::Failed).0)
+    } else {
+        tally
+    }
 }
 
 /// One short run of the benchmark command: whether it measures, not what. The bars are judged by
