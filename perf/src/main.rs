@@ -8,10 +8,16 @@
 
 mod agent;
 mod api;
+mod bars;
 mod boot;
 mod clone;
 mod counters;
+mod definition;
 mod engine;
+mod floor;
+mod host;
+mod record;
+mod statistics;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -30,12 +36,18 @@ enum Command {
     Boot(boot::Args),
     /// Clones of a saved VM: claim, first exec, memory
     Clone(clone::Args),
+    /// Bare guests on this machine's own KVM
+    Floor(floor::Args),
+    /// What was measured, against the bars
+    Bars(bars::Args),
 }
 
 fn main() -> ExitCode {
     let result: Result<ExitCode> = match Cli::parse().command {
         Command::Boot(args) => boot::run(&args),
         Command::Clone(args) => clone::run(&args),
+        Command::Floor(args) => floor::run(&args),
+        Command::Bars(args) => bars::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

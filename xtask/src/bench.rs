@@ -1,16 +1,20 @@
 //! `cargo xtask bench`: runs the barometer where its figures mean something.
 
+mod floor;
 mod peer;
+mod results;
 
 use crate::dist::Dist;
 use crate::lab::{Lab, Options, Stream};
 use crate::service::install_in_lab;
 use anyhow::Result;
 use clap::Subcommand;
+use floor::Programs;
+use results::Results;
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{ExitCode, ExitStatus};
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -21,6 +25,18 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum What {
+    /// Bare guests on this machine's own KVM: what the VM process itself costs, in real time
+    Floor {
+        /// Only scenarios with one of these names
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+    },
+    /// What the bars need, one line per bar; fails if one is missed
+    Bars {
+        /// Judge the records of this folder instead of measuring
+        #[arg(long)]
+        results: Option<PathBuf>,
+    },
     /// Cold boot, first exec and bulk transfer, in the lab under instruction counting
     Boot {
         /// Boots to measure
@@ -45,13 +61,26 @@ enum What {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    match args.what {
-        What::Boot {
+    match &args.what {
+        What::Floor { only } => {
+            let programs = Programs::ensure()?;
+            let results = Results::create()?;
+            programs.floor(&results, only)?;
+            programs.bars(&results.dir)
+        }
+        What::Bars { results: Some(dir) } => Programs::ensure()?.bars(dir),
+        What::Bars { results: None } => {
+            let programs = Programs::ensure()?;
+            let results = Results::create()?;
+            programs.floor(&results, &[])?;
+            programs.bars(&results.dir)
+        }
+        &What::Boot {
             samples,
             no_peer,
             report_only,
         } => boot(samples, !no_peer, report_only),
-        What::Clone { samples, density } => {
+        &What::Clone { samples, density } => {
             let Bench { lab, mut argv, .. } = Bench::prepare("clone", samples)?;
             argv.extend(["--density".into(), density.to_string()]);
             barometer(&lab, &argv)
@@ -112,9 +141,14 @@ fn barometer(lab: &Lab, argv: &[String]) -> Result<ExitCode> {
         }
         Ok(())
     })?;
+    Ok(exit_code(status))
+}
+
+/// A program's exit status as our own; a signal as a shell shows it.
+fn exit_code(status: ExitStatus) -> ExitCode {
     let code = status
         .code()
         .or(status.signal().map(|s| 128 + s))
         .unwrap_or(1);
-    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
 }

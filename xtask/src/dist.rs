@@ -59,7 +59,7 @@ impl Dist {
 }
 
 /// Runs `cargo build` with `args` in the workspace.
-fn cargo(args: &[&str]) -> Result<()> {
+pub(crate) fn cargo(args: &[&str]) -> Result<()> {
     let status = Command::new(env!("CARGO"))
         .arg("build")
         .args(args)

@@ -1,0 +1,132 @@
+//! What is measured, as files: scenarios and bars. They are part of the program, so that it can be
+//! carried into a lab by itself; a folder of changed ones can be given instead.
+
+use crate::statistics::Statistic;
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use std::path::Path;
+
+const FLOOR: &str = include_str!("../definitions/floor.toml");
+const BARS: &str = include_str!("../definitions/bars.toml");
+
+/// The scenarios of the floor.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Floor {
+    /// In the order in which they run.
+    pub(crate) scenario: Vec<Scenario>,
+}
+
+/// One thing that is done many times.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Scenario {
+    /// Its name in records.
+    pub(crate) name: String,
+    /// What is done, in words.
+    pub(crate) does: String,
+    /// Scenarios of the same group take turns.
+    pub(crate) group: String,
+    /// How often.
+    pub(crate) samples: u32,
+    /// What is done, for the program.
+    #[serde(flatten)]
+    pub(crate) kind: Kind,
+}
+
+/// What is done in one sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub(crate) enum Kind {
+    /// Process start, kernel's entry, answer.
+    Boot,
+    /// Process start at a snapshot, let go at once, answer.
+    Build,
+    /// A husk of a pool is let go, answer.
+    Claim {
+        /// Husks that stand ready.
+        pool: u32,
+    },
+}
+
+/// The bars.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Bars {
+    /// In the order of `performance.md`.
+    pub(crate) bar: Vec<Bar>,
+}
+
+/// What a figure is held to.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Bar {
+    /// What is measured, in words.
+    pub(crate) what: String,
+    /// `floor`, `lab` or `metal`.
+    pub(crate) place: String,
+    /// The scenario whose samples it is about.
+    #[serde(default)]
+    pub(crate) scenario: String,
+    /// The value in them; its name ends in its unit.
+    #[serde(default)]
+    pub(crate) value: String,
+    /// Which figure of the samples.
+    pub(crate) statistic: Option<Statistic>,
+    /// The bar, in the value's unit.
+    pub(crate) bar: u64,
+    /// Whether more is better.
+    #[serde(default)]
+    pub(crate) at_least: bool,
+    /// The best that others publish, with what they mean by it.
+    #[serde(default)]
+    pub(crate) peer: String,
+    /// Why there is nothing to measure.
+    pub(crate) missing: Option<String>,
+}
+
+/// The floor's scenarios, from `folder` or our own.
+pub(crate) fn floor(folder: Option<&Path>) -> Result<Floor> {
+    load(folder, "floor.toml", FLOOR)
+}
+
+/// The bars, from `folder` or our own.
+pub(crate) fn bars(folder: Option<&Path>) -> Result<Bars> {
+    load(folder, "bars.toml", BARS)
+}
+
+fn load<T: DeserializeOwned>(folder: Option<&Path>, name: &str, own: &str) -> Result<T> {
+    let text = match folder {
+        Some(folder) => {
+            let path = folder.join(name);
+            std::fs::read_to_string(&path).with_context(|| format!("Reading {}", path.display()))?
+        }
+        None => own.into(),
+    };
+    toml::from_str(&text).with_context(|| format!("The definitions in {name}"))
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn every_bar_of_the_floor_is_about_a_scenario_there_is() {
+        let floor = floor(None).unwrap();
+        let bars = bars(None).unwrap();
+        for bar in bars.bar.iter().filter(|b| b.place == "floor") {
+            let known = floor.scenario.iter().any(|s| s.name == bar.scenario);
+            assert!(known || bar.missing.is_some(), "{bar:?}");
+            assert!(bar.statistic.is_some() || bar.missing.is_some(), "{bar:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = "[[bar]]\nwhat = \"x\"\nplace = \"floor\"\nbar = 1\ncolour = \"red\"\n";
+        std::fs::write(folder.path().join("bars.toml"), text).unwrap();
+        let error = bars(Some(folder.path())).unwrap_err();
+        assert!(format!("{error:#}").contains("colour"), "{error:#}");
+    }
+}

@@ -1,0 +1,217 @@
+//! A guest of a few dozen instructions, and snapshots of it.
+//!
+//! It says `ready`, waits until a byte of its memory is set, dirties as many pages as it is told,
+//! and writes a value that only a guest with the right memory can know. It is booted once and
+//! saved while it waits; a golden file is what was saved with the control page filled in, so a
+//! clone goes on at its first instruction.
+
+use super::process::{Process, elf};
+use anyhow::{Context, Result, ensure};
+use rustix::fs::{MemfdFlags, memfd_create};
+use snapshot_memory::{Golden, Layer, Range, write_layer};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+/// Memory of a bare guest, MiB: the least there is.
+pub(crate) const MEMORY_MIB: u32 = 128;
+const PAGES: u64 = (MEMORY_MIB as u64) << 20 >> 12;
+/// The page that tells the guest what to do: go, nonce, pages, what then.
+const CONTROL: usize = 0x20_0000;
+/// Where the pages that it dirties begin; they end before the kernel, at 16 MiB.
+const DIRTY: u64 = 0x40_0000;
+/// Most pages it can dirty.
+pub(crate) const MAX_DIRTY: u64 = (0x100_0000 - DIRTY) / 4096;
+/// What the waiting guest says.
+const READY: &str = "ready";
+
+/// What the guest does when it has written its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// Sleeps for ever.
+    Wait,
+    /// Ends the machine.
+    Reset,
+}
+
+/// Writes `text` and a line feed to the console, byte by byte.
+fn say(text: &str) -> Vec<u8> {
+    let mut code = vec![0x66, 0xba, 0xf8, 0x03]; // mov dx, 0x3f8
+    for byte in text.bytes().chain([b'\n']) {
+        code.extend([0xb0, byte, 0xee]); // mov al, byte; out dx, al
+    }
+    code
+}
+
+/// The waiting guest.
+pub(super) fn kernel() -> Vec<u8> {
+    const AFTER: &[&[u8]] = &[
+        &[0x80, 0x3c, 0x25, 0x00, 0x00, 0x20, 0x00, 0x00], // wait: cmp byte [0x200000], 0
+        &[0x74, 0xf6],                                     // je wait
+        &[0x48, 0x8b, 0x1c, 0x25, 0x08, 0x00, 0x20, 0x00], // mov rbx, [0x200008]
+        &[0x48, 0x8b, 0x0c, 0x25, 0x10, 0x00, 0x20, 0x00], // mov rcx, [0x200010]
+        &[0xbf, 0x00, 0x00, 0x40, 0x00],                   // mov edi, 0x400000
+        &[0x48, 0x85, 0xc9],                               // test rcx, rcx
+        &[0x74, 0x12],                                     // je write
+        &[0x48, 0x89, 0x1f],                               // dirty: mov [rdi], rbx
+        &[0x48, 0xff, 0xc3],                               // inc rbx
+        &[0x48, 0x81, 0xc7, 0x00, 0x10, 0x00, 0x00],       // add rdi, 4096
+        &[0x48, 0xff, 0xc9],                               // dec rcx
+        &[0x75, 0xee],                                     // jnz dirty
+        &[0xb9, 0x04, 0x00, 0x00, 0x00],                   // write: mov ecx, 4
+        &[0x88, 0xd8],                                     // digit: mov al, bl
+        &[0x24, 0x0f],                                     // and al, 15
+        &[0x04, 0x61],                                     // add al, 'a'
+        &[0xee],                                           // out dx, al
+        &[0x48, 0xc1, 0xeb, 0x04],                         // shr rbx, 4
+        &[0xff, 0xc9],                                     // dec ecx
+        &[0x75, 0xf1],                                     // jnz digit
+        &[0xb0, 0x0a, 0xee],                               // mov al, '\n'; out dx, al
+        &[0x80, 0x3c, 0x25, 0x18, 0x00, 0x20, 0x00, 0x00], // cmp byte [0x200018], 0
+        &[0x74, 0x04],                                     // je sleep
+        &[0xb0, 0xfe, 0xe6, 0x64],                         // mov al, 0xfe; out 0x64, al
+        &[0xf4, 0xeb, 0xfd],                               // sleep: hlt; jmp sleep
+    ];
+    elf(&[say(READY), AFTER.concat()].concat())
+}
+
+/// The value of a guest with this nonce that dirtied so many pages, as it writes it.
+fn value(nonce: u16, pages: u64) -> String {
+    let sum = u64::from(nonce) + pages;
+    (0..4)
+        .map(|digit| char::from(b'a' + u8::try_from(sum >> (4 * digit) & 15).unwrap_or(0)))
+        .collect()
+}
+
+/// The guest, saved while it waits.
+pub(crate) struct Waiting {
+    memory: File,
+    state: File,
+}
+
+/// What clones begin at.
+pub(crate) struct Bare {
+    /// Their memory.
+    pub(crate) golden: Golden,
+    /// The section file.
+    pub(crate) state: OwnedFd,
+    /// What each of them will write.
+    pub(crate) value: String,
+    /// Pages that each of them will dirty.
+    pub(crate) pages: u64,
+    nonce: u16,
+}
+
+impl Waiting {
+    /// Boots the guest by the VM process at `program` and saves it.
+    pub(crate) fn save(program: &Path) -> Result<Self> {
+        let mut process = Process::boot(program)?;
+        process.start()?;
+        let (said, _) = process.answer()?;
+        ensure!(said == READY, "the bare guest said {said:?}, not {READY:?}");
+        process.started()?;
+        let (memory, state) = (file()?, file()?);
+        process
+            .save(&memory, &state)
+            .context("Saving the bare guest")?;
+        process.stop()?;
+        Ok(Self {
+            memory: memory.into(),
+            state: state.into(),
+        })
+    }
+
+    /// A golden file whose clones dirty `pages` pages, write their value and do `then`.
+    pub(crate) fn golden(&self, pages: u64, then: Then) -> Result<Bare> {
+        ensure!(
+            pages <= MAX_DIRTY,
+            "{pages} pages asked, {MAX_DIRTY} can be dirtied"
+        );
+        let nonce = nonce()?;
+        let patch = Layer::open(control_page(nonce, pages, then)?)?;
+        let memory = Layer::open(self.memory.try_clone()?)?;
+        Ok(Bare {
+            golden: Golden::flatten(PAGES, &[patch, memory])?,
+            state: self.state.try_clone()?.into(),
+            value: value(nonce, pages),
+            pages,
+            nonce,
+        })
+    }
+}
+
+impl Bare {
+    /// Checks that a layer that was saved of such a clone holds what the guest wrote.
+    pub(crate) fn check_layer(&self, memory: File) -> Result<()> {
+        let layer = Layer::open(memory)?;
+        let mut right = 0;
+        layer.apply(|offset, bytes| {
+            for (at, page) in (offset..).step_by(4096).zip(bytes.chunks(4096)) {
+                let expected = u64::from(self.nonce) + (at.saturating_sub(DIRTY) >> 12);
+                right += u64::from(at >= DIRTY && page.starts_with(&expected.to_le_bytes()));
+            }
+            Ok(())
+        })?;
+        ensure!(
+            right >= self.pages,
+            "{right} pages of the saved layer hold what the guest wrote, not {}",
+            self.pages
+        );
+        Ok(())
+    }
+}
+
+fn nonce() -> Result<u16> {
+    let mut bytes = [0; 2];
+    let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    ensure!(got == bytes.len(), "The host gave {got} random bytes");
+    // Not zero: a page of zeros is not stored.
+    Ok(u16::from_le_bytes(bytes) | 1)
+}
+
+/// A layer with the control page and nothing else.
+fn control_page(nonce: u16, pages: u64, then: Then) -> Result<File> {
+    let mut memory = vec![0; usize::try_from(PAGES * 4096)?];
+    let fields = [1, u64::from(nonce), pages, u64::from(then == Then::Reset)];
+    for (slot, field) in memory[CONTROL..].chunks_exact_mut(8).zip(fields) {
+        slot.copy_from_slice(&field.to_le_bytes());
+    }
+    let first = u64::try_from(CONTROL / 4096)?;
+    let mut layer = File::from(file()?);
+    let range = Range {
+        first,
+        end: first + 1,
+    };
+    write_layer(&[&memory], &[range], &mut layer)?;
+    Ok(layer)
+}
+
+/// An empty file in memory.
+pub(super) fn file() -> Result<OwnedFd> {
+    memfd_create("bare", MemfdFlags::CLOEXEC).context("Creating a memory file")
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn a_value_is_written_low_digit_first() {
+        assert_eq!(value(0x1234, 0), "edcb");
+        assert_eq!(value(0xffff, 1), "aaaa");
+    }
+
+    #[test]
+    fn the_control_page_is_all_of_its_layer() {
+        let layer = Layer::open(control_page(0x1234, 7, Then::Reset).unwrap()).unwrap();
+        let mut found = Vec::new();
+        layer
+            .apply(|offset, bytes| {
+                found.push((offset, bytes[..32].to_vec()));
+                Ok(())
+            })
+            .unwrap();
+        let words = [1u64, 0x1234, 7, 1].map(u64::to_le_bytes).concat();
+        assert_eq!(found, [(CONTROL as u64, words)]);
+    }
+}

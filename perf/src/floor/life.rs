@@ -1,0 +1,117 @@
+//! Lives of single machines: built, let go, answered, ended.
+
+use super::Context;
+use super::guest::{Bare, Then};
+use super::process::Process;
+use crate::record::Sample;
+use anyhow::{Result, ensure};
+use control::ExitReport;
+use std::collections::VecDeque;
+
+/// From a kernel's entry.
+pub(super) fn boot(context: &Context) -> Result<Sample> {
+    let mut process = Process::boot(&context.program)?;
+    let asked_ns = process.start()?;
+    let (said, here_ns) = process.answer()?;
+    ensure!(said == "ready", "the guest said {said:?}");
+    process.started()?;
+    let (spawned_ns, configured_ns) = (process.spawned_ns, process.configured_ns);
+    let report = process.stop()?;
+    let first_ns = report.stats.first_run_ns;
+    let mut sample = Sample::new(
+        said,
+        &[
+            ("configured_ns", configured_ns.saturating_sub(spawned_ns)),
+            ("entry_ns", first_ns.saturating_sub(asked_ns)),
+            ("from_nothing_ns", first_ns.saturating_sub(spawned_ns)),
+            ("answer_ns", here_ns.saturating_sub(spawned_ns)),
+        ],
+    );
+    cost(&mut sample, &report);
+    Ok(sample)
+}
+
+/// At a snapshot, let go as soon as it stands ready.
+pub(super) fn build(context: &Context, bare: &Bare) -> Result<Sample> {
+    live(Process::husk(&context.program, bare)?, bare)
+}
+
+/// Husks that stand ready, oldest first.
+pub(super) struct Pool {
+    husks: VecDeque<Process>,
+    bare: Bare,
+    size: usize,
+}
+
+impl Pool {
+    /// Fills a pool.
+    pub(super) fn fill(context: &Context, size: u32) -> Result<Self> {
+        let bare = context.waiting.golden(0, Then::Wait)?;
+        let mut pool = Self {
+            husks: VecDeque::new(),
+            bare,
+            size: usize::try_from(size.max(1))?,
+        };
+        pool.refill(context)?;
+        Ok(pool)
+    }
+
+    fn refill(&mut self, context: &Context) -> Result<()> {
+        while self.husks.len() < self.size {
+            let husk = Process::husk(&context.program, &self.bare)?;
+            self.husks.push_back(husk);
+        }
+        Ok(())
+    }
+
+    /// Lets the oldest go; another takes its place afterwards, off the clock.
+    pub(super) fn claim(&mut self, context: &Context) -> Result<Sample> {
+        let oldest = self.husks.pop_front();
+        let sample = oldest.map_or_else(
+            || Err(anyhow::anyhow!("the pool is empty")),
+            |husk| live(husk, &self.bare),
+        );
+        self.refill(context)?;
+        sample
+    }
+}
+
+/// Lets a husk go and ends it when the guest has written its value.
+fn live(mut husk: Process, bare: &Bare) -> Result<Sample> {
+    let (spawned_ns, configured_ns) = (husk.spawned_ns, husk.configured_ns);
+    let asked_ns = husk.start()?;
+    let (said, here_ns) = husk.answer()?;
+    ensure!(
+        said == bare.value,
+        "the guest said {said:?}, not {:?}",
+        bare.value
+    );
+    husk.started()?;
+    let report = husk.stop()?;
+    let first_ns = report.stats.first_run_ns;
+    ensure!(first_ns >= asked_ns, "the guest ran before it was let go");
+    let mut sample = Sample::new(
+        said,
+        &[
+            ("configured_ns", configured_ns - spawned_ns),
+            ("entry_ns", first_ns - asked_ns),
+            ("from_nothing_ns", first_ns - spawned_ns),
+            ("answer_ns", here_ns - asked_ns),
+        ],
+    );
+    cost(&mut sample, &report);
+    Ok(sample)
+}
+
+/// What the life took besides time.
+fn cost(sample: &mut Sample, report: &ExitReport) {
+    let stats = &report.stats;
+    let costs = [
+        ("cpu_ns", stats.cpu_ns),
+        ("overhead_kib", stats.overhead_kib),
+        ("guest_resident_kib", stats.guest_resident_kib),
+    ];
+    sample
+        .values
+        .extend(costs.map(|(name, value)| (name.into(), value)));
+}

@@ -1,0 +1,118 @@
+//! The floor: what the VM process itself costs, with guests of a few instructions on this
+//! machine's own /dev/kvm. Real time, real kernel objects, no Linux in the guest.
+
+mod guest;
+mod life;
+mod process;
+
+use crate::boot::say;
+use crate::definition::{self, Kind, Scenario};
+use crate::host;
+use crate::record::{Recorder, Sample};
+use anyhow::{Context as _, Result};
+use guest::{Then, Waiting};
+use life::Pool;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const PLACE: &str = "floor";
+const ENGINE: &str = "hatchery";
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The VM process's program
+    #[arg(long)]
+    program: PathBuf,
+    /// The folder that takes the raw records
+    #[arg(long)]
+    out: PathBuf,
+    /// A folder of definitions instead of our own
+    #[arg(long)]
+    definitions: Option<PathBuf>,
+    /// Only scenarios with one of these names
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// The commit that is measured, for the description of the run
+    #[arg(long, default_value = "unknown")]
+    commit: String,
+}
+
+/// What every scenario needs.
+pub(crate) struct Context {
+    program: PathBuf,
+    waiting: Waiting,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let definitions = definition::floor(args.definitions.as_deref())?;
+    std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .context("The floor needs /dev/kvm")?;
+    let mut recorder = Recorder::create(&args.out, PLACE, PLACE)?;
+    host::describe(&args.out, PLACE, &args.program, &args.commit)?;
+    let context = Context {
+        waiting: Waiting::save(&args.program).context("Making the bare guest's snapshot")?,
+        program: args.program.clone(),
+    };
+    let wanted = |s: &&Scenario| args.only.is_empty() || args.only.contains(&s.name);
+    let scenarios: Vec<&Scenario> = definitions.scenario.iter().filter(wanted).collect();
+    for group in scenarios.chunk_by(|a, b| a.group == b.group) {
+        run_group(&context, group, &mut recorder)?;
+    }
+    say(&format!("records: {}", args.out.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Lets scenarios take turns until each has its samples, or nothing comes of any of them.
+fn run_group(context: &Context, group: &[&Scenario], recorder: &mut Recorder) -> Result<()> {
+    let mut runners = Vec::new();
+    for scenario in group {
+        eprintln!(
+            "{}: {} ({} samples)",
+            scenario.name, scenario.does, scenario.samples
+        );
+        let runner = Runner::prepare(context, scenario.kind)
+            .with_context(|| format!("Preparing {}", scenario.name))?;
+        runners.push((*scenario, runner));
+    }
+    let rounds = group.iter().map(|s| s.samples).max().unwrap_or(0);
+    for round in 0..rounds {
+        for (scenario, runner) in &mut runners {
+            if round < scenario.samples {
+                let sample = runner.sample(context);
+                recorder.keep(&scenario.name, ENGINE, sample)?;
+            }
+        }
+        if round % 100 == 99 {
+            eprintln!("  {} of {rounds}", round + 1);
+        }
+    }
+    Ok(())
+}
+
+/// A scenario that stands ready to give samples.
+enum Runner {
+    Boot,
+    Build(guest::Bare),
+    Claim(Pool),
+}
+
+impl Runner {
+    fn prepare(context: &Context, kind: Kind) -> Result<Self> {
+        Ok(match kind {
+            Kind::Boot => Self::Boot,
+            Kind::Build => Self::Build(context.waiting.golden(0, Then::Wait)?),
+            Kind::Claim { pool } => Self::Claim(Pool::fill(context, pool)?),
+        })
+    }
+
+    fn sample(&mut self, context: &Context) -> Result<Sample> {
+        match self {
+            Self::Boot => life::boot(context),
+            Self::Build(bare) => life::build(context, bare),
+            Self::Claim(pool) => pool.claim(context),
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! One VM process with a bare guest, spoken to as the service does. Nothing waits for ever, and
+//! nothing that was started is left behind.
+
+use super::guest::{Bare, MEMORY_MIB, file, kernel};
+use crate::engine::now_ns;
+use anyhow::{Context, Result, bail, ensure};
+use control::{Event, ExitCause, ExitReport, Origin, Request, SaveSpec, Saved, SavedLink, VmSpec};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Child;
+
+/// How long anything may take.
+const PATIENCE_S: i64 = 20;
+/// Where the kernel is loaded and entered.
+const LOAD: u64 = 0x100_0000;
+/// Most bytes of one log line.
+const MAX_LINE: usize = 4096;
+
+/// A VM process; killed and reaped when dropped.
+pub(crate) struct Process {
+    child: Option<Child>,
+    control: OwnedFd,
+    log: Vec<u8>,
+    _link: UnixStream,
+    /// When its start was asked for, and when it stood ready; `CLOCK_MONOTONIC` nanoseconds.
+    pub(crate) spawned_ns: u64,
+    pub(crate) configured_ns: u64,
+}
+
+impl Process {
+    /// A machine with the bare guest that has not run.
+    pub(crate) fn boot(program: &Path) -> Result<Self> {
+        let fds = [file_of(&kernel())?, file_of(b"agent")?];
+        let origin = Origin::Boot {
+            kernel: 0,
+            agent: 1,
+            cmdline_extra: String::new(),
+        };
+        Self::build(program, origin, fds.each_ref().map(AsFd::as_fd))
+    }
+
+    /// A machine that stands where the bare guest was saved.
+    pub(crate) fn husk(program: &Path, bare: &Bare) -> Result<Self> {
+        let origin = Origin::Snapshot {
+            memory: 0,
+            state: 1,
+            layer: None,
+            link: SavedLink::Kept,
+        };
+        Self::build(program, origin, [bare.golden.as_fd(), bare.state.as_fd()])
+    }
+
+    fn build(program: &Path, origin: Origin, [a, b]: [std::os::fd::BorrowedFd; 2]) -> Result<Self> {
+        let spawned_ns = now_ns();
+        let (child, control) = control::spawn(program, &[])
+            .with_context(|| format!("Starting {}", program.display()))?;
+        let (ours, theirs) = UnixStream::pair()?;
+        let spec = VmSpec {
+            sandbox_id: "floor".into(),
+            vcpus: 1,
+            memory_mib: MEMORY_MIB,
+            origin,
+            link: 2,
+            disks: vec![],
+        };
+        let mut process = Self {
+            child: Some(child),
+            control,
+            log: Vec::new(),
+            _link: ours,
+            spawned_ns,
+            configured_ns: 0,
+        };
+        let configure = Request::Configure(Box::new(spec));
+        control::send(&process.control, &configure, &[a, b, theirs.as_fd()])?;
+        match process.receive()? {
+            Event::Configured(_) => process.configured_ns = now_ns(),
+            other => bail!("Configure: the VM process answered {other:?}"),
+        }
+        Ok(process)
+    }
+
+    /// The process's id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
+    /// Lets the vCPU go; when that was asked.
+    pub(crate) fn start(&self) -> Result<u64> {
+        let asked_ns = now_ns();
+        control::send(&self.control, &Request::Start, &[])?;
+        Ok(asked_ns)
+    }
+
+    /// Takes the word that it runs.
+    pub(crate) fn started(&self) -> Result<()> {
+        match self.receive()? {
+            Event::Started => Ok(()),
+            other => bail!("Start: the VM process answered {other:?}"),
+        }
+    }
+
+    /// The guest's next line, and when it was here.
+    pub(crate) fn answer(&mut self) -> Result<(String, u64)> {
+        loop {
+            let line = self.log_line()?;
+            let here_ns = now_ns();
+            let line: serde_json::Value = serde_json::from_slice(&line)
+                .with_context(|| format!("log line {:?}", String::from_utf8_lossy(&line)))?;
+            if let Some(said) = line["console"].as_str() {
+                return Ok((said.into(), here_ns));
+            }
+        }
+    }
+
+    fn log_line(&mut self) -> Result<Vec<u8>> {
+        let child = self.child.as_mut().context("The process is gone")?;
+        let pipe = child.stderr.as_mut().context("The process has no log")?;
+        loop {
+            if let Some(end) = self.log.iter().position(|b| *b == b'\n') {
+                let rest = self.log.split_off(end + 1);
+                return Ok(std::mem::replace(&mut self.log, rest));
+            }
+            ensure!(
+                self.log.len() < MAX_LINE,
+                "a log line is over {MAX_LINE} bytes"
+            );
+            wait_for(pipe, "its log")?;
+            let mut bytes = [0; 1024];
+            let got = pipe.read(&mut bytes)?;
+            ensure!(got > 0, "the VM process closed its log");
+            self.log.extend(&bytes[..got]);
+        }
+    }
+
+    /// Saves the machine, which then stands still.
+    pub(crate) fn save(&self, memory: &OwnedFd, state: &OwnedFd) -> Result<Saved> {
+        let spec = SaveSpec {
+            memory: 0,
+            state: 1,
+            disks: Vec::new(),
+        };
+        let fds = [memory.as_fd(), state.as_fd()];
+        control::send(&self.control, &Request::Save(spec), &fds)?;
+        match self.receive()? {
+            Event::Saved(saved) => Ok(saved),
+            other => bail!("Save: the VM process answered {other:?}"),
+        }
+    }
+
+    /// Ends the machine in order; its last word.
+    pub(crate) fn stop(self) -> Result<ExitReport> {
+        control::send(&self.control, &Request::Stop, &[])?;
+        self.last_word(&ExitCause::Stopped)
+    }
+
+    /// Waits for the machine's end, which must be for this cause, and for that of its process.
+    pub(crate) fn last_word(mut self, cause: &ExitCause) -> Result<ExitReport> {
+        let report = match self.receive()? {
+            Event::Exited(report) => report,
+            other => bail!("at its end the VM process said {other:?}"),
+        };
+        ensure!(
+            report.cause == *cause,
+            "the machine ended with {:?}",
+            report.cause
+        );
+        let mut child = self.child.take().context("The process is gone")?;
+        let status = child.wait()?;
+        ensure!(status.success(), "the VM process ended with {status}");
+        Ok(report)
+    }
+
+    /// Sends the signal that cannot be refused.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        Ok(self.child.as_mut().context("The process is gone")?.kill()?)
+    }
+
+    /// Waits until nothing is left of the process.
+    pub(crate) fn reap(mut self) -> Result<()> {
+        self.child.take().context("The process is gone")?.wait()?;
+        Ok(())
+    }
+
+    fn receive(&self) -> Result<Event> {
+        wait_for(&self.control, "its control socket")?;
+        match control::recv::<Event>(&self.control)? {
+            Some((event, _)) => Ok(event),
+            None => bail!("the VM process closed its control socket"),
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn wait_for(fd: &impl AsFd, what: &str) -> Result<()> {
+    let limit = Timespec {
+        tv_sec: PATIENCE_S,
+        tv_nsec: 0,
+    };
+    let ready = poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&limit))?;
+    ensure!(
+        ready == 1,
+        "the VM process is silent on {what} for {PATIENCE_S} s"
+    );
+    Ok(())
+}
+
+fn file_of(contents: &[u8]) -> Result<OwnedFd> {
+    let mut file = File::from(file()?);
+    file.write_all(contents)?;
+    Ok(file.into())
+}
+
+/// An ELF file with one segment of code, as a kernel.
+pub(super) fn elf(code: &[u8]) -> Vec<u8> {
+    let len = u64::try_from(code.len()).unwrap_or(0);
+    let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let half = |n: u16| n.to_le_bytes().to_vec();
+    let word = |n: u32| n.to_le_bytes().to_vec();
+    let long = |n: u64| n.to_le_bytes().to_vec();
+    // Executable, x86-64, version, entry, program headers at 64, no sections, no flags.
+    file.extend(
+        [
+            half(2),
+            half(62),
+            word(1),
+            long(LOAD),
+            long(64),
+            long(0),
+            word(0),
+        ]
+        .concat(),
+    );
+    // Size of this header, size and number of program headers, none of sections.
+    file.extend([half(64), half(56), half(1), half(0), half(0), half(0)].concat());
+    // A segment to load: flags, offset, virtual and physical address, lengths, alignment.
+    file.extend([word(1), word(5), long(120), long(LOAD), long(LOAD)].concat());
+    file.extend([long(len), long(len), long(4096)].concat());
+    file.extend(code);
+    file
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn the_code_follows_the_headers() {
+        assert_eq!(elf(b"code")[120..], *b"code");
+    }
+}

@@ -1,0 +1,184 @@
+//! Raw records: every sample as one line of JSON, kept beside a description of the machine.
+//!
+//! Figures in reports are made from these lines and nothing else, so that anybody can make others.
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// The version of [`Record`].
+pub(crate) const SCHEMA: u32 = 1;
+/// What record files end with.
+const EXTENSION: &str = "jsonl";
+/// Most bytes of a record file that are read.
+const MAX_FILE: u64 = 1 << 30;
+
+/// One sample: something was done once, and this is what it took.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Record {
+    /// [`SCHEMA`].
+    pub(crate) schema: u32,
+    /// `floor`, `lab` or `metal`; never mixed in one figure.
+    pub(crate) place: String,
+    /// The scenario's name in its definition.
+    pub(crate) scenario: String,
+    /// What was measured.
+    pub(crate) engine: String,
+    /// Its number among the scenario's samples, from 0.
+    pub(crate) sample: u64,
+    /// When it was over, nanoseconds since the run began.
+    pub(crate) at_ns: u64,
+    /// Whether it did what it should; if not, it counts as a failure and its values do not count.
+    pub(crate) ok: bool,
+    /// What the guest wrote, and was expected to write; or whatever else proves the work.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) verified: String,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<String>,
+    /// The figures. The end of a name is its unit: `_ns`, `_insns` (instructions of the emulated
+    /// host), `_kib`, `_per_s`; without one it is a count.
+    pub(crate) values: BTreeMap<String, u64>,
+}
+
+/// What one sample gave, before it is a record.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sample {
+    /// See [`Record::verified`].
+    pub(crate) verified: String,
+    /// See [`Record::values`].
+    pub(crate) values: BTreeMap<String, u64>,
+}
+
+impl Sample {
+    /// With figures, and the proof that the work was done.
+    pub(crate) fn new(verified: impl Into<String>, values: &[(&str, u64)]) -> Self {
+        Self {
+            verified: verified.into(),
+            values: values.iter().map(|(k, v)| ((*k).into(), *v)).collect(),
+        }
+    }
+}
+
+/// Appends records to a file.
+pub(crate) struct Recorder {
+    out: BufWriter<File>,
+    place: String,
+    began_ns: u64,
+    counts: BTreeMap<String, u64>,
+}
+
+impl Recorder {
+    /// Begins `<folder>/<name>.jsonl`; samples of an earlier run of the same name are replaced.
+    pub(crate) fn create(folder: &Path, name: &str, place: &str) -> Result<Self> {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("Creating {}", folder.display()))?;
+        let path = folder.join(name).with_extension(EXTENSION);
+        let file = File::create(&path).with_context(|| format!("Creating {}", path.display()))?;
+        Ok(Self {
+            out: BufWriter::new(file),
+            place: place.into(),
+            began_ns: crate::engine::now_ns(),
+            counts: BTreeMap::new(),
+        })
+    }
+
+    /// Keeps one sample, good or failed; a failure is said at once.
+    pub(crate) fn keep(
+        &mut self,
+        scenario: &str,
+        engine: &str,
+        sample: Result<Sample>,
+    ) -> Result<()> {
+        let number = self.counts.entry(scenario.into()).or_default();
+        let (ok, error, sample) = match sample {
+            Ok(sample) => (true, None, sample),
+            Err(error) => (false, Some(format!("{error:#}")), Sample::default()),
+        };
+        if let Some(error) = &error {
+            eprintln!("{scenario}: sample {number} failed: {error}");
+        }
+        let record = Record {
+            schema: SCHEMA,
+            place: self.place.clone(),
+            scenario: scenario.into(),
+            engine: engine.into(),
+            sample: *number,
+            at_ns: crate::engine::now_ns() - self.began_ns,
+            ok,
+            verified: sample.verified,
+            error,
+            values: sample.values,
+        };
+        *number += 1;
+        serde_json::to_writer(&mut self.out, &record)?;
+        self.out.write_all(b"\n")?;
+        Ok(self.out.flush()?)
+    }
+}
+
+/// Every record of a folder, files in the order of their names.
+pub(crate) fn read_folder(folder: &Path) -> Result<Vec<Record>> {
+    let entries =
+        std::fs::read_dir(folder).with_context(|| format!("Listing {}", folder.display()))?;
+    let mut files: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
+    files.retain(|path| path.extension().is_some_and(|e| e == EXTENSION));
+    files.sort();
+    let mut records = Vec::new();
+    for path in files {
+        read_file(&path, &mut records).with_context(|| format!("Reading {}", path.display()))?;
+    }
+    Ok(records)
+}
+
+fn read_file(path: &Path, records: &mut Vec<Record>) -> Result<()> {
+    let file = File::open(path)?;
+    let len = file.metadata()?.len();
+    ensure!(len <= MAX_FILE, "it has {len} bytes, over {MAX_FILE}");
+    for (number, line) in BufReader::new(file).lines().enumerate() {
+        let record: Record =
+            serde_json::from_str(&line?).with_context(|| format!("line {}", number + 1))?;
+        ensure!(
+            record.schema == SCHEMA,
+            "line {}: schema {} is not {SCHEMA}",
+            number + 1,
+            record.schema
+        );
+        records.push(record);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut recorder = Recorder::create(folder.path(), "floor", "floor").unwrap();
+        let sample = Sample::new("kfpa", &[("claim_ns", 7)]);
+        recorder.keep("claim", "hatchery", Ok(sample)).unwrap();
+        let failed = Err(anyhow::anyhow!("wrong answer"));
+        recorder.keep("claim", "hatchery", failed).unwrap();
+        let records = read_folder(folder.path()).unwrap();
+        assert_eq!(records.len(), 2);
+        assert!(records[0].ok && records[0].values["claim_ns"] == 7);
+        assert_eq!(records[0].verified, "kfpa");
+        assert_eq!((records[1].ok, records[1].sample), (false, 1));
+        assert_eq!(records[1].error.as_deref(), Some("wrong answer"));
+    }
+
+    #[test]
+    fn another_schema_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let line = r#"{"schema":2,"place":"floor","scenario":"x","engine":"x","sample":0,"at_ns":0,"ok":true,"values":{}}"#;
+        std::fs::write(folder.path().join("x.jsonl"), format!("{line}\n")).unwrap();
+        let error = read_folder(folder.path()).unwrap_err();
+        assert!(format!("{error:#}").contains("schema 2"), "{error:#}");
+    }
+}
