@@ -136,8 +136,10 @@ impl App {
         let id = id.to_owned();
         let facts = match self.registry.door(&id) {
             Door::Open(sandbox) => return Ok(sandbox),
-            Door::Pausing => return Err(ProxyError::Pausing { id }),
-            Door::Closed(facts) => facts,
+            Door::Pausing(facts) if !facts.lifecycle.auto_resume => {
+                return Err(ProxyError::Pausing { id });
+            }
+            Door::Pausing(facts) | Door::Closed(facts) => facts,
             Door::Missing => return Err(ProxyError::NotFound { id }),
         };
         let token = facts.access_token.as_deref();

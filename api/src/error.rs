@@ -64,6 +64,9 @@ pub enum ApiError {
     /// A paused sandbox could not be resumed, and stays paused; the message says why.
     #[error("The sandbox was not resumed: {0}")]
     ResumeFailed(String),
+    /// A sandbox's stored state could not be removed.
+    #[error("The sandbox was not killed: {0}")]
+    KillFailed(String),
     /// Part of the E2B API that this version does not have.
     #[error("{0} is not available in this version of Hatchery yet")]
     NotYet(&'static str),
@@ -92,9 +95,10 @@ impl ApiError {
             Self::TooManySandboxes { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::NotYet(_) => StatusCode::NOT_IMPLEMENTED,
             Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
-            Self::StartFailed(_) | Self::PauseFailed(_) | Self::ResumeFailed(_) => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            Self::StartFailed(_)
+            | Self::PauseFailed(_)
+            | Self::ResumeFailed(_)
+            | Self::KillFailed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -225,6 +229,18 @@ impl ProxyError {
             }
         }
     }
+}
+
+/// An error with all its causes, in one line.
+#[must_use]
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
 }
 
 /// A JSON response.

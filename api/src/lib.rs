@@ -38,6 +38,7 @@ pub mod server;
 pub mod state;
 mod stderr;
 pub mod templates;
+pub mod vault;
 pub mod warm;
 
 pub use body::{Body, BodyError};

@@ -7,6 +7,7 @@ use api::doctor::{host, judge, report};
 use api::launcher::Launcher;
 use api::registry::Registry;
 use api::state::StateDir;
+use api::vault::Vault;
 use clap::{Parser, Subcommand};
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
@@ -114,6 +115,7 @@ fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
     let settings = settings(&args.typed)?;
     let state = StateDir::open(&settings.data_dir)?;
     raise_file_limit();
+    let vault = Vault::open(state.snapshots(), state.layers())?;
     let launcher = Launcher {
         vmm: settings.vmm.clone(),
         agent: settings.agent.clone(),
@@ -132,7 +134,7 @@ fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         tracing::info!(listen = %listener.local_addr()?, "hatchery is ready");
-        let registry = Registry::new(launcher, &settings);
+        let registry = Registry::new(launcher, vault, &settings);
         let app = App::new(settings, registry);
         let stop = async {
             tokio::select! {

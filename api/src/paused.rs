@@ -1,11 +1,26 @@
-//! One paused sandbox.
+//! One paused sandbox, and how it is written down.
 
-use crate::image::Image;
-use crate::sandbox::{Facts, Kept};
+use crate::envd::KeptProcess;
+use crate::image::Shape;
+use crate::route;
+use crate::sandbox::{Facts, Kept, Lifecycle, OnTimeout, Origin};
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use snapshot_store::{SnapshotId, StoreError};
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-/// A sandbox without a machine.
+/// Names of paused sandboxes in the store begin with it.
+pub const PREFIX: &str = "paused-";
+/// [`SandboxRecordV1::version`].
+const VERSION: u32 = 1;
+/// Most bytes of a token, user, folder or template name that is read back.
+const MAX_TEXT: usize = 4096;
+/// Most processes, metadata entries and variables that are read back.
+const MAX_ENTRIES: usize = 4096;
+
+/// A sandbox without a machine; that is in the store.
 #[derive(Debug)]
 pub struct Paused {
     /// What it is.
@@ -14,6 +29,223 @@ pub struct Paused {
     pub paused_at: Timestamp,
     /// What is kept of it.
     pub kept: Kept,
-    /// Its machine.
-    pub image: Arc<Image>,
+    /// The processes that clients had started.
+    pub processes: Vec<KeptProcess>,
+}
+
+/// Why a record is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// It does not decode.
+    #[error("The record of a paused sandbox does not decode")]
+    Decode(#[from] serde_json::Error),
+    /// It is of another version of this program.
+    #[error("The record of a paused sandbox has version {0}, this program reads {VERSION}")]
+    Version(u32),
+    /// It decodes and is wrong.
+    #[error("The record of a paused sandbox has a bad {what}: {value}")]
+    Invalid {
+        /// Which field.
+        what: &'static str,
+        /// Its value, shortened.
+        value: String,
+    },
+}
+
+#[derive(Deserialize)]
+struct VersionOnly {
+    version: u32,
+}
+
+/// The record as it lies on the disk, JSON.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SandboxRecordV1 {
+    version: u32,
+    id: String,
+    template_id: String,
+    alias: Option<String>,
+    cpu_count: u8,
+    memory_mb: u32,
+    disk_size_mb: u64,
+    metadata: BTreeMap<String, String>,
+    env: BTreeMap<String, String>,
+    access_token: Option<String>,
+    default_user: String,
+    default_workdir: Option<String>,
+    started_at_us: i64,
+    paused_at_us: i64,
+    timeout_s: u64,
+    on_timeout: OnTimeoutV1,
+    auto_resume: bool,
+    kept: KeptV1,
+    processes: Vec<KeptProcess>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum OnTimeoutV1 {
+    Kill,
+    PauseMemory,
+    PauseFiles,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum KeptV1 {
+    Memory,
+    Files,
+}
+
+/// The name of a sandbox's state in the store.
+///
+/// # Errors
+/// [`StoreError::Name`] for an id that is none.
+pub fn stored_name(id: &str) -> Result<SnapshotId, StoreError> {
+    SnapshotId::new(&format!("{PREFIX}{id}"))
+}
+
+impl Paused {
+    /// The record to store.
+    ///
+    /// # Errors
+    /// When it does not encode.
+    pub fn encode(&self) -> Result<Vec<u8>, RecordError> {
+        let Facts {
+            id,
+            origin,
+            metadata,
+            env,
+            access_token,
+            default_user,
+            default_workdir,
+            started_at,
+            lifecycle,
+        } = &*self.facts;
+        let record = SandboxRecordV1 {
+            version: VERSION,
+            id: id.clone(),
+            template_id: origin.template_id.clone(),
+            alias: origin.alias.clone(),
+            cpu_count: origin.cpu_count,
+            memory_mb: origin.memory_mb,
+            disk_size_mb: origin.disk_size_mb,
+            metadata: metadata.clone(),
+            env: env.clone(),
+            access_token: access_token.clone(),
+            default_user: default_user.clone(),
+            default_workdir: default_workdir.clone(),
+            started_at_us: started_at.as_microsecond(),
+            paused_at_us: self.paused_at.as_microsecond(),
+            timeout_s: lifecycle.timeout.as_secs(),
+            on_timeout: match lifecycle.on_timeout {
+                OnTimeout::Kill => OnTimeoutV1::Kill,
+                OnTimeout::Pause(Kept::Memory) => OnTimeoutV1::PauseMemory,
+                OnTimeout::Pause(Kept::Files) => OnTimeoutV1::PauseFiles,
+            },
+            auto_resume: lifecycle.auto_resume,
+            kept: match self.kept {
+                Kept::Memory => KeptV1::Memory,
+                Kept::Files => KeptV1::Files,
+            },
+            processes: self.processes.clone(),
+        };
+        Ok(serde_json::to_vec(&record)?)
+    }
+
+    /// Reads a record that belongs to a machine of this shape, stored under this name.
+    ///
+    /// # Errors
+    /// [`RecordError`].
+    pub fn decode(bytes: &[u8], name: &SnapshotId, shape: Shape) -> Result<Self, RecordError> {
+        let VersionOnly { version } = serde_json::from_slice(bytes)?;
+        if version != VERSION {
+            return Err(RecordError::Version(version));
+        }
+        let record: SandboxRecordV1 = serde_json::from_slice(bytes)?;
+        record.check(name, shape)?;
+        let time = |us| Timestamp::from_microsecond(us).map_err(|_| invalid("time", us));
+        let on_timeout = match record.on_timeout {
+            OnTimeoutV1::Kill => OnTimeout::Kill,
+            OnTimeoutV1::PauseMemory => OnTimeout::Pause(Kept::Memory),
+            OnTimeoutV1::PauseFiles => OnTimeout::Pause(Kept::Files),
+        };
+        let facts = Facts {
+            id: record.id,
+            origin: Origin {
+                template_id: record.template_id,
+                alias: record.alias,
+                cpu_count: record.cpu_count,
+                memory_mb: record.memory_mb,
+                disk_size_mb: record.disk_size_mb,
+            },
+            metadata: record.metadata,
+            env: record.env,
+            access_token: record.access_token,
+            default_user: record.default_user,
+            default_workdir: record.default_workdir,
+            started_at: time(record.started_at_us)?,
+            lifecycle: Lifecycle {
+                timeout: Duration::from_secs(record.timeout_s),
+                on_timeout,
+                auto_resume: record.auto_resume,
+            },
+        };
+        Ok(Self {
+            facts: Arc::new(facts),
+            paused_at: time(record.paused_at_us)?,
+            kept: match record.kept {
+                KeptV1::Memory => Kept::Memory,
+                KeptV1::Files => Kept::Files,
+            },
+            processes: record.processes,
+        })
+    }
+}
+
+impl SandboxRecordV1 {
+    /// The one gate: what passes is a sandbox that this server could have made.
+    fn check(&self, name: &SnapshotId, shape: Shape) -> Result<(), RecordError> {
+        let own = stored_name(&self.id).is_ok_and(|own| own == *name);
+        if !own || route::sandbox_id(&self.id).as_ref() != Some(&self.id) {
+            return Err(invalid("id", &self.id));
+        }
+        let size = (self.cpu_count, self.memory_mb, self.disk_size_mb);
+        if size != (shape.vcpus, shape.memory_mib, shape.disk_size >> 20) {
+            return Err(invalid(
+                "size",
+                format!("{size:?} for a machine of {shape:?}"),
+            ));
+        }
+        let texts = [
+            ("template", Some(&self.template_id)),
+            ("alias", self.alias.as_ref()),
+            ("user", Some(&self.default_user)),
+            ("working directory", self.default_workdir.as_ref()),
+            ("token", self.access_token.as_ref()),
+        ];
+        for (what, text) in texts {
+            if text.is_some_and(|t| t.is_empty() || t.len() > MAX_TEXT || t.contains('\0')) {
+                return Err(invalid(what, text.map_or("", String::as_str)));
+            }
+        }
+        let entries = self.metadata.len().max(self.env.len());
+        if entries.max(self.processes.len()) > MAX_ENTRIES {
+            return Err(invalid("number of entries", entries));
+        }
+        let bad = |(key, value): &(&String, &String)| {
+            key.is_empty() || key.contains(['=', '\0']) || value.contains('\0')
+        };
+        match self.env.iter().find(bad) {
+            Some((key, _)) => Err(invalid("variable", key)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn invalid(what: &'static str, value: impl std::fmt::Display) -> RecordError {
+    RecordError::Invalid {
+        what,
+        value: value.to_string().chars().take(200).collect(),
+    }
 }

@@ -201,6 +201,12 @@ impl Pool {
         }
     }
 
+    /// The template's name.
+    #[must_use]
+    pub fn template_name(&self) -> &str {
+        &self.template.name
+    }
+
     /// A husk that is ready, if there is one.
     #[must_use]
     pub fn take(&self) -> Option<Husk> {

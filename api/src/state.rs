@@ -1,4 +1,5 @@
-//! The data folder: one server at a time, and nothing left over from the one before.
+//! The data folder: one server at a time, and nothing left over from the one before but what was
+//! saved on purpose.
 
 use crate::record;
 use rustix::fs::{FlockOperation, flock};
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 pub struct StateDir {
     layers: PathBuf,
     machines: PathBuf,
+    snapshots: PathBuf,
     _lock: File,
 }
 
@@ -67,6 +69,7 @@ impl StateDir {
         Ok(Self {
             layers,
             machines,
+            snapshots: dir.join("snapshots"),
             _lock: lock,
         })
     }
@@ -75,6 +78,12 @@ impl StateDir {
     #[must_use]
     pub fn machines(&self) -> &Path {
         &self.machines
+    }
+
+    /// Where saved machines are kept: the one folder that outlives the server.
+    #[must_use]
+    pub fn snapshots(&self) -> &Path {
+        &self.snapshots
     }
 
     /// Where private disk layers are made.

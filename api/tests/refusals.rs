@@ -52,7 +52,11 @@ async fn bad_creations_are_told_what_is_wrong() {
         (json!({ "envVars": { "A=B": "1" } }), 400),
         (json!({ "envVars": { "": "1" } }), 400),
         (json!({ "envVars": { "A": "\u{0}" } }), 400),
-        (json!({ "autoPause": true }), 501),
+        (json!({ "autoPause": 1 }), 400),
+        (
+            json!({ "autoPause": true, "autoPauseMemory": false, "autoResume": { "enabled": true } }),
+            400,
+        ),
         (
             json!({ "volumeMounts": [{ "name": "v", "path": "/v" }] }),
             501,

@@ -47,6 +47,46 @@ pub(crate) enum Kind {
         /// Husks that stand ready.
         pool: u32,
     },
+    /// A machine that ran is killed and reaped.
+    Kill,
+    /// Machines that ran are killed and reaped together.
+    Reap {
+        /// How many.
+        count: u32,
+    },
+    /// Husks stand at once, and their memory is counted.
+    Husks {
+        /// How many.
+        count: u32,
+    },
+    /// A machine dirties pages and is saved.
+    Save {
+        /// How many pages.
+        pages: u64,
+    },
+    /// Lives as fast as they go.
+    Closed {
+        /// Lives at once.
+        workers: u32,
+        /// How long.
+        seconds: u32,
+    },
+    /// Lives at a fixed rate; each is a sample.
+    Open {
+        /// Lives begun a second.
+        per_s: u32,
+        /// How long.
+        seconds: u32,
+        /// Most lives at once.
+        workers: u32,
+    },
+    /// Many lives, and what is left of them.
+    Growth {
+        /// How many.
+        cycles: u64,
+        /// Lives at once.
+        workers: u32,
+    },
 }
 
 /// The bars.

@@ -65,19 +65,6 @@ pub(crate) fn describe(folder: &Path, place: &str, program: &Path, commit: &str)
         .with_context(|| format!("Writing {}", path.display()))
 }
 
-/// Every description in a folder, by place.
-pub(crate) fn descriptions(folder: &Path) -> Result<Vec<Description>> {
-    let mut found = Vec::new();
-    for place in ["floor", "lab", "metal"] {
-        let path = folder.join(format!("machine-{place}.json"));
-        if let Ok(text) = fs::read_to_string(&path) {
-            let description = serde_json::from_str(&text);
-            found.push(description.with_context(|| format!("Reading {}", path.display()))?);
-        }
-    }
-    Ok(found)
-}
-
 /// Memory that could be had without swapping, KiB.
 pub(crate) fn available_kib() -> Result<u64> {
     meminfo("MemAvailable:")
@@ -102,6 +89,79 @@ pub(crate) fn private_kib(pid: u32) -> Result<u64> {
     Ok(kib(&text, "Private_Clean:")? + kib(&text, "Private_Dirty:")?)
 }
 
+/// CPU time of children that have been waited for, nanoseconds, as fine as the kernel's ticks.
+pub(crate) fn children_cpu_ns() -> Result<u64> {
+    Ok(cpu_ticks()?.1 * NS_PER_TICK)
+}
+
+/// The same and this process's own.
+pub(crate) fn all_cpu_ns() -> Result<u64> {
+    let (own, children) = cpu_ticks()?;
+    Ok((own + children) * NS_PER_TICK)
+}
+
+/// `USER_HZ` is 100 on every machine that Linux shows to programs.
+const NS_PER_TICK: u64 = 10_000_000;
+
+/// Own and waited-for children's user and system time, in ticks.
+fn cpu_ticks() -> Result<(u64, u64)> {
+    let fields = stat_fields("self")?;
+    let field = |n: usize| {
+        fields
+            .get(n)
+            .and_then(|f| f.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    Ok((field(11) + field(12), field(13) + field(14)))
+}
+
+/// The fields of a process's `stat` behind its name: the first is its state.
+fn stat_fields(pid: &str) -> Result<Vec<String>> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, rest) = text.rsplit_once(')').context("stat without a name")?;
+    Ok(rest.split_whitespace().map(str::to_owned).collect())
+}
+
+/// What is in use now, and would be more if something were left behind.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Left {
+    /// Processes of this session: whoever starts one is in it, and so are its orphans.
+    pub(crate) processes: u64,
+    /// Descriptors of this process.
+    pub(crate) descriptors: u64,
+    /// Memory of this process's own.
+    pub(crate) own_kib: u64,
+    /// Memory of the machine that could be had.
+    pub(crate) available_kib: u64,
+    /// Room where files for a while are made.
+    pub(crate) disk_kib: u64,
+}
+
+impl Left {
+    /// Looks.
+    pub(crate) fn now() -> Result<Self> {
+        const SESSION: usize = 3;
+        let mine = stat_fields("self")?.get(SESSION).cloned();
+        let pids = fs::read_dir("/proc")?
+            .flatten()
+            .filter_map(|e| e.file_name().into_string().ok());
+        let numbers = pids.filter(|name| name.bytes().all(|b| b.is_ascii_digit()));
+        let session = |pid: String| stat_fields(&pid).ok()?.get(SESSION).cloned();
+        let processes = numbers
+            .filter_map(session)
+            .filter(|s| Some(s) == mine.as_ref())
+            .count();
+        let room = rustix::fs::statvfs(std::env::temp_dir())?;
+        Ok(Self {
+            processes: u64::try_from(processes)?,
+            descriptors: u64::try_from(fs::read_dir("/proc/self/fd")?.count())?,
+            own_kib: private_kib(std::process::id())?,
+            available_kib: available_kib()?,
+            disk_kib: room.f_bavail * room.f_frsize / 1024,
+        })
+    }
+}
+
 #[cfg(test)]
 mod test {
     use super::*;
@@ -117,5 +177,21 @@ mod test {
     fn this_process_has_memory_of_its_own() {
         assert!(private_kib(std::process::id()).unwrap() > 0);
         assert!(available_kib().unwrap() > 0);
+    }
+
+    #[test]
+    fn a_child_that_is_there_is_seen() {
+        let before = Left::now().unwrap();
+        let mut child = Command::new("/bin/sleep").arg("60").spawn().unwrap();
+        let file = fs::File::open("/dev/null").unwrap();
+        let with = Left::now().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        drop(file);
+        assert!(
+            with.processes > before.processes,
+            "{with:?}, before {before:?}"
+        );
+        assert!(with.descriptors > before.descriptors);
     }
 }

@@ -28,7 +28,7 @@ pub use auth::{admits, fuzz_signature, signature_matches};
 pub use filesystem::fuzz_filesystem_json;
 pub use message::fuzz_process_json;
 pub use multipart::fuzz_multipart;
-pub use process::Processes;
+pub use process::{KeptProcess, Processes};
 pub use range::fuzz_range;
 
 use crate::{

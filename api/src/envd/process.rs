@@ -6,6 +6,10 @@
 //! process rather than filling memory; with no listener it throws the output away. The pump
 //! outlives the client that started the process.
 
+mod kept;
+
+pub use kept::KeptProcess;
+
 use super::message::{self, Input, ProcessConfig, Selector};
 use crate::{
     connect::{ConnectError, stream::Item},

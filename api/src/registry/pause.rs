@@ -8,18 +8,19 @@
 //!
 //! Both ways are tasks of their own: a client that leaves does not leave half a sandbox behind.
 
-use super::table::{Door, Entry, Pausing, missing};
+use super::guard::guard;
+use super::table::{Door, Entry, Pausing, Resume, missing};
 use super::{Reason, Registry, embody};
-use crate::error::ApiError;
+use crate::error::{ApiError, chain};
 use crate::image::{self, Image, ImageError};
 use crate::launcher::{Begin, Plan, Timings};
 use crate::name::Name;
-use crate::paused::Paused;
+use crate::paused::{Paused, stored_name};
 use crate::sandbox::{Kept, OnTimeout, Sandbox};
+use crate::vault::{self, Vault, VaultError};
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 /// How long the guest may take to write its files out.
@@ -45,6 +46,7 @@ impl Registry {
         match self.keep(sandbox, kept).await {
             Ok(paused) => {
                 if !self.finish_pause(sandbox, &Arc::new(paused)) {
+                    self.forget(&sandbox.id).await?;
                     return Err(missing(&sandbox.id));
                 }
                 let time = begin.elapsed();
@@ -76,12 +78,48 @@ impl Registry {
             }
         }
         let (image, _) = self.save(sandbox).await.map_err(|error| failed(&error))?;
-        Ok(Paused {
+        let paused = Paused {
             facts: Arc::clone(&sandbox.facts),
             paused_at: Timestamp::now(),
             kept,
-            image: Arc::new(image),
-        })
+            processes: sandbox.processes.kept(),
+        };
+        let template = &sandbox.origin.template_id;
+        let base = self.bases.get(template).cloned().ok_or_else(|| {
+            ApiError::PauseFailed(format!(
+                "The image of {template:?} was not found at the start"
+            ))
+        })?;
+        let record = paused.encode().map_err(|error| failed(&error))?;
+        let name = stored_name(&sandbox.id).map_err(|error| failed(&error))?;
+        let put = self.in_vault(move |vault| vault.put(&name, &image, &base, &record));
+        put.await.map_err(|error| failed(&error))?;
+        Ok(paused)
+    }
+
+    /// Does something with the vault, away from the runtime.
+    async fn in_vault<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Vault) -> Result<T, VaultError> + Send + 'static,
+    ) -> Result<T, VaultError> {
+        let vault = Arc::clone(&self.vault);
+        let work = tokio::task::spawn_blocking(move || work(&vault));
+        work.await.map_err(|_| VaultError::GivenUp)?
+    }
+
+    /// Removes what is stored of a sandbox.
+    async fn forget(&self, id: &str) -> Result<(), ApiError> {
+        let failed = |error: &VaultError| ApiError::KillFailed(chain(error));
+        let name = stored_name(id).map_err(|error| failed(&error.into()))?;
+        let removed = self.in_vault(move |vault| vault.remove(&name)).await;
+        self.sweep();
+        removed.map_err(|error| failed(&error))
+    }
+
+    /// Removes what nobody needs any more from the store, in the background.
+    pub(super) fn sweep(&self) {
+        let vault = Arc::clone(&self.vault);
+        tokio::task::spawn_blocking(move || vault.sweep());
     }
 
     async fn save(&self, sandbox: &Sandbox) -> Result<(Image, control::Saved), ImageError> {
@@ -115,11 +153,10 @@ impl Registry {
     }
 
     /// A running sandbox, which is given at least `time` from now, or a paused one resumed with
-    /// `time` to live, and whether it was resumed by this call.
+    /// `time` to live, and whether it was resumed by this call. Waits for one that is being paused.
     ///
     /// # Errors
-    /// [`ApiError::SandboxNotFound`], [`ApiError::Conflict`] while it is being paused,
-    /// [`ApiError::TooManySandboxes`], [`ApiError::ResumeFailed`]: it stays paused.
+    /// [`ApiError::SandboxNotFound`], [`ApiError::TooManySandboxes`], [`ApiError::ResumeFailed`]: it stays paused.
     pub async fn connect(
         self: &Arc<Self>,
         id: &str,
@@ -127,37 +164,21 @@ impl Registry {
         timings: &mut Timings,
     ) -> Result<(Arc<Sandbox>, bool), ApiError> {
         loop {
-            let (paused, done) = {
-                let mut table = self.table();
-                match table.get(id) {
-                    Some(Entry::Running(sandbox)) => {
-                        sandbox.extend(time);
-                        return Ok((Arc::clone(sandbox), false));
-                    }
-                    Some(Entry::Resuming(_, done)) => (None, done.clone()),
-                    Some(Entry::Paused(paused)) => {
-                        if *self.closing.borrow() {
-                            return Err(ApiError::ShuttingDown);
-                        }
-                        let paused = Arc::clone(paused);
-                        let (sender, done) = watch::channel(());
-                        let entry = Entry::Resuming(Arc::clone(&paused), done.clone());
-                        table.insert(id.to_owned(), entry);
-                        (Some((paused, sender)), done)
-                    }
-                    Some(Entry::Pausing(_)) => {
-                        return Err(ApiError::Conflict(format!(
-                            "Sandbox {id:?} is being paused"
-                        )));
-                    }
-                    Some(Entry::Creating) | None => return Err(missing(id)),
+            let (paused, sender) = match self.begin_resume(id)? {
+                Resume::Running(sandbox) => {
+                    sandbox.extend(time);
+                    return Ok((sandbox, false));
                 }
-            };
-            let Some((paused, sender)) = paused else {
-                // Another call resumes it: what became of it is in the table then.
-                let mut done = done;
-                let _ = done.changed().await;
-                continue;
+                // Somebody else is at it: what became of it is in the table then.
+                Resume::Pausing(sandbox) => {
+                    drop(sandbox.body.saving.lock().await);
+                    continue;
+                }
+                Resume::Resuming(mut done) => {
+                    let _ = done.changed().await;
+                    continue;
+                }
+                Resume::Begun(paused, sender) => (paused, sender),
             };
             let (registry, mut steps) = (Arc::clone(self), timings.clone());
             let work = tokio::spawn(async move {
@@ -194,16 +215,16 @@ impl Registry {
                 return Err(if there { error } else { missing(id) });
             }
         };
+        // From here on it would be a lie: the sandbox goes on. If it stays, the next pause replaces it.
+        if let Err(error) = self.forget(&sandbox.id).await {
+            tracing::warn!(sandbox_id = sandbox.id, %error, "stored state not removed");
+        }
         // Dropping the machine ends it.
         if !self.finish_resume(paused, Entry::Running(Arc::clone(&sandbox))) {
             sandbox.gone.send_replace(true);
             return Err(missing(&sandbox.id));
         }
-        tokio::spawn(super::guard(
-            Arc::clone(self),
-            Arc::clone(&sandbox),
-            machine,
-        ));
+        tokio::spawn(guard(Arc::clone(self), Arc::clone(&sandbox), machine));
         let timing = timings.header();
         tracing::info!(sandbox_id = sandbox.id, timing, "sandbox resumed");
         Ok(sandbox)
@@ -223,37 +244,80 @@ impl Registry {
         })?;
         let slot = self.slot().await?;
         timings.step("slot");
+        let failed = |error: String| ApiError::ResumeFailed(error);
+        let stored = stored_name(&facts.id).map_err(|error| failed(chain(&error)))?;
+        let (name, path) = (name.clone(), template.image.clone());
+        let image = self.in_vault(move |vault| vault.get(&stored, &vault::look(&name, &path)?));
+        let image = image.await.map_err(|error| failed(chain(&error)))?;
+        timings.step("load");
         let plan = Plan {
             name: Name::new(&facts.id),
             template: template.clone(),
-            begin: Begin::Image(Arc::clone(&paused.image)),
+            begin: Begin::Image(Arc::new(image)),
             slot,
         };
-        let failed = |error: String| ApiError::ResumeFailed(error);
         let launched = self.launcher.launch(plan, timings).await;
         let mut launched = launched.map_err(|error| failed(error.to_string()))?;
         let identity =
             self.take_identity(&facts.id, &mut launched.machine, &launched.link, &facts.env);
         identity.await.map_err(failed)?;
         timings.step("identity");
-        Ok(embody(Arc::clone(facts), launched, time))
+        let (sandbox, machine) = embody(Arc::clone(facts), launched, time);
+        sandbox.processes.resume(&sandbox, &paused.processes).await;
+        timings.step("processes");
+        Ok((sandbox, machine))
     }
 
-    /// Ends a sandbox in whatever state it is. False if there is none.
-    pub async fn kill(&self, id: &str) -> bool {
-        let sandbox = {
+    /// Ends a sandbox in whatever state it is, and removes what is stored of it. False if there is
+    /// none.
+    ///
+    /// # Errors
+    /// [`ApiError::KillFailed`]: it stays paused.
+    pub async fn kill(&self, id: &str) -> Result<bool, ApiError> {
+        /// What has to be ended.
+        enum Found {
+            Machine(Arc<Sandbox>, bool),
+            Stored(Arc<Paused>),
+        }
+        let found = {
             let mut table = self.table();
-            match table.get(id) {
-                Some(Entry::Running(sandbox) | Entry::Pausing(sandbox)) => Arc::clone(sandbox),
-                Some(Entry::Paused(_) | Entry::Resuming(..)) => {
-                    table.remove(id);
-                    tracing::info!(sandbox_id = id, "paused sandbox killed");
-                    return true;
+            let found = match table.get(id) {
+                Some(Entry::Running(sandbox)) => Found::Machine(Arc::clone(sandbox), false),
+                Some(Entry::Pausing(sandbox)) => Found::Machine(Arc::clone(sandbox), true),
+                Some(Entry::Paused(paused) | Entry::Resuming(paused, _)) => {
+                    Found::Stored(Arc::clone(paused))
                 }
-                Some(Entry::Creating) | None => return false,
+                Some(Entry::Creating) | None => return Ok(false),
+            };
+            if let Found::Stored(_) = found {
+                table.remove(id);
             }
+            found
         };
-        self.end(&sandbox, &Reason::Killed)
+        match found {
+            Found::Stored(paused) => self.kill_paused(paused).await.map(|()| true),
+            Found::Machine(sandbox, pausing) => {
+                let ended = self.end(&sandbox, &Reason::Killed);
+                if pausing {
+                    // What was saved of it is removed by whoever saves it.
+                    drop(sandbox.body.saving.lock().await);
+                }
+                Ok(ended)
+            }
+        }
+    }
+
+    async fn kill_paused(&self, paused: Arc<Paused>) -> Result<(), ApiError> {
+        let id = paused.facts.id.clone();
+        let forgotten = self.forget(&id).await;
+        match &forgotten {
+            Ok(()) => tracing::info!(sandbox_id = id, "paused sandbox killed"),
+            Err(error) => {
+                tracing::error!(sandbox_id = id, %error, "paused sandbox not killed");
+                self.table().entry(id).or_insert(Entry::Paused(paused));
+            }
+        }
+        forgotten
     }
 
     /// What is to happen at a sandbox's deadline, once nobody saves it. It has happened, or the
@@ -285,7 +349,7 @@ impl Registry {
         const LEAST: Duration = Duration::from_secs(300);
         let facts = match self.door(id) {
             Door::Open(sandbox) => return Ok(Some(sandbox)),
-            Door::Closed(facts) if facts.lifecycle.auto_resume => facts,
+            Door::Pausing(facts) | Door::Closed(facts) if facts.lifecycle.auto_resume => facts,
             _ => return Ok(None),
         };
         let time = facts.lifecycle.timeout.max(LEAST);
@@ -294,12 +358,6 @@ impl Registry {
     }
 }
 
-fn failed(error: &(impl std::error::Error + 'static)) -> ApiError {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    ApiError::PauseFailed(text)
+fn failed(error: &(dyn std::error::Error + 'static)) -> ApiError {
+    ApiError::PauseFailed(chain(error))
 }

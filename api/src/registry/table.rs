@@ -1,9 +1,10 @@
 //! The table itself: who is in which state, and what may happen from there.
 
 use super::{Reason, Registry};
-use crate::error::ApiError;
-use crate::paused::Paused;
+use crate::error::{ApiError, chain};
+use crate::paused::{PREFIX, Paused};
 use crate::sandbox::{Facts, Kept, Sandbox};
+use crate::vault::Vault;
 use jiff::Timestamp;
 use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -79,8 +80,8 @@ impl Seen {
 pub enum Door {
     /// It is there.
     Open(Arc<Sandbox>),
-    /// Not at this moment.
-    Pausing,
+    /// It is being paused.
+    Pausing(Arc<Facts>),
     /// It is paused, or being resumed.
     Closed(Arc<Facts>),
     /// There is no such sandbox.
@@ -117,7 +118,7 @@ impl Registry {
     pub fn door(&self, id: &str) -> Door {
         match self.table().get(id) {
             Some(Entry::Running(sandbox)) => Door::Open(Arc::clone(sandbox)),
-            Some(Entry::Pausing(_)) => Door::Pausing,
+            Some(Entry::Pausing(sandbox)) => Door::Pausing(Arc::clone(&sandbox.facts)),
             Some(Entry::Paused(paused) | Entry::Resuming(paused, _)) => {
                 Door::Closed(Arc::clone(&paused.facts))
             }
@@ -214,6 +215,24 @@ impl Registry {
         true
     }
 
+    /// Paused → Resuming, or what is in the way.
+    pub(super) fn begin_resume(&self, id: &str) -> Result<Resume, ApiError> {
+        let mut table = self.table();
+        Ok(match table.get(id) {
+            Some(Entry::Running(sandbox)) => Resume::Running(Arc::clone(sandbox)),
+            Some(Entry::Pausing(sandbox)) => Resume::Pausing(Arc::clone(sandbox)),
+            Some(Entry::Resuming(_, done)) => Resume::Resuming(done.clone()),
+            Some(Entry::Paused(_)) if *self.closing.borrow() => return Err(ApiError::ShuttingDown),
+            Some(Entry::Paused(paused)) => {
+                let paused = Arc::clone(paused);
+                let (sender, done) = watch::channel(());
+                table.insert(id.to_owned(), Entry::Resuming(Arc::clone(&paused), done));
+                Resume::Begun(paused, sender)
+            }
+            Some(Entry::Creating) | None => return Err(missing(id)),
+        })
+    }
+
     /// Resuming → Running or Paused. False if it has been killed meanwhile.
     pub(super) fn finish_resume(&self, paused: &Arc<Paused>, entry: Entry) -> bool {
         let mut table = self.table();
@@ -227,6 +246,18 @@ impl Registry {
     }
 }
 
+/// What whoever wants a sandbox to run finds.
+pub(super) enum Resume {
+    /// It does.
+    Running(Arc<Sandbox>),
+    /// It is being paused.
+    Pausing(Arc<Sandbox>),
+    /// Somebody else resumes it; the receiver ends when that is over.
+    Resuming(watch::Receiver<()>),
+    /// The caller is to resume it, and to drop the sender then.
+    Begun(Arc<Paused>, watch::Sender<()>),
+}
+
 /// A sandbox on its way to sleep; nobody else saves it.
 pub(super) struct Pausing {
     pub(super) sandbox: Arc<Sandbox>,
@@ -237,6 +268,36 @@ pub(super) struct Pausing {
 fn cut(sandbox: &Sandbox) {
     sandbox.gone.send_replace(true);
     sandbox.link.close();
+}
+
+/// The paused sandboxes that a vault has. What cannot be read is logged, and is not there for clients.
+pub(super) fn paused_ones(vault: &Vault) -> HashMap<String, Entry> {
+    let headers = vault.list(PREFIX).unwrap_or_else(|error| {
+        let error = chain(&error);
+        tracing::error!(
+            error,
+            "paused sandboxes are not there: the store cannot be listed"
+        );
+        Vec::new()
+    });
+    let mut table = HashMap::new();
+    for header in headers {
+        match Paused::decode(&header.record, &header.id, header.shape) {
+            Ok(paused) => {
+                let id = paused.facts.id.clone();
+                table.insert(id, Entry::Paused(Arc::new(paused)));
+            }
+            Err(error) => {
+                let error = chain(&error);
+                tracing::error!(snapshot = %header.id, error, "a paused sandbox is not there");
+            }
+        }
+    }
+    if !table.is_empty() {
+        tracing::info!(sandboxes = table.len(), "paused sandboxes found");
+    }
+    vault.sweep();
+    table
 }
 
 /// 404 for an id, shortened.

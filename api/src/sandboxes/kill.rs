@@ -10,9 +10,9 @@ use std::sync::Arc;
 /// background.
 ///
 /// # Errors
-/// [`ApiError::SandboxNotFound`].
+/// [`ApiError::SandboxNotFound`], [`ApiError::KillFailed`].
 pub async fn handle(app: &Arc<App>, id: &str) -> Result<Response<Body>, ApiError> {
-    if app.registry.kill(id).await {
+    if app.registry.kill(id).await? {
         return Ok(no_content());
     }
     Err(ApiError::SandboxNotFound(id.chars().take(64).collect()))

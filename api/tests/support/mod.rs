@@ -11,6 +11,7 @@ use api::config::{ClonesFile, File, LimitsFile, Overrides, Settings};
 use api::launcher::Launcher;
 use api::registry::Registry;
 use api::state::StateDir;
+use api::vault::Vault;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -80,14 +81,22 @@ impl Server {
 
     /// The same with copies as configured.
     pub(crate) async fn start_clones(mode: &str, limits: LimitsFile, clones: ClonesFile) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), mode, limits, clones).await
+    }
+
+    /// The same in a folder that may be another server's, which has stopped.
+    pub(crate) async fn start_in(
+        dir: tempfile::TempDir,
+        mode: &str,
+        limits: LimitsFile,
+        clones: ClonesFile,
+    ) -> Self {
         let vmm = dir.path().join(format!("fake-vmm-{mode}"));
-        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_fake-vmm"), &vmm).unwrap();
+        let _ = std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_fake-vmm"), &vmm);
         for (name, size) in [("base.ext4", 1 << 20), ("vmlinux", 4096)] {
-            std::fs::File::create(dir.path().join(name))
-                .unwrap()
-                .set_len(size)
-                .unwrap();
+            if let Ok(file) = std::fs::File::create_new(dir.path().join(name)) {
+                file.set_len(size).unwrap();
+            }
         }
         let without = ["silent", "refuse", "panic", "noagent"];
         let agent = if without.contains(&mode) {
@@ -112,7 +121,8 @@ impl Server {
             record_dir: state.machines().to_owned(),
             boot_timeout: settings.limits.boot_timeout,
         };
-        let registry = Registry::new(launcher, &settings);
+        let vault = Vault::open(state.snapshots(), state.layers()).unwrap();
+        let registry = Registry::new(launcher, vault, &settings);
         let app = App::new(settings, Arc::clone(&registry));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -134,9 +144,15 @@ impl Server {
     }
 
     /// Shuts the server down; true if nothing was left over.
-    pub(crate) async fn stop(mut self) -> bool {
+    pub(crate) async fn stop(self) -> bool {
+        self.close().await.1
+    }
+
+    /// Shuts the server down; its folder.
+    pub(crate) async fn close(mut self) -> (tempfile::TempDir, bool) {
         drop(self.stop.take());
-        (&mut self.done).await.unwrap()
+        let clean = (&mut self.done).await.unwrap();
+        (self.dir, clean)
     }
 
     /// A control-plane request with the key.

@@ -3,10 +3,12 @@
 use super::Context;
 use super::guest::{Bare, Then};
 use super::process::Process;
+use crate::engine::now_ns;
 use crate::record::Sample;
 use anyhow::{Result, ensure};
 use control::ExitReport;
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 
 /// From a kernel's entry.
 pub(super) fn boot(context: &Context) -> Result<Sample> {
@@ -114,4 +116,41 @@ fn cost(sample: &mut Sample, report: &ExitReport) {
     sample
         .values
         .extend(costs.map(|(name, value)| (name.into(), value)));
+}
+
+/// A clone that has dirtied its pages is saved; the layer must hold them.
+pub(super) fn save(context: &Context, bare: &Bare) -> Result<Sample> {
+    let mut process = Process::husk(&context.program, bare)?;
+    process.start()?;
+    let (said, _) = process.answer()?;
+    ensure!(
+        said == bare.value,
+        "the guest said {said:?}, not {:?}",
+        bare.value
+    );
+    process.started()?;
+    let (memory, state) = (scratch_file()?, scratch_file()?);
+    let asked_ns = now_ns();
+    let saved = process.save(&memory, &state)?;
+    let took_ns = now_ns() - asked_ns;
+    let report = process.stop()?;
+    bare.check_layer(memory.into())?;
+    let mut sample = Sample::new(
+        said,
+        &[
+            ("save_ns", took_ns),
+            ("park_ns", saved.park_ns),
+            ("write_ns", saved.write_ns),
+            ("pages", saved.memory_pages),
+        ],
+    );
+    cost(&mut sample, &report);
+    Ok(sample)
+}
+
+/// A file without a name where the service would have its data: on a disk, not in memory.
+fn scratch_file() -> Result<OwnedFd> {
+    use rustix::fs::{Mode, OFlags, open};
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    Ok(open(std::env::temp_dir(), flags, Mode::RUSR | Mode::WUSR)?)
 }

@@ -1,16 +1,18 @@
 //! The floor: what the VM process itself costs, with guests of a few instructions on this
 //! machine's own /dev/kvm. Real time, real kernel objects, no Linux in the guest.
 
+mod cycle;
 mod guest;
 mod life;
 mod process;
+mod wide;
 
 use crate::boot::say;
 use crate::definition::{self, Kind, Scenario};
 use crate::host;
 use crate::record::{Recorder, Sample};
 use anyhow::{Context as _, Result};
-use guest::{Then, Waiting};
+use guest::{Bare, Then, Waiting};
 use life::Pool;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,6 +34,9 @@ pub(crate) struct Args {
     /// Only scenarios with one of these names
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Lives of the scenarios that look for growth, instead of the definition's number
+    #[arg(long)]
+    cycles: Option<u64>,
     /// The commit that is measured, for the description of the run
     #[arg(long, default_value = "unknown")]
     commit: String,
@@ -41,6 +46,7 @@ pub(crate) struct Args {
 pub(crate) struct Context {
     program: PathBuf,
     waiting: Waiting,
+    cycles: Option<u64>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
@@ -55,6 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let context = Context {
         waiting: Waiting::save(&args.program).context("Making the bare guest's snapshot")?,
         program: args.program.clone(),
+        cycles: args.cycles,
     };
     let wanted = |s: &&Scenario| args.only.is_empty() || args.only.contains(&s.name);
     let scenarios: Vec<&Scenario> = definitions.scenario.iter().filter(wanted).collect();
@@ -81,8 +88,9 @@ fn run_group(context: &Context, group: &[&Scenario], recorder: &mut Recorder) ->
     for round in 0..rounds {
         for (scenario, runner) in &mut runners {
             if round < scenario.samples {
-                let sample = runner.sample(context);
-                recorder.keep(&scenario.name, ENGINE, sample)?;
+                for sample in runner.samples(context)? {
+                    recorder.keep(&scenario.name, ENGINE, sample)?;
+                }
             }
         }
         if round % 100 == 99 {
@@ -95,24 +103,52 @@ fn run_group(context: &Context, group: &[&Scenario], recorder: &mut Recorder) ->
 /// A scenario that stands ready to give samples.
 enum Runner {
     Boot,
-    Build(guest::Bare),
     Claim(Pool),
+    /// The rest needs nothing but a golden file.
+    Of(Kind, Bare),
 }
 
 impl Runner {
     fn prepare(context: &Context, kind: Kind) -> Result<Self> {
         Ok(match kind {
             Kind::Boot => Self::Boot,
-            Kind::Build => Self::Build(context.waiting.golden(0, Then::Wait)?),
             Kind::Claim { pool } => Self::Claim(Pool::fill(context, pool)?),
+            Kind::Save { pages } => Self::Of(kind, context.waiting.golden(pages, Then::Wait)?),
+            _ => Self::Of(kind, wide::golden(context)?),
         })
     }
 
-    fn sample(&mut self, context: &Context) -> Result<Sample> {
-        match self {
+    /// One round's samples.
+    fn samples(&mut self, context: &Context) -> Result<Vec<Result<Sample>>> {
+        let one = match self {
             Self::Boot => life::boot(context),
-            Self::Build(bare) => life::build(context, bare),
             Self::Claim(pool) => pool.claim(context),
-        }
+            Self::Of(kind, bare) => match *kind {
+                Kind::Boot | Kind::Claim { .. } => unreachable!("prepared otherwise"),
+                Kind::Build => life::build(context, bare),
+                Kind::Kill => wide::kill(context, bare),
+                Kind::Reap { count } => wide::reap(context, bare, count),
+                Kind::Husks { count } => wide::husks(context, bare, count),
+                Kind::Save { .. } => life::save(context, bare),
+                Kind::Closed { workers, seconds } => cycle::closed(context, bare, workers, seconds),
+                Kind::Growth { cycles, workers } => {
+                    let cycles = context.cycles.unwrap_or(cycles);
+                    cycle::growth(context, bare, workers, cycles)
+                }
+                Kind::Open {
+                    per_s,
+                    seconds,
+                    workers,
+                } => {
+                    let load = cycle::Load {
+                        per_s,
+                        seconds,
+                        workers,
+                    };
+                    return cycle::open(context, bare, load);
+                }
+            },
+        };
+        Ok(vec![one])
     }
 }

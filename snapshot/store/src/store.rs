@@ -117,6 +117,13 @@ impl Store {
         Ok((manifest, lease))
     }
 
+    /// A lease on blobs that the caller knows to be kept at this moment, by another lease or by a
+    /// manifest.
+    #[must_use]
+    pub fn lease(&self, blobs: &[BlobRef]) -> Lease {
+        self.leases.take(blobs.iter().map(|blob| blob.digest))
+    }
+
     fn read(&self, id: &SnapshotId) -> Result<Manifest, StoreError> {
         let path = self.manifests.join(id.as_str());
         let file = match File::open(&path) {

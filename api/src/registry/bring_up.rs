@@ -1,0 +1,263 @@
+//! From a creation that has been asked for to a machine that has taken its identity.
+
+use super::guard::ended_text;
+use super::table::Entry;
+use super::{NewSandbox, Registry};
+use crate::error::ApiError;
+use crate::image::{AgentLink, Image};
+use crate::launcher::{Begin, Launched, Plan, Timings};
+use crate::link::{Identity, Link};
+use crate::machine::Machine;
+use crate::name::Name;
+use crate::pool::{Husk, Pool};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+
+/// How often a copy is tried before the sandbox boots.
+const COPIES: usize = 2;
+/// How long the agent may take to accept its identity.
+const IDENTITY_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A machine with its identity, and the place in the table that waits for it.
+pub(super) struct Up<'a> {
+    pub(super) launched: Launched,
+    pub(super) mode: &'static str,
+    pub(super) _reservation: Reservation<'a>,
+}
+
+/// What a copy is made from.
+enum From {
+    /// A machine that was made ahead.
+    Husk(Husk),
+    /// Nothing yet: one is built on the spot.
+    Slot(OwnedSemaphorePermit, Arc<Image>),
+}
+
+/// Takes a `Creating` entry back when a creation fails or is dropped.
+pub(super) struct Reservation<'a> {
+    registry: &'a Registry,
+    id: String,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        let mut table = self.registry.table();
+        if matches!(table.get(&self.id), Some(Entry::Creating)) {
+            table.remove(&self.id);
+        }
+    }
+}
+
+impl Registry {
+    /// A machine that has taken its identity: a copy if the template can be copied, else one that
+    /// boots. A copy that fails costs time, not the creation: another one is tried, then a boot.
+    pub(super) async fn bring_up(
+        &self,
+        id: &str,
+        new: &NewSandbox,
+        env: &BTreeMap<String, String>,
+        timings: &mut Timings,
+    ) -> Result<Up<'_>, ApiError> {
+        if self.alive() >= self.max {
+            return Err(ApiError::TooManySandboxes { max: self.max });
+        }
+        let bound = self.launcher.boot_timeout;
+        let golden = match self.pools.of(&new.template) {
+            Some(pool) => pool.golden(bound).await.map(|golden| (pool, golden)),
+            None => None,
+        };
+        timings.step("wait");
+        if let Some((pool, golden)) = golden {
+            for _ in 0..COPIES {
+                match self.copy_of(id, pool, &golden, env, timings).await? {
+                    Some(up) => return Ok(up),
+                    None => timings.step("failed"),
+                }
+            }
+        }
+        if new.template.start_cmd.is_some() {
+            let why = "Its template has a start_cmd, which only copies have running, and there is \
+                       no machine to copy: the log says why";
+            return Err(ApiError::StartFailed(why.into()));
+        }
+        let slot = self.slot().await?;
+        let _reservation = self.reserve(id);
+        let launched = self.boot(id, new, slot, env, timings).await;
+        let launched = launched.map_err(|error| {
+            tracing::error!(
+                sandbox_id = id,
+                template = new.template.name,
+                error,
+                "not started"
+            );
+            ApiError::StartFailed(error)
+        })?;
+        let mode = "boot";
+        Ok(Up {
+            launched,
+            mode,
+            _reservation,
+        })
+    }
+
+    /// One attempt at a copy; `None`, and a word in the log, if it failed.
+    async fn copy_of(
+        &self,
+        id: &str,
+        pool: &Pool,
+        golden: &Arc<Image>,
+        env: &BTreeMap<String, String>,
+        timings: &mut Timings,
+    ) -> Result<Option<Up<'_>>, ApiError> {
+        let from = match pool.take() {
+            Some(husk) => From::Husk(husk),
+            None => From::Slot(self.slot().await?, Arc::clone(golden)),
+        };
+        let reservation = self.reserve(id);
+        match self.copy(id, pool, from, env, timings).await {
+            Ok(launched) => {
+                pool.claimed();
+                Ok(Some(Up {
+                    launched,
+                    mode: "clone",
+                    _reservation: reservation,
+                }))
+            }
+            Err(error) => {
+                tracing::warn!(
+                    sandbox_id = id,
+                    template = pool.template_name(),
+                    error,
+                    "copy failed"
+                );
+                pool.failed();
+                Ok(None)
+            }
+        }
+    }
+
+    /// Claims a husk, or builds one and claims that.
+    async fn copy(
+        &self,
+        id: &str,
+        pool: &Pool,
+        from: From,
+        env: &BTreeMap<String, String>,
+        timings: &mut Timings,
+    ) -> Result<Launched, String> {
+        let husk = match from {
+            From::Husk(husk) => husk,
+            From::Slot(slot, golden) => {
+                let built = pool.build(golden, slot, timings).await;
+                built.map_err(|error| error.to_string())?
+            }
+        };
+        let (mut machine, stream) = (husk.built.machine, husk.built.stream);
+        machine.name().give(id);
+        machine.start().await;
+        // The identity is on its way before the first instruction has run.
+        let last_stream = match husk.golden.link {
+            AgentLink::Kept { last_stream } => last_stream,
+            AgentLink::Broken => return Err("A golden machine's link is not kept".into()),
+        };
+        let link = Link::resume(stream, last_stream);
+        timings.step("claim");
+        self.take_identity(id, &mut machine, &link, env).await?;
+        timings.step("identity");
+        Ok(Launched {
+            machine,
+            link,
+            disk_size: husk.built.disk_size,
+            basis: Some(Arc::clone(&husk.golden.basis)),
+        })
+    }
+
+    async fn boot(
+        &self,
+        id: &str,
+        new: &NewSandbox,
+        slot: OwnedSemaphorePermit,
+        env: &BTreeMap<String, String>,
+        timings: &mut Timings,
+    ) -> Result<Launched, String> {
+        let plan = Plan {
+            name: Name::new(id),
+            template: new.template.clone(),
+            begin: Begin::Boot,
+            slot,
+        };
+        let launched = self.launcher.launch(plan, timings).await;
+        let mut launched = launched.map_err(|error| error.to_string())?;
+        let Launched { machine, link, .. } = &mut launched;
+        self.take_identity(id, machine, link, env).await?;
+        timings.step("identity");
+        Ok(launched)
+    }
+
+    /// Makes the machine this sandbox, or ends it.
+    pub(super) async fn take_identity(
+        &self,
+        id: &str,
+        machine: &mut Machine,
+        link: &Link,
+        env: &BTreeMap<String, String>,
+    ) -> Result<(), String> {
+        let generation = self.generation.fetch_add(1, Relaxed);
+        let taken = tokio::select! {
+            biased;
+            end = machine.ended() => Err(ended_text(id, end.as_deref())),
+            taken = identify(link, id, generation, env) => taken,
+        };
+        if taken.is_err() {
+            machine.give_up(id).await;
+        }
+        taken
+    }
+
+    fn reserve(&self, id: &str) -> Reservation<'_> {
+        self.table().insert(id.to_owned(), Entry::Creating);
+        Reservation {
+            registry: self,
+            id: id.to_owned(),
+        }
+    }
+}
+
+/// The wall clock.
+pub(super) fn since_1970() -> Duration {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+}
+
+/// Gives the guest its name, clock and entropy, and waits for its word that it has them.
+async fn identify(
+    link: &Link,
+    id: &str,
+    generation: u64,
+    env: &BTreeMap<String, String>,
+) -> Result<(), String> {
+    let mut entropy = [0; 32];
+    getrandom::fill(&mut entropy).map_err(|e| format!("The host gave no random bytes: {e}"))?;
+    let identity = Identity {
+        unix_ns: u64::try_from(since_1970().as_nanos()).unwrap_or(u64::MAX),
+        hostname: id.to_owned(),
+        generation,
+        entropy,
+        env: env.clone(),
+    };
+    match timeout(IDENTITY_TIMEOUT, link.set_identity(identity)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(format!(
+            "The guest agent did not accept its identity: {error}"
+        )),
+        Err(_) => Err(format!(
+            "The guest agent did not accept its identity within {} s",
+            IDENTITY_TIMEOUT.as_secs()
+        )),
+    }
+}

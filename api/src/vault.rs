@@ -1,0 +1,385 @@
+//! Images on the disk: what outlives this server, also when it crashes.
+//!
+//! Each image is a manifest in the store, with a record that says whose it is. The layers of a basis are
+//! stored once, however many images are over it. Everything here blocks: call it away from the runtime.
+
+use crate::image::{AgentLink, Basis, Image, Shape};
+use crate::launcher::files;
+use snapshot_format::{BaseImage, BlobRef, Digest, GuestShape, MANIFEST_VERSION, Manifest};
+use snapshot_memory::MemoryError;
+use snapshot_store::{Lease, SnapshotId, Store, StoreError};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// Most bytes of a record.
+const MAX_RECORD: u64 = 4 << 20;
+/// Bytes copied at a time.
+const CHUNK: usize = 1 << 20;
+
+/// Why an image could not be kept, or had back.
+#[derive(Debug, thiserror::Error)]
+pub enum VaultError {
+    /// The store, or a blob in it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file that is to be kept, or to be made.
+    #[error("{what}")]
+    File {
+        /// What was tried, a gerund and its object.
+        what: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Its memory could not be put together.
+    #[error("Its memory could not be put together")]
+    Memory(#[from] MemoryError),
+    /// The manifest or record is well-formed and wrong.
+    #[error("What is stored of it is not valid: {0}")]
+    Invalid(String),
+    /// The image under its disk is another one.
+    #[error(
+        "The image {name:?} under its disk has changed since: it had {wanted_size} bytes and was last \
+         changed at {wanted_ns} ns since 1970, now {found_size} bytes and {found_ns} ns"
+    )]
+    Base {
+        /// The template's name.
+        name: String,
+        /// Bytes then.
+        wanted_size: u64,
+        /// Last change then.
+        wanted_ns: u64,
+        /// Bytes now.
+        found_size: u64,
+        /// Last change now.
+        found_ns: u64,
+    },
+    /// The task that does it broke.
+    #[error("The work was given up")]
+    GivenUp,
+}
+
+/// Images on a disk.
+#[derive(Debug)]
+pub struct Vault {
+    store: Store,
+    /// Where private files are made.
+    layers: PathBuf,
+    /// Memories that are in use, by their layers.
+    bases: Mutex<HashMap<Vec<Digest>, Weak<Basis>>>,
+    /// Held while a memory is put together or stored, so that none is twice.
+    making: Mutex<()>,
+    sweeping: Mutex<()>,
+    swept: AtomicBool,
+}
+
+/// What is stored under a name, without the machine itself.
+#[derive(Debug)]
+pub struct Header {
+    /// Its name.
+    pub id: SnapshotId,
+    /// Its owner's words.
+    pub record: Vec<u8>,
+    /// The machine's size.
+    pub shape: Shape,
+}
+
+impl Vault {
+    /// Opens the store in `folder`, made if need be; files of its machines are made in `layers`.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open(folder: &Path, layers: &Path) -> Result<Self, VaultError> {
+        Ok(Self {
+            store: Store::open(folder)?,
+            layers: layers.to_owned(),
+            bases: Mutex::default(),
+            making: Mutex::default(),
+            sweeping: Mutex::default(),
+            swept: AtomicBool::new(false),
+        })
+    }
+
+    /// Keeps an image under a name, with its owner's record. It is on the disk when this returns.
+    /// What was there under this name is replaced.
+    ///
+    /// # Errors
+    /// When the disk refuses; then nothing is kept.
+    pub fn put(
+        &self,
+        id: &SnapshotId,
+        image: &Image,
+        base: &BaseImage,
+        record: &[u8],
+    ) -> Result<(), VaultError> {
+        if record.len() as u64 > MAX_RECORD {
+            let text = format!("a record of {} bytes is over {MAX_RECORD}", record.len());
+            return Err(VaultError::Invalid(text));
+        }
+        let (basis, _basis) = self.put_basis(&image.basis)?;
+        let mut leases = Vec::new();
+        let mut whole = |file: &File| -> Result<BlobRef, VaultError> {
+            let (blob, lease) = self.copy_in(file)?;
+            leases.push(lease);
+            Ok(blob)
+        };
+        let diff = image.diff.as_deref().map(&mut whole).transpose()?;
+        let machine = whole(&image.state)?;
+        let mut disk = self.store.write_blob()?;
+        snapshot_store::pack(&image.disk, image.shape.disk_size, &mut disk)?;
+        let (disk, _disk) = disk.finish()?;
+        let mut words = self.store.write_blob()?;
+        words.write_all(record).map_err(file("Writing a record"))?;
+        let (record, _record) = words.finish()?;
+        let manifest = Manifest {
+            manifest_version: MANIFEST_VERSION,
+            wire_version: wire::PROTOCOL_VERSION,
+            guest: GuestShape {
+                vcpus: image.shape.vcpus,
+                memory_mib: image.shape.memory_mib,
+                disk_size: image.shape.disk_size,
+            },
+            cpu: None,
+            machine,
+            memory: diff.into_iter().chain(basis).collect(),
+            disk: vec![disk],
+            base: base.clone(),
+            record: Some(record),
+        };
+        match self.store.publish(id, &manifest) {
+            Err(StoreError::Exists(_)) => {
+                self.store.remove(id)?;
+                Ok(self.store.publish(id, &manifest)?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// The layers of a basis in the store, written there if they are not yet.
+    fn put_basis(&self, basis: &Arc<Basis>) -> Result<(Vec<BlobRef>, Lease), VaultError> {
+        let _one = lock(&self.making);
+        if let Some(stored) = basis.stored() {
+            return Ok(stored);
+        }
+        let mut blobs = Vec::new();
+        // These keep them until all are there.
+        let mut leases = Vec::new();
+        for layer in basis.layers() {
+            let (blob, lease) = self.copy_in(layer)?;
+            blobs.push(blob);
+            leases.push(lease);
+        }
+        let lease = self.store.lease(&blobs);
+        basis.note_stored(blobs.clone(), lease.clone());
+        self.remember(&blobs, basis);
+        Ok((blobs, lease))
+    }
+
+    fn remember(&self, blobs: &[BlobRef], basis: &Arc<Basis>) {
+        let mut bases = lock(&self.bases);
+        bases.retain(|_, basis| basis.strong_count() > 0);
+        bases.insert(digests(blobs), Arc::downgrade(basis));
+    }
+
+    /// The whole of a file as a blob.
+    fn copy_in(&self, from: &File) -> Result<(BlobRef, Lease), VaultError> {
+        let mut blob = self.store.write_blob()?;
+        let (mut buffer, mut at) = (vec![0; CHUNK], 0);
+        loop {
+            let n = from
+                .read_at(&mut buffer, at)
+                .map_err(file("Reading what was saved"))?;
+            if n == 0 {
+                return Ok(blob.finish()?);
+            }
+            at += n as u64;
+            blob.write_all(&buffer[..n])
+                .map_err(file("Writing to the store"))?;
+        }
+    }
+
+    /// Has an image back, everything in it checked against its digest. `base` is the image under its
+    /// disk as it is now.
+    ///
+    /// # Errors
+    /// What is missing, damaged or changed.
+    pub fn get(&self, id: &SnapshotId, base: &BaseImage) -> Result<Image, VaultError> {
+        let (manifest, _lease) = self.store.load(id)?;
+        check_base(&manifest.base, base)?;
+        if manifest.wire_version != wire::PROTOCOL_VERSION {
+            return Err(VaultError::Invalid(format!(
+                "its agent speaks wire version {}, this server {}",
+                manifest.wire_version,
+                wire::PROTOCOL_VERSION
+            )));
+        }
+        let shape = shape(&manifest);
+        let (diff, layers) = match manifest.memory.as_slice() {
+            [diff, layers @ ..] if !layers.is_empty() => (Some(diff), layers),
+            all => (None, all),
+        };
+        let checked = |blob: &BlobRef| -> Result<Arc<File>, VaultError> {
+            self.store.verify_blob(blob)?;
+            Ok(Arc::new(self.store.open_blob(blob)?))
+        };
+        let [disk] = manifest.disk.as_slice() else {
+            let count = manifest.disk.len();
+            return Err(VaultError::Invalid(format!("{count} disk layers, not 1")));
+        };
+        let flat = files::unnamed(&self.layers).map_err(file("Making a disk layer"))?;
+        let flat = File::from(flat);
+        snapshot_store::unpack(&*checked(disk)?, shape.disk_size, &flat)?;
+        Ok(Image {
+            diff: diff.map(checked).transpose()?,
+            state: checked(&manifest.machine)?,
+            basis: self.basis(shape, layers, checked)?,
+            disk: Arc::new(flat),
+            shape,
+            link: AgentLink::Broken,
+        })
+    }
+
+    /// The memory that these layers make: one that is in use, or a new one.
+    fn basis(
+        &self,
+        shape: Shape,
+        layers: &[BlobRef],
+        checked: impl Fn(&BlobRef) -> Result<Arc<File>, VaultError>,
+    ) -> Result<Arc<Basis>, VaultError> {
+        let _one = lock(&self.making);
+        let known = lock(&self.bases).get(&digests(layers)).cloned();
+        if let Some(basis) = known.and_then(|basis| basis.upgrade()) {
+            return Ok(basis);
+        }
+        let files = layers.iter().map(checked).collect::<Result<Vec<_>, _>>()?;
+        let basis = Arc::new(Basis::flatten(shape.pages(), files)?);
+        basis.note_stored(layers.to_vec(), self.store.lease(layers));
+        self.remember(layers, &basis);
+        Ok(basis)
+    }
+
+    /// What is stored under names that begin with `prefix`; what cannot be read is logged and left
+    /// alone.
+    ///
+    /// # Errors
+    /// When the store cannot be listed.
+    pub fn list(&self, prefix: &str) -> Result<Vec<Header>, VaultError> {
+        let mut all = Vec::new();
+        for id in self.store.list()? {
+            if !id.as_str().starts_with(prefix) {
+                continue;
+            }
+            match self.header(&id) {
+                Ok(header) => all.push(header),
+                Err(error) => {
+                    let error = crate::error::chain(&error);
+                    tracing::error!(snapshot = %id, error, "a stored machine cannot be read");
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    fn header(&self, id: &SnapshotId) -> Result<Header, VaultError> {
+        let (manifest, _lease) = self.store.load(id)?;
+        let none = || VaultError::Invalid("it has no record".into());
+        let blob = manifest.record.as_ref().ok_or_else(none)?;
+        if blob.size > MAX_RECORD {
+            let text = format!("a record of {} bytes is over {MAX_RECORD}", blob.size);
+            return Err(VaultError::Invalid(text));
+        }
+        self.store.verify_blob(blob)?;
+        let mut record = Vec::new();
+        let from = self.store.open_blob(blob)?.take(MAX_RECORD);
+        let mut from = from;
+        from.read_to_end(&mut record)
+            .map_err(file("Reading a record"))?;
+        Ok(Header {
+            id: id.clone(),
+            record,
+            shape: shape(&manifest),
+        })
+    }
+
+    /// Forgets what is under this name, if there is anything.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn remove(&self, id: &SnapshotId) -> Result<(), VaultError> {
+        match self.store.remove(id) {
+            Err(StoreError::NoSnapshot(_)) | Ok(()) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes the blobs that nobody needs any more. Calls that come while one runs are served by
+    /// it, or by one more run.
+    pub fn sweep(&self) {
+        self.swept.store(false, SeqCst);
+        let _one = lock(&self.sweeping);
+        if self.swept.swap(true, SeqCst) {
+            return;
+        }
+        match self.store.collect() {
+            Ok(collected) => tracing::debug!(?collected, "store swept"),
+            Err(error) => {
+                let error = crate::error::chain(&error);
+                tracing::error!(error, "the store was not swept: it grows");
+            }
+        }
+    }
+}
+
+/// How an image file looks now.
+///
+/// # Errors
+/// When it cannot be looked at.
+pub fn look(name: &str, path: &Path) -> Result<BaseImage, VaultError> {
+    use std::os::unix::fs::MetadataExt;
+    let meta = std::fs::metadata(path).map_err(file("Looking at the image under its disk"))?;
+    let seconds = u64::try_from(meta.mtime()).unwrap_or(0);
+    let rest = u64::try_from(meta.mtime_nsec()).unwrap_or(0);
+    Ok(BaseImage {
+        name: name.to_owned(),
+        size: meta.len(),
+        modified_ns: seconds.saturating_mul(1_000_000_000).saturating_add(rest),
+    })
+}
+
+fn check_base(wanted: &BaseImage, found: &BaseImage) -> Result<(), VaultError> {
+    if wanted == found {
+        return Ok(());
+    }
+    Err(VaultError::Base {
+        name: wanted.name.clone(),
+        wanted_size: wanted.size,
+        wanted_ns: wanted.modified_ns,
+        found_size: found.size,
+        found_ns: found.modified_ns,
+    })
+}
+
+fn shape(manifest: &Manifest) -> Shape {
+    Shape {
+        vcpus: manifest.guest.vcpus,
+        memory_mib: manifest.guest.memory_mib,
+        disk_size: manifest.guest.disk_size,
+    }
+}
+
+fn digests(blobs: &[BlobRef]) -> Vec<Digest> {
+    blobs.iter().map(|blob| blob.digest).collect()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that is behind these locks is left half-done by a panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn file(what: &'static str) -> impl FnOnce(std::io::Error) -> VaultError {
+    move |source| VaultError::File { what, source }
+}

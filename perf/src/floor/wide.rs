@@ -1,0 +1,119 @@
+//! Many machines at once: how fast they are gone, and what they take while they stand.
+
+use super::Context;
+use super::guest::{Bare, Then};
+use super::process::Process;
+use crate::engine::now_ns;
+use crate::host;
+use crate::record::Sample;
+use anyhow::{Result, ensure};
+use std::time::Duration;
+
+/// How long the kernel gets to settle its accounts of memory.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// A machine that ran is killed: until nothing is left of it.
+pub(super) fn kill(context: &Context, bare: &Bare) -> Result<Sample> {
+    let mut process = running(context, bare)?;
+    let asked_ns = now_ns();
+    process.kill()?;
+    let killed_ns = now_ns();
+    process.reap()?;
+    Ok(Sample::new(
+        &*bare.value,
+        &[
+            ("kill_ns", killed_ns - asked_ns),
+            ("reaped_ns", now_ns() - asked_ns),
+        ],
+    ))
+}
+
+/// So many machines that ran are killed together: until nothing is left of any.
+pub(super) fn reap(context: &Context, bare: &Bare, count: u32) -> Result<Sample> {
+    let mut machines = (0..count)
+        .map(|_| running(context, bare))
+        .collect::<Result<Vec<_>>>()?;
+    let cpu_before = host::children_cpu_ns()?;
+    let began_ns = now_ns();
+    machines.iter_mut().try_for_each(Process::kill)?;
+    let killed_ns = now_ns();
+    machines.into_iter().try_for_each(Process::reap)?;
+    let took_ns = now_ns() - began_ns;
+    Ok(Sample::new(
+        &*bare.value,
+        &[
+            ("reaped_per_s", per_s(count.into(), took_ns)),
+            ("kill_all_ns", killed_ns - began_ns),
+            ("reap_all_ns", took_ns),
+            ("children_cpu_ns", host::children_cpu_ns()? - cpu_before),
+        ],
+    ))
+}
+
+/// So many husks stand at once: what each takes. Each is then let go and must answer.
+pub(super) fn husks(context: &Context, bare: &Bare, count: u32) -> Result<Sample> {
+    // The first brings programs and tables into memory that all share.
+    let first = Process::husk(&context.program, bare)?;
+    std::thread::sleep(SETTLE);
+    let empty = host::available_kib()?;
+    let mut husks = (0..count)
+        .map(|_| Process::husk(&context.program, bare))
+        .collect::<Result<Vec<_>>>()?;
+    std::thread::sleep(SETTLE);
+    let taken = empty.saturating_sub(host::available_kib()?);
+    let private = husks
+        .iter()
+        .map(|h| host::private_kib(h.pid()))
+        .collect::<Result<Vec<_>>>()?;
+    for husk in &mut husks {
+        answer(husk, bare)?;
+    }
+    std::thread::sleep(SETTLE);
+    let ran = empty.saturating_sub(host::available_kib()?);
+    drop(first);
+    Ok(Sample::new(
+        &*bare.value,
+        &[
+            ("husks", count.into()),
+            ("available_kib", taken / u64::from(count.max(1))),
+            ("private_kib", private.iter().copied().max().unwrap_or(0)),
+            ("ran_available_kib", ran / u64::from(count.max(1))),
+        ],
+    ))
+}
+
+/// A machine whose guest has written its value and sleeps.
+fn running(context: &Context, bare: &Bare) -> Result<Process> {
+    let mut process = Process::husk(&context.program, bare)?;
+    answer(&mut process, bare)?;
+    Ok(process)
+}
+
+fn answer(process: &mut Process, bare: &Bare) -> Result<()> {
+    process.start()?;
+    let (said, _) = process.answer()?;
+    ensure!(
+        said == bare.value,
+        "the guest said {said:?}, not {:?}",
+        bare.value
+    );
+    Ok(())
+}
+
+/// One whole life: built, let go, answered, killed, reaped.
+pub(super) fn life(context: &Context, bare: &Bare) -> Result<()> {
+    let mut process = running(context, bare)?;
+    process.kill()?;
+    process.reap()
+}
+
+/// A golden file for machines that live on after their answer.
+pub(super) fn golden(context: &Context) -> Result<Bare> {
+    context.waiting.golden(0, Then::Wait)
+}
+
+/// How many a second that makes.
+pub(super) fn per_s(count: u64, took_ns: u64) -> u64 {
+    let scaled = u128::from(count) * 1_000_000_000 / u128::from(took_ns.max(1));
+    u64::try_from(scaled).unwrap_or(u64::MAX)
+}
