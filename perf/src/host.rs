@@ -140,26 +140,27 @@ pub(crate) struct Left {
 impl Left {
     /// Looks.
     pub(crate) fn now() -> Result<Self> {
-        const SESSION: usize = 3;
-        let mine = stat_fields("self")?.get(SESSION).cloned();
-        let pids = fs::read_dir("/proc")?
-            .flatten()
-            .filter_map(|e| e.file_name().into_string().ok());
-        let numbers = pids.filter(|name| name.bytes().all(|b| b.is_ascii_digit()));
-        let session = |pid: String| stat_fields(&pid).ok()?.get(SESSION).cloned();
-        let processes = numbers
-            .filter_map(session)
-            .filter(|s| Some(s) == mine.as_ref())
-            .count();
         let room = rustix::fs::statvfs(std::env::temp_dir())?;
         Ok(Self {
-            processes: u64::try_from(processes)?,
+            processes: u64::try_from(session()?.len())?,
             descriptors: u64::try_from(fs::read_dir("/proc/self/fd")?.count())?,
             own_kib: private_kib(std::process::id())?,
             available_kib: available_kib()?,
             disk_kib: room.f_bavail * room.f_frsize / 1024,
         })
     }
+}
+
+/// The processes of this session.
+fn session() -> Result<Vec<String>> {
+    const SESSION: usize = 3;
+    let mine = stat_fields("self")?.get(SESSION).cloned();
+    let pids = fs::read_dir("/proc")?
+        .flatten()
+        .filter_map(|e| e.file_name().into_string().ok());
+    let numbers = pids.filter(|name| name.bytes().all(|b| b.is_ascii_digit()));
+    let session = |pid: &String| stat_fields(pid).ok()?.get(SESSION).cloned();
+    Ok(numbers.filter(|pid| session(pid) == mine).collect())
 }
 
 #[cfg(test)]
@@ -181,17 +182,14 @@ mod test {
 
     #[test]
     fn a_child_that_is_there_is_seen() {
-        let before = Left::now().unwrap();
         let mut child = Command::new("/bin/sleep").arg("60").spawn().unwrap();
-        let file = fs::File::open("/dev/null").unwrap();
-        let with = Left::now().unwrap();
+        let with = session().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
-        drop(file);
-        assert!(
-            with.processes > before.processes,
-            "{with:?}, before {before:?}"
-        );
-        assert!(with.descriptors > before.descriptors);
+        let after = session().unwrap();
+        let pid = child.id().to_string();
+        assert!(with.contains(&pid), "{pid} is not in {with:?}");
+        assert!(!after.contains(&pid), "{pid} is in {after:?}");
+        assert!(Left::now().unwrap().descriptors > 0);
     }
 }
