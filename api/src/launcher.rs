@@ -70,6 +70,18 @@ pub enum Begin {
     Boot,
     /// A copy of a machine that was saved.
     Image(Arc<Image>),
+    /// The template's kernel, and the disk of a machine that was saved.
+    Files(Arc<Image>),
+}
+
+impl Begin {
+    /// What the machine's disk and size are of; `None`: the template.
+    fn image(&self) -> Option<&Arc<Image>> {
+        match self {
+            Self::Boot => None,
+            Self::Image(image) | Self::Files(image) => Some(image),
+        }
+    }
 }
 
 /// A process that has been told what to build.
@@ -140,8 +152,8 @@ impl Launcher {
     pub async fn launch(&self, plan: Plan, timings: &mut Timings) -> Result<Launched, LaunchError> {
         let name = plan.name.clone();
         let basis = match &plan.begin {
-            Begin::Boot => None,
             Begin::Image(image) => Some(Arc::clone(&image.basis)),
+            Begin::Boot | Begin::Files(_) => None,
         };
         let built = self.build(plan, timings).await?;
         let (mut machine, disk_size) = (built.machine, built.disk_size);
@@ -259,15 +271,23 @@ impl Launcher {
             layer: Some(fds.push(layer)),
             size: boot_size,
         };
+        let (mut vcpus, mut memory_mib) = (t.cpu_count, t.memory_mb);
+        if let Some(image) = plan.begin.image() {
+            disk.parent = Some(fds.push(reopen("disk layer", &image.disk)?));
+            disk.size = image.shape.disk_size;
+            (vcpus, memory_mib) = (image.shape.vcpus, image.shape.memory_mib);
+        }
         let origin = match &plan.begin {
-            Begin::Boot => Origin::Boot {
+            Begin::Boot | Begin::Files(_) => Origin::Boot {
                 kernel: fds.push(open("kernel", &t.kernel)?),
                 agent: fds.push(open("guest agent", &self.agent)?),
                 cmdline_extra: t.cmdline_extra.clone(),
+                disks: match plan.begin.image() {
+                    Some(image) => Some(fds.push(reopen("state", &image.state)?)),
+                    None => None,
+                },
             },
             Begin::Image(image) => {
-                disk.parent = Some(fds.push(reopen("disk layer", &image.disk)?));
-                disk.size = image.shape.disk_size;
                 let diff = image.diff.as_ref();
                 let diff = diff.map(|diff| reopen("memory layer", diff)).transpose()?;
                 Origin::Snapshot {
@@ -280,10 +300,6 @@ impl Launcher {
                     },
                 }
             }
-        };
-        let (vcpus, memory_mib) = match &plan.begin {
-            Begin::Boot => (t.cpu_count, t.memory_mb),
-            Begin::Image(image) => (image.shape.vcpus, image.shape.memory_mib),
         };
         Ok(VmSpec {
             sandbox_id: plan.name.own().to_owned(),

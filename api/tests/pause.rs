@@ -145,6 +145,21 @@ async fn a_paused_sandbox_outlives_the_server() {
 }
 
 #[tokio::test]
+async fn without_its_memory_it_boots() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let server = Server::start().await;
+    let made = server.create(json!({})).await;
+    let id = made.id();
+    let paused = post(&server, &id, "pause", json!({ "memory": false })).await;
+    assert_eq!(paused.status, 204, "{paused:?}");
+    let detail = server.get(&id).await.json();
+    assert_eq!(detail["pauseMode"], json!("filesystem"), "{detail}");
+    assert_eq!(connect(&server, &id).await.json(), made.json());
+    works(&server, &id).await;
+    assert!(server.stop().await);
+}
+
+#[tokio::test]
 async fn what_is_damaged_or_does_not_fit_stays_paused_and_says_why() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let server = Server::start().await;

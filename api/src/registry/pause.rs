@@ -250,10 +250,14 @@ impl Registry {
         let image = self.in_vault(move |vault| vault.get(&stored, &vault::look(&name, &path)?));
         let image = image.await.map_err(|error| failed(chain(&error)))?;
         timings.step("load");
+        let image = Arc::new(image);
         let plan = Plan {
             name: Name::new(&facts.id),
             template: template.clone(),
-            begin: Begin::Image(Arc::new(image)),
+            begin: match paused.kept {
+                Kept::Memory => Begin::Image(image),
+                Kept::Files => Begin::Files(image),
+            },
             slot,
         };
         let launched = self.launcher.launch(plan, timings).await;
@@ -263,8 +267,10 @@ impl Registry {
         identity.await.map_err(failed)?;
         timings.step("identity");
         let (sandbox, machine) = embody(Arc::clone(facts), launched, time);
-        sandbox.processes.resume(&sandbox, &paused.processes).await;
-        timings.step("processes");
+        if paused.kept == Kept::Memory {
+            sandbox.processes.resume(&sandbox, &paused.processes).await;
+            timings.step("processes");
+        }
         Ok((sandbox, machine))
     }
 

@@ -64,6 +64,9 @@ pub enum Origin {
         agent: FdIndex,
         /// Added to the kernel command line that the VM process composes.
         cmdline_extra: String,
+        /// The section file of another machine with the same disks: it says which blocks the
+        /// disks' parents hold. `None`: they have no parents.
+        disks: Option<FdIndex>,
     },
     /// Where another machine of the same shape was saved.
     Snapshot {
@@ -117,8 +120,8 @@ pub struct Saved {
 pub struct DiskSpec {
     /// The shared image, open for reading; never written.
     pub base: FdIndex,
-    /// The flat layer of the snapshot, open for reading; never written. Only with
-    /// [`Origin::Snapshot`], whose section file says which blocks it holds.
+    /// The flat layer of a saved machine's disk, open for reading; never written. The section file
+    /// in the [`Origin`] says which blocks it holds.
     pub parent: Option<FdIndex>,
     /// The private layer that takes writes: an empty file, open for reading and writing. `None`
     /// makes the disk read-only.
@@ -199,7 +202,12 @@ impl VmSpec {
     fn check_fds(&self, count: usize) -> Result<(), SpecError> {
         let mut used = [false; u8::MAX as usize + 1];
         let origin = match self.origin {
-            Origin::Boot { kernel, agent, .. } => [Some(kernel), Some(agent), None],
+            Origin::Boot {
+                kernel,
+                agent,
+                disks,
+                ..
+            } => [Some(kernel), Some(agent), disks],
             Origin::Snapshot {
                 memory,
                 state,
@@ -332,6 +340,7 @@ mod test {
                 kernel: 0,
                 agent: 1,
                 cmdline_extra: String::new(),
+                disks: None,
             },
             link: 2,
             disks: vec![DiskSpec {

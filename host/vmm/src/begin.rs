@@ -67,9 +67,14 @@ impl Fresh<'_> {
                 kernel,
                 agent,
                 cmdline_extra,
+                disks,
             } => {
                 let programs = (fds.take(*kernel)?, fds.take(*agent)?);
                 self.boot(spec, cmdline_extra, programs)?;
+                if let Some(disks) = disks {
+                    let state = State::read(&File::from(fds.take(*disks)?))?;
+                    self.event_loop.load_disks(&state.devices)?;
+                }
                 Ok(None)
             }
             Origin::Snapshot {

@@ -126,6 +126,7 @@ fn configure(options: &Options, link: OwnedFd) -> Result<(VmSpec, Vec<OwnedFd>)>
             kernel: 0,
             agent: 1,
             cmdline_extra: options.cmdline.clone(),
+            disks: None,
         },
         link: 2,
         disks,

@@ -206,6 +206,7 @@ fn configure(guest: &Guest, control: &OwnedFd, link: UnixStream) -> Result<()> {
             kernel: 0,
             agent: 1,
             cmdline_extra: String::new(),
+            disks: None,
         },
         link: 2,
         disks: vec![DiskSpec {

@@ -39,6 +39,7 @@ impl Process {
             kernel: 0,
             agent: 1,
             cmdline_extra: String::new(),
+            disks: None,
         };
         Self::build(program, origin, fds.each_ref().map(AsFd::as_fd))
     }

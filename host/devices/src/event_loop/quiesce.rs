@@ -11,7 +11,9 @@
 use super::{EventLoop, Host, LoopControl, LoopError, Slot, SlotState, queue};
 use crate::device::{Context, Next};
 use crate::mmio::Loaded;
-use crate::state::{Invalid, LinkAfter, LoadError, SaveError, SavedDevices, SlotV1, decode};
+use crate::state::{
+    DeviceV1, Invalid, LinkAfter, LoadError, SaveError, SavedDevices, SlotV1, decode,
+};
 use std::mem;
 use std::time::{Duration, Instant};
 use virtio_queue::QueueState;
@@ -115,16 +117,42 @@ impl EventLoop {
     /// # Errors
     /// [`LoadError`]; the loop must not be run then.
     pub fn load(&mut self, devices: &[Vec<u8>], link: LinkAfter) -> Result<(), LoadError> {
+        self.begin_load(devices.len())?;
+        for (index, bytes) in devices.iter().enumerate() {
+            self.load_slot(index, bytes, link)?;
+        }
+        Ok(())
+    }
+
+    /// Takes over only what disks' parents hold, for a machine that boots. As [`EventLoop::load`] in
+    /// all else.
+    ///
+    /// # Errors
+    /// [`LoadError`]; the loop must not be run then.
+    pub fn load_disks(&mut self, devices: &[Vec<u8>]) -> Result<(), LoadError> {
+        self.begin_load(devices.len())?;
+        for (index, bytes) in devices.iter().enumerate() {
+            let device = self.name(index);
+            let saved: SlotV1 = decode(bytes, &device)?;
+            let Some(slot) = self.slots.get_mut(index) else {
+                break;
+            };
+            if matches!(saved.device, DeviceV1::Block(_)) {
+                let loaded = slot.device.load(saved.device, false, LinkAfter::Broken);
+                loaded.map_err(|invalid| invalid.of(device))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_load(&mut self, saved: usize) -> Result<(), LoadError> {
         if self.started || self.loaded {
             return Err(LoadError::Late);
         }
         self.loaded = true;
-        let (saved, present) = (devices.len(), self.slots.len());
+        let present = self.slots.len();
         if saved != present {
             return Err(LoadError::Count { saved, present });
-        }
-        for (index, bytes) in devices.iter().enumerate() {
-            self.load_slot(index, bytes, link)?;
         }
         Ok(())
     }

@@ -95,6 +95,7 @@ pub(crate) fn spec(vcpus: u8) -> VmSpec {
             kernel: 0,
             agent: 1,
             cmdline_extra: String::new(),
+            disks: None,
         },
         link: 2,
         disks: vec![],
