@@ -6,7 +6,7 @@ use crate::linger::Lingering;
 use crate::registry::{Door, Registry};
 use crate::route::{self, ENVD_PORT, Route, Target};
 use crate::sandbox::Sandbox;
-use crate::sandboxes::{connect, create, get, kill, list, metrics, pause, timeout};
+use crate::sandboxes::{branch, connect, create, get, kill, list, metrics, pause, timeout};
 use crate::{Body, BodyError, body, envd, templates};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -96,6 +96,11 @@ impl App {
             Route::Connect(id, version) => connect::handle(self, &id, version, request).await,
             Route::Pause(id) => pause::handle(self, &id, request).await,
             Route::Resume(id) => connect::resume(self, &id, request).await,
+            Route::Fork(id) => branch::fork(self, &id, request).await,
+            Route::Reset(id) => branch::reset(self, &id).await,
+            Route::Snapshot(id) => branch::snapshot(self, &id, request).await,
+            Route::Snapshots => branch::snapshots(self, request.uri().query()),
+            Route::DeleteTemplate(name) => branch::delete(self, &name).await,
             Route::Metrics(id) => metrics::of_one(self, &id, request.uri().query()).await,
             Route::Logs(id, version) => get::logs(self, &id, version),
             Route::Templates => Ok(templates::list(self)),

@@ -2,6 +2,7 @@
 
 use crate::envd::KeptProcess;
 use crate::image::Shape;
+use crate::registry::Start;
 use crate::route;
 use crate::sandbox::{Facts, Kept, Lifecycle, OnTimeout, Origin};
 use jiff::Timestamp;
@@ -31,6 +32,8 @@ pub struct Paused {
     pub kept: Kept,
     /// The processes that clients had started.
     pub processes: Vec<KeptProcess>,
+    /// Where it went on first, if that is known still.
+    pub start: Option<Arc<Start>>,
 }
 
 /// Why a record is refused.
@@ -64,10 +67,12 @@ struct SandboxRecordV1 {
     version: u32,
     id: String,
     template_id: String,
+    base: String,
     alias: Option<String>,
     cpu_count: u8,
     memory_mb: u32,
     disk_size_mb: u64,
+    forked: bool,
     metadata: BTreeMap<String, String>,
     env: BTreeMap<String, String>,
     access_token: Option<String>,
@@ -126,10 +131,12 @@ impl Paused {
             version: VERSION,
             id: id.clone(),
             template_id: origin.template_id.clone(),
+            base: origin.base.clone(),
             alias: origin.alias.clone(),
             cpu_count: origin.cpu_count,
             memory_mb: origin.memory_mb,
             disk_size_mb: origin.disk_size_mb,
+            forked: origin.forked,
             metadata: metadata.clone(),
             env: env.clone(),
             access_token: access_token.clone(),
@@ -174,10 +181,12 @@ impl Paused {
             id: record.id,
             origin: Origin {
                 template_id: record.template_id,
+                base: record.base,
                 alias: record.alias,
                 cpu_count: record.cpu_count,
                 memory_mb: record.memory_mb,
                 disk_size_mb: record.disk_size_mb,
+                forked: record.forked,
             },
             metadata: record.metadata,
             env: record.env,
@@ -199,6 +208,7 @@ impl Paused {
                 KeptV1::Files => Kept::Files,
             },
             processes: record.processes,
+            start: None,
         })
     }
 }
@@ -219,6 +229,7 @@ impl SandboxRecordV1 {
         }
         let texts = [
             ("template", Some(&self.template_id)),
+            ("base", Some(&self.base)),
             ("alias", self.alias.as_ref()),
             ("user", Some(&self.default_user)),
             ("working directory", self.default_workdir.as_ref()),

@@ -10,10 +10,14 @@
 //! what really exists. Machines that wait for a sandbox ([`crate::pool`]) count as well.
 
 mod bring_up;
+mod fork;
 mod guard;
 mod pause;
+mod snapshot;
 mod table;
 
+pub use bring_up::Start;
+pub use snapshot::Snapshot;
 pub use table::{Door, Seen};
 
 use crate::config::{Settings, Template};
@@ -34,8 +38,9 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 
-use bring_up::{Up, since_1970};
+use bring_up::{From, Up, since_1970};
 use guard::guard;
+use snapshot::Snapshots;
 use table::{Entry, paused_ones};
 
 /// How long a creation waits for a slot that an ended sandbox is about to give back.
@@ -53,6 +58,8 @@ pub struct NewSandbox {
     pub env: BTreeMap<String, String>,
     /// Whether the data plane asks for a token.
     pub secure: bool,
+    /// Where it goes on; `None`: at its template's beginning.
+    pub start: Option<Arc<Start>>,
 }
 
 /// Why a sandbox ended, for the log.
@@ -81,6 +88,7 @@ pub struct Registry {
     /// How the templates' images looked when the server started.
     bases: BTreeMap<String, BaseImage>,
     vault: Arc<Vault>,
+    snapshots: Snapshots,
     /// The next sandbox's generation.
     generation: AtomicU64,
     closing: watch::Sender<bool>,
@@ -104,6 +112,7 @@ impl Registry {
             pools,
             templates: settings.templates.clone(),
             bases: settings.templates.values().filter_map(base).collect(),
+            snapshots: Snapshots::new(&vault),
             vault: Arc::new(vault),
             // Seconds above a count: no number comes again after a restart.
             generation: AtomicU64::new(since_1970().as_secs() << 24),
@@ -141,20 +150,20 @@ impl Registry {
             .then(ids::token)
             .transpose()
             .map_err(no_entropy)?;
-        let env = environment(&id, &new);
-        let Up {
-            launched,
-            mode,
-            _reservation,
-        } = self.bring_up(&id, &new, &env, timings).await?;
+        let shown = new.start.as_ref().map(|start| &start.origin);
+        let shown = shown.map_or_else(|| Origin::of(&new.template), Clone::clone);
+        let env = environment(&id, &shown.template_id, new.env);
+        let _reservation = self.reserve(&id)?;
+        let from = From {
+            template: &new.template,
+            start: new.start.as_deref(),
+        };
+        let Up { launched, mode } = self.bring_up(&id, from, &env, timings).await?;
         let facts = Facts {
             id: id.clone(),
             origin: Origin {
-                template_id: new.template.name.clone(),
-                alias: new.template.aliases.first().cloned(),
-                cpu_count: new.template.cpu_count,
-                memory_mb: new.template.memory_mb,
                 disk_size_mb: launched.disk_size >> 20,
+                ..shown
             },
             metadata: new.metadata,
             env,
@@ -165,7 +174,12 @@ impl Registry {
             lifecycle: new.lifecycle,
         };
         let timeout = facts.lifecycle.timeout;
-        let (sandbox, machine) = embody(Arc::new(facts), launched, timeout);
+        let deadline = Deadline::after(timeout);
+        let (sandbox, machine) = embody(Arc::new(facts), launched, deadline, new.start);
+        if let Some(start) = &sandbox.body.start {
+            sandbox.processes.resume(&sandbox, &start.processes).await;
+            timings.step("processes");
+        }
         let name = machine.name().clone();
         self.publish(&sandbox, machine)?;
         tracing::info!(
@@ -179,13 +193,21 @@ impl Registry {
         Ok(sandbox)
     }
 
+    /// The template whose kernel and image a sandbox has.
+    fn template_of(&self, origin: &Origin) -> Result<Template, ApiError> {
+        let name = &origin.base;
+        self.templates.get(name).cloned().ok_or_else(|| {
+            ApiError::ResumeFailed(format!("Its template {name:?} is not configured any more"))
+        })
+    }
+
     /// A slot, at once or as soon as an ended sandbox or a husk gives one back.
     async fn slot(&self) -> Result<OwnedSemaphorePermit, ApiError> {
         let full = || ApiError::TooManySandboxes { max: self.max };
         if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
             return Ok(slot);
         }
-        if self.alive() >= self.max {
+        if self.alive() > self.max {
             return Err(full());
         }
         self.pools.make_room();
@@ -235,7 +257,12 @@ impl Registry {
 }
 
 /// A sandbox out of its facts and a machine that has taken its identity.
-fn embody(facts: Arc<Facts>, launched: Launched, timeout: Duration) -> (Arc<Sandbox>, Machine) {
+fn embody(
+    facts: Arc<Facts>,
+    launched: Launched,
+    deadline: Deadline,
+    start: Option<Arc<Start>>,
+) -> (Arc<Sandbox>, Machine) {
     let Launched {
         machine,
         link,
@@ -251,12 +278,13 @@ fn embody(facts: Arc<Facts>, launched: Launched, timeout: Duration) -> (Arc<Sand
         facts,
         link,
         processes: crate::envd::Processes::default(),
-        deadline: watch::Sender::new(Deadline::after(timeout)),
+        deadline: watch::Sender::new(deadline),
         gone: watch::Sender::new(false),
         body: MachineBody {
             hand: machine.hand(),
             shape,
             basis,
+            start,
             saving: Arc::default(),
         },
     };
@@ -264,16 +292,20 @@ fn embody(facts: Arc<Facts>, launched: Launched, timeout: Duration) -> (Arc<Sand
 }
 
 /// What every process starts with: who and where it is, then what the creator asked for.
-fn environment(id: &str, new: &NewSandbox) -> BTreeMap<String, String> {
+fn environment(
+    id: &str,
+    template: &str,
+    asked: BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
     let own = [
         ("E2B_SANDBOX", "true"),
         ("E2B_SANDBOX_ID", id),
-        ("E2B_TEMPLATE_ID", &new.template.name),
+        ("E2B_TEMPLATE_ID", template),
     ];
     let own = own
         .into_iter()
         .map(|(key, value)| (key.to_owned(), value.to_owned()));
-    own.chain(new.env.clone()).collect()
+    own.chain(asked).collect()
 }
 
 /// How a template's image looks; `None`, and a word in the log, if there is none.

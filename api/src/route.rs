@@ -151,6 +151,16 @@ pub enum Route {
     Pause(String),
     /// `POST /sandboxes/{id}/resume`
     Resume(String),
+    /// `POST /sandboxes/{id}/fork`
+    Fork(String),
+    /// `POST /sandboxes/{id}/reset`
+    Reset(String),
+    /// `POST /sandboxes/{id}/snapshots`
+    Snapshot(String),
+    /// `GET /snapshots`
+    Snapshots,
+    /// `DELETE /templates/{name}`
+    DeleteTemplate(String),
     /// Part of E2B's API, not of this version: what it is, and the sandbox it would act on.
     NotYet(&'static str, Option<String>),
 }
@@ -190,8 +200,9 @@ pub fn route(method: &Method, path: &str) -> Result<Route, ApiError> {
 /// The API on one page.
 fn find(method: &Method, segments: &[&str]) -> Option<Route> {
     use Route::{
-        Connect, Create, Get, Health, Kill, List, Logs, Metrics, MetricsOfMany, NotYet, Pause,
-        Refresh, Resume, Template, TemplateAlias, Templates, Timeout,
+        Connect, Create, DeleteTemplate, Fork, Get, Health, Kill, List, Logs, Metrics,
+        MetricsOfMany, NotYet, Pause, Refresh, Reset, Resume, Snapshot, Snapshots, Template,
+        TemplateAlias, Templates, Timeout,
     };
     use Version::{V1, V2};
     let id = |id: &str| sandbox_id(id).unwrap_or_else(|| id.to_owned());
@@ -215,17 +226,19 @@ fn find(method: &Method, segments: &[&str]) -> Option<Route> {
         ("GET", ["v2", "sandboxes", s, "logs"]) => Logs(id(s), V2),
         ("POST", ["sandboxes", s, "pause"]) => Pause(id(s)),
         ("POST", ["sandboxes", s, "resume"]) => Resume(id(s)),
-        ("POST", ["sandboxes", s, "snapshots"]) => not_yet("Taking a snapshot", s),
-        ("POST", ["sandboxes", s, "fork"]) => not_yet("Forking a sandbox", s),
+        ("POST", ["sandboxes", s, "snapshots"]) => Snapshot(id(s)),
+        ("POST", ["sandboxes", s, "fork"]) => Fork(id(s)),
+        ("POST", ["sandboxes", s, "reset"]) => Reset(id(s)),
         ("PUT", ["sandboxes", s, "network"]) => not_yet("Changing a sandbox's network", s),
-        ("GET", ["snapshots"]) => NotYet("Listing snapshots", None),
+        ("GET", ["snapshots"]) => Snapshots,
 
         ("GET", ["templates"] | ["v2", "templates"]) => Templates,
         ("GET", ["templates", "aliases", name]) => TemplateAlias((*name).to_owned()),
         ("GET", ["templates", name]) => Template((*name).to_owned()),
         ("POST", ["templates"] | ["v2" | "v3", "templates"]) => NotYet("Building a template", None),
         ("POST" | "DELETE", ["templates", "tags"]) => NotYet("Tagging a template", None),
-        ("DELETE" | "POST", ["templates", _]) => NotYet("Changing a template", None),
+        ("DELETE", ["templates", name]) => DeleteTemplate((*name).to_owned()),
+        ("POST", ["templates", _]) => NotYet("Changing a template", None),
         ("PATCH", ["templates", _] | ["v2", "templates", _]) => NotYet("Changing a template", None),
         ("GET", ["templates", _, "tags"]) => NotYet("Tagging a template", None),
         ("GET" | "POST", ["templates", _, "files" | "builds", ..])

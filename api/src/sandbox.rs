@@ -1,8 +1,10 @@
 //! One running sandbox, as everything outside the registry sees it.
 
+use crate::config::Template;
 use crate::image::{Basis, Shape};
 use crate::link::Link;
 use crate::machine::Hand;
+use crate::registry::Start;
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,8 +15,10 @@ use tokio::time::Instant;
 /// Facts about the template that a sandbox was made from, fixed at its start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// The template's name in the configuration; E2B's `templateID`.
+    /// E2B's `templateID`: a template's name in the configuration, or a snapshot's id.
     pub template_id: String,
+    /// The template in the configuration whose kernel and image it has.
+    pub base: String,
     /// The first alias, if the template has any.
     pub alias: Option<String>,
     /// vCPUs.
@@ -23,6 +27,24 @@ pub struct Origin {
     pub memory_mb: u32,
     /// Root disk, MiB.
     pub disk_size_mb: u64,
+    /// Whether it began in the middle of another sandbox, of which nothing is stored.
+    pub forked: bool,
+}
+
+impl Origin {
+    /// Of a sandbox that begins at its template's beginning; the size of its disk is not known yet.
+    #[must_use]
+    pub fn of(template: &Template) -> Self {
+        Self {
+            template_id: template.name.clone(),
+            base: template.name.clone(),
+            alias: template.aliases.first().cloned(),
+            cpu_count: template.cpu_count,
+            memory_mb: template.memory_mb,
+            disk_size_mb: 0,
+            forked: false,
+        }
+    }
 }
 
 /// What a sandbox is to its clients, from its creation to its end: it stays the same when the sandbox
@@ -101,6 +123,8 @@ pub(crate) struct MachineBody {
     pub(crate) shape: Shape,
     /// What it began at; `None` if it booted.
     pub(crate) basis: Option<Arc<Basis>>,
+    /// Where it went on first; `None`: it began at its template's beginning.
+    pub(crate) start: Option<Arc<Start>>,
     /// Whoever saves it holds this: one at a time.
     pub(crate) saving: Arc<tokio::sync::Mutex<()>>,
 }
@@ -130,6 +154,16 @@ impl Deadline {
                 .unwrap_or(Timestamp::MAX),
             instant: Instant::now() + time,
         }
+    }
+}
+
+impl Facts {
+    /// The environment that its creator asked for.
+    #[must_use]
+    pub fn asked_env(&self) -> BTreeMap<String, String> {
+        let own = ["E2B_SANDBOX", "E2B_SANDBOX_ID", "E2B_TEMPLATE_ID"];
+        let asked = self.env.iter().filter(|(key, _)| !own.contains(&&***key));
+        asked.map(|(k, v)| (k.clone(), v.clone())).collect()
     }
 }
 

@@ -146,16 +146,9 @@ async fn what_is_not_built_yet_says_so_and_a_killed_sandbox_is_gone() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let server = Server::start().await;
     let id = server.create(json!({})).await.id();
-    for what in ["snapshots", "fork"] {
-        let answer = server
-            .api("POST", &format!("/sandboxes/{id}/{what}"), json!({}))
-            .await;
-        assert_eq!(
-            (answer.status, &answer.json()["code"]),
-            (501, &json!(501)),
-            "{what}"
-        );
-    }
+    let network = format!("/sandboxes/{id}/network");
+    let answer = server.api("PUT", &network, json!({})).await;
+    assert_eq!((answer.status, &answer.json()["code"]), (501, &json!(501)));
     let closed = [
         ("e2b-sandbox-id", id.as_str()),
         ("e2b-sandbox-port", "8080"),

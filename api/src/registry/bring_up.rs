@@ -1,8 +1,10 @@
 //! From a creation that has been asked for to a machine that has taken its identity.
 
+use super::Registry;
 use super::guard::ended_text;
 use super::table::Entry;
-use super::{NewSandbox, Registry};
+use crate::config::Template;
+use crate::envd::KeptProcess;
 use crate::error::ApiError;
 use crate::image::{AgentLink, Image};
 use crate::launcher::{Begin, Launched, Plan, Timings};
@@ -10,6 +12,7 @@ use crate::link::{Identity, Link};
 use crate::machine::Machine;
 use crate::name::Name;
 use crate::pool::{Husk, Pool};
+use crate::sandbox::Origin;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -22,15 +25,35 @@ const COPIES: usize = 2;
 /// How long the agent may take to accept its identity.
 const IDENTITY_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A machine with its identity, and the place in the table that waits for it.
-pub(super) struct Up<'a> {
+/// A machine with its identity.
+pub(super) struct Up {
     pub(super) launched: Launched,
+    /// How it came about, for the log.
     pub(super) mode: &'static str,
-    pub(super) _reservation: Reservation<'a>,
+}
+
+/// What a sandbox is to begin with.
+#[derive(Clone, Copy)]
+pub(super) struct From<'a> {
+    /// Its kernel and image, and the pool of its copies.
+    pub(super) template: &'a Template,
+    /// Where it goes on; `None`: at the template's beginning.
+    pub(super) start: Option<&'a Start>,
+}
+
+/// A moment of another sandbox, at which sandboxes go on.
+#[derive(Debug)]
+pub struct Start {
+    /// The machine.
+    pub begin: Begin,
+    /// The processes that clients had started.
+    pub processes: Vec<KeptProcess>,
+    /// What the sandboxes are said to be made from.
+    pub origin: Origin,
 }
 
 /// What a copy is made from.
-enum From {
+enum Source {
     /// A machine that was made ahead.
     Husk(Husk),
     /// Nothing yet: one is built on the spot.
@@ -58,15 +81,18 @@ impl Registry {
     pub(super) async fn bring_up(
         &self,
         id: &str,
-        new: &NewSandbox,
+        from: From<'_>,
         env: &BTreeMap<String, String>,
         timings: &mut Timings,
-    ) -> Result<Up<'_>, ApiError> {
-        if self.alive() >= self.max {
-            return Err(ApiError::TooManySandboxes { max: self.max });
+    ) -> Result<Up, ApiError> {
+        if let Some(start) = from.start {
+            let launched = self.launch(id, (from.template, &start.begin), env, timings);
+            let launched = launched.await?;
+            let mode = "image";
+            return Ok(Up { launched, mode });
         }
         let bound = self.launcher.boot_timeout;
-        let golden = match self.pools.of(&new.template) {
+        let golden = match self.pools.of(from.template) {
             Some(pool) => pool.golden(bound).await.map(|golden| (pool, golden)),
             None => None,
         };
@@ -79,29 +105,15 @@ impl Registry {
                 }
             }
         }
-        if new.template.start_cmd.is_some() {
+        if from.template.start_cmd.is_some() {
             let why = "Its template has a start_cmd, which only copies have running, and there is \
                        no machine to copy: the log says why";
             return Err(ApiError::StartFailed(why.into()));
         }
-        let slot = self.slot().await?;
-        let _reservation = self.reserve(id);
-        let launched = self.boot(id, new, slot, env, timings).await;
-        let launched = launched.map_err(|error| {
-            tracing::error!(
-                sandbox_id = id,
-                template = new.template.name,
-                error,
-                "not started"
-            );
-            ApiError::StartFailed(error)
-        })?;
+        let launched = self.launch(id, (from.template, &Begin::Boot), env, timings);
+        let launched = launched.await?;
         let mode = "boot";
-        Ok(Up {
-            launched,
-            mode,
-            _reservation,
-        })
+        Ok(Up { launched, mode })
     }
 
     /// One attempt at a copy; `None`, and a word in the log, if it failed.
@@ -112,19 +124,17 @@ impl Registry {
         golden: &Arc<Image>,
         env: &BTreeMap<String, String>,
         timings: &mut Timings,
-    ) -> Result<Option<Up<'_>>, ApiError> {
+    ) -> Result<Option<Up>, ApiError> {
         let from = match pool.take() {
-            Some(husk) => From::Husk(husk),
-            None => From::Slot(self.slot().await?, Arc::clone(golden)),
+            Some(husk) => Source::Husk(husk),
+            None => Source::Slot(self.slot().await?, Arc::clone(golden)),
         };
-        let reservation = self.reserve(id);
         match self.copy(id, pool, from, env, timings).await {
             Ok(launched) => {
                 pool.claimed();
                 Ok(Some(Up {
                     launched,
                     mode: "clone",
-                    _reservation: reservation,
                 }))
             }
             Err(error) => {
@@ -145,13 +155,13 @@ impl Registry {
         &self,
         id: &str,
         pool: &Pool,
-        from: From,
+        from: Source,
         env: &BTreeMap<String, String>,
         timings: &mut Timings,
     ) -> Result<Launched, String> {
         let husk = match from {
-            From::Husk(husk) => husk,
-            From::Slot(slot, golden) => {
+            Source::Husk(husk) => husk,
+            Source::Slot(slot, golden) => {
                 let built = pool.build(golden, slot, timings).await;
                 built.map_err(|error| error.to_string())?
             }
@@ -176,24 +186,32 @@ impl Registry {
         })
     }
 
-    async fn boot(
+    /// A machine whose agent says Hello: it boots, or goes on with a broken link.
+    async fn launch(
         &self,
         id: &str,
-        new: &NewSandbox,
-        slot: OwnedSemaphorePermit,
+        (template, begin): (&Template, &Begin),
         env: &BTreeMap<String, String>,
         timings: &mut Timings,
-    ) -> Result<Launched, String> {
+    ) -> Result<Launched, ApiError> {
         let plan = Plan {
             name: Name::new(id),
-            template: new.template.clone(),
-            begin: Begin::Boot,
-            slot,
+            template: template.clone(),
+            begin: begin.clone(),
+            slot: self.slot().await?,
         };
-        let launched = self.launcher.launch(plan, timings).await;
-        let mut launched = launched.map_err(|error| error.to_string())?;
-        let Launched { machine, link, .. } = &mut launched;
-        self.take_identity(id, machine, link, env).await?;
+        let launched = async {
+            let launched = self.launcher.launch(plan, timings).await;
+            let mut launched = launched.map_err(|error| error.to_string())?;
+            let Launched { machine, link, .. } = &mut launched;
+            self.take_identity(id, machine, link, env).await?;
+            Ok(launched)
+        };
+        let launched = launched.await.map_err(|error: String| {
+            let template = &template.name;
+            tracing::error!(sandbox_id = id, template, error, "not started");
+            ApiError::StartFailed(error)
+        })?;
         timings.step("identity");
         Ok(launched)
     }
@@ -218,12 +236,17 @@ impl Registry {
         taken
     }
 
-    fn reserve(&self, id: &str) -> Reservation<'_> {
-        self.table().insert(id.to_owned(), Entry::Creating);
-        Reservation {
+    /// A place in the table, if there is one.
+    pub(super) fn reserve(&self, id: &str) -> Result<Reservation<'_>, ApiError> {
+        let mut table = self.table();
+        if table.values().filter(|entry| entry.is_alive()).count() >= self.max {
+            return Err(ApiError::TooManySandboxes { max: self.max });
+        }
+        table.insert(id.to_owned(), Entry::Creating);
+        Ok(Reservation {
             registry: self,
             id: id.to_owned(),
-        }
+        })
     }
 }
 

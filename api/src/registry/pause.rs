@@ -11,14 +11,16 @@
 use super::guard::guard;
 use super::table::{Door, Entry, Pausing, Resume, missing};
 use super::{Reason, Registry, embody};
+use crate::envd::KeptProcess;
 use crate::error::{ApiError, chain};
 use crate::image::{self, Image, ImageError};
 use crate::launcher::{Begin, Plan, Timings};
 use crate::name::Name;
 use crate::paused::{Paused, stored_name};
-use crate::sandbox::{Kept, OnTimeout, Sandbox};
+use crate::sandbox::{Deadline, Kept, OnTimeout, Origin, Sandbox};
 use crate::vault::{self, Vault, VaultError};
 use jiff::Timestamp;
+use snapshot_format::BaseImage;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
@@ -70,12 +72,7 @@ impl Registry {
     /// Saves the machine, which stands still from then on.
     async fn keep(&self, sandbox: &Arc<Sandbox>, kept: Kept) -> Result<Paused, ApiError> {
         if kept == Kept::Files {
-            // The guest's own file system would recover without: this saves what is not yet written.
-            match timeout(SYNC_TIMEOUT, sandbox.link.sync()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(failed(&error)),
-                Err(_) => return Err(ApiError::PauseFailed("The guest does not sync".into())),
-            }
+            self.sync(sandbox).await?;
         }
         let (image, _) = self.save(sandbox).await.map_err(|error| failed(&error))?;
         let paused = Paused {
@@ -83,13 +80,9 @@ impl Registry {
             paused_at: Timestamp::now(),
             kept,
             processes: sandbox.processes.kept(),
+            start: sandbox.body.start.clone(),
         };
-        let template = &sandbox.origin.template_id;
-        let base = self.bases.get(template).cloned().ok_or_else(|| {
-            ApiError::PauseFailed(format!(
-                "The image of {template:?} was not found at the start"
-            ))
-        })?;
+        let base = self.base_of(&sandbox.origin)?;
         let record = paused.encode().map_err(|error| failed(&error))?;
         let name = stored_name(&sandbox.id).map_err(|error| failed(&error))?;
         let put = self.in_vault(move |vault| vault.put(&name, &image, &base, &record));
@@ -97,8 +90,26 @@ impl Registry {
         Ok(paused)
     }
 
+    /// Has the guest write its files out. Its file system would recover without: this saves what is
+    /// not yet written.
+    pub(super) async fn sync(&self, sandbox: &Sandbox) -> Result<(), ApiError> {
+        match timeout(SYNC_TIMEOUT, sandbox.link.sync()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(failed(&error)),
+            Err(_) => Err(ApiError::PauseFailed("The guest does not sync".into())),
+        }
+    }
+
+    /// How the image under a sandbox's disk looked when the server started.
+    pub(super) fn base_of(&self, origin: &Origin) -> Result<BaseImage, ApiError> {
+        let name = &origin.base;
+        self.bases.get(name).cloned().ok_or_else(|| {
+            ApiError::PauseFailed(format!("The image of {name:?} was not found at the start"))
+        })
+    }
+
     /// Does something with the vault, away from the runtime.
-    async fn in_vault<T: Send + 'static>(
+    pub(super) async fn in_vault<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Vault) -> Result<T, VaultError> + Send + 'static,
     ) -> Result<T, VaultError> {
@@ -131,12 +142,13 @@ impl Registry {
     ///
     /// # Errors
     /// [`ApiError::SandboxNotFound`], [`ApiError::Conflict`], [`ApiError::PauseFailed`].
-    pub async fn capture(self: &Arc<Self>, id: &str) -> Result<Arc<Image>, ApiError> {
+    pub(super) async fn capture(self: &Arc<Self>, id: &str) -> Result<Captured, ApiError> {
         let pausing = self.begin_pause(id)?;
         let registry = Arc::clone(self);
         let work = tokio::spawn(async move {
             let sandbox = &pausing.sandbox;
             let saved = registry.save(sandbox).await;
+            let processes = sandbox.processes.kept();
             sandbox.body.hand.start().await;
             if !registry.abandon_pause(sandbox) {
                 return Err(missing(&sandbox.id));
@@ -144,9 +156,12 @@ impl Registry {
             if *registry.closing.borrow() {
                 registry.end(sandbox, &Reason::Shutdown);
             }
-            saved
-                .map(|(image, _)| Arc::new(image))
-                .map_err(|e| failed(&e))
+            let (image, _) = saved.map_err(|error| failed(&error))?;
+            Ok(Captured {
+                sandbox: Arc::clone(sandbox),
+                image: Arc::new(image),
+                processes,
+            })
         });
         let lost = |_| ApiError::PauseFailed("The work was given up".into());
         work.await.map_err(lost)?
@@ -238,10 +253,8 @@ impl Registry {
         timings: &mut Timings,
     ) -> Result<(Arc<Sandbox>, crate::machine::Machine), ApiError> {
         let facts = &paused.facts;
-        let name = &facts.origin.template_id;
-        let template = self.templates.get(name).ok_or_else(|| {
-            ApiError::ResumeFailed(format!("Its template {name:?} is not configured any more"))
-        })?;
+        let name = &facts.origin.base;
+        let template = self.template_of(&facts.origin)?;
         let slot = self.slot().await?;
         timings.step("slot");
         let failed = |error: String| ApiError::ResumeFailed(error);
@@ -266,7 +279,9 @@ impl Registry {
             self.take_identity(&facts.id, &mut launched.machine, &launched.link, &facts.env);
         identity.await.map_err(failed)?;
         timings.step("identity");
-        let (sandbox, machine) = embody(Arc::clone(facts), launched, time);
+        let deadline = Deadline::after(time);
+        let start = paused.start.clone();
+        let (sandbox, machine) = embody(Arc::clone(facts), launched, deadline, start);
         if paused.kept == Kept::Memory {
             sandbox.processes.resume(&sandbox, &paused.processes).await;
             timings.step("processes");
@@ -362,6 +377,16 @@ impl Registry {
         let (sandbox, _) = self.connect(id, time, &mut Timings::default()).await?;
         Ok(Some(sandbox))
     }
+}
+
+/// A sandbox as it was at one moment.
+pub(super) struct Captured {
+    /// Whose.
+    pub(super) sandbox: Arc<Sandbox>,
+    /// Its machine.
+    pub(super) image: Arc<Image>,
+    /// Its processes.
+    pub(super) processes: Vec<KeptProcess>,
 }
 
 fn failed(error: &(dyn std::error::Error + 'static)) -> ApiError {

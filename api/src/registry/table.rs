@@ -28,7 +28,7 @@ pub(super) enum Entry {
 
 impl Entry {
     /// Whether a machine belongs to it.
-    const fn is_alive(&self) -> bool {
+    pub(super) const fn is_alive(&self) -> bool {
         !matches!(self, Self::Paused(_))
     }
 
@@ -200,6 +200,19 @@ impl Registry {
             table.insert(sandbox.id.clone(), Entry::Running(Arc::clone(sandbox)));
         }
         there
+    }
+
+    /// Pausing → Running, with another machine. False if it has been killed meanwhile.
+    pub(super) fn replace(&self, old: &Arc<Sandbox>, new: &Arc<Sandbox>) -> bool {
+        {
+            let mut table = self.table();
+            if !table.get(&old.id).is_some_and(|e| e.is_of(old)) {
+                return false;
+            }
+            table.insert(old.id.clone(), Entry::Running(Arc::clone(new)));
+        }
+        cut(old);
+        true
     }
 
     /// Pausing → Paused. False if it has been killed meanwhile.

@@ -2,11 +2,11 @@
 
 use crate::Body;
 use crate::app::{App, parse_json};
-use crate::config::Settings;
+use crate::config::{Settings, Template};
 use crate::error::{ApiError, json_response};
 use crate::launcher::Timings;
 use crate::linger::Lingering;
-use crate::registry::NewSandbox;
+use crate::registry::{NewSandbox, Start};
 use crate::route::Version;
 use crate::sandbox::{Kept, Lifecycle, OnTimeout};
 use crate::sandboxes::view::Created;
@@ -60,7 +60,11 @@ pub async fn handle(
     let key = head.headers.get("idempotency-key").cloned();
     let body = app.body(body).await?;
     let wanted: Wanted = parse_json(&body)?;
-    let new = wanted.check(&app.settings, version)?;
+    let (template, start) = find(app, &wanted.template_id).await?;
+    let new = NewSandbox {
+        start,
+        ..wanted.check(&app.settings, template, version)?
+    };
     timings.step("request");
 
     let claim = match key {
@@ -87,6 +91,17 @@ pub async fn handle(
     Ok(response)
 }
 
+/// The template of this name, or the one under the snapshot of this name and where that stood.
+async fn find(app: &App, name: &str) -> Result<(Template, Option<Arc<Start>>), ApiError> {
+    if let Some(template) = app.settings.template(name) {
+        return Ok((template.clone(), None));
+    }
+    let start = app.registry.stored_start(name).await?;
+    let missing = || ApiError::TemplateNotFound(name.chars().take(64).collect());
+    let template = app.settings.template(&start.origin.base);
+    Ok((template.ok_or_else(missing)?.clone(), Some(start)))
+}
+
 impl Wanted {
     /// What is to happen at the deadline and after.
     fn lifecycle(&self, timeout: Duration) -> Result<Lifecycle, ApiError> {
@@ -109,7 +124,12 @@ impl Wanted {
     }
 
     /// Whether it can be had.
-    fn check(self, settings: &Settings, version: Version) -> Result<NewSandbox, ApiError> {
+    fn check(
+        self,
+        settings: &Settings,
+        template: Template,
+        version: Version,
+    ) -> Result<NewSandbox, ApiError> {
         let default_timeout = match version {
             Version::V1 => 15,
             Version::V2 => 300,
@@ -123,9 +143,6 @@ impl Wanted {
             return Err(ApiError::NotYet("Workload identity (iam)"));
         }
         check_network(self.network.as_ref())?;
-        let template = settings.template(&self.template_id).ok_or_else(|| {
-            ApiError::TemplateNotFound(self.template_id.chars().take(64).collect())
-        })?;
         let metadata = bounded("metadata", self.metadata.unwrap_or_default())?;
         let env = bounded("envVars", self.env_vars.unwrap_or_default())?;
         if let Some(key) = env.iter().find_map(|(key, value)| bad_variable(key, value)) {
@@ -134,12 +151,13 @@ impl Wanted {
             )));
         }
         Ok(NewSandbox {
-            template: template.clone(),
+            template,
             lifecycle,
             metadata,
             env,
             // From v2 on there is no choice.
             secure: version == Version::V2 || self.secure.unwrap_or(false),
+            start: None,
         })
     }
 }

@@ -18,6 +18,7 @@ from support import (
     server_pid,
     vm_pids,
 )
+from test_pause import count, counter, resume
 
 pytestmark = pytest.mark.fault
 
@@ -144,6 +145,31 @@ def test_the_server_is_killed_and_started_again():
         leftovers = on_host(f'find "{STATE_DIR}" -name "*{box.sandbox_id}*"')
         assert leftovers == ""
     works()
+
+
+@restarts
+@pytest.mark.vm
+def test_what_is_paused_outlives_the_server():
+    """Files, processes and what they have in memory are there after the server was killed."""
+    box = create(envs={"MINE": "yes"})
+    try:
+        counter(box)
+        run(box, "echo kept > /home/user/kept")
+        before = count(box)
+        assert box.pause(request_timeout=patient(60))
+        snapshot = http_call("GET", f"/sandboxes/{box.sandbox_id}").json()
+        assert snapshot["state"] == "paused"
+        on_host(f"kill -9 {server_pid()}")
+        on_host(SERVER_START)
+        eventually("the server answers", 30, _healthy)
+        assert http_call("GET", f"/sandboxes/{box.sandbox_id}").json() == snapshot
+        again = resume(box)
+        first = count(again)
+        assert first[1:] == before[1:], "the same process with the same memory"
+        eventually("it goes on", 20, lambda: count(again)[0] > first[0])
+        assert run(again, "cat /home/user/kept; echo $MINE").stdout == "kept\nyes\n"
+    finally:
+        box.kill()
 
 
 @restarts

@@ -1,0 +1,156 @@
+//! `POST /sandboxes/{id}/fork`, `…/snapshots` and `GET /snapshots` (e2b.md §2.5), and
+//! `POST /sandboxes/{id}/reset`, which E2B does not have.
+
+use crate::Body;
+use crate::app::{App, no_content};
+use crate::error::{ApiError, json_response};
+use crate::launcher::Timings;
+use crate::linger::Lingering;
+use crate::query::Query;
+use crate::registry::Snapshot;
+use crate::sandbox::Kept;
+use crate::sandboxes::create::seconds;
+use crate::sandboxes::view::Created;
+use hyper::header::HeaderValue;
+use hyper::{Request, Response, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Most children of one fork.
+const MAX_CHILDREN: usize = 100;
+/// Most entries of a list.
+const MAX_LIMIT: usize = 100;
+
+#[derive(Deserialize)]
+struct Fork {
+    timeout: Option<i64>,
+    count: Option<usize>,
+}
+
+/// Makes sandboxes that go on where one stands.
+///
+/// # Errors
+/// [`ApiError::Invalid`], else as [`crate::registry::Registry::fork`].
+pub async fn fork(
+    app: &Arc<App>,
+    id: &str,
+    request: Request<Lingering>,
+) -> Result<Response<Body>, ApiError> {
+    let wanted: Fork = app.json(request.into_body()).await?;
+    let timeout = seconds(wanted.timeout.unwrap_or(15), 1, &app.settings)?;
+    let count = wanted.count.unwrap_or(1);
+    if !(1..=MAX_CHILDREN).contains(&count) {
+        return Err(ApiError::Invalid(format!(
+            "A count of {count} is out of range: 1 to {MAX_CHILDREN}"
+        )));
+    }
+    let children = app.registry.fork(id, count, timeout).await?;
+    let views: Vec<Value> = children
+        .into_iter()
+        .map(|child| match child {
+            Ok(sandbox) => {
+                json!({ "sandbox": Created::new(&sandbox, app.settings.domain.as_deref()) })
+            }
+            Err(error) => json!({
+                "error": { "code": error.status().as_u16(), "message": error.to_string() }
+            }),
+        })
+        .collect();
+    Ok(json_response(StatusCode::CREATED, &views))
+}
+
+/// Puts a sandbox back to where it began.
+///
+/// # Errors
+/// As [`crate::registry::Registry::reset`].
+pub async fn reset(app: &Arc<App>, id: &str) -> Result<Response<Body>, ApiError> {
+    let mut timings = Timings::default();
+    app.registry.reset(id, &mut timings).await?;
+    let mut response = no_content();
+    if let Ok(value) = HeaderValue::from_str(&timings.header()) {
+        response.headers_mut().insert("server-timing", value);
+    }
+    Ok(response)
+}
+
+#[derive(Deserialize)]
+struct Take {
+    name: Option<String>,
+    memory: Option<bool>,
+}
+
+/// Stores a moment of a sandbox.
+///
+/// # Errors
+/// As [`crate::registry::Registry::take_snapshot`].
+pub async fn snapshot(
+    app: &Arc<App>,
+    id: &str,
+    request: Request<Lingering>,
+) -> Result<Response<Body>, ApiError> {
+    let wanted: Take = app.json(request.into_body()).await?;
+    let kept = match wanted.memory {
+        Some(false) => Kept::Files,
+        _ => Kept::Memory,
+    };
+    let taken = app
+        .registry
+        .take_snapshot(id, wanted.name.as_deref(), kept)
+        .await?;
+    Ok(json_response(StatusCode::CREATED, &view(&taken)))
+}
+
+/// Lists snapshots. The token is the id of the last entry of the page before.
+///
+/// # Errors
+/// [`ApiError::Invalid`].
+pub fn snapshots(app: &Arc<App>, query: Option<&str>) -> Result<Response<Body>, ApiError> {
+    let invalid = |what: &str| ApiError::Invalid(format!("{what} is not valid"));
+    let query = Query::parse(query.unwrap_or_default()).ok_or_else(|| invalid("The query"))?;
+    let limit = query
+        .get("limit")
+        .map_or(Some(MAX_LIMIT), |text| text.parse().ok());
+    let limit = limit.filter(|limit| (1..=MAX_LIMIT).contains(limit));
+    let limit = limit.ok_or_else(|| invalid("limit (1 to 100)"))?;
+    let filter = |name: &str| query.get(name).filter(|text| !text.is_empty());
+    let mut all = app.registry.snapshots();
+    if let Some(sandbox) = filter("sandboxID") {
+        all.retain(|s| s.sandbox_id == sandbox);
+    }
+    if let Some(name) = filter("name") {
+        let plain = name.rsplit('/').next().unwrap_or(name);
+        all.retain(|s| s.id == plain || s.id.split(':').next() == Some(plain));
+    }
+    if let Some(token) = filter("nextToken") {
+        let last = all.iter().position(|s| s.id == token);
+        all.drain(..=last.ok_or_else(|| invalid("nextToken"))?);
+    }
+    let more = all.len() > limit;
+    all.truncate(limit);
+    let views: Vec<_> = all.iter().map(|s| view(s)).collect();
+    let mut response = json_response(StatusCode::OK, &views);
+    let token = all.last().filter(|_| more);
+    if let Some(token) = token.and_then(|s| HeaderValue::from_str(&s.id).ok()) {
+        response.headers_mut().insert("x-next-token", token);
+    }
+    Ok(response)
+}
+
+/// `DELETE /templates/{id}`: a snapshot goes, a template of the configuration stays.
+///
+/// # Errors
+/// [`ApiError::TemplateNotFound`], [`ApiError::NotYet`], [`ApiError::KillFailed`].
+pub async fn delete(app: &Arc<App>, id: &str) -> Result<Response<Body>, ApiError> {
+    if app.registry.delete_snapshot(id).await? {
+        return Ok(no_content());
+    }
+    match app.settings.template(id) {
+        Some(_) => Err(ApiError::NotYet("Deleting a template")),
+        None => Err(ApiError::TemplateNotFound(id.chars().take(64).collect())),
+    }
+}
+
+fn view(snapshot: &Snapshot) -> Value {
+    json!({ "snapshotID": snapshot.id, "names": [snapshot.id] })
+}
