@@ -1,15 +1,23 @@
 //! A template's golden machine: booted once, warmed, saved at rest, and copied from then on.
 
 use crate::config::Template;
+use crate::error::chain;
+use crate::identity::identify;
 use crate::image::{self, AgentLink, Image, ImageError, Shape};
 use crate::launcher::{Begin, LaunchError, Launched, Launcher, Plan, Timings};
+use crate::link::Link;
 use crate::name::Name;
-use crate::warm::{WarmError, warm};
+use crate::warm::{WarmError, first_command, warm};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// How long the guest is left alone before it is saved, so that nothing is under way.
 const REST: Duration = Duration::from_millis(200);
+
+/// The generation of a copy that nobody gets: below all that sandboxes have.
+const TRIAL: u64 = 1;
 
 /// Why a template has no golden machine.
 #[derive(Debug, thiserror::Error)]
@@ -23,9 +31,38 @@ pub enum GoldenError {
     /// It could not be saved.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// A copy of it did not take an identity.
+    #[error("A copy is nobody: {0}")]
+    Identity(String),
     /// The task that does it broke.
     #[error("The work was given up")]
     GivenUp,
+}
+
+/// A template's golden machine, with what its copies write first if that can be learned. `makers` is
+/// what machines count for that are made on the way, one at a time.
+///
+/// # Errors
+/// The first step that failed; nothing is left of the attempt.
+pub async fn make(
+    launcher: &Launcher,
+    template: &Template,
+    makers: &Arc<Semaphore>,
+) -> Result<Arc<Image>, GoldenError> {
+    let slot = || Arc::clone(makers).acquire_owned();
+    let name = |kind| Name::internal(kind).map_err(|e| LaunchError::Entropy(e.to_string()));
+    let gone = |_| GoldenError::GivenUp;
+    let made = build(launcher, template, name('g')?, slot().await.map_err(gone)?);
+    let golden = Arc::new(made.await?);
+    let trial = (name('t')?, slot().await.map_err(gone)?);
+    match learn(launcher, template, &golden, trial).await {
+        Ok(learned) => Ok(Arc::new(learned)),
+        Err(error) => {
+            let (template, error) = (&template.name, chain(&error));
+            tracing::warn!(template, error, "copies come without a working set");
+            Ok(golden)
+        }
+    }
 }
 
 /// Boots, warms and saves a machine at rest, so that its copies go on with its agent's connection.
@@ -33,7 +70,7 @@ pub enum GoldenError {
 ///
 /// # Errors
 /// The first step that failed; nothing is left of the attempt.
-pub async fn build(
+async fn build(
     launcher: &Launcher,
     template: &Template,
     name: Name,
@@ -86,4 +123,46 @@ pub async fn build(
         link: AgentLink::Kept { last_stream },
         ..image
     })
+}
+
+/// Has a copy do what every sandbox does first: take an identity and run a command. What it has written
+/// by then, all copies come with from then on: it costs them neither a fault nor a copy when somebody
+/// waits for them. `slot` is given back when the copy's process is reaped.
+///
+/// # Errors
+/// The first step that failed; the golden machine is as good as before.
+async fn learn(
+    launcher: &Launcher,
+    template: &Template,
+    golden: &Arc<Image>,
+    (name, slot): (Name, OwnedSemaphorePermit),
+) -> Result<Image, GoldenError> {
+    let AgentLink::Kept { last_stream } = golden.link else {
+        return Err(GoldenError::GivenUp);
+    };
+    let id = name.to_string();
+    let plan = Plan {
+        name,
+        template: template.clone(),
+        begin: Begin::Image(Arc::clone(golden)),
+        slot,
+    };
+    let built = launcher.build(plan, &mut Timings::default()).await?;
+    let mut machine = built.machine;
+    machine.start().await;
+    let link = Link::resume(built.stream, last_stream);
+    let tried = async {
+        let identity = identify(&link, &id, TRIAL, &BTreeMap::new()).await;
+        identity.map_err(GoldenError::Identity)?;
+        first_command(&link, template).await?;
+        tokio::time::sleep(REST).await;
+        let (basis, shape) = (Some(&golden.basis), golden.shape);
+        let (trial, _) = image::capture(launcher, &machine.hand(), basis, shape).await?;
+        Ok(trial)
+    };
+    let tried: Result<Image, GoldenError> = tried.await;
+    machine.stop().await;
+    let (learned, pages) = Arc::clone(golden).learn(launcher, tried?).await?;
+    tracing::info!(template = template.name, pages, "working set learned");
+    Ok(learned)
 }

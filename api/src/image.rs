@@ -63,12 +63,7 @@ impl Basis {
     /// # Errors
     /// A layer that is none, or is of another machine; or no memory.
     pub fn flatten(pages: u64, layers: Vec<Arc<File>>) -> Result<Self, MemoryError> {
-        let again = |source| MemoryError::Io {
-            what: "Opening a layer file again",
-            with: format!("{pages} pages"),
-            source,
-        };
-        let open = |file: &Arc<File>| Layer::open(file.try_clone().map_err(again)?);
+        let open = |file: &Arc<File>| Layer::open(file.try_clone().map_err(again(pages))?);
         let opened = layers.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             memory: Golden::flatten(pages, &opened)?,
@@ -95,6 +90,12 @@ impl Basis {
         self.memory.resident_bytes().unwrap_or(0)
     }
 
+    /// Writes a layer that changes nothing, of the pages that `written` names.
+    fn working_set(&self, written: &File, out: &mut File) -> Result<u64, MemoryError> {
+        let written = Layer::open(written.try_clone().map_err(again(self.pages()))?)?;
+        snapshot_memory::write_working_set(&self.memory, &written, out)
+    }
+
     /// The layers, newest first.
     #[must_use]
     pub fn layers(&self) -> &[Arc<File>] {
@@ -115,6 +116,14 @@ impl Basis {
     fn stored_lock(&self) -> std::sync::MutexGuard<'_, Option<(Vec<BlobRef>, Lease)>> {
         // Nothing panics while it holds the lock.
         self.stored.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn again(pages: u64) -> impl Fn(std::io::Error) -> MemoryError {
+    move |source| MemoryError::Io {
+        what: "Opening a layer file again",
+        with: format!("{pages} pages"),
+        source,
     }
 }
 
@@ -168,6 +177,35 @@ pub struct Image {
 }
 
 impl Image {
+    /// The same machine, of which copies come with the pages that `trial`, saved from such a copy, has
+    /// written: as a diff that changes nothing. Returns how many pages they are.
+    ///
+    /// # Errors
+    /// [`ImageError::Memory`], [`ImageError::File`].
+    pub async fn learn(
+        self: Arc<Self>,
+        launcher: &Launcher,
+        trial: Image,
+    ) -> Result<(Self, u64), ImageError> {
+        let mut set = file(launcher)?;
+        let image = Arc::clone(&self);
+        let work = tokio::task::spawn_blocking(move || {
+            let written = trial.diff.as_ref().ok_or(ImageError::GivenUp)?;
+            let pages = image.basis.working_set(written, &mut set)?;
+            Ok::<_, ImageError>((set, pages))
+        });
+        let (set, pages) = work.await.map_err(|_| ImageError::GivenUp)??;
+        let image = Self {
+            basis: Arc::clone(&self.basis),
+            diff: Some(Arc::new(set)),
+            state: Arc::clone(&self.state),
+            disk: Arc::clone(&self.disk),
+            shape: self.shape,
+            link: self.link,
+        };
+        Ok((image, pages))
+    }
+
     /// The same machine with all of its memory in a basis of its own, for many to begin at: none
     /// has to copy the diff. One that has no diff comes back as it is.
     ///

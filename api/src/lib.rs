@@ -17,6 +17,7 @@ pub mod doctor;
 pub mod envd;
 pub mod error;
 pub mod golden;
+pub mod identity;
 pub mod ids;
 pub mod image;
 pub mod launcher;

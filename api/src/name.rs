@@ -1,5 +1,6 @@
 //! What a machine is called in the log.
 
+use crate::ids;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -9,6 +10,14 @@ use std::sync::{Arc, OnceLock};
 pub struct Name(Arc<(String, OnceLock<String>)>);
 
 impl Name {
+    /// Of a machine that is nobody's sandbox yet: `kind` and 19 random characters.
+    ///
+    /// # Errors
+    /// When there are no random bytes.
+    pub fn internal(kind: char) -> std::io::Result<Self> {
+        Ok(Self::new(&format!("{kind}{}", ids::random_name(19)?)))
+    }
+
     /// Of a machine that is just being made: `[a-z0-9]`, at most 64 characters.
     #[must_use]
     pub fn new(own: &str) -> Self {

@@ -13,7 +13,6 @@
 
 use crate::config::{Settings, Template};
 use crate::golden::{self, GoldenError};
-use crate::ids;
 use crate::image::Image;
 use crate::launcher::{Begin, Built, LaunchError, Launcher, Plan, Timings};
 use crate::name::Name;
@@ -232,7 +231,7 @@ impl Pool {
         slot: OwnedSemaphorePermit,
         timings: &mut Timings,
     ) -> Result<Husk, LaunchError> {
-        let name = internal('h').map_err(|e| LaunchError::Entropy(e.to_string()))?;
+        let name = Name::internal('h').map_err(|e| LaunchError::Entropy(e.to_string()))?;
         let plan = Plan {
             name,
             template: self.template.clone(),
@@ -303,13 +302,7 @@ impl Pool {
     async fn make_golden(&self, shared: &Shared) -> Result<Arc<Image>, GoldenError> {
         let gone = |_| GoldenError::GivenUp;
         let _turn = shared.turn.acquire().await.map_err(gone)?;
-        let slot = Arc::clone(&shared.makers)
-            .acquire_owned()
-            .await
-            .map_err(gone)?;
-        let name = internal('g').map_err(|e| LaunchError::Entropy(e.to_string()))?;
-        let made = golden::build(&self.launcher, &self.template, name, slot);
-        Ok(Arc::new(made.await?))
+        golden::make(&self.launcher, &self.template, &shared.makers).await
     }
 
     fn ready(&self) -> Option<Arc<Image>> {
@@ -377,9 +370,4 @@ impl Pool {
             }
         });
     }
-}
-
-/// A name for a machine that is nobody's sandbox yet.
-fn internal(kind: char) -> std::io::Result<Name> {
-    Ok(Name::new(&format!("{kind}{}", ids::random_name(19)?)))
 }

@@ -22,6 +22,7 @@ pub use table::{Door, Seen};
 
 use crate::config::{Settings, Template};
 use crate::error::{ApiError, chain};
+use crate::identity::since_1970;
 use crate::ids;
 use crate::image::Shape;
 use crate::launcher::{Launched, Launcher, Timings};
@@ -36,15 +37,18 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-use bring_up::{From, Up, since_1970};
+use bring_up::{From, Up};
 use guard::guard;
 use snapshot::Snapshots;
 use table::{Entry, paused_ones};
 
 /// How long a creation waits for a slot that an ended sandbox is about to give back.
 const SLOT_WAIT: Duration = Duration::from_secs(2);
+/// How long one husk's end may take before another one is ended.
+const ROOM_AGAIN: Duration = Duration::from_millis(250);
+
 /// What a creation asks for, already checked.
 #[derive(Clone, Debug)]
 pub struct NewSandbox {
@@ -210,10 +214,18 @@ impl Registry {
         if self.alive() > self.max {
             return Err(full());
         }
-        self.pools.make_room();
-        match timeout(SLOT_WAIT, Arc::clone(&self.slots).acquire_owned()).await {
-            Ok(Ok(slot)) => Ok(slot),
-            _ => Err(full()),
+        let slot = Arc::clone(&self.slots).acquire_owned();
+        let made_room = async {
+            // More than once: a husk may have been in the making.
+            loop {
+                self.pools.make_room();
+                sleep(ROOM_AGAIN).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            slot = timeout(SLOT_WAIT, slot) => slot.map_err(|_| full())?.map_err(|_| full()),
+            () = made_room => Err(full()),
         }
     }
 

@@ -78,7 +78,15 @@ fn template(guest: &Guest) -> Result<Saved> {
     let mut vm = Vm::boot(guest)?;
     (0..3).try_for_each(|_| run_true(&mut vm))?;
     std::thread::sleep(IDLE);
-    vm.save(guest)
+    let mut saved = vm.save(guest)?;
+    let mut trial = claim(Husk::build(guest, &saved)?, u32::MAX)?;
+    run_true(&mut trial)?;
+    std::thread::sleep(IDLE);
+    let pages = saved.learn(trial)?;
+    say(&format!(
+        "working set of a claim and an exec: {pages} pages"
+    ));
+    Ok(saved)
 }
 
 fn run_true(vm: &mut Vm) -> Result<()> {

@@ -6,9 +6,10 @@ use super::table::Entry;
 use crate::config::Template;
 use crate::envd::KeptProcess;
 use crate::error::ApiError;
+use crate::identity::identify;
 use crate::image::{AgentLink, Image};
 use crate::launcher::{Begin, Launched, Plan, Timings};
-use crate::link::{Identity, Link};
+use crate::link::Link;
 use crate::machine::Machine;
 use crate::name::Name;
 use crate::pool::{Husk, Pool};
@@ -16,14 +17,10 @@ use crate::sandbox::Origin;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::timeout;
 
 /// How often a copy is tried before the sandbox boots.
 const COPIES: usize = 2;
-/// How long the agent may take to accept its identity.
-const IDENTITY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A machine with its identity.
 pub(super) struct Up {
@@ -247,40 +244,5 @@ impl Registry {
             registry: self,
             id: id.to_owned(),
         })
-    }
-}
-
-/// The wall clock.
-pub(super) fn since_1970() -> Duration {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-}
-
-/// Gives the guest its name, clock and entropy, and waits for its word that it has them.
-async fn identify(
-    link: &Link,
-    id: &str,
-    generation: u64,
-    env: &BTreeMap<String, String>,
-) -> Result<(), String> {
-    let mut entropy = [0; 32];
-    getrandom::fill(&mut entropy).map_err(|e| format!("The host gave no random bytes: {e}"))?;
-    let identity = Identity {
-        unix_ns: u64::try_from(since_1970().as_nanos()).unwrap_or(u64::MAX),
-        hostname: id.to_owned(),
-        generation,
-        entropy,
-        env: env.clone(),
-    };
-    match timeout(IDENTITY_TIMEOUT, link.set_identity(identity)).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(format!(
-            "The guest agent did not accept its identity: {error}"
-        )),
-        Err(_) => Err(format!(
-            "The guest agent did not accept its identity within {} s",
-            IDENTITY_TIMEOUT.as_secs()
-        )),
     }
 }

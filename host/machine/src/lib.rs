@@ -24,6 +24,7 @@ mod kvm_stats;
 pub mod layout;
 mod memory;
 mod msr;
+mod prefault;
 pub mod probe;
 mod save;
 mod state;

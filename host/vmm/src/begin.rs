@@ -8,6 +8,7 @@ use devices::{EventLoop, Ioapic, LinkAfter};
 use machine::acpi::{self, AcpiDevice};
 use machine::boot::{self, BootSpec};
 use machine::{Backing, HugePages, MemorySpec, Vcpu, Vm, layout};
+use snapshot_format::UNIT;
 use snapshot_memory::Layer;
 use std::fs::File;
 use std::io::Read;
@@ -91,8 +92,8 @@ impl Fresh<'_> {
     /// Puts the machine where it was saved: what differs from the golden file, processors, clock,
     /// devices.
     fn resume(self, state: &State, layer: Option<OwnedFd>, link: SavedLink) -> Result<()> {
-        if let Some(layer) = layer {
-            let layer = Layer::open(File::from(layer))?;
+        let layer = layer.map(File::from).map(Layer::open).transpose()?;
+        if let Some(layer) = &layer {
             layer.apply(|offset, bytes| write_whole(self.vm, offset, bytes))?;
         }
         self.vm.load(self.processors, &state.vm, &state.vcpus)?;
@@ -101,7 +102,26 @@ impl Fresh<'_> {
             SavedLink::Kept => LinkAfter::Kept,
             SavedLink::Broken => LinkAfter::Broken,
         };
-        Ok(self.event_loop.load(&state.devices, link)?)
+        self.event_loop.load(&state.devices, link)?;
+        match &layer {
+            Some(layer) => self.prefault(layer),
+            None => Ok(()),
+        }
+    }
+
+    /// Maps the pages of a layer, which are the machine's own by now: it is going to use them.
+    fn prefault(&self, layer: &Layer) -> Result<()> {
+        let Some(vcpu) = self.processors.first() else {
+            return Ok(());
+        };
+        for extent in layer.index().extents() {
+            for (gpa, size) in placed(self.vm, extent.first * UNIT, extent.end() * UNIT) {
+                if !vcpu.prefault(gpa, size)? {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Puts kernel, agent and tables into guest memory, and the first vCPU at the kernel's entry.
@@ -177,6 +197,21 @@ fn write_whole(vm: &Vm, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
         offset -= region.len();
     }
     Err(std::io::ErrorKind::InvalidInput.into())
+}
+
+/// Where the bytes `start..end` of the whole memory are in the guest: address and length of each part.
+fn placed(vm: &Vm, start: u64, end: u64) -> Vec<(u64, u64)> {
+    use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+    let mut base = 0;
+    let mut parts = Vec::new();
+    for region in vm.memory().ram().iter() {
+        let (from, to) = (start.max(base), end.min(base + region.len()));
+        if from < to {
+            parts.push((region.start_addr().raw_value() + from - base, to - from));
+        }
+        base += region.len();
+    }
+    parts
 }
 
 fn read_agent(file: File) -> Result<Vec<u8>> {

@@ -70,6 +70,7 @@ pub(crate) struct Saved {
     next_stream: u32,
     /// What the VM process said of the saving.
     pub(crate) report: control::Saved,
+    working_set: Option<File>,
 }
 
 /// A machine that stands where another was saved, and has not run.
@@ -85,6 +86,21 @@ pub(crate) struct Husk {
 impl Vm {
     /// Saves the machine, which must be idle, and ends it.
     pub(crate) fn save(self, guest: &Guest) -> Result<Saved> {
+        let next_stream = self.agent.next_stream();
+        let files = self.save_files()?;
+        let pages = u64::from(guest.memory_mib) << 20 >> 12;
+        let golden = Golden::flatten(pages, &[Layer::open(File::from(files.memory))?])?;
+        Ok(Saved {
+            golden,
+            state: files.state,
+            disk: files.disk,
+            next_stream,
+            report: files.report,
+            working_set: None,
+        })
+    }
+
+    fn save_files(self) -> Result<SavedFiles> {
         let (memory, state, disk) = (scratch_file()?, scratch_file()?, scratch_file()?);
         let spec = SaveSpec {
             memory: 0,
@@ -97,17 +113,32 @@ impl Vm {
             Some((Event::Saved(report), _)) => report,
             other => bail!("Save: the VM process answered {other:?}"),
         };
-        let next_stream = self.agent.next_stream();
         self.stop()?;
-        let pages = u64::from(guest.memory_mib) << 20 >> 12;
-        let golden = Golden::flatten(pages, &[Layer::open(File::from(memory))?])?;
-        Ok(Saved {
-            golden,
+        Ok(SavedFiles {
+            memory,
             state,
             disk,
-            next_stream,
             report,
         })
+    }
+}
+
+struct SavedFiles {
+    memory: OwnedFd,
+    state: OwnedFd,
+    disk: OwnedFd,
+    report: control::Saved,
+}
+
+impl Saved {
+    /// Has husks begin with the pages that `trial`, a clone, has written. Ends it; returns how many
+    /// pages they are.
+    pub(crate) fn learn(&mut self, trial: Vm) -> Result<u64> {
+        let written = Layer::open(File::from(trial.save_files()?.memory))?;
+        let mut set = File::from(scratch_file()?);
+        let pages = snapshot_memory::write_working_set(&self.golden, &written, &mut set)?;
+        self.working_set = Some(set);
+        Ok(pages)
     }
 }
 
@@ -127,7 +158,7 @@ impl Husk {
             origin: Origin::Snapshot {
                 memory: 0,
                 state: 1,
-                layer: None,
+                layer: saved.working_set.as_ref().map(|_| 6),
                 link: SavedLink::Kept,
             },
             link: 2,
@@ -138,7 +169,7 @@ impl Husk {
                 size,
             }],
         };
-        let fds = [
+        let mut fds = vec![
             saved.golden.as_fd(),
             saved.state.as_fd(),
             theirs.as_fd(),
@@ -146,6 +177,7 @@ impl Husk {
             saved.disk.as_fd(),
             layer.as_fd(),
         ];
+        fds.extend(saved.working_set.as_ref().map(File::as_fd));
         control::send(&control, &Request::Configure(Box::new(spec)), &fds)?;
         expect(&control, "Configure", |e| matches!(e, Event::Configured(_)))?;
         Ok(Self {

@@ -19,8 +19,10 @@ mod dirty;
 mod error;
 mod golden;
 mod layer;
+mod working_set;
 
 pub use dirty::{Pagemap, Range};
 pub use error::MemoryError;
 pub use golden::Golden;
 pub use layer::{Layer, write_layer};
+pub use working_set::write_working_set;
