@@ -154,6 +154,8 @@ impl Server {
             .arg("--data-dir")
             .arg(data.path())
             .env("HATCHERY_API_KEYS", KEY)
+            // The one VM process is the sandbox's then.
+            .env("HATCHERY_HUSKS", "0")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
