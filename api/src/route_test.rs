@@ -200,6 +200,25 @@ fn what_is_not_built_says_so() {
     }
 }
 
+/// Every operation of the OpenAPI file is an endpoint.
+#[test]
+fn what_is_documented_is_there() {
+    let text = include_str!("../openapi.json");
+    let document: serde_json::Value = serde_json::from_str(text).unwrap();
+    let paths = document["paths"].as_object().unwrap();
+    assert!(!paths.is_empty());
+    for (path, operations) in paths {
+        let path = path.replace("{sandboxID}", "iabc");
+        for method in operations.as_object().unwrap().keys() {
+            let found = get(&method.to_uppercase(), &path);
+            assert!(
+                !matches!(found, Err(_) | Ok(Route::NotYet(..))),
+                "{method} {path}: {found:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn wrong_paths_and_methods_are_told_apart() {
     assert_eq!(get("GET", "/"), Err(404));

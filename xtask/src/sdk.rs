@@ -230,6 +230,8 @@ pub(crate) fn snippets(target: &Target) -> Result<Tally> {
     let mut tally = Tally::default();
     let mut python = Command::new(python()?);
     python.arg(sources().join("snippets/quickstart.py"));
+    let mut branches = Command::new(python.get_program());
+    branches.arg(sources().join("snippets/branches.py"));
     let (folder, _) = node_release(&Release::Pinned)?.context("No JavaScript SDK")?;
     let copy = beside_modules(&folder, "snippets")?;
     let mut node = Command::new("node");
@@ -237,6 +239,7 @@ pub(crate) fn snippets(target: &Target) -> Result<Tally> {
     for (name, command) in [
         ("quickstart.py", &mut python),
         ("quickstart.mjs", &mut node),
+        ("branches.py", &mut branches),
     ] {
         eprintln!("{name}");
         target.apply(command);
