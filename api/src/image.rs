@@ -17,7 +17,9 @@ use snapshot_format::BlobRef;
 use snapshot_memory::{Golden, Layer, MemoryError};
 use snapshot_store::Lease;
 use std::fs::File;
+use std::io::Write as _;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,6 +27,9 @@ use tokio::time::timeout;
 
 /// How long saving a machine may take.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Most bytes of a section file.
+const MAX_STATE: u64 = 32 << 20;
 
 /// Why there is no image.
 #[derive(Debug, thiserror::Error)]
@@ -121,7 +126,7 @@ impl Basis {
 
 fn again(pages: u64) -> impl Fn(std::io::Error) -> MemoryError {
     move |source| MemoryError::Io {
-        what: "Opening a layer file again",
+        what: "Using a saved machine's file again",
         with: format!("{pages} pages"),
         source,
     }
@@ -187,18 +192,22 @@ impl Image {
         launcher: &Launcher,
         trial: Image,
     ) -> Result<(Self, u64), ImageError> {
-        let mut set = file(launcher)?;
+        let (mut set, mut state) = (file(launcher)?, file(launcher)?);
         let image = Arc::clone(&self);
         let work = tokio::task::spawn_blocking(move || {
             let written = trial.diff.as_ref().ok_or(ImageError::GivenUp)?;
             let pages = image.basis.working_set(written, &mut set)?;
-            Ok::<_, ImageError>((set, pages))
+            let states = (whole(&image.state)?, whole(&trial.state)?);
+            let both = snapshot_memory::with_touched(&states.0, &states.1);
+            let both = both.map_err(MemoryError::from)?;
+            state.write_all(&both).map_err(again(image.basis.pages()))?;
+            Ok::<_, ImageError>((set, state, pages))
         });
-        let (set, pages) = work.await.map_err(|_| ImageError::GivenUp)??;
+        let (set, state, pages) = work.await.map_err(|_| ImageError::GivenUp)??;
         let image = Self {
             basis: Arc::clone(&self.basis),
             diff: Some(Arc::new(set)),
-            state: Arc::clone(&self.state),
+            state: Arc::new(state),
             disk: Arc::clone(&self.disk),
             shape: self.shape,
             link: self.link,
@@ -274,6 +283,17 @@ pub async fn capture(
         link: AgentLink::Broken,
     };
     Ok((image, saved))
+}
+
+/// All bytes of a file, wherever its position is.
+fn whole(file: &File) -> Result<Vec<u8>, MemoryError> {
+    let read = || {
+        let length = file.metadata()?.len().min(MAX_STATE);
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+        file.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
+    };
+    read().map_err(again(0))
 }
 
 fn file(launcher: &Launcher) -> Result<File, ImageError> {

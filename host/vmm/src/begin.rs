@@ -9,7 +9,7 @@ use machine::acpi::{self, AcpiDevice};
 use machine::boot::{self, BootSpec};
 use machine::{Backing, HugePages, MemorySpec, Vcpu, Vm, layout};
 use snapshot_format::UNIT;
-use snapshot_memory::Layer;
+use snapshot_memory::{Layer, Range};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -51,6 +51,10 @@ pub(crate) fn memory(spec: &VmSpec, fds: &mut Fds) -> Result<MemorySpec> {
     })
 }
 
+fn pages(spec: &VmSpec) -> u64 {
+    u64::from(spec.memory_mib) << 20 >> 12
+}
+
 /// A machine whose parts are all there and have no state yet.
 pub(crate) struct Fresh<'a> {
     pub(crate) vm: &'a Vm,
@@ -73,7 +77,7 @@ impl Fresh<'_> {
                 let programs = (fds.take(*kernel)?, fds.take(*agent)?);
                 self.boot(spec, cmdline_extra, programs)?;
                 if let Some(disks) = disks {
-                    let state = State::read(&File::from(fds.take(*disks)?))?;
+                    let state = State::read(&File::from(fds.take(*disks)?), pages(spec))?;
                     self.event_loop.load_disks(&state.devices)?;
                 }
                 Ok(None)
@@ -81,7 +85,7 @@ impl Fresh<'_> {
             Origin::Snapshot {
                 state, layer, link, ..
             } => {
-                let state = State::read(&File::from(fds.take(*state)?))?;
+                let state = State::read(&File::from(fds.take(*state)?), pages(spec))?;
                 let layer = layer.map(|fd| fds.take(fd)).transpose()?;
                 self.resume(&state, layer, *link)?;
                 Ok(Some(state))
@@ -103,19 +107,16 @@ impl Fresh<'_> {
             SavedLink::Broken => LinkAfter::Broken,
         };
         self.event_loop.load(&state.devices, link)?;
-        match &layer {
-            Some(layer) => self.prefault(layer),
-            None => Ok(()),
-        }
+        self.prefault(&state.touched)
     }
 
-    /// Maps the pages of a layer, which are the machine's own by now: it is going to use them.
-    fn prefault(&self, layer: &Layer) -> Result<()> {
+    /// Maps pages that the machine is going to use.
+    fn prefault(&self, touched: &[Range]) -> Result<()> {
         let Some(vcpu) = self.processors.first() else {
             return Ok(());
         };
-        for extent in layer.index().extents() {
-            for (gpa, size) in placed(self.vm, extent.first * UNIT, extent.end() * UNIT) {
+        for pages in touched {
+            for (gpa, size) in placed(self.vm, pages.first * UNIT, pages.end * UNIT) {
                 if !vcpu.prefault(gpa, size)? {
                     return Ok(());
                 }

@@ -13,9 +13,12 @@ use machine::{Vcpu, VcpuStateV1, VmStateV1, monotonic_ns};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use snapshot_format::{FormatError, Section, SectionFile, SectionName};
-use snapshot_memory::{MemoryError, write_layer};
+use snapshot_memory::{
+    MemoryError, Pagemap, Range as Pages, TOUCHED, encode_touched, touched, write_layer,
+};
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
@@ -136,12 +139,17 @@ fn write_state(
         .iter()
         .map(|vcpu| vcpu.with_parked(Vcpu::save)?)
         .collect::<Result<Vec<_>, _>>()?;
-    let payloads = [
+    let mut payloads = vec![
         (VM, encode(VM, &machine.vm.save()?)?),
         (VCPUS, encode(VCPUS, &vcpus)?),
         (IOAPIC, machine.ioapic.save()),
         (DEVICES, encode(DEVICES, &devices.devices)?),
     ];
+    if machine.saved.is_some() {
+        // What a machine that booted has used, others like it need not.
+        let used = ranges(machine, |pagemap, part| pagemap.present_ranges(part))?;
+        payloads.push((TOUCHED, encode_touched(&used)));
+    }
     let sections = payloads
         .iter()
         .map(|(name, payload)| {
@@ -156,29 +164,40 @@ fn write_state(
     file.write_all(&bytes).map_err(io("write the section file"))
 }
 
+/// Pages of the whole memory, asked for one part of it after the other.
+fn ranges(
+    machine: &Machine,
+    ask: impl Fn(&Pagemap, &Range<usize>) -> Result<Vec<Pages>, MemoryError>,
+) -> Result<Vec<Pages>, MemoryError> {
+    let mut all = Vec::new();
+    let mut before = 0;
+    for part in machine.vm.memory().host_ranges() {
+        let of_part = ask(&machine.pagemap, &part)?;
+        all.extend(of_part.into_iter().map(|pages| Pages {
+            first: pages.first + before,
+            end: pages.end + before,
+        }));
+        before += part.len() as u64 / 4096;
+    }
+    Ok(all)
+}
+
 /// The number of pages.
 #[expect(
     unsafe_code,
     reason = "guest memory is read as bytes while nothing can write it"
 )]
 fn write_memory(machine: &Machine, file: File) -> Result<u64, SaveError> {
+    let written = ranges(machine, |pagemap, part| pagemap.dirty_ranges(part))?;
     let mut parts = Vec::new();
-    let mut ranges = Vec::new();
-    let mut before = 0;
     for part in machine.vm.memory().host_ranges() {
-        for mut range in machine.pagemap.dirty_ranges(&part)? {
-            range.first += before;
-            range.end += before;
-            ranges.push(range);
-        }
-        before += part.len() as u64 / 4096;
         let start = std::ptr::with_exposed_provenance::<u8>(part.start);
         // SAFETY: the range is guest memory, mapped as long as `machine` lives. Nobody writes it
         // meanwhile: the vCPUs are parked, the devices are still and are served by this thread.
         parts.push(unsafe { std::slice::from_raw_parts(start, part.len()) });
     }
     let mut out = BufWriter::with_capacity(BUFFER, file);
-    let index = write_layer(&parts, &ranges, &mut out)?;
+    let index = write_layer(&parts, &written, &mut out)?;
     out.flush().map_err(io("write the memory layer"))?;
     let stored = index.extents().iter().filter(|e| e.data.is_some());
     Ok(stored.map(|e| e.end() - e.first).sum())
@@ -191,11 +210,13 @@ pub(crate) struct State {
     pub(crate) vcpus: Vec<VcpuStateV1>,
     pub(crate) ioapic: Vec<u8>,
     pub(crate) devices: Vec<Vec<u8>>,
+    /// Pages that whoever begins here is going to use.
+    pub(crate) touched: Vec<Pages>,
 }
 
 impl State {
     /// Reads a section file whole.
-    pub(crate) fn read(file: &File) -> Result<Self, SaveError> {
+    pub(crate) fn read(file: &File, pages: u64) -> Result<Self, SaveError> {
         let len = file.metadata().map_err(io("ask the section file"))?.len();
         let len = usize::try_from(len.min(MAX_STATE)).unwrap_or(0);
         let mut bytes = vec![0; len];
@@ -203,12 +224,13 @@ impl State {
         file.read_exact_at(&mut bytes, 0)
             .map_err(io("read the section file"))?;
         let sections = SectionFile::parse(&bytes)?;
-        sections.all_known(|name| [VM, VCPUS, IOAPIC, DEVICES].contains(&name))?;
+        sections.all_known(|name| [VM, VCPUS, IOAPIC, DEVICES, TOUCHED].contains(&name))?;
         Ok(Self {
             vm: decode(VM, sections.get(VM, VERSION)?)?,
             vcpus: decode(VCPUS, sections.get(VCPUS, VERSION)?)?,
             ioapic: sections.get(IOAPIC, VERSION)?.to_vec(),
             devices: decode(DEVICES, sections.get(DEVICES, VERSION)?)?,
+            touched: touched(&sections, pages)?,
         })
     }
 }

@@ -6,7 +6,9 @@ use anyhow::{Context, Result, bail};
 use control::{DiskSpec, Event, Origin, Request, SaveSpec, SavedLink, VmSpec, VmStats};
 use snapshot_memory::{Golden, Layer};
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::process::Child;
 
@@ -123,6 +125,14 @@ impl Vm {
     }
 }
 
+/// All bytes of a file, wherever its position is.
+fn whole(file: &OwnedFd) -> Result<Vec<u8>> {
+    let file = File::from(file.try_clone()?);
+    let mut bytes = vec![0; usize::try_from(file.metadata()?.len())?];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
 struct SavedFiles {
     memory: OwnedFd,
     state: OwnedFd,
@@ -134,10 +144,14 @@ impl Saved {
     /// Has husks begin with the pages that `trial`, a clone, has written. Ends it; returns how many
     /// pages they are.
     pub(crate) fn learn(&mut self, trial: Vm) -> Result<u64> {
-        let written = Layer::open(File::from(trial.save_files()?.memory))?;
+        let trial = trial.save_files()?;
+        let written = Layer::open(File::from(trial.memory))?;
         let mut set = File::from(scratch_file()?);
         let pages = snapshot_memory::write_working_set(&self.golden, &written, &mut set)?;
         self.working_set = Some(set);
+        let state = snapshot_memory::with_touched(&whole(&self.state)?, &whole(&trial.state)?)?;
+        self.state = scratch_file()?;
+        File::from(self.state.try_clone()?).write_all(&state)?;
         Ok(pages)
     }
 }

@@ -78,6 +78,28 @@ impl Pagemap {
         &self,
         mapping: &std::ops::Range<usize>,
     ) -> Result<Vec<Range>, MemoryError> {
+        // Not the file's, and somewhere.
+        self.scan(mapping, PAGE_IS_FILE, PAGE_IS_PRESENT | PAGE_IS_SWAPPED)
+    }
+
+    /// The pages of `mapping` that are mapped, its own and the file's.
+    ///
+    /// # Errors
+    /// As [`Pagemap::dirty_ranges`].
+    pub fn present_ranges(
+        &self,
+        mapping: &std::ops::Range<usize>,
+    ) -> Result<Vec<Range>, MemoryError> {
+        self.scan(mapping, 0, PAGE_IS_PRESENT)
+    }
+
+    /// The pages that have none of `without` and any of `any`.
+    fn scan(
+        &self,
+        mapping: &std::ops::Range<usize>,
+        without: u64,
+        any: u64,
+    ) -> Result<Vec<Range>, MemoryError> {
         let base = mapping.start as u64;
         let mut regions = vec![PageRegion::default(); BATCH];
         let mut ranges: Vec<Range> = Vec::new();
@@ -89,10 +111,9 @@ impl Pagemap {
                 end: mapping.end as u64,
                 vec: regions.as_mut_ptr().expose_provenance() as u64,
                 vec_len: BATCH as u64,
-                // Not the file's, and somewhere.
-                category_inverted: PAGE_IS_FILE,
-                category_mask: PAGE_IS_FILE,
-                category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                category_inverted: without,
+                category_mask: without,
+                category_anyof_mask: any,
                 return_mask: PAGE_IS_PRESENT,
                 ..PmScanArg::default()
             };

@@ -19,10 +19,12 @@ mod dirty;
 mod error;
 mod golden;
 mod layer;
+mod touched;
 mod working_set;
 
 pub use dirty::{Pagemap, Range};
 pub use error::MemoryError;
 pub use golden::Golden;
 pub use layer::{Layer, write_layer};
+pub use touched::{TOUCHED, TOUCHED_VERSION, encode_touched, touched, with_touched};
 pub use working_set::write_working_set;

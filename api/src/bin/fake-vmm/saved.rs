@@ -85,7 +85,12 @@ impl Start {
             version: 1,
             payload: self.agent.to_str().ok_or("an odd path")?.as_bytes(),
         };
-        file(to.state)?.write_all(&SectionFile::encode(&[section])?)?;
+        let touched = Section {
+            name: SectionName::new(snapshot_memory::TOUCHED)?,
+            version: snapshot_memory::TOUCHED_VERSION,
+            payload: &[],
+        };
+        file(to.state)?.write_all(&SectionFile::encode(&[section, touched])?)?;
         for disk in &to.disks {
             file(*disk)?.write_all_at(&page, 0)?;
         }
