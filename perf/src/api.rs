@@ -3,8 +3,8 @@
 use crate::boot::say;
 use crate::counters::{Counters, Counts};
 use crate::engine::timed;
+use crate::record::Printer;
 use anyhow::{Context, Result, ensure};
-use serde::Serialize;
 use std::io::Read;
 use std::net::TcpListener;
 use std::path::Path;
@@ -17,7 +17,7 @@ const KEY: &str = "e2b_0000000000000000000000000000000000000000";
 const MAX_ANSWER: u64 = 1024 * 1024;
 
 /// Figures of the API path, nanoseconds or instructions.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct ApiExec {
     /// `POST /sandboxes` to its answer.
     pub(crate) create_ns: u64,
@@ -33,13 +33,26 @@ impl ApiExec {
     /// Prints the figures.
     pub(crate) fn print(&self, unit: &str) {
         say(&format!(
-            "api: create (cold boot) {} {unit}",
+            "api: create, with the making of the template's machine, {} {unit}",
             self.create_ns
         ));
         say(&format!(
             "api: exec /bin/true {} {unit}; server {} system calls; vm process {} vm exits, {} system calls",
             self.exec_ns, self.server.syscalls, self.vm.vm_exits, self.vm.syscalls
         ));
+    }
+}
+
+impl ApiExec {
+    /// Records the figures.
+    pub(crate) fn keep(&self, printer: &mut Printer) {
+        let values = [
+            ("exec_time", self.exec_ns),
+            ("server_syscalls", self.server.syscalls),
+            ("vm_syscalls", self.vm.syscalls),
+            ("vm_exits", self.vm.vm_exits),
+        ];
+        printer.keep("api-exec", "hatchery", &values);
     }
 }
 

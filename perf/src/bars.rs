@@ -119,6 +119,31 @@ impl Judged {
         }
     }
 
+    /// The figure and how many samples it is of; why there is none.
+    pub(crate) fn figure(&self) -> String {
+        match &self.verdict {
+            Verdict::NotMeasured(why) => why.clone(),
+            Verdict::Met(figure) | Verdict::Missed(figure) => {
+                let statistic = self.bar.statistic.map_or("", |s| s.name());
+                let figure = human(&self.bar.value, *figure);
+                format!(
+                    "{statistic} {figure} of {}/{}",
+                    self.samples.0, self.samples.1
+                )
+            }
+        }
+    }
+
+    /// What became of it, in a word or two.
+    pub(crate) fn word(&self) -> String {
+        let word = match self.verdict {
+            Verdict::Met(_) => "met",
+            Verdict::Missed(_) => "MISSED",
+            Verdict::NotMeasured(_) => "not measured",
+        };
+        word.into()
+    }
+
     /// One line for people and for `grep`.
     pub(crate) fn line(&self) -> String {
         let bar = &self.bar;

@@ -3,9 +3,9 @@
 
 use crate::counters::{Counters, Counts};
 use crate::engine::{Boot, Guest, hatchery, qemu, timed};
+use crate::record::Printer;
 use crate::{agent::Ran, api};
 use anyhow::{Context, Result, ensure};
-use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -40,7 +40,7 @@ pub(crate) struct Args {
 }
 
 /// One engine's figures.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 struct Figures {
     engine: &'static str,
     boots: Vec<Boot>,
@@ -51,7 +51,7 @@ struct Figures {
 }
 
 /// Some work on a warm VM.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug)]
 struct Work {
     /// Nanoseconds, or instructions under instruction counting.
     ns: u64,
@@ -204,13 +204,47 @@ fn report(args: &Args, ours: &Figures, api: &api::ApiExec, peer: Option<&Figures
         missed |= value > bar;
         say(&format!("bar: {what}: {value} (bar {bar}) {verdict}"));
     }
-    if let Ok(json) = serde_json::to_string(&(ours, api, peer)) {
-        say(&format!("raw: {json}"));
+    let mut printer = Printer::new(args.icount);
+    for figures in [Some(ours), peer].into_iter().flatten() {
+        keep(&mut printer, figures);
     }
+    api.keep(&mut printer);
     if missed && !args.report_only {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS
+    }
+}
+
+fn keep(printer: &mut Printer, figures: &Figures) {
+    for b in &figures.boots {
+        let values = [
+            ("vmm_time", b.vmm_ns),
+            ("kernel_time", b.kernel_ns),
+            ("agent_time", b.agent_ns),
+            ("ready_time", b.kernel_ns + b.agent_ns),
+        ];
+        printer.keep("boot", figures.engine, &values);
+    }
+    let memory = [
+        figures.overhead_kib.map(|v| ("overhead_kib", v)),
+        figures
+            .guest_resident_kib
+            .map(|v| ("guest_resident_kib", v)),
+    ];
+    let memory: Vec<_> = memory.into_iter().flatten().collect();
+    if !memory.is_empty() {
+        printer.keep("memory", figures.engine, &memory);
+    }
+    for (scenario, work) in [("exec", figures.exec), ("bulk", figures.bulk)] {
+        let Some(work) = work else { continue };
+        let values = [
+            ("work_time", work.ns),
+            ("bytes", work.bytes),
+            ("vm_exits", work.counts.vm_exits),
+            ("syscalls", work.counts.syscalls),
+        ];
+        printer.keep(scenario, figures.engine, &values);
     }
 }
 

@@ -9,8 +9,8 @@ use crate::boot::say;
 use crate::counters::{Counters, Counts};
 use crate::engine::hatchery::{Husk, Saved, Vm};
 use crate::engine::{Guest, timed};
+use crate::record::Printer;
 use anyhow::{Context, Result, ensure};
-use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -38,14 +38,14 @@ pub(crate) struct Args {
 }
 
 /// One life, nanoseconds or instructions.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug)]
 struct Sample {
     build_ns: u64,
     claim_ns: u64,
     exec_ns: u64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 struct Figures {
     save: [u64; 4],
     samples: Vec<Sample>,
@@ -248,7 +248,43 @@ fn report(args: &Args, figures: &Figures) {
             args.density
         ));
     }
-    if let Ok(json) = serde_json::to_string(figures) {
-        say(&format!("raw: {json}"));
+    keep(args, figures);
+}
+
+fn keep(args: &Args, figures: &Figures) {
+    const ENGINE: &str = "hatchery";
+    let mut printer = Printer::new(args.icount);
+    for s in &figures.samples {
+        let values = [
+            ("build_time", s.build_ns),
+            ("claim_time", s.claim_ns),
+            ("first_exec_time", s.exec_ns),
+            ("create_time", s.claim_ns + s.exec_ns),
+            ("cold_time", s.build_ns + s.claim_ns + s.exec_ns),
+        ];
+        printer.keep("clone", ENGINE, &values);
+    }
+    let counts = [
+        ("vm_exits", figures.claim_and_exec.vm_exits),
+        ("syscalls", figures.claim_and_exec.syscalls),
+        ("second_exec_time", figures.second_exec_ns),
+        ("overhead_kib", figures.overhead_kib),
+    ];
+    printer.keep("clone-counts", ENGINE, &counts);
+    let [park, write, pages, blocks] = figures.save;
+    let save = [
+        ("park_time", park),
+        ("write_time", write),
+        ("pages", pages),
+        ("blocks", blocks),
+    ];
+    printer.keep("save", ENGINE, &save);
+    if let (Some(husk), Some(clone)) = (figures.husk_kib, figures.clone_kib) {
+        let density = [
+            ("husk_kib", husk),
+            ("clone_kib", clone),
+            ("clones", args.density.into()),
+        ];
+        printer.keep("density", ENGINE, &density);
     }
 }

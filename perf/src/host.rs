@@ -65,6 +65,19 @@ pub(crate) fn describe(folder: &Path, place: &str, program: &Path, commit: &str)
         .with_context(|| format!("Writing {}", path.display()))
 }
 
+/// Every description in a folder.
+pub(crate) fn descriptions(folder: &Path) -> Result<Vec<Description>> {
+    let mut found = Vec::new();
+    for place in ["floor", "lab", "metal"] {
+        let path = folder.join(format!("machine-{place}.json"));
+        if let Ok(text) = fs::read_to_string(&path) {
+            let description = serde_json::from_str(&text);
+            found.push(description.with_context(|| format!("Reading {}", path.display()))?);
+        }
+    }
+    Ok(found)
+}
+
 /// Memory that could be had without swapping, KiB.
 pub(crate) fn available_kib() -> Result<u64> {
     meminfo("MemAvailable:")

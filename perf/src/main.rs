@@ -17,6 +17,7 @@ mod engine;
 mod floor;
 mod host;
 mod record;
+mod report;
 mod statistics;
 
 use anyhow::Result;
@@ -40,6 +41,8 @@ enum Command {
     Floor(floor::Args),
     /// What was measured, against the bars
     Bars(bars::Args),
+    /// What was measured, as a page of HTML and one of Markdown
+    Report(report::Args),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Command::Clone(args) => clone::run(&args),
         Command::Floor(args) => floor::run(&args),
         Command::Bars(args) => bars::run(&args),
+        Command::Report(args) => report::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -1,15 +1,17 @@
 //! `cargo xtask bench`: runs the barometer where its figures mean something.
 
 mod floor;
+mod lines;
 mod peer;
 mod results;
 
 use crate::dist::Dist;
 use crate::lab::{Lab, Options, Stream};
 use crate::service::install_in_lab;
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Subcommand;
 use floor::Programs;
+use lines::Lines;
 use results::Results;
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
@@ -36,6 +38,14 @@ enum What {
         /// Judge the records of this folder instead of measuring
         #[arg(long)]
         results: Option<PathBuf>,
+    },
+    /// Everything that this machine and its lab can measure, and the report; fails if a bar is missed
+    All,
+    /// The report of records that there are
+    Report {
+        /// The folder with the records
+        #[arg(long)]
+        results: PathBuf,
     },
     /// Cold boot, first exec and bulk transfer, in the lab under instruction counting
     Boot {
@@ -68,6 +78,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             programs.floor(&results, only)?;
             programs.bars(&results.dir)
         }
+        What::All => all(),
+        What::Report { results } => Programs::ensure()?.report(results),
         What::Bars { results: Some(dir) } => Programs::ensure()?.bars(dir),
         What::Bars { results: None } => {
             let programs = Programs::ensure()?;
@@ -83,9 +95,43 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         &What::Clone { samples, density } => {
             let Bench { lab, mut argv, .. } = Bench::prepare("clone", samples)?;
             argv.extend(["--density".into(), density.to_string()]);
-            barometer(&lab, &argv)
+            barometer(&lab, &argv, None)
         }
     }
+}
+
+/// How many clones stand at once for the report.
+const DENSITY: &str = "100";
+
+fn all() -> Result<ExitCode> {
+    let programs = Programs::ensure()?;
+    let results = Results::create()?;
+    programs.floor(&results, &[])?;
+    let Bench {
+        lab,
+        programs: installed,
+        mut argv,
+    } = Bench::prepare("clone", 10)?;
+    argv.extend(["--density".into(), DENSITY.into()]);
+    let mut failed = Vec::new();
+    let mut measure = |name: &str, argv: &[String]| -> Result<()> {
+        let file = results.dir.join(name).with_extension("jsonl");
+        if barometer(&lab, argv, Some(file))? != ExitCode::SUCCESS {
+            failed.push(name.to_owned());
+        }
+        Ok(())
+    };
+    measure("lab-clone", &argv)?;
+    let boot = argv.iter_mut().find(|word| *word == "clone");
+    boot.into_iter().for_each(|word| *word = "boot".into());
+    argv.truncate(argv.len() - 2);
+    let peer = peer::install(&lab, &installed)?.display().to_string();
+    argv.extend(["--report-only".into(), "--qemu".into(), peer]);
+    measure("lab-boot", &argv)?;
+    programs.report(&results.dir)?;
+    let bars = programs.bars(&results.dir)?;
+    ensure!(failed.is_empty(), "These failed: {}", failed.join(", "));
+    Ok(bars)
 }
 
 /// A lab that counts instructions, with the programs in it.
@@ -128,15 +174,17 @@ fn boot(samples: u32, peer: bool, report_only: bool) -> Result<ExitCode> {
         let program = peer::install(&lab, &programs)?;
         argv.extend(["--qemu".into(), program.display().to_string()]);
     }
-    barometer(&lab, &argv)
+    barometer(&lab, &argv, None)
 }
 
-/// Runs the barometer with its output passed through; its exit status.
-fn barometer(lab: &Lab, argv: &[String]) -> Result<ExitCode> {
+/// Runs the barometer with its output passed through, but for records, which go to a file if there is
+/// one; its exit status.
+fn barometer(lab: &Lab, argv: &[String], records: Option<PathBuf>) -> Result<ExitCode> {
     let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+    let mut lines = Lines::new(records);
     let status = lab.spawn(&argv)?.wait(|stream, bytes| {
         match stream {
-            Stream::Stdout => std::io::stdout().write_all(bytes)?,
+            Stream::Stdout => lines.take(bytes)?,
             Stream::Stderr => std::io::stderr().write_all(bytes)?,
         }
         Ok(())

@@ -20,7 +20,7 @@ pub(crate) struct Guest {
 
 /// Where the time of one cold boot went, nanoseconds of the host's monotonic clock. Under
 /// instruction counting one nanosecond is one instruction.
-#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Boot {
     /// Program start to the first entry into the guest.
     pub(crate) vmm_ns: u64,

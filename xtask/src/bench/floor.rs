@@ -35,6 +35,13 @@ impl Programs {
         run(&mut command)
     }
 
+    /// Writes the pages.
+    pub(super) fn report(&self, folder: &Path) -> Result<ExitCode> {
+        run(Command::new(&self.barometer)
+            .args(["report", "--results"])
+            .arg(folder))
+    }
+
     /// Says what became of the bars.
     pub(super) fn bars(&self, folder: &Path) -> Result<ExitCode> {
         run(Command::new(&self.barometer)

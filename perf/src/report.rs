@@ -1,0 +1,313 @@
+//! What was measured, for people: one Markdown page and one HTML page with plots, made of the raw
+//! records and nothing else.
+
+mod plot;
+
+use crate::bars::{self, Judged, human};
+use crate::boot::say;
+use crate::definition;
+use crate::host::{self, Description};
+use crate::record::{self, Record};
+use crate::statistics::{Statistic, Summary};
+use anyhow::{Context, Result, ensure};
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Fewer samples make no curve.
+const LEAST_FOR_PLOT: u64 = 20;
+const STATISTICS: [Statistic; 6] = [
+    Statistic::Min,
+    Statistic::P50,
+    Statistic::P90,
+    Statistic::P99,
+    Statistic::P999,
+    Statistic::Max,
+];
+/// What whoever reads the figures should know about whoever made them.
+const BIAS: [&str; 6] = [
+    "We wrote both the program and its benchmark, and looked at these figures while we wrote the program. \
+     Scenarios that we did not think of are not here.",
+    "Places are never mixed. \"floor\" is real time of bare guests that run a few instructions on this \
+     machine's own KVM: it has no Linux guest, and other load on the machine is in it. \"lab\" counts \
+     instructions of an emulated host: an instruction is not a nanosecond, caches and memory do not exist \
+     there, and exits cost other amounts than on a processor.",
+    "Peers' figures in the table of bars are their own publications, on their machines, with their \
+     definitions. Only where a scenario names another engine was it run by us, beside ours.",
+    "A copy's first command is one that the template's machine had run before it was saved, so its \
+     program is in the guest's page cache. A first command that reads new files is slower.",
+    "Husks come with what a trial copy wrote. Memory is counted after one command; a sandbox that works \
+     has more.",
+    "Percentiles are nearest rank: values that were measured. Of ten samples the 99th percentile is the \
+     largest. Samples that failed are counted and have no value.",
+];
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The folder with the raw records; the pages are written into it
+    #[arg(long)]
+    results: PathBuf,
+    /// A folder of definitions instead of our own
+    #[arg(long)]
+    definitions: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let records = record::read_folder(&args.results)?;
+    let folder = args.results.display();
+    ensure!(
+        !records.is_empty(),
+        "There are no records in {folder}: run a bench first"
+    );
+    let bars = definition::bars(args.definitions.as_deref())?;
+    let page = Page {
+        machines: host::descriptions(&args.results)?,
+        bars: bars::judge(&bars.bar, &records),
+        tables: tables(&records),
+    };
+    for (name, text) in [("report.md", page.markdown()), ("report.html", page.html())] {
+        let path = args.results.join(name);
+        std::fs::write(&path, text).with_context(|| format!("Writing {}", path.display()))?;
+        say(&format!("wrote {}", path.display()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// All values of one engine's scenario.
+struct Table {
+    place: String,
+    scenario: String,
+    engine: String,
+    values: Vec<(String, Summary)>,
+}
+
+/// A report's parts, before they are text of one kind.
+struct Page {
+    machines: Vec<Description>,
+    bars: Vec<Judged>,
+    tables: Vec<Table>,
+}
+
+fn tables(records: &[Record]) -> Vec<Table> {
+    let key = |r: &Record| (r.place.clone(), r.scenario.clone(), r.engine.clone());
+    let keys: BTreeSet<_> = records.iter().map(key).collect();
+    let table = |(place, scenario, engine): (String, String, String)| {
+        let own = |r: &&Record| r.place == place && r.scenario == scenario && r.engine == engine;
+        let own: Vec<_> = records.iter().filter(own).cloned().collect();
+        let names: BTreeSet<_> = own.iter().flat_map(|r| r.values.keys().cloned()).collect();
+        let summary = |name: String| {
+            let summary = bars::values(&own, &place, &scenario, &name);
+            (name, summary)
+        };
+        Table {
+            values: names.into_iter().map(summary).collect(),
+            place: place.clone(),
+            scenario: scenario.clone(),
+            engine,
+        }
+    };
+    keys.into_iter().map(table).collect()
+}
+
+/// A table's cells as text, the same in both pages.
+type Rows = Vec<Vec<String>>;
+
+impl Page {
+    fn machine_rows(&self) -> Rows {
+        let row = |m: &Description| {
+            let virtualization = if m.hardware_virtualization {
+                "hardware"
+            } else {
+                "software"
+            };
+            vec![
+                m.place.clone(),
+                m.date.clone(),
+                m.commit.clone(),
+                format!("{} × {}", m.cpus, m.cpu),
+                format!("{} MiB", m.memory_kib >> 10),
+                m.kernel.clone(),
+                virtualization.into(),
+                m.load.clone(),
+            ]
+        };
+        self.machines.iter().map(row).collect()
+    }
+
+    fn bar_rows(&self) -> Rows {
+        let row = |judged: &Judged| {
+            let bar = &judged.bar;
+            let relation = if bar.at_least { "≥" } else { "≤" };
+            vec![
+                bar.place.clone(),
+                bar.what.clone(),
+                judged.figure(),
+                format!("{relation} {}", human(&bar.value, bar.bar)),
+                judged.ratio().unwrap_or_default(),
+                judged.word(),
+                bar.peer.clone(),
+            ]
+        };
+        self.bars.iter().map(row).collect()
+    }
+
+    fn markdown(&self) -> String {
+        let mut text = String::from("# What was measured\n\n");
+        text.push_str(&markdown_table(&MACHINE, &self.machine_rows()));
+        text.push_str("\n## Bars\n\n");
+        text.push_str(&markdown_table(&BAR, &self.bar_rows()));
+        text.push_str("\n## Figures\n");
+        for table in &self.tables {
+            let _ = write!(text, "\n### {}\n\n", table.title());
+            text.push_str(&markdown_table(&VALUE, &table.rows()));
+        }
+        text.push_str("\n## Our bias\n\n");
+        for word in BIAS {
+            let _ = writeln!(text, "- {word}");
+        }
+        text
+    }
+
+    fn html(&self) -> String {
+        let mut text = String::from(HEAD);
+        text.push_str("<h1>What was measured</h1>\n");
+        text.push_str(&html_table(&MACHINE, &self.machine_rows()));
+        text.push_str("<h2>Bars</h2>\n");
+        text.push_str(&html_table(&BAR, &self.bar_rows()));
+        text.push_str("<h2>Figures</h2>\n");
+        for table in &self.tables {
+            let _ = writeln!(text, "<h3>{}</h3>", escape(&table.title()));
+            text.push_str(&html_table(&VALUE, &table.rows()));
+            let timed = |(name, s): &&(String, Summary)| {
+                name.ends_with("_ns") && s.count() >= LEAST_FOR_PLOT
+            };
+            for (name, summary) in table.values.iter().filter(timed) {
+                text.push_str(&plot::distribution(name, summary));
+            }
+        }
+        text.push_str("<h2>Our bias</h2>\n<ul>\n");
+        for word in BIAS {
+            let _ = writeln!(text, "<li>{}</li>", escape(word));
+        }
+        text.push_str("</ul>\n");
+        text
+    }
+}
+
+const MACHINE: [&str; 8] = [
+    "place",
+    "date",
+    "commit",
+    "processors",
+    "memory",
+    "kernel",
+    "virtualization",
+    "load",
+];
+const BAR: [&str; 7] = ["place", "what", "figure", "bar", "ratio", "", "best peer"];
+const VALUE: [&str; 8] = [
+    "value",
+    "good/tried",
+    "min",
+    "p50",
+    "p90",
+    "p99",
+    "p99.9",
+    "max",
+];
+const HEAD: &str = "<!doctype html>\n<meta charset=\"utf-8\">\n<title>Hatchery: what was measured</title>\n\
+<style>body{font:15px/1.5 system-ui,sans-serif;max-width:75em;margin:2em auto;padding:0 1em}\
+table{border-collapse:collapse;margin:1em 0}td,th{border-bottom:1px solid #ddd;padding:.2em .7em;\
+text-align:left;vertical-align:top}svg{margin:.5em 1em .5em 0}</style>\n";
+
+impl Table {
+    fn title(&self) -> String {
+        format!("{}: {} ({})", self.place, self.scenario, self.engine)
+    }
+
+    fn rows(&self) -> Rows {
+        let row = |(name, summary): &(String, Summary)| {
+            let figure = |s| summary.get(s).map_or_else(String::new, |v| human(name, v));
+            let head = [
+                name.clone(),
+                format!("{}/{}", summary.count(), summary.tried),
+            ];
+            head.into_iter().chain(STATISTICS.map(figure)).collect()
+        };
+        self.values.iter().map(row).collect()
+    }
+}
+
+fn markdown_table(head: &[&str], rows: &Rows) -> String {
+    let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+    let mut text = line(head.iter().map(|c| (*c).to_owned()).collect());
+    text.push_str(&line(vec!["---".into(); head.len()]));
+    for row in rows {
+        text.push_str(&line(row.iter().map(|c| c.replace('|', "\\|")).collect()));
+    }
+    text
+}
+
+fn html_table(head: &[&str], rows: &Rows) -> String {
+    let cells = |tag: &str, cells: &[String]| -> String {
+        let cell = |c: &String| format!("<{tag}>{}</{tag}>", escape(c));
+        cells.iter().map(cell).collect()
+    };
+    let head: Vec<_> = head.iter().map(|c| (*c).to_owned()).collect();
+    let mut text = format!("<table><tr>{}</tr>\n", cells("th", &head));
+    for row in rows {
+        let _ = writeln!(text, "<tr>{}</tr>", cells("td", row));
+    }
+    text.push_str("</table>\n");
+    text
+}
+
+fn escape(text: &str) -> String {
+    let text = text.replace('&', "&amp;").replace('<', "&lt;");
+    text.replace('>', "&gt;").replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::record::{Recorder, Sample};
+
+    #[test]
+    fn both_pages_say_what_the_records_say() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut recorder = Recorder::create(folder.path(), "floor", "floor").unwrap();
+        for n in 1..=30 {
+            let sample = Sample::new("x", &[("claim_ns", n * 1000), ("a<b", n)]);
+            recorder.keep("claim", "hatchery", Ok(sample)).unwrap();
+        }
+        let failed = Err(anyhow::anyhow!("no"));
+        recorder.keep("claim", "hatchery", failed).unwrap();
+        let args = Args {
+            results: folder.path().into(),
+            definitions: None,
+        };
+        run(&args).unwrap();
+        let read = |name| std::fs::read_to_string(folder.path().join(name)).unwrap();
+        let (markdown, html) = (read("report.md"), read("report.html"));
+        let p50 = human("claim_ns", 15_000);
+        for text in [&markdown, &html] {
+            assert!(text.contains("30/31") && text.contains(&p50), "{text}");
+            assert!(
+                text.contains("not measured"),
+                "bars without figures are in it"
+            );
+        }
+        assert!(html.contains("<svg") && html.contains("a&lt;b") && !html.contains("a<b"));
+    }
+
+    #[test]
+    fn without_records_there_is_no_report() {
+        let folder = tempfile::tempdir().unwrap();
+        let args = Args {
+            results: folder.path().into(),
+            definitions: None,
+        };
+        run(&args).unwrap_err();
+    }
+}
