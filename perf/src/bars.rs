@@ -84,7 +84,10 @@ pub(crate) fn judge(bars: &[Bar], records: &[Record]) -> Vec<Judged> {
             (Some(figure), _) => Verdict::Missed(figure),
             (None, Some(why)) => Verdict::NotMeasured(why.clone()),
             (None, None) if summary.tried > 0 => {
-                Verdict::NotMeasured(format!("all {} samples failed", summary.tried))
+                let tried = summary.tried;
+                Verdict::NotMeasured(format!(
+                    "none of {tried} samples has it: it failed, or this machine does not show it"
+                ))
             }
             (None, None) => Verdict::NotMeasured("not run".into()),
         };
@@ -263,7 +266,7 @@ mod test {
         assert_eq!(why(&[], bar()), "not run");
         assert_eq!(
             why(&[record("floor", false, 1)], bar()),
-            "all 1 samples failed"
+            "none of 1 samples has it: it failed, or this machine does not show it"
         );
         let missing = Bar {
             missing: Some("not built".into()),

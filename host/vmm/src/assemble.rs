@@ -71,6 +71,8 @@ pub(crate) struct Machine {
     pub(crate) ioapic: Arc<Ioapic>,
     /// For saving; opened before files were given up.
     pub(crate) pagemap: Pagemap,
+    /// Whether it began where another one was saved.
+    pub(crate) is_clone: bool,
     /// Where it goes on when it first runs.
     pub(crate) saved: Option<State>,
     pub(crate) console: Arc<Console>,
@@ -151,6 +153,7 @@ pub(crate) fn assemble(spec: &VmSpec, fds: Vec<OwnedFd>, log: &Log) -> Result<Ma
         vm,
         ioapic,
         pagemap,
+        is_clone: saved.is_some(),
         saved,
         console,
         ending,

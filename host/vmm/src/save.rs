@@ -145,7 +145,7 @@ fn write_state(
         (IOAPIC, machine.ioapic.save()),
         (DEVICES, encode(DEVICES, &devices.devices)?),
     ];
-    if machine.saved.is_some() {
+    if machine.is_clone {
         // What a machine that booted has used, others like it need not.
         let used = ranges(machine, |pagemap, part| pagemap.present_ranges(part))?;
         payloads.push((TOUCHED, encode_touched(&used)));

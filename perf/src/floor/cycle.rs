@@ -109,7 +109,7 @@ pub(super) fn growth(context: &Context, bare: &Bare, workers: u32, cycles: u64) 
     let took_ns = now_ns() - began_ns;
     std::thread::sleep(Duration::from_secs(2));
     let after = Left::now()?;
-    Ok(Sample::new(
+    let mut sample = Sample::new(
         &*bare.value,
         &[
             ("cycles", cycles),
@@ -123,10 +123,6 @@ pub(super) fn growth(context: &Context, bare: &Bare, workers: u32, cycles: u64) 
                 after.descriptors.saturating_sub(before.descriptors),
             ),
             (
-                "memory_lost_kib",
-                before.available_kib.saturating_sub(after.available_kib),
-            ),
-            (
                 "own_memory_kib",
                 after.own_kib.saturating_sub(before.own_kib),
             ),
@@ -135,7 +131,12 @@ pub(super) fn growth(context: &Context, bare: &Bare, workers: u32, cycles: u64) 
                 before.disk_kib.saturating_sub(after.disk_kib),
             ),
         ],
-    ))
+    );
+    if let (Some(before), Some(after)) = (before.available_kib, after.available_kib) {
+        let lost = before.saturating_sub(after);
+        sample.values.insert("memory_lost_kib".into(), lost);
+    }
+    Ok(sample)
 }
 
 /// Runs `work` on so many threads; the first error of any.

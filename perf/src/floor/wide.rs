@@ -55,12 +55,12 @@ pub(super) fn husks(context: &Context, bare: &Bare, count: u32) -> Result<Sample
     // The first brings programs and tables into memory that all share.
     let first = Process::husk(&context.program, bare)?;
     std::thread::sleep(SETTLE);
-    let empty = host::available_kib()?;
+    let empty = host::true_available_kib()?;
     let mut husks = (0..count)
         .map(|_| Process::husk(&context.program, bare))
         .collect::<Result<Vec<_>>>()?;
     std::thread::sleep(SETTLE);
-    let taken = empty.saturating_sub(host::available_kib()?);
+    let taken = host::true_available_kib()?;
     let private = husks
         .iter()
         .map(|h| host::private_kib(h.pid()))
@@ -69,17 +69,22 @@ pub(super) fn husks(context: &Context, bare: &Bare, count: u32) -> Result<Sample
         answer(husk, bare)?;
     }
     std::thread::sleep(SETTLE);
-    let ran = empty.saturating_sub(host::available_kib()?);
+    let ran = host::true_available_kib()?;
     drop(first);
-    Ok(Sample::new(
+    let mut sample = Sample::new(
         &*bare.value,
         &[
             ("husks", count.into()),
-            ("available_kib", taken / u64::from(count.max(1))),
             ("private_kib", private.iter().copied().max().unwrap_or(0)),
-            ("ran_available_kib", ran / u64::from(count.max(1))),
         ],
-    ))
+    );
+    for (name, now) in [("available_kib", taken), ("ran_available_kib", ran)] {
+        if let (Some(empty), Some(now)) = (empty, now) {
+            let each = empty.saturating_sub(now) / u64::from(count.max(1));
+            sample.values.insert(name.into(), each);
+        }
+    }
+    Ok(sample)
 }
 
 /// A machine whose guest has written its value and sleeps.
