@@ -39,6 +39,15 @@ pub enum GoldenError {
     GivenUp,
 }
 
+/// A template's machine, for two kinds of copies.
+#[derive(Clone, Debug)]
+pub struct Golden {
+    /// For copies that are made ahead: all that they are going to use is mapped while they are built.
+    pub ahead: Arc<Image>,
+    /// For a copy that somebody waits for: it maps what it uses when it uses it.
+    pub spot: Arc<Image>,
+}
+
 /// A template's golden machine, with what its copies write first if that can be learned. `makers` is
 /// what machines count for that are made on the way, one at a time.
 ///
@@ -48,7 +57,7 @@ pub async fn make(
     launcher: &Launcher,
     template: &Template,
     makers: &Arc<Semaphore>,
-) -> Result<Arc<Image>, GoldenError> {
+) -> Result<Golden, GoldenError> {
     let slot = || Arc::clone(makers).acquire_owned();
     let name = |kind| Name::internal(kind).map_err(|e| LaunchError::Entropy(e.to_string()));
     let gone = |_| GoldenError::GivenUp;
@@ -56,11 +65,14 @@ pub async fn make(
     let golden = Arc::new(made.await?);
     let trial = (name('t')?, slot().await.map_err(gone)?);
     match learn(launcher, template, &golden, trial).await {
-        Ok(learned) => Ok(Arc::new(learned)),
+        Ok(learned) => Ok(learned),
         Err(error) => {
             let (template, error) = (&template.name, chain(&error));
             tracing::warn!(template, error, "copies come without a working set");
-            Ok(golden)
+            Ok(Golden {
+                ahead: Arc::clone(&golden),
+                spot: golden,
+            })
         }
     }
 }
@@ -136,7 +148,7 @@ async fn learn(
     template: &Template,
     golden: &Arc<Image>,
     (name, slot): (Name, OwnedSemaphorePermit),
-) -> Result<Image, GoldenError> {
+) -> Result<Golden, GoldenError> {
     let AgentLink::Kept { last_stream } = golden.link else {
         return Err(GoldenError::GivenUp);
     };
@@ -162,7 +174,7 @@ async fn learn(
     };
     let tried: Result<Image, GoldenError> = tried.await;
     machine.stop().await;
-    let (learned, pages) = Arc::clone(golden).learn(launcher, tried?).await?;
+    let (learned, pages) = golden.learn(launcher, tried?).await?;
     tracing::info!(template = template.name, pages, "working set learned");
     Ok(learned)
 }

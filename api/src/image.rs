@@ -10,11 +10,12 @@
 //! A machine that began at an image has its diff among its private pages, so what is captured of it
 //! is again one layer over the same basis: chains do not grow.
 
+use crate::golden::Golden;
 use crate::launcher::{Launcher, files};
 use crate::machine::Hand;
 use control::{SaveSpec, Saved};
 use snapshot_format::BlobRef;
-use snapshot_memory::{Golden, Layer, MemoryError};
+use snapshot_memory::{Layer, MemoryError};
 use snapshot_store::Lease;
 use std::fs::File;
 use std::io::Write as _;
@@ -56,7 +57,7 @@ pub enum ImageError {
 /// A machine's whole memory, sealed, and the layers it was made of.
 #[derive(Debug)]
 pub struct Basis {
-    memory: Golden,
+    memory: snapshot_memory::Golden,
     layers: Vec<Arc<File>>,
     /// The layers in the store, in the same order, once they are there; the lease keeps them.
     stored: Mutex<Option<(Vec<BlobRef>, Lease)>>,
@@ -71,7 +72,7 @@ impl Basis {
         let open = |file: &Arc<File>| Layer::open(file.try_clone().map_err(again(pages))?);
         let opened = layers.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
-            memory: Golden::flatten(pages, &opened)?,
+            memory: snapshot_memory::Golden::flatten(pages, &opened)?,
             layers,
             stored: Mutex::default(),
         })
@@ -183,36 +184,43 @@ pub struct Image {
 
 impl Image {
     /// The same machine, of which copies come with the pages that `trial`, saved from such a copy, has
-    /// written: as a diff that changes nothing. Returns how many pages they are.
+    /// written: as a diff that changes nothing. Copies made ahead also map all that it has used.
+    /// Returns how many pages are written.
     ///
     /// # Errors
     /// [`ImageError::Memory`], [`ImageError::File`].
     pub async fn learn(
-        self: Arc<Self>,
+        &self,
         launcher: &Launcher,
-        trial: Image,
-    ) -> Result<(Self, u64), ImageError> {
+        trial: Self,
+    ) -> Result<(Golden, u64), ImageError> {
         let (mut set, mut state) = (file(launcher)?, file(launcher)?);
-        let image = Arc::clone(&self);
+        let (basis, own) = (Arc::clone(&self.basis), Arc::clone(&self.state));
         let work = tokio::task::spawn_blocking(move || {
             let written = trial.diff.as_ref().ok_or(ImageError::GivenUp)?;
-            let pages = image.basis.working_set(written, &mut set)?;
-            let states = (whole(&image.state)?, whole(&trial.state)?);
+            let pages = basis.working_set(written, &mut set)?;
+            let states = (whole(&own)?, whole(&trial.state)?);
             let both = snapshot_memory::with_touched(&states.0, &states.1);
             let both = both.map_err(MemoryError::from)?;
-            state.write_all(&both).map_err(again(image.basis.pages()))?;
-            Ok::<_, ImageError>((set, state, pages))
+            state.write_all(&both).map_err(again(basis.pages()))?;
+            Ok::<_, ImageError>((Arc::new(set), Arc::new(state), pages))
         });
         let (set, state, pages) = work.await.map_err(|_| ImageError::GivenUp)??;
-        let image = Self {
-            basis: Arc::clone(&self.basis),
-            diff: Some(Arc::new(set)),
-            state: Arc::new(state),
-            disk: Arc::clone(&self.disk),
-            shape: self.shape,
-            link: self.link,
+        let with = |state: &Arc<File>| {
+            Arc::new(Self {
+                basis: Arc::clone(&self.basis),
+                diff: Some(Arc::clone(&set)),
+                state: Arc::clone(state),
+                disk: Arc::clone(&self.disk),
+                shape: self.shape,
+                link: self.link,
+            })
         };
-        Ok((image, pages))
+        let golden = Golden {
+            ahead: with(&state),
+            spot: with(&self.state),
+        };
+        Ok((golden, pages))
     }
 
     /// The same machine with all of its memory in a basis of its own, for many to begin at: none
