@@ -78,6 +78,19 @@ impl Store {
     /// [`StoreError::Exists`], a missing blob, an invalid manifest, or the disk's refusal; then
     /// there is no such snapshot.
     pub fn publish(&self, id: &SnapshotId, manifest: &Manifest) -> Result<(), StoreError> {
+        let place = self.manifests.join(id.as_str());
+        if place.exists() {
+            return Err(StoreError::Exists(id.to_string()));
+        }
+        self.replace(id, manifest)
+    }
+
+    /// The same, in the place of what has this name, if anything has. There is never none under it, nor
+    /// a mixture, whenever the machine stops.
+    ///
+    /// # Errors
+    /// A missing blob, an invalid manifest, or the disk's refusal; then all is as it was.
+    pub fn replace(&self, id: &SnapshotId, manifest: &Manifest) -> Result<(), StoreError> {
         let format = |source| StoreError::Format {
             id: id.to_string(),
             source,
@@ -88,9 +101,6 @@ impl Store {
             self.open_blob(blob)?;
         }
         let place = self.manifests.join(id.as_str());
-        if place.exists() {
-            return Err(StoreError::Exists(id.to_string()));
-        }
         let path = fresh(&self.tmp)?;
         let written = File::create_new(&path)
             .and_then(|mut f| f.write_all(&bytes).and_then(|()| f.sync_all()))
@@ -110,9 +120,9 @@ impl Store {
     pub fn load(&self, id: &SnapshotId) -> Result<(Manifest, Lease), StoreError> {
         let manifest = self.read(id)?;
         let lease = self.leases.take(digests(&manifest));
-        // Removed before the lease began? Then its blobs may be collected already.
-        if !self.manifests.join(id.as_str()).exists() {
-            return Err(StoreError::NoSnapshot(id.to_string()));
+        // Removed or replaced before the lease began? Then its blobs may be collected already.
+        if self.read(id)? != manifest {
+            return self.load(id);
         }
         Ok((manifest, lease))
     }

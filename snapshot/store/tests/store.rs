@@ -149,6 +149,47 @@ fn a_manifest_is_published_only_with_all_its_parts() {
     assert!(matches!(again, StoreError::Exists(_)));
 }
 
+/// A reader finds the old or the new, whole, however often it is replaced and collected meanwhile.
+#[test]
+fn a_snapshot_is_replaced_at_once() {
+    let (dir, store) = open();
+    let (blob, lease) = put(&store, b"0");
+    store
+        .replace(&id("one"), &manifest(&blob, &[&blob]))
+        .unwrap();
+    drop(lease);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for n in 1..100 {
+                let (blob, _lease) = put(&store, n.to_string().as_bytes());
+                store
+                    .replace(&id("one"), &manifest(&blob, &[&blob]))
+                    .unwrap();
+                store.collect().unwrap();
+            }
+        });
+        while !writer.is_finished() {
+            let (found, _lease) = store.load(&id("one")).unwrap();
+            store.verify_blob(&found.machine).unwrap();
+        }
+    });
+    let missing = BlobRef {
+        size: 77,
+        ..blob.clone()
+    };
+    let refused = store.replace(&id("one"), &manifest(&missing, &[&missing]));
+    refused.expect_err("a blob is missing");
+    let (found, lease) = store.load(&id("one")).unwrap();
+    store.verify_blob(&found.machine).unwrap();
+    drop(lease);
+    store.collect().unwrap();
+    assert_eq!(
+        files(dir.path()).len(),
+        2,
+        "the last one's blob and manifest"
+    );
+}
+
 #[test]
 fn damage_is_noticed_and_named() {
     let (dir, store) = open();
