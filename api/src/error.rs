@@ -61,6 +61,9 @@ pub enum ApiError {
     /// A sandbox could not be saved, and runs on; the message says why.
     #[error("The sandbox was not paused and runs on: {0}")]
     PauseFailed(String),
+    /// A sandbox ended when it was to be saved; the message says what was noticed.
+    #[error("The sandbox ended while it was being saved: {0}")]
+    EndedMeanwhile(String),
     /// A paused sandbox could not be resumed, and stays paused; the message says why.
     #[error("The sandbox was not resumed: {0}")]
     ResumeFailed(String),
@@ -97,6 +100,7 @@ impl ApiError {
             Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Self::StartFailed(_)
             | Self::PauseFailed(_)
+            | Self::EndedMeanwhile(_)
             | Self::ResumeFailed(_)
             | Self::KillFailed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -111,6 +115,7 @@ impl ApiError {
             Self::NotYet(_) => Some("not_available_yet"),
             Self::StartFailed(_) => Some("sandbox_start_failed"),
             Self::PauseFailed(_) => Some("sandbox_pause_failed"),
+            Self::EndedMeanwhile(_) => Some("sandbox_ended"),
             Self::ResumeFailed(_) => Some("sandbox_resume_failed"),
             Self::IdempotencyMismatch => Some("idempotency_key_mismatch"),
             _ => None,

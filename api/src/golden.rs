@@ -164,7 +164,7 @@ async fn learn(
     machine.start().await;
     let link = Link::resume(built.stream, last_stream);
     let tried = async {
-        let identity = identify(&link, &id, TRIAL, &BTreeMap::new()).await;
+        let identity = identify(&link, &id, TRIAL, &BTreeMap::new(), launcher.boot_timeout).await;
         identity.map_err(GoldenError::Identity)?;
         first_command(&link, template).await?;
         tokio::time::sleep(REST).await;

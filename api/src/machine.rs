@@ -143,6 +143,11 @@ impl Machine {
     /// those told who wait for the end.
     #[must_use]
     pub fn adopt(name: Name, pid: Pid, control: OwnedFd, keep: impl Send + 'static) -> Self {
+        // The kernel, short of memory, is to end a sandbox and not the service. Without it all works.
+        let _ = std::fs::write(
+            format!("/proc/{}/oom_score_adj", pid.as_raw_nonzero()),
+            "500",
+        );
         let (commands, receiver) = mpsc::channel(8);
         let (sender, phase) = watch::channel(Phase::Spawned);
         let task = Task {
@@ -241,6 +246,12 @@ impl Machine {
 pub struct Hand(mpsc::WeakSender<Command>);
 
 impl Hand {
+    /// Whether the machine has ended, or is about to.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.0.upgrade().is_none_or(|commands| commands.is_closed())
+    }
+
     /// Lets the vCPUs go, for the first time or on after a [`Hand::save`].
     pub async fn start(&self) {
         if let Some(commands) = self.0.upgrade() {

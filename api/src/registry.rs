@@ -15,6 +15,7 @@ mod guard;
 mod pause;
 mod snapshot;
 mod table;
+mod unreadable;
 
 pub use bring_up::Start;
 pub use snapshot::Snapshot;

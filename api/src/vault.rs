@@ -108,7 +108,7 @@ impl Vault {
     /// What was there under this name is replaced.
     ///
     /// # Errors
-    /// When the disk refuses; then nothing is kept.
+    /// When the disk refuses; then what was there before is kept.
     pub fn put(
         &self,
         id: &SnapshotId,
@@ -150,13 +150,7 @@ impl Vault {
             base: base.clone(),
             record: Some(record),
         };
-        match self.store.publish(id, &manifest) {
-            Err(StoreError::Exists(_)) => {
-                self.store.remove(id)?;
-                Ok(self.store.publish(id, &manifest)?)
-            }
-            other => Ok(other?),
-        }
+        Ok(self.store.replace(id, &manifest)?)
     }
 
     /// The layers of a basis in the store, written there if they are not yet.
@@ -203,12 +197,18 @@ impl Vault {
     }
 
     /// Has an image back, everything in it checked against its digest. `base` is the image under its
-    /// disk as it is now.
+    /// disk as it is now; `own` says what is wrong with the record, which may be another's.
     ///
     /// # Errors
     /// What is missing, damaged or changed.
-    pub fn get(&self, id: &SnapshotId, base: &BaseImage) -> Result<Image, VaultError> {
+    pub fn get(
+        &self,
+        id: &SnapshotId,
+        base: &BaseImage,
+        own: impl FnOnce(&Header) -> Result<(), String>,
+    ) -> Result<Image, VaultError> {
         let (manifest, _lease) = self.store.load(id)?;
+        own(&self.header_of(id, &manifest)?).map_err(VaultError::Invalid)?;
         check_base(&manifest.base, base)?;
         if manifest.wire_version != wire::PROTOCOL_VERSION {
             return Err(VaultError::Invalid(format!(
@@ -284,8 +284,16 @@ impl Vault {
         Ok(all)
     }
 
-    fn header(&self, id: &SnapshotId) -> Result<Header, VaultError> {
+    /// What is stored under one name.
+    ///
+    /// # Errors
+    /// There is nothing, or it cannot be read.
+    pub fn header(&self, id: &SnapshotId) -> Result<Header, VaultError> {
         let (manifest, _lease) = self.store.load(id)?;
+        self.header_of(id, &manifest)
+    }
+
+    fn header_of(&self, id: &SnapshotId, manifest: &Manifest) -> Result<Header, VaultError> {
         let none = || VaultError::Invalid("it has no record".into());
         let blob = manifest.record.as_ref().ok_or_else(none)?;
         if blob.size > MAX_RECORD {
@@ -301,7 +309,7 @@ impl Vault {
         Ok(Header {
             id: id.clone(),
             record,
-            shape: shape(&manifest),
+            shape: shape(manifest),
         })
     }
 

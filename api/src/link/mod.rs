@@ -155,10 +155,10 @@ impl Link {
         }
     }
 
-    /// Makes the guest this sandbox; returns once the agent has acknowledged.
+    /// Makes the guest this sandbox; returns once the agent has acknowledged this very identity.
     ///
     /// # Errors
-    /// The link closed or the agent refused.
+    /// The link closed, the agent refused, or it has acknowledged another generation.
     pub async fn set_identity(&self, identity: Identity) -> Result<(), LinkError> {
         let env: Vec<String> = identity
             .env
@@ -179,7 +179,14 @@ impl Link {
             entropy: &identity.entropy,
             env: Strings::Slices(&env),
         });
-        self.done("a new identity", &request).await.map(drop)
+        let taken = self.done("a new identity", &request).await?;
+        if taken == identity.generation {
+            return Ok(());
+        }
+        Err(LinkError::Unexpected {
+            request: "a new identity",
+            got: format!("generation {taken}, not {}", identity.generation),
+        })
     }
 
     /// Starts a process; returns once it runs.

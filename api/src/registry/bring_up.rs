@@ -14,13 +14,18 @@ use crate::machine::Machine;
 use crate::name::Name;
 use crate::pool::{Husk, Pool};
 use crate::sandbox::Origin;
+use futures_util::FutureExt as _;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
 
 /// How often a copy is tried before the sandbox boots.
 const COPIES: usize = 2;
+/// How long a machine whose link broke may take to say why.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// A machine with its identity.
 pub(super) struct Up {
@@ -222,10 +227,19 @@ impl Registry {
         env: &BTreeMap<String, String>,
     ) -> Result<(), String> {
         let generation = self.generation.fetch_add(1, Relaxed);
+        let bound = self.launcher.boot_timeout;
         let taken = tokio::select! {
             biased;
             end = machine.ended() => Err(ended_text(id, end.as_deref())),
-            taken = identify(link, id, generation, env) => taken,
+            taken = identify(link, id, generation, env, bound) => taken,
+        };
+        let taken = match taken {
+            // Most often the machine is ending: its own word is better.
+            Err(why) if link.closed().now_or_never().is_some() => {
+                let end = timeout(LAST_WORD, machine.ended()).await;
+                Err(end.map_or(why, |end| ended_text(id, end.as_deref())))
+            }
+            other => other,
         };
         if taken.is_err() {
             machine.give_up(id).await;

@@ -1,6 +1,7 @@
 //! Who sits with a machine until it is gone: its deadline, and its end.
 
 use super::{Reason, Registry};
+use crate::error::ApiError;
 use crate::machine::{End, Machine};
 use crate::sandbox::Sandbox;
 use std::sync::Arc;
@@ -55,6 +56,14 @@ pub(super) fn ended_text(id: &str, end: Option<&End>) -> String {
     };
     end.log_console(id);
     end.to_string()
+}
+
+/// Why a sandbox was not saved, if its machine has ended with it: it does not run on.
+pub(super) fn or_ended(sandbox: &Sandbox, error: ApiError) -> ApiError {
+    match error {
+        ApiError::PauseFailed(why) if sandbox.body.hand.is_gone() => ApiError::EndedMeanwhile(why),
+        other => other,
+    }
 }
 
 /// Completes at the deadline, however often it is moved.

@@ -8,9 +8,9 @@
 //!
 //! Both ways are tasks of their own: a client that leaves does not leave half a sandbox behind.
 
-use super::guard::guard;
+use super::guard::{guard, or_ended};
 use super::table::{Door, Entry, Pausing, Resume, missing};
-use super::{Reason, Registry, embody};
+use super::{Reason, Registry, embody, unreadable};
 use crate::envd::KeptProcess;
 use crate::error::{ApiError, chain};
 use crate::image::{self, Image, ImageError};
@@ -56,6 +56,8 @@ impl Registry {
                 Ok(())
             }
             Err(error) => {
+                let error = or_ended(sandbox, error);
+                self.sweep();
                 tracing::warn!(sandbox_id = sandbox.id, %error, "not paused");
                 sandbox.body.hand.start().await;
                 if !self.abandon_pause(sandbox) {
@@ -156,7 +158,7 @@ impl Registry {
             if *registry.closing.borrow() {
                 registry.end(sandbox, &Reason::Shutdown);
             }
-            let (image, _) = saved.map_err(|error| failed(&error))?;
+            let (image, _) = saved.map_err(|error| or_ended(sandbox, failed(&error)))?;
             Ok(Captured {
                 sandbox: Arc::clone(sandbox),
                 image: Arc::new(image),
@@ -260,7 +262,9 @@ impl Registry {
         let failed = |error: String| ApiError::ResumeFailed(error);
         let stored = stored_name(&facts.id).map_err(|error| failed(chain(&error)))?;
         let (name, path) = (name.clone(), template.image.clone());
-        let image = self.in_vault(move |vault| vault.get(&stored, &vault::look(&name, &path)?));
+        let image = self.in_vault(move |vault| {
+            vault.get(&stored, &vault::look(&name, &path)?, unreadable::sandbox)
+        });
         let image = image.await.map_err(|error| failed(chain(&error)))?;
         timings.step("load");
         let image = Arc::new(image);

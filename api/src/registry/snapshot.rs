@@ -1,7 +1,7 @@
 //! Snapshots: moments of sandboxes that outlive them, to begin other sandboxes at.
 
-use super::Registry;
 use super::bring_up::Start;
+use super::{Registry, unreadable};
 use crate::envd::KeptProcess;
 use crate::error::{ApiError, chain};
 use crate::ids;
@@ -160,9 +160,12 @@ impl Registry {
         let work = tokio::task::spawn_blocking(move || {
             let record = serde_json::to_vec(&own.record).map_err(|e| e.to_string())?;
             let put = registry.vault.put(&own.stored, &image, &base, &record);
-            put.map_err(|error| chain(&error))?;
-            lock(&registry.snapshots.all).insert(own.id.clone(), own);
-            Ok(())
+            if put.is_ok() {
+                lock(&registry.snapshots.all).insert(own.id.clone(), own);
+            }
+            // Of what it has replaced, or of one that failed half-way.
+            registry.vault.sweep();
+            put.map_err(|error| chain(&error))
         });
         let lost = |_| Err("The work was given up".to_owned());
         work.await.unwrap_or_else(lost).map_err(failed)?;
@@ -222,7 +225,10 @@ impl Registry {
     pub async fn delete_snapshot(&self, id: &str) -> Result<bool, ApiError> {
         let id = snapshot_id(id).unwrap_or_default();
         let Some(snapshot) = self.snapshots.find(&id) else {
-            return Ok(false);
+            return match self.unreadable_snapshot(&id).await {
+                Some((name, why)) => self.remove_unreadable(name, why).await,
+                None => Ok(false),
+            };
         };
         let stored = snapshot.stored.clone();
         let removed = self.in_vault(move |vault| vault.remove(&stored)).await;
@@ -241,7 +247,10 @@ impl Registry {
     pub async fn stored_start(&self, id: &str) -> Result<Arc<Start>, ApiError> {
         let missing = || ApiError::TemplateNotFound(id.chars().take(MAX_NAME).collect());
         let own = snapshot_id(id).ok_or_else(missing)?;
-        let snapshot = self.snapshots.find(&own).ok_or_else(missing)?;
+        let Some(snapshot) = self.snapshots.find(&own) else {
+            let unreadable = self.unreadable_snapshot(&own).await;
+            return Err(unreadable.map_or_else(missing, |(_, why)| ApiError::StartFailed(why)));
+        };
         if let Some(start) = self.snapshots.ready(&snapshot) {
             return Ok(start);
         }
@@ -250,7 +259,8 @@ impl Registry {
         let template = self.template_of(&origin)?;
         let stored = snapshot.stored.clone();
         let image = self.in_vault(move |vault| {
-            vault.get(&stored, &vault::look(&template.name, &template.image)?)
+            let base = vault::look(&template.name, &template.image)?;
+            vault.get(&stored, &base, unreadable::snapshot)
         });
         let image = Arc::new(image.await.map_err(|error| failed(chain(&error)))?);
         let begin = match snapshot.record.files_only {
@@ -288,7 +298,7 @@ impl Snapshot {
     }
 
     /// Reads a record; what passes is a snapshot that this server could have taken.
-    fn decode(header: &Header) -> Result<Self, String> {
+    pub(super) fn decode(header: &Header) -> Result<Self, String> {
         let record: RecordV1 =
             serde_json::from_slice(&header.record).map_err(|error| error.to_string())?;
         let (version, shape) = (record.version, header.shape);
@@ -339,7 +349,7 @@ fn snapshot_id(text: &str) -> Option<String> {
 }
 
 /// The store's names have fewer characters than a snapshot's.
-fn stored_name(id: &str) -> Result<SnapshotId, snapshot_store::StoreError> {
+pub(super) fn stored_name(id: &str) -> Result<SnapshotId, snapshot_store::StoreError> {
     let hash = hex::encode(&Sha256::digest(id)[..16]);
     SnapshotId::new(&format!("{PREFIX}{hash}"))
 }

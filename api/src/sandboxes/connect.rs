@@ -62,7 +62,10 @@ pub async fn resume(
 async fn answer(app: &Arc<App>, id: &str, timeout: i64) -> Result<Response<Body>, ApiError> {
     let mut timings = Timings::default();
     let time = seconds(timeout, 0, &app.settings)?;
-    let (sandbox, resumed) = app.registry.connect(id, time, &mut timings).await?;
+    let (sandbox, resumed) = match app.registry.connect(id, time, &mut timings).await {
+        Err(ApiError::SandboxNotFound(_)) => return Err(app.registry.why_missing(id).await),
+        other => other?,
+    };
     let view = Created::new(&sandbox, app.settings.domain.as_deref());
     if !resumed {
         return Ok(json_response(StatusCode::OK, &view));

@@ -12,7 +12,7 @@ use std::sync::Arc;
 /// # Errors
 /// [`ApiError::SandboxNotFound`], [`ApiError::KillFailed`].
 pub async fn handle(app: &Arc<App>, id: &str) -> Result<Response<Body>, ApiError> {
-    if app.registry.kill(id).await? {
+    if app.registry.kill(id).await? || app.registry.kill_unreadable(id).await? {
         return Ok(no_content());
     }
     Err(ApiError::SandboxNotFound(id.chars().take(64).collect()))

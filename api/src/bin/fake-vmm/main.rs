@@ -17,16 +17,24 @@
 //! | `nocopy` | refuses to begin at a snapshot |
 //! | `crash` | begun at a snapshot, it reports a guest panic as soon as it is started |
 //! | `frail` | begun at a snapshot, it ends 50 ms after it is built unless it is started |
+//! | `mute` | a new identity is never acknowledged |
+//! | `wrong` | another identity is acknowledged than was given |
+//! | `agentdies` | the agent is killed when it is to take an identity |
+//! | `vanish` | this program is killed when the agent is to take an identity |
+//! | `savedies` | this program is killed when it has been saved, before it says so |
+//! | `told` | what the file `PROGRAM.mode` says, with PROGRAM the name that it is started by |
 //!
 //! Saved, its agent is stopped (`SIGSTOP`) until the next Start. Begun at a snapshot, it runs a fresh
 //! agent; processes and connections of the saved one are not there.
 
+mod relay;
 mod saved;
 
 use control::{
     Configured, Event, ExitCause, ExitReport, Origin, Request, SaveSpec, SavedLink, VmSpec, VmStats,
 };
-use rustix::process::{Pid, Signal, kill_process_group};
+use relay::Lie;
+use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group};
 use saved::Start;
 use std::error::Error;
 use std::io::{IsTerminal, stdin};
@@ -58,7 +66,11 @@ fn main() -> ExitCode {
     }
     let name = std::env::args().next().unwrap_or_default();
     let mode = name.rsplit_once("fake-vmm-").map_or("", |(_, mode)| mode);
-    match run(mode) {
+    let told = match mode {
+        "told" => std::fs::read_to_string(format!("{name}.mode")).unwrap_or_default(),
+        other => other.to_owned(),
+    };
+    match run(told.trim()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("fake-vmm: {error}");
@@ -203,7 +215,7 @@ fn serve(
                 Request::Start => {
                     let panic = mode == "panic" || mode == "crash" && machine.is_copy();
                     if mode != "noagent" && !panic {
-                        let child = start_agent(machine)?;
+                        let child = start_agent(machine, Lie::of(mode))?;
                         machine.agent = Some(Pid::from_child(&child));
                         let sender = sender.clone();
                         std::thread::spawn(move || wait(child, &sender));
@@ -236,6 +248,10 @@ fn save(mode: &str, machine: &Machine, to: &SaveSpec, fds: &[OwnedFd]) -> Event 
         _ => machine.start.save(&machine.spec, to, fds),
     };
     match saved {
+        Ok(_) if mode == "savedies" => {
+            let killed = kill_process(getpid(), Signal::KILL);
+            unreachable!("killed: {killed:?}")
+        }
         Ok(saved) => Event::Saved(saved),
         Err(error) => {
             machine.signal(Signal::CONT);
@@ -247,7 +263,7 @@ fn save(mode: &str, machine: &Machine, to: &SaveSpec, fds: &[OwnedFd]) -> Event 
 
 /// The agent, with the link as a descriptor of its own. One that was saved with its connection does
 /// not greet the service again.
-fn start_agent(machine: &Machine) -> Result<Child, Box<dyn Error>> {
+fn start_agent(machine: &Machine, lie: Lie) -> Result<Child, Box<dyn Error>> {
     use std::os::unix::process::CommandExt;
     let link = machine.fds[usize::from(machine.spec.link)].try_clone()?;
     let kept = matches!(
@@ -257,7 +273,7 @@ fn start_agent(machine: &Machine) -> Result<Child, Box<dyn Error>> {
             ..
         }
     );
-    let (ours, theirs) = if kept {
+    let (ours, theirs) = if kept || lie != Lie::None {
         let (ours, theirs) = UnixStream::pair()?;
         (Some(ours), OwnedFd::from(theirs))
     } else {
@@ -272,8 +288,11 @@ fn start_agent(machine: &Machine) -> Result<Child, Box<dyn Error>> {
         .process_group(0)
         .spawn()?;
     drop(theirs);
-    if let Some(ours) = ours {
-        saved::splice(ours, link.into())?;
+    if let Some(mut ours) = ours {
+        if kept {
+            relay::greet(&mut ours)?;
+        }
+        relay::connect(&ours, &link.into(), lie, Pid::from_child(&child))?;
     }
     Ok(child)
 }

@@ -8,9 +8,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use wire::{Frame, HEADER_LEN, Header, Message, PROTOCOL_VERSION};
 
 const PAGE: usize = 4096;
 const FIRST: &str = "fake-vmm\n";
@@ -111,42 +109,4 @@ fn text(file: &File, offset: u64) -> Result<String, Box<dyn Error>> {
         return Err("not the memory or disk of a stand-in".into());
     }
     Ok(text.to_owned())
-}
-
-/// Greets a fresh agent in place of the service, which is not to notice that it is a fresh one, and
-/// then connects the two.
-pub(crate) fn splice(mut agent: UnixStream, link: UnixStream) -> Result<(), Box<dyn Error>> {
-    let mut head = [0; HEADER_LEN];
-    agent.read_exact(&mut head)?;
-    let header = Header::decode(&head)?;
-    let mut payload = vec![0; header.len];
-    agent.read_exact(&mut payload)?;
-    let frame = Frame {
-        header,
-        payload: &payload,
-    };
-    let Ok(Message::Hello(theirs)) = Message::decode(&frame) else {
-        return Err("the agent does not say Hello".into());
-    };
-    let ours = wire::Hello {
-        version: PROTOCOL_VERSION,
-        agent: "fake-vmm",
-        ..theirs
-    };
-    let mut out = [0; 1024];
-    let length = Message::Hello(ours)
-        .encode(0, &mut out)
-        .map_err(|error| error.to_string())?;
-    agent.write_all(&out[..length])?;
-    let (mut from_agent, mut to_link) = (agent.try_clone()?, link.try_clone()?);
-    std::thread::spawn(move || {
-        let _ = std::io::copy(&mut from_agent, &mut to_link);
-        let _ = to_link.shutdown(std::net::Shutdown::Both);
-    });
-    let (mut from_link, mut to_agent) = (link, agent);
-    std::thread::spawn(move || {
-        let _ = std::io::copy(&mut from_link, &mut to_agent);
-        let _ = to_agent.shutdown(std::net::Shutdown::Both);
-    });
-    Ok(())
 }
