@@ -3,16 +3,20 @@
 //! The task ends only when the process is reaped, so [`Phase::Ended`] means that nothing of it is
 //! left. Dropping the handle ends the machine: that is how a failed creation is rolled back.
 
+mod end;
+
+pub use end::End;
+
 use crate::name::Name;
 use crate::ready;
 use control::{
-    ChannelError, Configured, Event, ExitCause, ExitReport, Request, SaveSpec, Saved, VmStats,
+    ChannelError, Configured, Event, ExitReport, Request, Reset, ResetSpec, SaveSpec, Saved,
+    VmStats,
 };
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal,
     waitid,
 };
-use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,8 +26,6 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 /// How long a process may take to end after it was asked to, before it is killed.
 const GRACE: Duration = Duration::from_secs(1);
-/// Most bytes of console tail that are kept and logged.
-const MAX_TAIL: usize = control::MAX_CONSOLE_TAIL;
 
 /// How far a machine is.
 #[derive(Clone, Debug)]
@@ -38,88 +40,21 @@ pub enum Phase {
     Ended(Arc<End>),
 }
 
-/// How a machine ended.
-#[derive(Debug)]
-pub struct End {
-    /// What the VM process said last, if it said anything.
-    pub report: Option<ExitReport>,
-    /// A request that it could not do, if it said so.
-    pub failure: Option<String>,
-    /// How the process ended: "exit status 0", "signal 9".
-    pub status: String,
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.report, &self.failure) {
-            (Some(report), _) => match &report.cause {
-                ExitCause::Stopped => f.write_str("the machine was stopped"),
-                ExitCause::GuestShutdown => f.write_str("the guest shut itself down"),
-                ExitCause::GuestPanic => f.write_str("the guest kernel panicked"),
-                ExitCause::AgentDied => f.write_str("the guest agent died"),
-                ExitCause::TripleFault => {
-                    f.write_str("the guest reset its processor (triple fault)")
-                }
-                ExitCause::KvmInternalError { suberror } => {
-                    write!(
-                        f,
-                        "KVM could not go on with the guest (suberror {suberror})"
-                    )
-                }
-                ExitCause::HostFault { message } => write!(f, "the VM process failed: {message}"),
-            },
-            (None, Some(failure)) => write!(f, "the VM process failed: {failure}"),
-            (None, None) => write!(f, "the VM process ended without a report ({})", self.status),
-        }
-    }
-}
-
-impl End {
-    /// Logs the end of the guest's console, if there is any.
-    pub fn log_console(&self, id: &str) {
-        let console = self.console_tail();
-        if !console.is_empty() {
-            tracing::warn!(sandbox_id = id, console, "end of the guest's console");
-        }
-    }
-
-    /// The end of the guest's console, made printable; empty if there is none.
-    #[must_use]
-    pub fn console_tail(&self) -> String {
-        let tail = self
-            .report
-            .as_ref()
-            .map_or(&[][..], |report| &report.console_tail);
-        let tail = &tail[tail.len().saturating_sub(MAX_TAIL)..];
-        let printable = |c: char| {
-            if c.is_control() && c != '\n' {
-                '\u{fffd}'
-            } else {
-                c
-            }
-        };
-        String::from_utf8_lossy(tail)
-            .replace('\r', "")
-            .chars()
-            .map(printable)
-            .collect()
-    }
-}
-
 #[derive(Debug)]
 enum Command {
     Start,
     Stop,
     Stats(oneshot::Sender<VmStats>),
-    Save(Box<Save>),
+    Save(Box<Order<SaveSpec, Saved>>),
+    Reset(Box<Order<ResetSpec, Reset>>),
 }
 
-/// A request to save, and who waits for its outcome.
+/// A request with files, and who waits for its outcome.
 #[derive(Debug)]
-struct Save {
-    spec: SaveSpec,
+struct Order<S, T> {
+    spec: S,
     files: Vec<OwnedFd>,
-    outcome: oneshot::Sender<Result<Saved, String>>,
+    outcome: oneshot::Sender<Result<T, String>>,
 }
 
 /// Who waits for what.
@@ -127,6 +62,26 @@ struct Save {
 struct Waiting {
     stats: Option<oneshot::Sender<VmStats>>,
     save: Option<oneshot::Sender<Result<Saved, String>>>,
+    reset: Option<oneshot::Sender<Result<Reset, String>>>,
+}
+
+impl Waiting {
+    /// Tells whoever waits for the outcome of a request that it was not sent.
+    fn not_sent(&mut self, request: &Request, error: &ChannelError) {
+        match request {
+            Request::Save(_) => {
+                if let Some(reply) = self.save.take() {
+                    let _ = reply.send(Err(error.to_string()));
+                }
+            }
+            Request::Reset(_) => {
+                if let Some(reply) = self.reset.take() {
+                    let _ = reply.send(Err(error.to_string()));
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 /// The handle of one VM process.
@@ -265,15 +220,34 @@ impl Hand {
     /// # Errors
     /// Why it could not be saved, in the VM process's words; it then runs on.
     pub async fn save(&self, spec: SaveSpec, files: Vec<OwnedFd>) -> Result<Saved, String> {
+        self.order(spec, files, Command::Save).await
+    }
+
+    /// Has the machine put back to the moment that `files` hold, which `spec` assigns. Then it stands
+    /// still until [`Hand::start`]. One at a time.
+    ///
+    /// # Errors
+    /// Why it could not be put back, in the VM process's words; it then runs on as it was, or has
+    /// ended.
+    pub async fn reset(&self, spec: ResetSpec, files: Vec<OwnedFd>) -> Result<Reset, String> {
+        self.order(spec, files, Command::Reset).await
+    }
+
+    async fn order<S, T>(
+        &self,
+        spec: S,
+        files: Vec<OwnedFd>,
+        command: fn(Box<Order<S, T>>) -> Command,
+    ) -> Result<T, String> {
         let ended = || "the machine has ended".to_owned();
         let commands = self.0.upgrade().ok_or_else(ended)?;
         let (outcome, receiver) = oneshot::channel();
-        let save = Save {
+        let order = Order {
             spec,
             files,
             outcome,
         };
-        let sent = commands.send(Command::Save(Box::new(save))).await;
+        let sent = commands.send(command(Box::new(order))).await;
         sent.map_err(|_| ended())?;
         // Whoever drops the machine now ends it.
         drop(commands);
@@ -345,6 +319,11 @@ impl Task {
                         files = save.files;
                         Request::Save(save.spec)
                     }
+                    Some(Command::Reset(reset)) => {
+                        waiting.reset = Some(reset.outcome);
+                        files = reset.files;
+                        Request::Reset(reset.spec)
+                    }
                     // The handle is dropped: nobody wants this machine any more.
                     Some(Command::Stop) | None => {
                         stop_by = Some(Instant::now() + GRACE);
@@ -354,9 +333,7 @@ impl Task {
             };
             let borrowed: Vec<_> = files.iter().map(AsFd::as_fd).collect();
             if let Err(error) = control::send(&ends.control, &request, &borrowed) {
-                if let (Request::Save(_), Some(save)) = (&request, waiting.save.take()) {
-                    let _ = save.send(Err(error.to_string()));
-                }
+                waiting.not_sent(&request, &error);
                 tracing::debug!(sandbox_id = %self.name, ?request, %error, "control request not sent");
                 if stop_by.is_some() {
                     return;
@@ -386,6 +363,20 @@ impl Task {
             }
             Event::SaveFailed { message } => {
                 if let Some(reply) = waiting.save.take() {
+                    let _ = reply.send(Err(message.chars().take(2048).collect()));
+                }
+            }
+            Event::Reset(reset) => {
+                if let Some(reply) = waiting.reset.take() {
+                    // As after its configuration: it is built and does not run.
+                    self.phase.send_replace(Phase::Configured(Configured {
+                        build_ns: reset.reset_ns,
+                    }));
+                    let _ = reply.send(Ok(reset));
+                }
+            }
+            Event::ResetFailed { message } => {
+                if let Some(reply) = waiting.reset.take() {
                     let _ = reply.send(Err(message.chars().take(2048).collect()));
                 }
             }
@@ -477,6 +468,7 @@ fn status_text(status: Option<&WaitIdStatus>) -> String {
 #[cfg(test)]
 mod test {
     use super::*;
+    use control::ExitCause;
 
     fn shell(script: &str) -> Machine {
         let (child, control) = control::spawn("/bin/sh", &["-c", script]).unwrap();

@@ -31,8 +31,8 @@ mod spawn;
 pub use frame::{ChannelError, MAX_FDS, MAX_MESSAGE, pair, recv, send};
 pub use message::{
     Configured, DiskSpec, Event, ExitCause, ExitReport, FdIndex, MAX_CONSOLE_TAIL, MAX_DISKS,
-    MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, Origin, Request, SaveSpec, Saved, SavedLink,
-    SpecError, VmSpec, VmStats,
+    MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, Origin, Request, Reset, ResetSpec, SaveSpec, Saved,
+    SavedLink, SpecError, VmSpec, VmStats,
 };
 
 pub use spawn::spawn;

@@ -30,6 +30,11 @@ pub enum Request {
     /// which it stands still until [`Request::Start`] or [`Request::Stop`]; or by
     /// [`Event::SaveFailed`], after which it runs on as before.
     Save(SaveSpec),
+    /// Put the machine back to a moment at which a machine over the same golden file was saved, with
+    /// another link. Answered by [`Event::Reset`], after which it stands still as one that has just
+    /// been configured does; or by [`Event::ResetFailed`], after which it is as it was before. When it
+    /// fails half way the machine ends.
+    Reset(ResetSpec),
     /// Ask for counters. Answered by [`Event::Stats`].
     Stats,
     /// End the machine at once. Answered by [`Event::Exited`], then end-of-file.
@@ -113,6 +118,34 @@ pub struct Saved {
     pub memory_pages: u64,
     /// Blocks of all disks that were written, 4 KiB each.
     pub disk_blocks: u64,
+}
+
+/// The moment a machine is put back to. Its golden file is the one it was configured with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResetSpec {
+    /// The section file.
+    pub state: FdIndex,
+    /// A layer file with memory that differs from the golden file; copied in.
+    pub layer: Option<FdIndex>,
+    /// A connected stream socket that takes the place of the link.
+    pub link: FdIndex,
+    /// What becomes of the agent's connection that was open then.
+    pub after: SavedLink,
+    /// Each disk's flat layer, in the order of the disks: see [`DiskSpec::parent`].
+    pub disks: Vec<Option<FdIndex>>,
+}
+
+/// What was put back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reset {
+    /// From the request's arrival to everything standing still, nanoseconds.
+    pub park_ns: u64,
+    /// From there to the machine being back, nanoseconds.
+    pub reset_ns: u64,
+    /// Pages of memory that are the golden file's again, 4 KiB each.
+    pub dropped_pages: u64,
+    /// Pages of memory that were written from the layer.
+    pub written_pages: u64,
 }
 
 /// One virtio block device.
@@ -244,6 +277,13 @@ pub enum Event {
     Saved(Saved),
     /// The machine could not be saved and goes on.
     SaveFailed {
+        /// What was tried, with which values, and why it failed.
+        message: String,
+    },
+    /// The machine is back and stands still.
+    Reset(Reset),
+    /// The machine could not be put back and is as it was.
+    ResetFailed {
         /// What was tried, with which values, and why it failed.
         message: String,
     },

@@ -104,6 +104,14 @@ impl Console {
         }
     }
 
+    /// Forgets what the guest wrote: it has not written it.
+    pub fn forget(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.tail.clear();
+        state.line.clear();
+        (state.line_control, state.scratch) = (0, 0);
+    }
+
     /// The last bytes the guest wrote, oldest first.
     #[must_use]
     pub fn tail(&self) -> Vec<u8> {

@@ -10,7 +10,8 @@ use crate::metrics::LoopMetrics;
 use crate::ring::{Completion, Piece, Ring, Target, Token};
 use crate::state::{DeviceV1, Invalid, LinkAfter};
 use crate::{Memory, Mmio, interrupt};
-use std::os::fd::BorrowedFd;
+use std::fs::File;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Instant;
 use virtio_queue::{Queue, QueueT};
 
@@ -86,6 +87,21 @@ pub(crate) trait Device: std::fmt::Debug {
     /// No operation in flight touches guest memory.
     fn drained(&self) -> bool;
 
+    /// The machine goes back to another moment: as [`Device::stop`], and lets go of the link.
+    fn clear(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        self.stop(cx)
+    }
+
+    /// Nothing of what was begun before [`Device::clear`] is left.
+    fn cleared(&self) -> bool {
+        self.drained()
+    }
+
+    /// Makes a cleared device like a new one, with the files that are its.
+    fn renew(&mut self, _: &mut Fresh) -> std::io::Result<()> {
+        Ok(())
+    }
+
     /// Takes the place of [`Device::turn`] when the machine is about to be saved: goes on with what
     /// was taken from the driver and reports what is done, takes nothing new.
     fn settle(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble>;
@@ -111,6 +127,14 @@ pub(crate) trait Device: std::fmt::Debug {
     fn layers(&self) -> Option<DiskLayers> {
         None
     }
+}
+
+/// Files for devices that begin anew; each takes its own.
+#[derive(Debug)]
+pub(crate) struct Fresh {
+    pub(crate) link: Option<OwnedFd>,
+    /// One for each disk.
+    pub(crate) parents: std::vec::IntoIter<Option<File>>,
 }
 
 /// What the loop lends to a device for one call.

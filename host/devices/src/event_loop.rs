@@ -9,7 +9,9 @@
 //! 4. Let each device work once, in bounded measure. A device with more to do makes the next
 //!    `io_uring_enter` not wait, so that the others get their events in between.
 
+mod host;
 mod quiesce;
+mod renew;
 
 use crate::block::Block;
 use crate::device::{Context, Device, Next, Trouble};
@@ -17,9 +19,10 @@ use crate::metrics::{BlockMetrics, LoopMetrics, VsockMetrics};
 use crate::mmio::{Demand, Identity};
 use crate::ring::{Completion, ENTRIES, Ring, Target, Token, borrow};
 use crate::rng::{self, Rng};
-use crate::state::{SaveError, SavedDevices};
 use crate::vsock::Vsock;
 use crate::{BlockConfig, BlockError, IrqLine, Memory, Mmio, VsockConfig};
+pub use host::{Host, LoopControl, WatchId};
+pub use renew::Beginning;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
@@ -30,56 +33,6 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Most devices, and most watches.
 const MAX_DEVICES: usize = 16;
-
-/// A name the owner of the loop gives to one of its own descriptors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WatchId(pub u32);
-
-/// The owner of the loop: what the loop calls for events that no device handles. All calls come on
-/// the loop's thread, one at a time.
-pub trait Host {
-    /// The watched descriptor became readable, or its peer hung up, since the last call. It is told
-    /// once per edge: read a non-blocking descriptor until it would block. An eventfd need not be
-    /// read at all.
-    fn ready(&mut self, watch: WatchId, control: &mut LoopControl);
-
-    /// When [`Host::tick`] wants to be called, if at all. Asked after each turn.
-    fn deadline(&self) -> Option<Instant> {
-        None
-    }
-
-    /// The deadline has passed.
-    fn tick(&mut self, _now: Instant, _control: &mut LoopControl) {}
-
-    /// The link's peer (the service) closed its end or failed; the guest's connection was reset.
-    fn link_closed(&mut self, _control: &mut LoopControl) {}
-
-    /// The answer to [`LoopControl::quiesce`]: all devices are still and their interrupts raised.
-    /// Only during this call nothing touches guest memory or disks: what belongs to one moment with
-    /// `devices` must be read now. Afterwards the devices work as before, also after an error.
-    fn quiesced(&mut self, _devices: Result<SavedDevices, SaveError>, _control: &mut LoopControl) {}
-}
-
-/// What a [`Host`] may ask of the loop while it is called.
-#[derive(Debug, Default)]
-pub struct LoopControl {
-    pub(crate) stop: bool,
-    pub(crate) quiesce: bool,
-}
-
-impl LoopControl {
-    /// Makes [`EventLoop::run`] return at the end of this turn.
-    pub fn stop(&mut self) {
-        self.stop = true;
-    }
-
-    /// Brings the devices to a standstill: they take nothing more from the guest and end what they
-    /// have begun. Then, at most 2 s later, [`Host::quiesced`] is called once. The vCPUs must be
-    /// parked before and until that call.
-    pub fn quiesce(&mut self) {
-        self.quiesce = true;
-    }
-}
 
 /// Why the loop could not be built or go on.
 #[derive(Debug, thiserror::Error)]
@@ -155,6 +108,8 @@ pub struct EventLoop {
     loaded: bool,
     /// The host waits for the devices to be still, until then.
     quiescing: Option<Instant>,
+    /// The host waits for the devices to have nothing under way, until then.
+    clearing: Option<Instant>,
 }
 
 fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> LoopError {
@@ -186,6 +141,7 @@ impl EventLoop {
             started: false,
             loaded: false,
             quiescing: None,
+            clearing: None,
         })
     }
 
@@ -305,12 +261,16 @@ impl EventLoop {
                 self.dispatch(completion, now, host, &mut control)?;
             }
             self.begin_quiesce(&mut control, now);
-            if mem::take(&mut self.attended) {
+            self.begin_clear(&mut control, now)?;
+            if mem::take(&mut self.attended) && self.clearing.is_none() {
                 self.serve_demands(now)?;
             }
             next = self.turn(now)?;
             if let Some(until) = self.quiescing {
                 next = self.settled(until, now, host, &mut control);
+            }
+            if let Some(until) = self.clearing {
+                next = self.cleared(until, now, host, &mut control);
             }
             if mem::take(&mut self.link_closed) {
                 host.link_closed(&mut control);
@@ -368,6 +328,7 @@ impl EventLoop {
             .filter_map(|s| s.device.deadline())
             .chain(host.deadline())
             .chain(self.quiescing)
+            .chain(self.clearing)
             .min()
     }
 

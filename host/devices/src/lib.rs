@@ -40,7 +40,7 @@ mod vsock;
 
 pub use block::{BlockConfig, BlockError, DiskLayers};
 pub use console::{Console, LineSink};
-pub use event_loop::{EventLoop, Host, LoopControl, LoopError, WatchId};
+pub use event_loop::{Beginning, EventLoop, Host, LoopControl, LoopError, WatchId};
 pub use interrupt::IrqLine;
 pub use ioapic::{IOAPIC_PINS, IOAPIC_WINDOW, Ioapic, IrqRoutes, MsiRoute};
 pub use metrics::{BlockMetrics, Counter, LoopMetrics, VsockMetrics};

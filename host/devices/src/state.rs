@@ -96,6 +96,15 @@ pub enum LoadError {
         /// What is wrong.
         what: String,
     },
+    /// What belongs to a device could not be made as new.
+    #[error("{device} could not be put back")]
+    Renew {
+        /// Its kind and number.
+        device: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The devices are in use.
     #[error("State can be loaded once, before the event loop runs")]
     Late,

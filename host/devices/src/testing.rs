@@ -52,6 +52,9 @@ pub(crate) struct Running<T> {
     stop: OwnedFd,
     quiesce: OwnedFd,
     saved: mpsc::Receiver<Saved>,
+    clear: OwnedFd,
+    back: mpsc::Sender<Back>,
+    is_back: mpsc::Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -60,24 +63,48 @@ pub(crate) type Saved = (Result<SavedDevices, SaveError>, Arc<Memory>);
 
 const STOP: WatchId = WatchId(0);
 const QUIESCE: WatchId = WatchId(1);
+const CLEAR: WatchId = WatchId(2);
+
+/// What is done with devices that are cleared.
+type Back = Box<dyn FnOnce(&mut EventLoop) + Send>;
 
 struct TestHost {
     memory: Arc<Memory>,
     saved: mpsc::Sender<Saved>,
+    back: mpsc::Receiver<Back>,
+    is_back: mpsc::Sender<()>,
 }
 
 impl Host for TestHost {
     fn ready(&mut self, watch: WatchId, control: &mut LoopControl) {
-        if watch == STOP {
-            control.stop();
-        } else {
-            control.quiesce();
+        match watch {
+            STOP => control.stop(),
+            CLEAR => control.clear(),
+            _ => control.quiesce(),
         }
+    }
+
+    fn cleared(
+        &mut self,
+        outcome: Result<(), SaveError>,
+        event_loop: &mut EventLoop,
+        _: &mut LoopControl,
+    ) {
+        outcome.unwrap();
+        self.back.recv().unwrap()(event_loop);
+        self.is_back.send(()).unwrap();
     }
 
     fn quiesced(&mut self, devices: Result<SavedDevices, SaveError>, _: &mut LoopControl) {
         let _ = self.saved.send((devices, copy(&self.memory)));
     }
+}
+
+/// Makes `memory` what `from` is.
+pub(crate) fn restore(memory: &Memory, from: &Memory) {
+    let mut bytes = vec![0; MEMORY];
+    from.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+    memory.write_slice(&bytes, GuestAddress(0)).unwrap();
 }
 
 /// The same bytes in memory of its own.
@@ -103,6 +130,9 @@ impl<T: Send + 'static> Running<T> {
     ) -> Self {
         let (stop, stopped) = event();
         let (quiesce, quiesced) = event();
+        let (clear, cleared) = event();
+        let (back, to_back) = mpsc::channel();
+        let (done, is_back) = mpsc::channel();
         let (saver, saved) = mpsc::channel();
         let (sender, receiver) = mpsc::channel();
         let thread = std::thread::spawn(move || {
@@ -110,9 +140,15 @@ impl<T: Send + 'static> Running<T> {
             let made = make(&mut event_loop);
             event_loop.watch(stopped, STOP).unwrap();
             event_loop.watch(quiesced, QUIESCE).unwrap();
+            event_loop.watch(cleared, CLEAR).unwrap();
             sender.send((made, event_loop.metrics())).unwrap();
-            let saved = saver;
-            event_loop.run(&mut TestHost { memory, saved }).unwrap();
+            let mut host = TestHost {
+                memory,
+                saved: saver,
+                back: to_back,
+                is_back: done,
+            };
+            event_loop.run(&mut host).unwrap();
         });
         let (made, metrics) = receiver.recv().unwrap();
         Self {
@@ -121,6 +157,9 @@ impl<T: Send + 'static> Running<T> {
             stop,
             quiesce,
             saved,
+            clear,
+            back,
+            is_back,
             thread: Some(thread),
         }
     }
@@ -131,6 +170,13 @@ impl<T> Running<T> {
     pub(crate) fn try_save(&self) -> Saved {
         rustix::io::write(self.quiesce.as_fd(), &1u64.to_ne_bytes()).unwrap();
         self.saved.recv_timeout(Duration::from_secs(10)).unwrap()
+    }
+
+    /// Clears the devices and does `work` with them. Their driver does nothing meanwhile.
+    pub(crate) fn clear(&self, work: impl FnOnce(&mut EventLoop) + Send + 'static) {
+        self.back.send(Box::new(work)).unwrap();
+        rustix::io::write(self.clear.as_fd(), &1u64.to_ne_bytes()).unwrap();
+        self.is_back.recv_timeout(Duration::from_secs(10)).unwrap();
     }
 
     pub(crate) fn save(&self) -> (SavedDevices, Arc<Memory>) {

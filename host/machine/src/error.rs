@@ -39,6 +39,17 @@ pub enum Error {
     /// Guest memory could not be arranged.
     #[error("{0} bytes of guest memory cannot be laid out")]
     Layout(u64),
+    /// Pages could not be made the golden file's again.
+    #[error("Giving up {bytes} bytes of guest memory at {offset:#x} failed")]
+    Forget {
+        /// Offset in the whole memory.
+        offset: u64,
+        /// How many.
+        bytes: u64,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
     /// A write into guest memory failed.
     #[error("Writing {what} at guest address {address:#x} failed: is guest memory too small?")]
     Write {

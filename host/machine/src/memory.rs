@@ -124,6 +124,47 @@ impl Memory {
         self.ram.iter().map(range).collect()
     }
 
+    /// Gives up this machine's own copies of pages `first..end` of the whole memory, whose ranges
+    /// follow one another: they are the golden file's again. Nothing may write them meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Layout`] for pages that are not there or have no golden file under them,
+    /// [`Error::Forget`] from `madvise`.
+    pub fn forget(&self, first: u64, end: u64) -> Result<()> {
+        let (mut at, end) = (first * layout::PAGE, end * layout::PAGE);
+        let mut base = 0;
+        for region in self.ram.iter() {
+            let stop = end.min(base + region.len());
+            if base <= at && at < stop {
+                let golden = region.file_offset().is_some();
+                let (Ok(offset), Ok(len), true) = (
+                    usize::try_from(at - base),
+                    usize::try_from(stop - at),
+                    golden,
+                ) else {
+                    return Err(Error::Layout(at));
+                };
+                // SAFETY: `at` lies in this region, which begins at `base`.
+                let address = unsafe { region.get_mmap().as_ptr().add(offset) };
+                // SAFETY: whole pages of a private mapping of a file, which are mapped before and
+                // after; what they hold changes, as a guest's memory may at any time.
+                unsafe { madvise(address.cast(), len, Advice::LinuxDontNeed) }.map_err(|e| {
+                    Error::Forget {
+                        offset: at,
+                        bytes: stop - at,
+                        source: e.into(),
+                    }
+                })?;
+                at = stop;
+            }
+            base += region.len();
+        }
+        if at < end {
+            return Err(Error::Layout(at));
+        }
+        Ok(())
+    }
+
     /// Gives KVM one slot per range. Before the irqchip is made, and never again: from Linux 6.18
     /// a later slot change costs milliseconds.
     pub(crate) fn register(&self, vm: &VmFd) -> Result<()> {
@@ -200,6 +241,33 @@ mod test {
         a.ram().write_obj(9_u8, GuestAddress(4096)).unwrap();
         assert_eq!(a.ram().read_obj::<u8>(GuestAddress(4096)).unwrap(), 9);
         assert_eq!(b.ram().read_obj::<u8>(GuestAddress(4096)).unwrap(), 7);
+    }
+
+    #[test]
+    fn pages_that_are_forgotten_are_the_files_again() {
+        let mut file = File::from(
+            rustix::fs::memfd_create("golden", rustix::fs::MemfdFlags::CLOEXEC).unwrap(),
+        );
+        file.write_all(&[7; 3 * 4096]).unwrap();
+        let mut spec = MemorySpec {
+            bytes: 3 * 4096,
+            backing: Backing::Golden(Arc::new(file)),
+            huge_pages: HugePages::Never,
+        };
+        let memory = Memory::new(&spec).unwrap();
+        let bytes = |memory: &Memory| -> Vec<u8> {
+            let page = |n| memory.ram().read_obj::<u8>(GuestAddress(n * 4096)).unwrap();
+            (0..3).map(page).collect()
+        };
+        let all = [9; 3 * 4096];
+        memory.ram().write_slice(&all, GuestAddress(0)).unwrap();
+        memory.forget(1, 2).unwrap();
+        assert_eq!(bytes(&memory), [9, 7, 9]);
+        assert!(matches!(memory.forget(2, 4), Err(Error::Layout(_))));
+        // Zeroes are not what a machine without a golden file began with.
+        spec.backing = Backing::Anonymous;
+        let memory = Memory::new(&spec).unwrap();
+        assert!(matches!(memory.forget(0, 1), Err(Error::Layout(0))));
     }
 
     #[test]

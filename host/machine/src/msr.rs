@@ -109,6 +109,24 @@ pub(crate) fn load(vcpu: &VcpuFd, index: u8, values: &[(u32, u64)]) -> Result<()
     write_all(vcpu, index, &other)
 }
 
+/// Makes registers zero that a vCPU has written and that are not among `values` (ascending) because
+/// they were still zero when those were saved.
+pub(crate) fn forget(vcpu: &VcpuFd, index: u8, known: &[u32], values: &[(u32, u64)]) -> Result<()> {
+    let which: Vec<u32> = known
+        .iter()
+        .copied()
+        .filter(|i| MACHINE_CHECK.contains(i))
+        .collect();
+    let written = read_readable(vcpu, index, &which)?;
+    let not_saved = |i: &u32| values.binary_search_by_key(i, |value| value.0).is_err();
+    let zero: Vec<_> = written
+        .iter()
+        .filter(|(i, _)| not_saved(i))
+        .map(|(i, _)| (*i, 0))
+        .collect();
+    write_all(vcpu, index, &zero)
+}
+
 /// Sets registers in this order.
 pub(crate) fn write_all(vcpu: &VcpuFd, index: u8, values: &[(u32, u64)]) -> Result<()> {
     for batch in values.chunks(BATCH) {

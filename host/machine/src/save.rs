@@ -60,7 +60,8 @@ impl Vcpu {
         })
     }
 
-    /// Loads a saved vCPU of the same number into one that has never run. vCPU 0 of a machine must
+    /// Loads a saved vCPU of the same number into one that has never run (see [`Vcpu::reload`] for one
+    /// that has). vCPU 0 of a machine must
     /// be loaded before the others (see [`Vcpu::load_time`]); [`Vm::load`] does it all.
     ///
     /// # Errors
@@ -96,6 +97,19 @@ impl Vcpu {
         // be told.
         lacking(fd.kvmclock_ctrl()).map_err(self.at("KVM_KVMCLOCK_CTRL"))?;
         Ok(())
+    }
+
+    /// Loads a saved vCPU of the same number into one that has run and stands still, as all others of
+    /// its machine do. What it had of its own is gone afterwards.
+    ///
+    /// # Errors
+    /// As [`Vcpu::load`].
+    pub fn reload(&self, state: &VcpuStateV1) -> Result<()> {
+        let fd = &self.fd;
+        // Takes in a pending INIT or start-up message, which would reset the loaded registers.
+        fd.get_mp_state().map_err(self.at("KVM_GET_MP_STATE"))?;
+        msr::forget(fd, self.index(), &self.msrs, &state.msrs)?;
+        self.load(state)
     }
 
     /// Sets the time stamp counter and its deadline to what was saved. [`Vcpu::load`] does this

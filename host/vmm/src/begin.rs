@@ -102,11 +102,7 @@ impl Fresh<'_> {
         }
         self.vm.load(self.processors, &state.vm, &state.vcpus)?;
         self.ioapic.load(&state.ioapic)?;
-        let link = match link {
-            SavedLink::Kept => LinkAfter::Kept,
-            SavedLink::Broken => LinkAfter::Broken,
-        };
-        self.event_loop.load(&state.devices, link)?;
+        self.event_loop.load(&state.devices, after(link))?;
         self.prefault(&state.touched)
     }
 
@@ -162,6 +158,14 @@ impl Fresh<'_> {
     }
 }
 
+/// The connection's fate in the words of `devices`.
+pub(crate) fn after(link: SavedLink) -> LinkAfter {
+    match link {
+        SavedLink::Kept => LinkAfter::Kept,
+        SavedLink::Broken => LinkAfter::Broken,
+    }
+}
+
 /// A file that can back a machine's memory: of its size, and sealed, so that nobody who still has
 /// it can change what clones have mapped, or cut it, which would end them by a bus error.
 fn golden(fd: OwnedFd, bytes: u64) -> Result<Arc<File>> {
@@ -180,7 +184,7 @@ fn golden(fd: OwnedFd, bytes: u64) -> Result<Arc<File>> {
 }
 
 /// Writes at an offset into the whole of guest memory, in which ranges follow each other.
-fn write_whole(vm: &Vm, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+pub(crate) fn write_whole(vm: &Vm, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
     use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
     let (mut offset, mut bytes) = (offset, bytes);
     for region in vm.memory().ram().iter() {

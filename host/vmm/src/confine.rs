@@ -18,6 +18,17 @@ const F_GETFD: u32 = 1;
 const KVM_RUN: u32 = 0xae80;
 const KVM_GET_REGS: u32 = 0x8090_ae81;
 const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
+const KVM_SET_REGS: u32 = 0x4090_ae82;
+const KVM_SET_SREGS: u32 = 0x4138_ae84;
+const KVM_SET_LAPIC: u32 = 0x4400_ae8f;
+const KVM_SET_MP_STATE: u32 = 0x4004_ae99;
+const KVM_SET_VCPU_EVENTS: u32 = 0x4040_aea0;
+const KVM_SET_DEBUGREGS: u32 = 0x4080_aea2;
+const KVM_SET_TSC_KHZ: u32 = 0xaea2;
+const KVM_SET_XSAVE: u32 = 0x5000_aea5;
+const KVM_SET_XCRS: u32 = 0x4188_aea7;
+const KVM_KVMCLOCK_CTRL: u32 = 0xaead;
+const AT_EMPTY_PATH: u32 = 0x1000;
 const KVM_GET_CLOCK: u32 = 0x8030_ae7c;
 const KVM_SET_CLOCK: u32 = 0x4030_ae7b;
 const KVM_GET_SREGS: u32 = 0x8138_ae83;
@@ -67,7 +78,8 @@ const VCPU: &[Allowed] = &[
 
 /// The main thread: the event loop and the service's requests.
 const MAIN: &[Allowed] = &[
-    // Saving a machine; its clock, when one that has waited is let go.
+    // Saving a machine; its clock, when one that has waited is let go; loading its processors and
+    // its interrupt routes, when it goes back.
     (
         libc::SYS_ioctl,
         OneOf(
@@ -86,13 +98,25 @@ const MAIN: &[Allowed] = &[
                 KVM_GET_CLOCK,
                 KVM_SET_MSRS,
                 KVM_SET_CLOCK,
+                KVM_SET_REGS,
+                KVM_SET_SREGS,
+                KVM_SET_LAPIC,
+                KVM_SET_MP_STATE,
+                KVM_SET_VCPU_EVENTS,
+                KVM_SET_DEBUGREGS,
+                KVM_SET_TSC_KHZ,
+                KVM_SET_XSAVE,
+                KVM_SET_XCRS,
+                KVM_KVMCLOCK_CTRL,
+                KVM_SET_GSI_ROUTING,
                 PAGEMAP_SCAN,
             ],
         ),
     ),
     (libc::SYS_copy_file_range, Always), // a disk's layer
     (libc::SYS_pwrite64, Always),        // a disk's layer
-    (libc::SYS_ftruncate, Always),       // a disk's layer
+    (libc::SYS_ftruncate, Always),       // a disk's layer, also to empty it
+    (libc::SYS_statx, OneOf(2, &[AT_EMPTY_PATH])), // sizes of the files a machine goes back to
     (libc::SYS_io_uring_enter, Always),  // all device I/O
     (
         libc::SYS_io_uring_register,
@@ -149,6 +173,17 @@ mod test {
         assert_eq!(KVM_GET_SREGS, ior(0x83, 312));
         assert_eq!(KVM_GET_LAPIC, ior(0x8e, 1024));
         assert_eq!(KVM_GET_XSAVE, ior(0xa4, 4096));
+        let iow = |nr: u32, size: usize| ior(nr, size) ^ 3 << 30;
+        assert_eq!(KVM_SET_REGS, iow(0x82, 18 * 8));
+        assert_eq!(KVM_SET_SREGS, iow(0x84, 312));
+        assert_eq!(KVM_SET_LAPIC, iow(0x8f, 1024));
+        assert_eq!(KVM_SET_MP_STATE, iow(0x99, 4));
+        assert_eq!(KVM_SET_VCPU_EVENTS, iow(0xa0, 64));
+        assert_eq!(KVM_SET_DEBUGREGS, iow(0xa2, 128));
+        assert_eq!(KVM_SET_XSAVE, iow(0xa5, 4096));
+        assert_eq!(KVM_SET_XCRS, iow(0xa7, 392));
+        assert_eq!(KVM_SET_TSC_KHZ, 0xae00 | 0xa2);
+        assert_eq!(KVM_KVMCLOCK_CTRL, 0xae00 | 0xad);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod ending;
 mod initrd;
 mod log;
 mod probe;
+mod reset;
 mod run;
 mod save;
 mod stats;

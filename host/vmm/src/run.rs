@@ -173,10 +173,15 @@ fn converse(service: &OwnedFd, timeout: Duration) -> Result<u64> {
                 say(&format!("ended: {:?}\n{:#?}", report.cause, report.stats));
                 return Ok(report.stats.first_run_ns);
             }
-            Some((Event::Saved(_), _)) => bail!("The machine was saved, which nobody asked for"),
-            Some((Event::Failed { message } | Event::SaveFailed { message }, _)) => {
-                bail!("{message}")
+            Some((event @ (Event::Saved(_) | Event::Reset(_)), _)) => {
+                bail!("Nobody asked for {event:?}")
             }
+            Some((
+                Event::Failed { message }
+                | Event::SaveFailed { message }
+                | Event::ResetFailed { message },
+                _,
+            )) => bail!("{message}"),
             None => bail!("The machine is gone without a word"),
         }
     }

@@ -165,7 +165,7 @@ fn write_state(
 }
 
 /// Pages of the whole memory, asked for one part of it after the other.
-fn ranges(
+pub(crate) fn ranges(
     machine: &Machine,
     ask: impl Fn(&Pagemap, &Range<usize>) -> Result<Vec<Pages>, MemoryError>,
 ) -> Result<Vec<Pages>, MemoryError> {

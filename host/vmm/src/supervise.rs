@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! Idle ──Configure──> Standing ──Start──> Running ──(any end)──> Stopped
-//!                        ^                   │ Save
-//!                        └─────written───────┴──> Saving ──failed──> Running
+//!                        ^                   │ Save, Reset
+//!                        └─────written───────┼──> Saving ──failed──> Running
+//!                        └─────put back──────┴──> Resetting ──failed──> Stopped
 //! ```
 //!
 //! The main thread waits for [`Request::Configure`], builds the machine, and then runs the event
@@ -13,11 +14,14 @@
 use crate::assemble::{Machine, assemble};
 use crate::ending::{Reason, classify};
 use crate::log::Log;
+use crate::reset::{self, ResetError, Target};
 use crate::save::{self, SaveError, Targets};
 use crate::trace::Trace;
 use crate::wiring::borrow;
-use control::{ChannelError, Configured, Event, ExitReport, Request, SaveSpec, VmSpec, VmStats};
-use devices::{Host, LoopControl, SavedDevices, WatchId};
+use control::{
+    ChannelError, Configured, Event, ExitReport, Request, ResetSpec, SaveSpec, VmSpec, VmStats,
+};
+use devices::{EventLoop, Host, LoopControl, SavedDevices, WatchId};
 use machine::monotonic_ns;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::{AsFd, OwnedFd};
@@ -119,13 +123,25 @@ fn configure(
     Ok((machine, log, monotonic_ns() - start))
 }
 
-#[derive(Debug)]
 enum Phase {
     /// Has not run yet, or is saved.
     Standing,
     Running,
     /// The vCPUs are parked; the devices finish what they have begun.
     Saving(Targets),
+    /// The vCPUs are parked; the devices drop what they have begun.
+    Resetting(Box<Target>),
+}
+
+impl std::fmt::Debug for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Standing => "standing",
+            Self::Running => "running",
+            Self::Saving(_) => "being saved",
+            Self::Resetting(_) => "being reset",
+        })
+    }
 }
 
 /// What the event loop calls for the control socket and for the end.
@@ -239,6 +255,17 @@ impl Supervisor {
                 }
                 Err(error) => self.go_on(&error),
             },
+            (Request::Reset(spec), Phase::Standing | Phase::Running) => match self.aim(spec, fds) {
+                Ok(target) => {
+                    self.phase = Phase::Resetting(Box::new(target));
+                    control.clear();
+                }
+                Err(error) => self.refuse_reset(&chain(&error)),
+            },
+            (Request::Reset(_), phase) => {
+                let message = format!("A machine cannot be reset while it is {phase:?}");
+                self.refuse_reset(&message);
+            }
             (Request::Stats, _) => {
                 let stats = self.stats();
                 self.send(&Event::Stats(stats));
@@ -268,6 +295,29 @@ impl Supervisor {
         }
         targets.parked_ns = monotonic_ns();
         Ok(targets)
+    }
+
+    /// Reads where the machine is to go, and brings every vCPU to a halt. On an error those that ran go
+    /// on.
+    fn aim(&self, spec: &ResetSpec, fds: Vec<OwnedFd>) -> Result<Target, ResetError> {
+        let target = Target::new(&self.machine, spec, fds)?;
+        let parked = self
+            .machine
+            .vcpus
+            .iter()
+            .try_for_each(|v| v.park(PARK_LIMIT));
+        if let (Err(_), Phase::Running) = (&parked, &self.phase) {
+            self.machine.vcpus.iter().for_each(machine::VcpuThread::run);
+        }
+        parked?;
+        Ok(target)
+    }
+
+    fn refuse_reset(&self, message: &str) {
+        self.log.line("error", message);
+        self.send(&Event::ResetFailed {
+            message: message.into(),
+        });
     }
 
     /// The machine could not be saved: it runs as before.
@@ -311,6 +361,27 @@ impl Host for Supervisor {
         match saved {
             Ok(saved) => self.send(&Event::Saved(saved)),
             Err(error) => self.go_on(&error),
+        }
+    }
+
+    fn cleared(
+        &mut self,
+        outcome: Result<(), devices::SaveError>,
+        event_loop: &mut EventLoop,
+        _control: &mut LoopControl,
+    ) {
+        let Phase::Resetting(target) = std::mem::replace(&mut self.phase, Phase::Standing) else {
+            return;
+        };
+        let back = outcome
+            .map_err(ResetError::Busy)
+            .and_then(|()| reset::put_back(&mut self.machine, *target, event_loop));
+        match back {
+            Ok(done) => self.send(&Event::Reset(done)),
+            Err(error) => {
+                let why = format!("a reset failed half way: {}", chain(&error));
+                self.machine.ending.report(Reason::Host(why));
+            }
         }
     }
 

@@ -1,18 +1,14 @@
 //! Saving a machine and beginning others where it stood, with the real process.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 mod common;
 
-use common::{Machine, RESET, file, kvm, print, refused, spec};
-use control::{Event, ExitCause, Origin, Request, SaveSpec, Saved, SavedLink, VmSpec};
-use rustix::fs::{MemfdFlags, memfd_create};
-use snapshot_memory::{Golden, Layer};
-use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use common::saved::{clone, empty, from, golden, save, start};
+use common::{Machine, RESET, file, kvm, print, refused};
+use control::{Event, ExitCause, Request, SaveSpec};
+use snapshot_memory::Golden;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
-
-const MEMORY_PAGES: u64 = 128 << 20 >> 12;
 
 /// Prints 1, counts down for about a second, prints 2, resets.
 fn counting() -> Vec<u8> {
@@ -23,70 +19,6 @@ fn counting() -> Vec<u8> {
         &[0x48, 0xff, 0xc9, 0x75, 0xf3],
     ];
     [print("1"), count.concat(), print("2"), RESET.to_vec()].concat()
-}
-
-fn empty() -> OwnedFd {
-    memfd_create("saved", MemfdFlags::CLOEXEC).unwrap()
-}
-
-struct Files {
-    memory: OwnedFd,
-    state: OwnedFd,
-}
-
-fn save(machine: &Machine) -> (Files, Saved) {
-    let files = [empty(), empty()];
-    let spec = SaveSpec {
-        memory: 0,
-        state: 1,
-        disks: Vec::new(),
-    };
-    machine.send(&Request::Save(spec), &files);
-    let saved = match machine.receive() {
-        Some(Event::Saved(saved)) => saved,
-        other => panic!("{other:?}"),
-    };
-    let [memory, state] = files;
-    (Files { memory, state }, saved)
-}
-
-fn golden(layers: Vec<&OwnedFd>) -> Golden {
-    let open = |fd: &OwnedFd| Layer::open(File::from(fd.try_clone().unwrap())).unwrap();
-    let layers: Vec<_> = layers.into_iter().map(open).collect();
-    Golden::flatten(MEMORY_PAGES, &layers).unwrap()
-}
-
-fn from(layer: Option<u8>) -> VmSpec {
-    VmSpec {
-        origin: Origin::Snapshot {
-            memory: 0,
-            state: 1,
-            layer,
-            link: SavedLink::Kept,
-        },
-        ..spec(2)
-    }
-}
-
-fn clone(golden: &Golden, files: &Files, layer: Option<&OwnedFd>) -> Machine {
-    let (machine, link) = Machine::spawn();
-    let mut fds = vec![
-        golden.as_fd().try_clone_to_owned().unwrap(),
-        files.state.try_clone().unwrap(),
-        link.into(),
-    ];
-    fds.extend(layer.map(|fd| fd.try_clone().unwrap()));
-    let spec = from(layer.map(|_| 3));
-    machine.send(&Request::Configure(Box::new(spec)), &fds);
-    match machine.receive() {
-        Some(Event::Configured(_)) => machine,
-        other => panic!("{other:?}"),
-    }
-}
-
-fn start(machine: &Machine) {
-    machine.send(&Request::Start, &[]);
-    assert_eq!(machine.receive(), Some(Event::Started));
 }
 
 fn console(machine: Machine) -> Vec<u8> {

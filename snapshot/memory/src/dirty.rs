@@ -5,7 +5,7 @@
 )]
 
 use crate::error::{MemoryError, io};
-use snapshot_format::UNIT;
+use snapshot_format::{LayerIndex, UNIT};
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
@@ -16,6 +16,31 @@ pub struct Range {
     pub first: u64,
     /// Behind the last.
     pub end: u64,
+}
+
+/// The parts of `ranges`, which rise and do not overlap, that no extent of `layer` names.
+#[must_use]
+pub fn outside(ranges: &[Range], layer: &LayerIndex) -> Vec<Range> {
+    let mut left = Vec::with_capacity(ranges.len());
+    let mut extents = layer.extents().iter().peekable();
+    for range in ranges {
+        let mut at = range.first;
+        while at < range.end {
+            // An extent that ends here may not be needed any more; the next range begins later.
+            while extents.next_if(|e| e.end() <= at).is_some() {}
+            let end = match extents.peek() {
+                Some(extent) if extent.first <= at => {
+                    at = extent.end();
+                    continue;
+                }
+                Some(extent) => range.end.min(extent.first),
+                None => range.end,
+            };
+            left.push(Range { first: at, end });
+            at = end;
+        }
+    }
+    left
 }
 
 /// `struct page_region` of `linux/fs.h`.
@@ -139,5 +164,40 @@ impl Pagemap {
             }
         }
         Ok(ranges)
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn runs(pages: &BTreeSet<u64>) -> Vec<Range> {
+        let mut runs: Vec<Range> = Vec::new();
+        for &page in pages {
+            match runs.last_mut() {
+                Some(last) if last.end == page => last.end += 1,
+                _ => runs.push(Range {
+                    first: page,
+                    end: page + 1,
+                }),
+            }
+        }
+        runs
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_outside_is_in_no_extent(
+            dirty in proptest::collection::btree_set(0u64..100, 0..100),
+            named in proptest::collection::btree_set(0u64..100, 0..100),
+        ) {
+            let layer = LayerIndex::new(100, named.iter().map(|n| (*n, 1, n % 3 == 0))).unwrap();
+            let left = outside(&runs(&dirty), &layer);
+            let pages: Vec<u64> = left.iter().flat_map(|r| r.first..r.end).collect();
+            let wanted: Vec<u64> = dirty.difference(&named).copied().collect();
+            prop_assert_eq!(pages, wanted);
+        }
     }
 }

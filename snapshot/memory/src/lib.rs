@@ -22,7 +22,7 @@ mod layer;
 mod touched;
 mod working_set;
 
-pub use dirty::{Pagemap, Range};
+pub use dirty::{Pagemap, Range, outside};
 pub use error::MemoryError;
 pub use golden::Golden;
 pub use layer::{Layer, write_layer};

@@ -16,7 +16,7 @@ use super::request::{Action, Disk, Request};
 use super::spec::{DEVICE_ID, HEADER_LEN, ID_LEN, QUEUE_SIZES, S_IOERR, S_OK};
 use super::{BlockConfig, BlockError, DiskLayers, config, state};
 use crate::chain::{self, Chain};
-use crate::device::{BrokenQueue, Context, Device, Next, Trouble};
+use crate::device::{BrokenQueue, Context, Device, Fresh, Next, Trouble};
 use crate::metrics::BlockMetrics;
 use crate::mmio::{F_EVENT_IDX, F_INDIRECT_DESC, Identity};
 use crate::ring::{Completion, Piece};
@@ -603,6 +603,21 @@ impl Device for Block {
 
     fn drained(&self) -> bool {
         self.ops.iter().all(Option::is_none)
+    }
+
+    fn renew(&mut self, fresh: &mut Fresh) -> std::io::Result<()> {
+        let parent = fresh.parents.next().ok_or(std::io::ErrorKind::NotFound)?;
+        if let Some(layer) = &self.layer {
+            layer.set_len(0)?;
+            layer.set_len(self.disk.size)?;
+        }
+        self.parent = parent.map(Arc::new);
+        self.map = Map::new(self.disk.size, self.base_len);
+        self.active.iter_mut().for_each(|active| *active = None);
+        self.used = false;
+        self.enospc_logged = false;
+        self.metrics.layer_blocks.set(0);
+        Ok(())
     }
 
     fn settle(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {

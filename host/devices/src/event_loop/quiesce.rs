@@ -81,7 +81,7 @@ impl EventLoop {
         Next::Again
     }
 
-    fn name(&self, index: usize) -> String {
+    pub(super) fn name(&self, index: usize) -> String {
         let kind = self.slots.get(index).map_or("device", |s| s.device.kind());
         format!("{kind} {index}")
     }
@@ -150,6 +150,10 @@ impl EventLoop {
             return Err(LoadError::Late);
         }
         self.loaded = true;
+        self.check_count(saved)
+    }
+
+    pub(super) fn check_count(&self, saved: usize) -> Result<(), LoadError> {
         let present = self.slots.len();
         if saved != present {
             return Err(LoadError::Count { saved, present });
@@ -157,7 +161,12 @@ impl EventLoop {
         Ok(())
     }
 
-    fn load_slot(&mut self, index: usize, bytes: &[u8], link: LinkAfter) -> Result<(), LoadError> {
+    pub(super) fn load_slot(
+        &mut self,
+        index: usize,
+        bytes: &[u8],
+        link: LinkAfter,
+    ) -> Result<(), LoadError> {
         let device = self.name(index);
         let saved: SlotV1 = decode(bytes, &device)?;
         let Some(slot) = self.slots.get_mut(index) else {

@@ -122,6 +122,7 @@ impl Mmio {
             queues: queues.clone(),
             reset_taken: false,
         };
+        self.interrupt.reset();
         self.interrupt.set(saved.interrupt_status);
         Ok(match saved.status & status::NEEDS_RESET {
             _ if !driven => Loaded::Idle,

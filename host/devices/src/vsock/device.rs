@@ -14,7 +14,7 @@ use super::outbox::Outbox;
 use super::packet::Header;
 use super::spec::{DEVICE_ID, HEADER_LEN, MAX_PAYLOAD, QUEUE_SIZES, RX, TX};
 use crate::chain::{self, Chain};
-use crate::device::{BrokenQueue, Context, Device, Next, Trouble};
+use crate::device::{BrokenQueue, Context, Device, Fresh, Next, Trouble};
 use crate::metrics::VsockMetrics;
 use crate::mmio::{F_EVENT_IDX, Identity};
 use crate::ring::Completion;
@@ -280,7 +280,7 @@ impl Vsock {
     fn received(&mut self, done: &Completion, cx: &mut Context<'_>) {
         self.receiving = done.more;
         match (done.result, done.buffer) {
-            (Ok(len @ 1..), Some(id)) => {
+            (Ok(len @ 1..), Some(id)) if self.link_open => {
                 let len = usize::try_from(len).unwrap_or(0);
                 self.inbox.push(id, len);
             }
@@ -391,6 +391,29 @@ impl Device for Vsock {
 
     fn drained(&self) -> bool {
         !self.outbox.in_flight()
+    }
+
+    fn clear(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        // Nobody is told, and what still comes is dropped.
+        self.link_open = false;
+        if self.receiving {
+            cx.cancel(RECEIVE)?;
+        }
+        self.stop(cx)
+    }
+
+    fn cleared(&self) -> bool {
+        self.drained() && !self.receiving
+    }
+
+    fn renew(&mut self, fresh: &mut Fresh) -> std::io::Result<()> {
+        let link = fresh.link.take().ok_or(std::io::ErrorKind::NotFound)?;
+        self.link = link;
+        self.link_open = true;
+        self.muxer = self.muxer.like_new();
+        self.outbox = Outbox::default();
+        self.heads.clear();
+        Ok(())
     }
 
     fn settle(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {

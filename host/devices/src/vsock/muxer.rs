@@ -57,6 +57,17 @@ impl Muxer {
         }
     }
 
+    /// One that has met no packet and no end of the link.
+    pub(crate) fn like_new(&self) -> Self {
+        Self {
+            guest_cid: self.guest_cid,
+            port: self.port,
+            link_open: true,
+            connection: None,
+            resets: VecDeque::with_capacity(MAX_RESETS),
+        }
+    }
+
     /// The driver reset the device: all connections are gone, without a word to the guest.
     pub(crate) fn reset(&mut self) {
         self.connection = None;

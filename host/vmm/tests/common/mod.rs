@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 #![allow(dead_code, reason = "not every test file needs all of it")]
 
+pub(crate) mod saved;
+
 use control::{Event, ExitReport, Origin, Request, VmSpec, VmStats};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;

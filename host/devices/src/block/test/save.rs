@@ -255,3 +255,40 @@ fn a_flat_layer_is_sparse_and_needs_an_empty_file() {
     let flat = tempfile::tempfile().unwrap();
     saved.disks[0].write_to(&flat).unwrap_err();
 }
+
+#[test]
+fn a_disk_in_use_goes_back_to_what_it_was() {
+    let (base, _) = base(SIZE - 5000);
+    let keep = base.try_clone().unwrap();
+    let mut guest = Guest::new(base, Some(tempfile::tempfile().unwrap()));
+    assert_eq!(guest.write(8, &[1; 12288], 2), S_OK);
+    assert_eq!(guest.write(41, &[2; 1024], 1), S_OK);
+    let (mut copy, flat) = guest.copy(&keep);
+    let first = copy.contents();
+    let (saved, memory) = copy.running.save();
+    let queue = copy.queue.copied(&copy.memory);
+    for round in 1..4u8 {
+        assert_eq!(copy.write(0, &[round; 8192], 1), S_OK);
+        assert_eq!(copy.write(43, &[round; 512], 1), S_OK);
+        assert_eq!(copy.erase(T_DISCARD, 80, 16, 0), S_OK);
+        // One that is still on its way, perhaps.
+        copy.submit(T_OUT, 100, Data::Out(&[round; 4096]), 1);
+        copy.queue.kick(&copy.running.made.0);
+        let (devices, parent) = (saved.devices.clone(), flat.try_clone().unwrap());
+        let (own, from) = (copy.memory.clone(), memory.clone());
+        copy.running.clear(move |event_loop| {
+            crate::testing::restore(&own, &from);
+            let (_, link) = std::os::unix::net::UnixStream::pair().unwrap();
+            let to = crate::Beginning {
+                devices: &devices,
+                link: link.into(),
+                after: LinkAfter::Kept,
+                parents: vec![Some(parent)],
+            };
+            event_loop.put_back(to).unwrap();
+        });
+        copy.queue = queue.copied(&copy.memory);
+        assert_eq!(copy.running.made.1.layer_blocks.get(), 0);
+        assert!(copy.contents() == first);
+    }
+}

@@ -219,3 +219,85 @@ fn a_device_without_a_driver_or_with_a_broken_one_is_saved_as_such() {
         guest.talk(0);
     }
 }
+
+/// Puts the guest's devices back to where `saved` was taken, with another link.
+fn put_back(guest: &mut Guest, saved: &[Vec<u8>], memory: &Arc<Memory>, after: LinkAfter) {
+    let (link, theirs) = UnixStream::pair().unwrap();
+    link.set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    let (devices, own, from) = (saved.to_vec(), guest.memory.clone(), memory.clone());
+    guest.running.clear(move |event_loop| {
+        crate::testing::restore(&own, &from);
+        let to = crate::Beginning {
+            devices: &devices,
+            link: theirs.into(),
+            after,
+            parents: Vec::new(),
+        };
+        event_loop.put_back(to).unwrap();
+    });
+    guest.link = link;
+}
+
+#[test]
+fn a_device_in_use_goes_back_and_nothing_of_the_old_link_is_left() {
+    let mut guest = Guest::new(0);
+    guest.connect();
+    guest.talk(0);
+    let (saved, memory) = guest.running.save();
+    let queues: Vec<_> = guest
+        .queues
+        .iter()
+        .map(|q| q.copied(&guest.memory))
+        .collect();
+    for round in 0..10 {
+        let mut old = guest.link.try_clone().unwrap();
+        // Bytes that nobody reads, in both directions, more than the link and the credit hold.
+        (0..12).for_each(|i| guest.data(&[i; 32 * 1024]));
+        old.set_nonblocking(true).unwrap();
+        while old.write(&[7; 4096]).is_ok() {}
+        if round % 2 == 0 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let kept = round % 3 != 2;
+        let after = if kept {
+            LinkAfter::Kept
+        } else {
+            LinkAfter::Broken
+        };
+        put_back(&mut guest, &saved.devices, &memory, after);
+        guest.queues = queues.iter().map(|q| q.copied(&guest.memory)).collect();
+        if kept {
+            guest.talk(4);
+        } else {
+            assert_eq!(guest.expect(Op::Reset).dst_port, 5000);
+            guest.connect();
+            guest.talk(0);
+        }
+        // Only we hold the old link now.
+        old.set_nonblocking(false).unwrap();
+        old.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let mut rest = vec![0; 1 << 20];
+        while matches!(old.read(&mut rest), Ok(1..)) {}
+        assert!(old.write(&[1]).is_err(), "the old link is open");
+    }
+}
+
+#[test]
+fn states_of_other_devices_are_refused_when_going_back() {
+    let guest = Guest::new(0);
+    let (_, theirs) = UnixStream::pair().unwrap();
+    guest.running.clear(move |event_loop| {
+        let refused = event_loop.put_back(crate::Beginning {
+            devices: &[vec![], vec![]],
+            link: theirs.into(),
+            after: LinkAfter::Kept,
+            parents: Vec::new(),
+        });
+        let count = crate::LoadError::Count {
+            saved: 2,
+            present: 1,
+        };
+        assert_eq!(refused.unwrap_err().to_string(), count.to_string());
+    });
+}

@@ -1,0 +1,74 @@
+//! Machines that are saved, and those that begin where they stood.
+
+use super::{Machine, spec};
+use control::{Event, Origin, Request, SaveSpec, Saved, SavedLink, VmSpec};
+use rustix::fs::{MemfdFlags, memfd_create};
+use snapshot_memory::{Golden, Layer};
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+
+const MEMORY_PAGES: u64 = 128 << 20 >> 12;
+
+pub(crate) fn empty() -> OwnedFd {
+    memfd_create("saved", MemfdFlags::CLOEXEC).unwrap()
+}
+
+pub(crate) struct Files {
+    pub(crate) memory: OwnedFd,
+    pub(crate) state: OwnedFd,
+}
+
+pub(crate) fn save(machine: &Machine) -> (Files, Saved) {
+    let files = [empty(), empty()];
+    let spec = SaveSpec {
+        memory: 0,
+        state: 1,
+        disks: Vec::new(),
+    };
+    machine.send(&Request::Save(spec), &files);
+    let saved = match machine.receive() {
+        Some(Event::Saved(saved)) => saved,
+        other => panic!("{other:?}"),
+    };
+    let [memory, state] = files;
+    (Files { memory, state }, saved)
+}
+
+pub(crate) fn golden(layers: Vec<&OwnedFd>) -> Golden {
+    let open = |fd: &OwnedFd| Layer::open(File::from(fd.try_clone().unwrap())).unwrap();
+    let layers: Vec<_> = layers.into_iter().map(open).collect();
+    Golden::flatten(MEMORY_PAGES, &layers).unwrap()
+}
+
+pub(crate) fn from(layer: Option<u8>) -> VmSpec {
+    VmSpec {
+        origin: Origin::Snapshot {
+            memory: 0,
+            state: 1,
+            layer,
+            link: SavedLink::Kept,
+        },
+        ..spec(2)
+    }
+}
+
+pub(crate) fn clone(golden: &Golden, files: &Files, layer: Option<&OwnedFd>) -> Machine {
+    let (machine, link) = Machine::spawn();
+    let mut fds = vec![
+        golden.as_fd().try_clone_to_owned().unwrap(),
+        files.state.try_clone().unwrap(),
+        link.into(),
+    ];
+    fds.extend(layer.map(|fd| fd.try_clone().unwrap()));
+    let spec = from(layer.map(|_| 3));
+    machine.send(&Request::Configure(Box::new(spec)), &fds);
+    match machine.receive() {
+        Some(Event::Configured(_)) => machine,
+        other => panic!("{other:?}"),
+    }
+}
+
+pub(crate) fn start(machine: &Machine) {
+    machine.send(&Request::Start, &[]);
+    assert_eq!(machine.receive(), Some(Event::Started));
+}

@@ -1,0 +1,217 @@
+//! Putting a machine back in place, with the real process.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+mod common;
+
+use common::saved::{Files, clone, golden, save, start};
+use common::{HALT, Machine, RESET, kvm, print};
+use control::{Event, ExitCause, Request, Reset, ResetSpec, SavedLink};
+use std::io::{BufRead, BufReader};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::ChildStderr;
+
+/// Counts 200,000 steps in a register and in memory, prints whether the two agree, and `then`.
+fn counting(then: &[u8]) -> Vec<u8> {
+    let count = [
+        &[0x48, 0xc7, 0xc1, 0x40, 0x0d, 0x03, 0x00][..], // mov rcx, 200000
+        &[0x48, 0xff, 0x04, 0x25, 0x00, 0x00, 0x20, 0x00], // again: inc qword [0x200000]
+        &[0x48, 0xff, 0xc9, 0x75, 0xf3],                 // dec rcx; jnz again
+        // cmp qword [0x200000], 200000
+        &[
+            0x48, 0x81, 0x3c, 0x25, 0x00, 0x00, 0x20, 0x00, 0x40, 0x0d, 0x03, 0x00,
+        ],
+    ];
+    let (wrong, right) = (print("wrong\n"), print("right\n"));
+    let over = |code: &[u8]| u8::try_from(code.len()).unwrap();
+    // je right; wrong…; jmp end; right: …
+    let branch = [
+        &[0x74, over(&wrong) + 2][..],
+        &wrong,
+        &[0xeb, over(&right)],
+        &right,
+    ];
+    [
+        print("begin\n"),
+        count.concat(),
+        branch.concat(),
+        then.to_vec(),
+    ]
+    .concat()
+}
+
+/// What the guest writes, line by line.
+struct Console(std::io::Lines<BufReader<ChildStderr>>);
+
+impl Console {
+    fn of(machine: &mut Machine) -> Self {
+        Self(BufReader::new(machine.process.stderr.take().unwrap()).lines())
+    }
+
+    fn line(&mut self) -> String {
+        loop {
+            let line = self.0.next().unwrap().unwrap();
+            let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+            if let Some(said) = line["console"].as_str() {
+                return said.into();
+            }
+        }
+    }
+}
+
+fn reset_to(machine: &Machine, files: &Files, layer: Option<&OwnedFd>) -> Option<Event> {
+    let (_ours, theirs) = UnixStream::pair().unwrap();
+    let spec = ResetSpec {
+        state: 0,
+        layer: layer.map(|_| 2),
+        link: 1,
+        after: SavedLink::Kept,
+        disks: vec![],
+    };
+    let mut fds = vec![files.state.try_clone().unwrap(), theirs.into()];
+    fds.extend(layer.map(|fd| fd.try_clone().unwrap()));
+    machine.send(&Request::Reset(spec), &fds);
+    machine.receive()
+}
+
+fn reset(machine: &Machine, files: &Files, layer: Option<&OwnedFd>) -> Reset {
+    match reset_to(machine, files, layer) {
+        Some(Event::Reset(reset)) => reset,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn stop(machine: &Machine) -> Vec<u8> {
+    machine.send(&Request::Stop, &[]);
+    match machine.receive() {
+        Some(Event::Exited(report)) => {
+            assert_eq!(report.cause, ExitCause::Stopped);
+            report.console_tail
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_machine_goes_back_as_often_as_it_is_told() {
+    if !kvm() {
+        return;
+    }
+    let mut first = Machine::start(&counting(&HALT));
+    assert_eq!(Console::of(&mut first).line(), "begin");
+    let (files, _) = save(&first);
+    let golden = golden(vec![&files.memory]);
+    let mut clone = clone(&golden, &files, None);
+    let mut console = Console::of(&mut clone);
+    start(&clone);
+    for round in 0..5 {
+        // From a halt, from a standstill that it never left, and from the midst of its work.
+        if round < 2 {
+            assert_eq!(console.line(), "right");
+        }
+        let reset = reset(&clone, &files, None);
+        assert!(round >= 2 || reset.dropped_pages > 0, "{reset:?}");
+        assert_eq!(reset.written_pages, 0);
+        if round != 3 {
+            start(&clone);
+        }
+    }
+    assert_eq!(console.line(), "right");
+    assert_eq!(
+        stop(&clone),
+        b"right\n",
+        "what was written before is forgotten"
+    );
+}
+
+#[test]
+fn a_machine_goes_to_another_moment_of_its_kind_and_to_its_own_again() {
+    if !kvm() {
+        return;
+    }
+    let mut first = Machine::start(&counting(&HALT));
+    let mut lines = Console::of(&mut first);
+    assert_eq!(lines.line(), "begin");
+    let (files, _) = save(&first);
+    let golden = golden(vec![&files.memory]);
+    // Another one, in the midst of its count, as a layer over the same memory.
+    let mut other = clone(&golden, &files, None);
+    start(&other);
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    let (midst, saved) = save(&other);
+    assert!(saved.memory_pages > 0);
+    start(&other);
+    assert_eq!(Console::of(&mut other).line(), "right");
+
+    let mut clone = clone(&golden, &files, None);
+    let mut console = Console::of(&mut clone);
+    start(&clone);
+    assert_eq!(console.line(), "right");
+    for (files, layer) in [
+        (&midst, Some(&midst.memory)),
+        (&files, None),
+        (&midst, Some(&midst.memory)),
+    ] {
+        let reset = reset(&clone, files, layer);
+        assert_eq!(reset.written_pages > 0, layer.is_some(), "{reset:?}");
+        start(&clone);
+        assert_eq!(console.line(), "right");
+    }
+    // The one it was taken from can go back, too, and on to its end.
+    reset(&other, &midst, Some(&midst.memory));
+    stop(&other);
+    stop(&clone);
+}
+
+#[test]
+fn what_cannot_be_put_back_runs_on() {
+    if !kvm() {
+        return;
+    }
+    let first = Machine::start(&counting(&RESET));
+    let (files, _) = save(&first);
+    let golden = golden(vec![&files.memory]);
+    let refused = |machine: &Machine, files: &Files, layer: Option<&OwnedFd>| match reset_to(
+        machine, files, layer,
+    ) {
+        Some(Event::ResetFailed { message }) => message,
+        other => panic!("{other:?}"),
+    };
+    // A machine that booted has no golden file.
+    assert!(refused(&first, &files, None).contains("booted"));
+    let clone = clone(&golden, &files, None);
+    start(&clone);
+    let empty = Files {
+        memory: common::file(b""),
+        state: common::file(b"no state"),
+    };
+    assert!(refused(&clone, &empty, None).contains("section file"));
+    assert!(refused(&clone, &files, Some(&empty.memory)).contains("layer"));
+    let short = common::file(&short_layer());
+    assert!(refused(&clone, &files, Some(&short)).contains("pages"));
+    let nothing = ResetSpec {
+        state: 0,
+        layer: None,
+        link: 1,
+        after: SavedLink::Broken,
+        disks: vec![None],
+    };
+    clone.send(
+        &Request::Reset(nothing),
+        &[files.state.as_fd().try_clone_to_owned().unwrap()],
+    );
+    assert!(matches!(clone.receive(), Some(Event::ResetFailed { .. })));
+    // The clock goes on meanwhile, and the count is right.
+    let report = clone.end();
+    assert_eq!(report.cause, ExitCause::GuestShutdown);
+    assert!(report.console_tail.ends_with(b"right\n"), "{report:?}");
+    stop(&first);
+}
+
+/// A layer of a memory of one page.
+fn short_layer() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let range = snapshot_memory::Range { first: 0, end: 1 };
+    snapshot_memory::write_layer(&[&[1; 4096]], &[range], &mut bytes).unwrap();
+    bytes
+}
