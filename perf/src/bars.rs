@@ -72,6 +72,14 @@ pub(crate) fn judge(bars: &[Bar], records: &[Record]) -> Vec<Judged> {
     let judge = |bar: &Bar| {
         let summary = values(records, &bar.place, &bar.scenario, &bar.value);
         let figure = bar.statistic.and_then(|s| summary.get(s));
+        let figure = match &bar.over {
+            None => figure,
+            Some(other) => {
+                let other = values(records, &bar.place, other, &bar.value);
+                let other = bar.statistic.and_then(|s| other.get(s));
+                figure.zip(other).and_then(|(a, b)| permille(a, b))
+            }
+        };
         let good = |figure| {
             if bar.at_least {
                 figure >= bar.bar
@@ -100,7 +108,26 @@ pub(crate) fn judge(bars: &[Bar], records: &[Record]) -> Vec<Judged> {
     bars.iter().map(judge).collect()
 }
 
+/// The first in thousandths of the second.
+fn permille(figure: u64, of: u64) -> Option<u64> {
+    let scaled = u128::from(figure) * 1000;
+    scaled.checked_div(of.into())?.try_into().ok()
+}
+
 impl Judged {
+    /// What a figure's unit is told by.
+    fn unit(&self) -> &str {
+        match self.bar.over {
+            Some(_) => "_permille",
+            None => &self.bar.value,
+        }
+    }
+
+    /// The bar as text.
+    pub(crate) fn limit(&self) -> String {
+        human(self.unit(), self.bar.bar)
+    }
+
     /// Whether there is a figure and it is too bad.
     pub(crate) fn missed(&self) -> bool {
         matches!(self.verdict, Verdict::Missed(_))
@@ -128,7 +155,7 @@ impl Judged {
             Verdict::NotMeasured(why) => why.clone(),
             Verdict::Met(figure) | Verdict::Missed(figure) => {
                 let statistic = self.bar.statistic.map_or("", |s| s.name());
-                let figure = human(&self.bar.value, *figure);
+                let figure = human(self.unit(), *figure);
                 format!(
                     "{statistic} {figure} of {}/{}",
                     self.samples.0, self.samples.1
@@ -150,7 +177,7 @@ impl Judged {
     /// One line for people and for `grep`.
     pub(crate) fn line(&self) -> String {
         let bar = &self.bar;
-        let limit = human(&bar.value, bar.bar);
+        let limit = self.limit();
         let relation = if bar.at_least { ">=" } else { "<=" };
         let head = format!("{:<5} {}", bar.place, bar.what);
         match &self.verdict {
@@ -162,7 +189,7 @@ impl Judged {
                 format!(
                     "{head}: {} {} of {}/{} samples; bar {relation} {limit}; ratio {}; {word}",
                     bar.statistic.map_or("", |s| s.name()),
-                    human(&bar.value, *figure),
+                    human(self.unit(), *figure),
                     self.samples.0,
                     self.samples.1,
                     self.ratio().unwrap_or_default(),
@@ -182,6 +209,7 @@ pub(crate) fn human(name: &str, figure: u64) -> String {
         n if n.ends_with("_ns") => thousandths(1_000_000, "ms"),
         n if n.ends_with("_insns") => thousandths(1_000_000, "M instructions"),
         n if n.ends_with("_kib") => thousandths(1024, "MiB"),
+        n if n.ends_with("_permille") => thousandths(1000, "×"),
         n if n.ends_with("_per_s") => format!("{figure}/s"),
         _ => figure.to_string(),
     }
@@ -202,6 +230,7 @@ mod test {
             statistic: Some(Statistic::P50),
             bar: 300_000,
             at_least: false,
+            over: None,
             peer: String::new(),
             missing: None,
         }
@@ -255,6 +284,24 @@ mod test {
         assert_eq!(verdict(&bar, &less), Verdict::Missed(299_999));
         let enough = [record("floor", true, 300_000)];
         assert_eq!(verdict(&bar, &enough), Verdict::Met(300_000));
+    }
+
+    #[test]
+    fn a_bar_can_be_of_a_ratio() {
+        let bar = Bar {
+            over: Some("build".into()),
+            bar: 1300,
+            ..bar()
+        };
+        let mut one = record("floor", true, 100);
+        one.scenario = "build".into();
+        let both = [one, record("floor", true, 130)];
+        assert_eq!(verdict(&bar, &both), Verdict::Met(1300));
+        let judged = &judge(std::slice::from_ref(&bar), &both)[0];
+        assert!(judged.line().contains("1.300 ×"), "{}", judged.line());
+        let worse = [both[0].clone(), record("floor", true, 131)];
+        assert_eq!(verdict(&bar, &worse), Verdict::Missed(1310));
+        assert!(matches!(verdict(&bar, &both[1..]), Verdict::NotMeasured(_)));
     }
 
     #[test]

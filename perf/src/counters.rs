@@ -2,7 +2,7 @@
 //! tracepoints (histogram triggers, so nothing is copied out per event).
 
 use anyhow::{Context, Result};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,8 @@ pub(crate) struct Counts {
     pub(crate) syscalls: u64,
     /// Returns from guest mode.
     pub(crate) vm_exits: u64,
+    /// Of these, those for memory that the guest has touched and the host has not given yet.
+    pub(crate) guest_faults: u64,
 }
 
 /// The tracing file system with both histograms armed; disarmed when dropped.
@@ -22,6 +24,8 @@ pub(crate) struct Counters {
 
 const SYSCALLS: &str = "raw_syscalls/sys_enter";
 const EXITS: &str = "kvm/kvm_exit";
+const FAULTS: &str = "kvm/kvm_page_fault";
+const EVENTS: [&str; 3] = [SYSCALLS, EXITS, FAULTS];
 const TRIGGER: &str = "hist:keys=common_pid:size=8192";
 
 impl Counters {
@@ -40,7 +44,7 @@ impl Counters {
                 .context("Running mount")?;
             anyhow::ensure!(status.success(), "No tracing file system: are you root?");
         }
-        for event in [SYSCALLS, EXITS] {
+        for event in EVENTS {
             let path = counters.events.join(event).join("trigger");
             fs::write(&path, TRIGGER).with_context(|| format!("Arming {}", path.display()))?;
         }
@@ -53,35 +57,55 @@ impl Counters {
         pids: &[u32],
         work: impl FnOnce() -> Result<T>,
     ) -> Result<(T, Counts)> {
-        let threads: Vec<u32> = pids.iter().flat_map(|pid| threads(*pid)).collect();
-        let before = self.read(&threads)?;
+        let threads: HashSet<u32> = pids.iter().flat_map(|pid| threads(*pid)).collect();
+        self.around(|thread| threads.contains(&thread), work)
+    }
+
+    /// Runs `work` on this thread and returns what it gave, with what all other processes did meanwhile.
+    pub(crate) fn of_others<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<(T, Counts)> {
+        let own: HashSet<u32> = threads(std::process::id()).into_iter().collect();
+        self.around(|thread| !own.contains(&thread), work)
+    }
+
+    fn around<T>(
+        &self,
+        counts: impl Fn(u32) -> bool,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<(T, Counts)> {
+        let before = self.read(&counts)?;
         let value = work()?;
-        let after = self.read(&threads)?;
+        let after = self.read(&counts)?;
         let counts = Counts {
             syscalls: after.syscalls - before.syscalls,
             vm_exits: after.vm_exits - before.vm_exits,
+            guest_faults: after.guest_faults - before.guest_faults,
         };
         Ok((value, counts))
     }
 
-    fn read(&self, threads: &[u32]) -> Result<Counts> {
+    fn read(&self, counted: impl Fn(u32) -> bool) -> Result<Counts> {
         let sum = |event: &str| -> Result<u64> {
             let path = self.events.join(event).join("hist");
             let text =
                 fs::read_to_string(&path).with_context(|| format!("Reading {}", path.display()))?;
             let counts = parse_histogram(&text);
-            Ok(threads.iter().filter_map(|t| counts.get(t)).sum())
+            Ok(counts
+                .iter()
+                .filter(|(t, _)| counted(**t))
+                .map(|(_, n)| n)
+                .sum())
         };
         Ok(Counts {
             syscalls: sum(SYSCALLS)?,
             vm_exits: sum(EXITS)?,
+            guest_faults: sum(FAULTS)?,
         })
     }
 }
 
 impl Drop for Counters {
     fn drop(&mut self) {
-        for event in [SYSCALLS, EXITS] {
+        for event in EVENTS {
             let _ = fs::write(
                 self.events.join(event).join("trigger"),
                 format!("!{TRIGGER}"),

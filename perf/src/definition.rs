@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use std::path::Path;
 
 const FLOOR: &str = include_str!("../definitions/floor.toml");
+const LAB: &str = include_str!("../definitions/lab.toml");
 const BARS: &str = include_str!("../definitions/bars.toml");
 
 /// The scenarios of the floor.
@@ -89,6 +90,91 @@ pub(crate) enum Kind {
     },
 }
 
+/// The scenarios of the lab.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Lab {
+    /// In the order in which they run.
+    pub(crate) scenario: Vec<LabScenario>,
+}
+
+/// One thing that is done to the whole system, many times.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct LabScenario {
+    /// Its name in records.
+    pub(crate) name: String,
+    /// What is done, in words.
+    pub(crate) does: String,
+    /// Scenarios of the same group take turns and share servers.
+    pub(crate) group: String,
+    /// Rounds where the clock counts instructions.
+    pub(crate) samples: u32,
+    /// Rounds where it does not.
+    #[serde(default)]
+    pub(crate) wall: u32,
+    /// Copies that its server keeps ready.
+    pub(crate) husks: u32,
+    /// Most machines of its server, husks and sandboxes together.
+    pub(crate) machines: u32,
+    /// What is done, for the program.
+    #[serde(flatten)]
+    pub(crate) kind: LabKind,
+}
+
+/// What is done in one round.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub(crate) enum LabKind {
+    /// Sandboxes are made at once, and used.
+    Create {
+        /// By so many clients, one each.
+        clients: u32,
+        /// Whether each runs a first command.
+        #[serde(default = "yes")]
+        exec: bool,
+    },
+    /// One is made and used while the kernel counts.
+    Counts,
+    /// A sandbox is forked, and each child used.
+    Fork {
+        /// How many children.
+        children: u32,
+        /// What it has written by then.
+        dirty_mib: u32,
+    },
+    /// A sandbox is put back to where it began.
+    Reset {
+        /// What it has written by then.
+        dirty_mib: u32,
+    },
+    /// A sandbox is stored.
+    Snapshot {
+        /// What it has written by then.
+        dirty_mib: u32,
+    },
+    /// Memory is touched for the first time.
+    Touch {
+        /// How much.
+        mib: u32,
+    },
+    /// Sandboxes stand at once.
+    Density {
+        /// How many, rising.
+        steps: Vec<u32>,
+    },
+    /// Whole lives, and what is left of them.
+    Cycles {
+        /// How many.
+        count: u32,
+        /// By so many clients.
+        clients: u32,
+    },
+}
+
+const fn yes() -> bool {
+    true
+}
+
 /// The bars.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -115,6 +201,9 @@ pub(crate) struct Bar {
     pub(crate) statistic: Option<Statistic>,
     /// The bar, in the value's unit.
     pub(crate) bar: u64,
+    /// A scenario of the same place by whose figure this one is divided: then the bar is of the ratio, in
+    /// thousandths.
+    pub(crate) over: Option<String>,
     /// Whether more is better.
     #[serde(default)]
     pub(crate) at_least: bool,
@@ -128,6 +217,11 @@ pub(crate) struct Bar {
 /// The floor's scenarios, from `folder` or our own.
 pub(crate) fn floor(folder: Option<&Path>) -> Result<Floor> {
     load(folder, "floor.toml", FLOOR)
+}
+
+/// The lab's scenarios, from `folder` or our own.
+pub(crate) fn lab(folder: Option<&Path>) -> Result<Lab> {
+    load(folder, "lab.toml", LAB)
 }
 
 /// The bars, from `folder` or our own.
@@ -158,6 +252,46 @@ mod test {
             let known = floor.scenario.iter().any(|s| s.name == bar.scenario);
             assert!(known || bar.missing.is_some(), "{bar:?}");
             assert!(bar.statistic.is_some() || bar.missing.is_some(), "{bar:?}");
+        }
+    }
+
+    #[test]
+    fn every_bar_of_the_service_is_about_a_scenario_there_is() {
+        // What single VMs are measured by is not in a file.
+        const OF_PROGRAM: [&str; 4] = ["clone", "density", "clone-counts", "boot"];
+        let lab = lab(None).unwrap();
+        for bar in bars(None)
+            .unwrap()
+            .bar
+            .iter()
+            .filter(|b| b.place.starts_with("lab"))
+        {
+            for name in [Some(&bar.scenario), bar.over.as_ref()]
+                .into_iter()
+                .flatten()
+            {
+                let known = lab.scenario.iter().any(|s| match &s.kind {
+                    LabKind::Density { steps } => {
+                        steps.iter().any(|n| *name == format!("{}-{n}", s.name))
+                    }
+                    LabKind::Cycles { .. } => *name == format!("{}-growth", s.name),
+                    _ => *name == s.name || *name == format!("{}-rounds", s.name),
+                });
+                assert!(known || OF_PROGRAM.contains(&name.as_str()), "{bar:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_labs_scenarios_fit_their_servers() {
+        for s in lab(None).unwrap().scenario {
+            let most = match &s.kind {
+                LabKind::Create { clients, .. } | LabKind::Cycles { clients, .. } => *clients,
+                LabKind::Fork { children, .. } => children + 1,
+                LabKind::Density { steps } => steps.iter().copied().max().unwrap(),
+                _ => 2,
+            };
+            assert!(most <= s.machines && s.husks <= s.machines, "{s:?}");
         }
     }
 

@@ -1,5 +1,7 @@
 //! What a machine is, and what it has left.
 
+use crate::processes::{self, stat_fields};
+use crate::record::{COUNTED, UNCOUNTED};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -37,6 +39,14 @@ pub(crate) struct Description {
 
 /// Writes what this machine is into `folder`.
 pub(crate) fn describe(folder: &Path, place: &str, program: &Path, commit: &str) -> Result<()> {
+    let description = description(place, program, commit)?;
+    let path = folder.join(format!("machine-{place}.json"));
+    fs::write(&path, serde_json::to_string_pretty(&description)?)
+        .with_context(|| format!("Writing {}", path.display()))
+}
+
+/// What this machine is.
+pub(crate) fn description(place: &str, program: &Path, commit: &str) -> Result<Description> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let after = |key: &str| {
         let line = cpuinfo.lines().find(|l| l.starts_with(key));
@@ -44,7 +54,7 @@ pub(crate) fn describe(folder: &Path, place: &str, program: &Path, commit: &str)
     };
     let version = Command::new(program).arg("version").output();
     let version = version.with_context(|| format!("Running {} version", program.display()))?;
-    let description = Description {
+    Ok(Description {
         place: place.into(),
         date: jiff::Timestamp::now()
             .strftime("%Y-%m-%d %H:%M UTC")
@@ -63,16 +73,13 @@ pub(crate) fn describe(folder: &Path, place: &str, program: &Path, commit: &str)
             .unwrap_or_default()
             .trim()
             .into(),
-    };
-    let path = folder.join(format!("machine-{place}.json"));
-    fs::write(&path, serde_json::to_string_pretty(&description)?)
-        .with_context(|| format!("Writing {}", path.display()))
+    })
 }
 
 /// Every description in a folder.
 pub(crate) fn descriptions(folder: &Path) -> Result<Vec<Description>> {
     let mut found = Vec::new();
-    for place in ["floor", "lab", "metal"] {
+    for place in ["floor", COUNTED, UNCOUNTED, "metal"] {
         let path = folder.join(format!("machine-{place}.json"));
         if let Ok(text) = fs::read_to_string(&path) {
             let description = serde_json::from_str(&text);
@@ -115,6 +122,14 @@ fn kib(text: &str, key: &str) -> Result<u64> {
     value.with_context(|| format!("There is no {key}"))
 }
 
+/// Page faults of this machine's processes since it started, those for guests among them.
+pub(crate) fn faults() -> Result<u64> {
+    let text = fs::read_to_string("/proc/vmstat")?;
+    let line = text.lines().find_map(|l| l.strip_prefix("pgfault "));
+    let value = line.and_then(|l| l.trim().parse().ok());
+    value.context("/proc/vmstat does not say pgfault")
+}
+
 /// Memory that a process has of its own, KiB: what its end would give back.
 pub(crate) fn private_kib(pid: u32) -> Result<u64> {
     let path = format!("/proc/{pid}/smaps_rollup");
@@ -149,11 +164,19 @@ fn cpu_ticks() -> Result<(u64, u64)> {
     Ok((field(11) + field(12), field(13) + field(14)))
 }
 
-/// The fields of a process's `stat` behind its name: the first is its state.
-fn stat_fields(pid: &str) -> Result<Vec<String>> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let (_, rest) = text.rsplit_once(')').context("stat without a name")?;
-    Ok(rest.split_whitespace().map(str::to_owned).collect())
+/// How long this machine's processors have been busy since it started, all together; `None` if the
+/// kernel keeps no such account.
+pub(crate) fn busy_ns() -> Option<u64> {
+    busy(&fs::read_to_string("/proc/schedstat").ok()?)
+}
+
+/// The seventh figure of each processor's line is the time that its tasks have run.
+fn busy(text: &str) -> Option<u64> {
+    const RAN: usize = 7;
+    let lines = text.lines().filter(|line| line.starts_with("cpu"));
+    lines
+        .map(|line| line.split(' ').nth(RAN)?.parse::<u64>().ok())
+        .sum()
 }
 
 /// What is in use now, and would be more if something were left behind.
@@ -189,12 +212,9 @@ impl Left {
 fn session() -> Result<Vec<String>> {
     const SESSION: usize = 3;
     let mine = stat_fields("self")?.get(SESSION).cloned();
-    let pids = fs::read_dir("/proc")?
-        .flatten()
-        .filter_map(|e| e.file_name().into_string().ok());
-    let numbers = pids.filter(|name| name.bytes().all(|b| b.is_ascii_digit()));
+    let pids = processes::all()?.into_iter().map(|pid| pid.to_string());
     let session = |pid: &String| stat_fields(pid).ok()?.get(SESSION).cloned();
-    Ok(numbers.filter(|pid| session(pid) == mine).collect())
+    Ok(pids.filter(|pid| session(pid) == mine).collect())
 }
 
 #[cfg(test)]
@@ -206,6 +226,13 @@ mod test {
         let text = "MemTotal:       24683848 kB\nMemAvailable:   21326848 kB\n";
         assert_eq!(kib(text, "MemAvailable:").unwrap(), 21_326_848);
         kib(text, "MemGone:").unwrap_err();
+    }
+
+    #[test]
+    fn busy_time_is_that_of_all_processors() {
+        let text = "version 16\ntimestamp 42\ncpu0 0 0 0 0 0 0 12 3 4\ndomain0 3 1 2\ncpu1 9 9 9 9 9 9 30 3 4\n";
+        assert_eq!(busy(text), Some(42));
+        assert_eq!(busy("cpu0 1 2\n"), None);
     }
 
     #[test]

@@ -16,8 +16,11 @@ mod definition;
 mod engine;
 mod floor;
 mod host;
+mod http;
+mod processes;
 mod record;
 mod report;
+mod service;
 mod statistics;
 
 use anyhow::Result;
@@ -39,6 +42,8 @@ enum Command {
     Clone(clone::Args),
     /// Bare guests on this machine's own KVM
     Floor(floor::Args),
+    /// The whole system through its API, in the lab
+    Service(service::Args),
     /// What was measured, against the bars
     Bars(bars::Args),
     /// What was measured, as a page of HTML and one of Markdown
@@ -50,6 +55,7 @@ fn main() -> ExitCode {
         Command::Boot(args) => boot::run(&args),
         Command::Clone(args) => clone::run(&args),
         Command::Floor(args) => floor::run(&args),
+        Command::Service(args) => service::run(&args),
         Command::Bars(args) => bars::run(&args),
         Command::Report(args) => report::run(&args),
     };

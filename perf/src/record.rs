@@ -11,6 +11,10 @@ use std::path::{Path, PathBuf};
 
 /// The version of [`Record`].
 pub(crate) const SCHEMA: u32 = 1;
+/// Where the clock counts instructions.
+pub(crate) const COUNTED: &str = "lab";
+/// An emulated host whose clock does not: its times are good for ratios only.
+pub(crate) const UNCOUNTED: &str = "lab-wall";
 /// What record files end with.
 const EXTENSION: &str = "jsonl";
 /// Most bytes of a record file that are read.
@@ -22,7 +26,7 @@ const MAX_FILE: u64 = 1 << 30;
 pub(crate) struct Record {
     /// [`SCHEMA`].
     pub(crate) schema: u32,
-    /// `floor`, `lab` or `metal`; never mixed in one figure.
+    /// `floor`, `lab`, `lab-wall` or `metal`; never mixed in one figure.
     pub(crate) place: String,
     /// The scenario's name in its definition.
     pub(crate) scenario: String,
@@ -61,6 +65,12 @@ impl Sample {
             verified: verified.into(),
             values: values.iter().map(|(k, v)| ((*k).into(), *v)).collect(),
         }
+    }
+
+    /// With more figures.
+    pub(crate) fn add(&mut self, values: &[(&str, u64)]) {
+        let owned = values.iter().map(|(k, v)| ((*k).into(), *v));
+        self.values.extend(owned);
     }
 }
 
@@ -140,26 +150,39 @@ impl Printer {
         }
     }
 
-    /// Prints one sample that succeeded. Values whose name ends in `_time` are what the clock counts.
+    /// Prints one sample that succeeded.
     pub(crate) fn keep(&mut self, scenario: &str, engine: &str, values: &[(&str, u64)]) {
+        self.sample(scenario, engine, Ok(Sample::new("", values)));
+    }
+
+    /// Prints one sample, good or failed; a failure is said at once. Values whose name ends in `_time`
+    /// are what the clock counts.
+    pub(crate) fn sample(&mut self, scenario: &str, engine: &str, sample: Result<Sample>) {
         let unit = if self.icount { "_insns" } else { "_ns" };
-        let named = |(name, value): &(&str, u64)| match name.strip_suffix("_time") {
-            Some(name) => (format!("{name}{unit}"), *value),
-            None => ((*name).to_owned(), *value),
+        let named = |(name, value): (String, u64)| match name.strip_suffix("_time") {
+            Some(name) => (format!("{name}{unit}"), value),
+            None => (name, value),
         };
         let key = (scenario.to_owned(), engine.to_owned());
         let number = self.counts.entry(key).or_default();
+        let (ok, error, sample) = match sample {
+            Ok(sample) => (true, None, sample),
+            Err(error) => (false, Some(format!("{error:#}")), Sample::default()),
+        };
+        if let Some(error) = &error {
+            eprintln!("{scenario}: sample {number} failed: {error}");
+        }
         let record = Record {
             schema: SCHEMA,
-            place: if self.icount { "lab" } else { "metal" }.into(),
+            place: if self.icount { COUNTED } else { UNCOUNTED }.into(),
             scenario: scenario.into(),
             engine: engine.into(),
             sample: *number,
             at_ns: crate::engine::now_ns() - self.began_ns,
-            ok: true,
-            verified: String::new(),
-            error: None,
-            values: values.iter().map(named).collect(),
+            ok,
+            verified: sample.verified,
+            error,
+            values: sample.values.into_iter().map(named).collect(),
         };
         *number += 1;
         if let Ok(json) = serde_json::to_string(&record) {

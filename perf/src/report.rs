@@ -143,7 +143,7 @@ impl Page {
                 bar.place.clone(),
                 bar.what.clone(),
                 judged.figure(),
-                format!("{relation} {}", human(&bar.value, bar.bar)),
+                format!("{relation} {}", judged.limit()),
                 judged.ratio().unwrap_or_default(),
                 judged.word(),
                 bar.peer.clone(),

@@ -1,22 +1,21 @@
 //! `cargo xtask bench`: runs the barometer where its figures mean something.
 
 mod floor;
+mod lab;
 mod lines;
 mod peer;
 mod results;
 
-use crate::dist::Dist;
-use crate::lab::{Lab, Options, Stream};
-use crate::service::install_in_lab;
+use crate::lab::Options;
 use anyhow::{Result, ensure};
 use clap::Subcommand;
 use floor::Programs;
-use lines::Lines;
+use lab::{Bench, Part};
 use results::Results;
-use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{ExitCode, ExitStatus};
+use std::time::Instant;
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -32,6 +31,18 @@ enum What {
         /// Only scenarios with one of these names
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
+    },
+    /// The whole system and QEMU's microvm beside it, in the lab: counted, and ratios of real time
+    Lab {
+        /// Only these parts: clone, boot, or groups of scenarios (create, burst, branch, density, cycles)
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+        /// Only where the clock counts instructions
+        #[arg(long, conflicts_with = "wall")]
+        counted: bool,
+        /// Only where it does not
+        #[arg(long)]
+        wall: bool,
     },
     /// What the bars need, one line per bar; fails if one is missed
     Bars {
@@ -78,118 +89,105 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             programs.floor(&results, only)?;
             programs.bars(&results.dir)
         }
-        What::All => all(),
-        What::Report { results } => Programs::ensure()?.report(results),
-        What::Bars { results: Some(dir) } => Programs::ensure()?.bars(dir),
-        What::Bars { results: None } => {
+        What::Lab {
+            only,
+            counted,
+            wall,
+        } => {
             let programs = Programs::ensure()?;
             let results = Results::create()?;
-            programs.floor(&results, &[])?;
-            programs.bars(&results.dir)
+            let failed = in_labs(&results, only, !wall, !counted)?;
+            programs.report(&results.dir)?;
+            programs.bars(&results.dir)?;
+            Ok(if failed.is_empty() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            })
         }
+        What::All | What::Bars { results: None } => all(),
+        What::Report { results } => Programs::ensure()?.report(results),
+        What::Bars { results: Some(dir) } => Programs::ensure()?.bars(dir),
         &What::Boot {
             samples,
             no_peer,
             report_only,
-        } => boot(samples, !no_peer, report_only),
+        } => {
+            let samples = samples.to_string();
+            let mut part = Part::new("boot", &["boot", "--samples", &samples]);
+            if report_only {
+                part.argv.push("--report-only".into());
+            }
+            part.peer = !no_peer;
+            Bench::new(Options::counting())?.part(&part, None)
+        }
         &What::Clone { samples, density } => {
-            let Bench { lab, mut argv, .. } = Bench::prepare("clone", samples)?;
-            argv.extend(["--density".into(), density.to_string()]);
-            barometer(&lab, &argv, None)
+            let (samples, density) = (samples.to_string(), density.to_string());
+            let argv = ["clone", "--samples", &samples, "--density", &density];
+            Bench::new(Options::counting())?.part(&Part::new("clone", &argv), None)
         }
     }
 }
 
-/// How many clones stand at once for the report.
-const DENSITY: &str = "100";
-
+/// Everything, the report and the bars.
 fn all() -> Result<ExitCode> {
+    let begin = Instant::now();
     let programs = Programs::ensure()?;
     let results = Results::create()?;
-    programs.floor(&results, &[])?;
-    let Bench {
-        lab,
-        programs: installed,
-        mut argv,
-    } = Bench::prepare("clone", 10)?;
-    argv.extend(["--density".into(), DENSITY.into()]);
-    let mut failed = Vec::new();
-    let mut measure = |name: &str, argv: &[String]| -> Result<()> {
-        let file = results.dir.join(name).with_extension("jsonl");
-        if barometer(&lab, argv, Some(file))? != ExitCode::SUCCESS {
-            failed.push(name.to_owned());
-        }
-        Ok(())
-    };
-    measure("lab-clone", &argv)?;
-    let boot = argv.iter_mut().find(|word| *word == "clone");
-    boot.into_iter().for_each(|word| *word = "boot".into());
-    argv.truncate(argv.len() - 2);
-    let peer = peer::install(&lab, &installed)?.display().to_string();
-    argv.extend(["--report-only".into(), "--qemu".into(), peer]);
-    measure("lab-boot", &argv)?;
+    let floor = programs.floor(&results, &[])?;
+    let mut failed = in_labs(&results, &[], true, true)?;
+    if floor != ExitCode::SUCCESS {
+        failed.push("floor".into());
+    }
     programs.report(&results.dir)?;
     let bars = programs.bars(&results.dir)?;
+    eprintln!("bench: {:.0} minutes", begin.elapsed().as_secs_f64() / 60.0);
     ensure!(failed.is_empty(), "These failed: {}", failed.join(", "));
     Ok(bars)
 }
 
-/// A lab that counts instructions, with the programs in it.
-struct Bench {
-    lab: Lab,
-    programs: PathBuf,
-    /// The barometer's command line so far.
-    argv: Vec<String>,
-}
+/// The groups of the lab's scenarios that have rounds where the clock counts.
+const COUNTED: [&str; 4] = ["create", "burst", "branch", "density"];
+/// And where it does not.
+const WALL: [&str; 4] = ["create", "burst", "branch", "cycles"];
 
-impl Bench {
-    fn prepare(what: &str, samples: u32) -> Result<Self> {
-        let dist = Dist::ensure()?;
-        eprintln!("starting the lab that counts instructions");
-        let lab = Lab::ensure(&Options::counting())?;
-        let programs = install_in_lab(&lab, &dist)?;
-        lab.warm(&dist.image)?;
-        let barometer = programs.join("barometer").display().to_string();
-        let mut argv = vec![barometer, what.into(), "--icount".into(), "--dist".into()];
-        argv.push(programs.display().to_string());
-        argv.extend(["--samples".into(), samples.to_string()]);
-        Ok(Self {
-            lab,
-            programs,
-            argv,
-        })
+/// Measures in the counting lab and then in an ordinary one; the names of parts that failed.
+fn in_labs(results: &Results, only: &[String], counted: bool, wall: bool) -> Result<Vec<String>> {
+    let wanted = |name: &str| only.is_empty() || only.iter().any(|o| o == name);
+    let mut passes = Vec::new();
+    if counted {
+        let mut parts = vec![
+            Part::new("clone", &["clone", "--samples", "10", "--density", "50"]),
+            Part::new("boot", &["boot", "--samples", "3", "--report-only"]).beside_peer(),
+        ];
+        parts.extend(COUNTED.map(|group| Part::new(group, &["service", "--only", group])));
+        passes.push((Options::counting(), "lab", parts));
     }
-}
-
-fn boot(samples: u32, peer: bool, report_only: bool) -> Result<ExitCode> {
-    let Bench {
-        lab,
-        programs,
-        mut argv,
-    } = Bench::prepare("boot", samples)?;
-    if report_only {
-        argv.push("--report-only".into());
+    if wall {
+        let parts = WALL.map(|group| Part::new(group, &["service", "--only", group]));
+        let options = Options {
+            name: "bench".into(),
+            ..Options::default()
+        };
+        passes.push((options, "wall", parts.into()));
     }
-    if peer {
-        let program = peer::install(&lab, &programs)?;
-        argv.extend(["--qemu".into(), program.display().to_string()]);
-    }
-    barometer(&lab, &argv, None)
-}
-
-/// Runs the barometer with its output passed through, but for records, which go to a file if there is
-/// one; its exit status.
-fn barometer(lab: &Lab, argv: &[String], records: Option<PathBuf>) -> Result<ExitCode> {
-    let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
-    let mut lines = Lines::new(records);
-    let status = lab.spawn(&argv)?.wait(|stream, bytes| {
-        match stream {
-            Stream::Stdout => lines.take(bytes)?,
-            Stream::Stderr => std::io::stderr().write_all(bytes)?,
+    let mut failed = Vec::new();
+    for (options, pass, parts) in passes {
+        let mut bench = Bench::new(options)?;
+        for mut part in parts.into_iter().filter(|part| wanted(&part.name)) {
+            part.name = format!("{pass}-{}", part.name);
+            match bench.part(&part, Some(results)) {
+                Ok(status) if status == ExitCode::SUCCESS => {}
+                Ok(_) => failed.push(part.name),
+                Err(error) => {
+                    eprintln!("{error:#}");
+                    failed.push(part.name);
+                }
+            }
         }
-        Ok(())
-    })?;
-    Ok(exit_code(status))
+        bench.stop()?;
+    }
+    Ok(failed)
 }
 
 /// A program's exit status as our own; a signal as a shell shows it.

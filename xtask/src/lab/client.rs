@@ -75,7 +75,7 @@ impl Running {
     }
 
     /// Ends with an error if the agent sends nothing for this long.
-    pub(super) fn limit_silence(&self, limit: Duration) -> Result<()> {
+    pub(crate) fn limit_silence(&self, limit: Duration) -> Result<()> {
         self.connection
             .set_read_timeout(Some(limit))
             .context("Setting a time limit")

@@ -163,6 +163,12 @@ impl Lab {
         Ok(lab)
     }
 
+    /// Ends the lab at once; it has nothing to save.
+    pub(crate) fn stop(self) -> Result<()> {
+        let _guard = self.place.lock()?;
+        qemu::stop(&self.place)
+    }
+
     /// Waits until the agent answers.
     fn answers(&self, limit: Duration, set_clock_ms: Option<u64>) -> Result<()> {
         let start = Instant::now();
