@@ -6,7 +6,9 @@ use crate::linger::Lingering;
 use crate::registry::{Door, Registry};
 use crate::route::{self, ENVD_PORT, Route, Target};
 use crate::sandbox::Sandbox;
-use crate::sandboxes::{branch, connect, create, get, kill, list, metrics, pause, timeout};
+use crate::sandboxes::{
+    branch, checkpoint, connect, create, get, kill, list, metrics, pause, timeout,
+};
 use crate::{Body, BodyError, body, envd, templates};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -97,7 +99,10 @@ impl App {
             Route::Pause(id) => pause::handle(self, &id, request).await,
             Route::Resume(id) => connect::resume(self, &id, request).await,
             Route::Fork(id) => branch::fork(self, &id, request).await,
-            Route::Reset(id) => branch::reset(self, &id).await,
+            Route::Reset(id) => checkpoint::reset(self, &id, request).await,
+            Route::Checkpoint(id) => checkpoint::take(self, &id, request).await,
+            Route::Checkpoints(id) => checkpoint::list(self, &id),
+            Route::DeleteCheckpoint(id, word) => checkpoint::delete(self, &id, &word).await,
             Route::Snapshot(id) => branch::snapshot(self, &id, request).await,
             Route::Snapshots => branch::snapshots(self, request.uri().query()),
             Route::DeleteTemplate(name) => branch::delete(self, &name).await,
@@ -139,13 +144,16 @@ impl App {
         request: &Request<Lingering>,
     ) -> Result<Arc<Sandbox>, ProxyError> {
         let id = id.to_owned();
-        let facts = match self.registry.door(&id) {
-            Door::Open(sandbox) => return Ok(sandbox),
-            Door::Pausing(facts) if !facts.lifecycle.auto_resume => {
-                return Err(ProxyError::Pausing { id });
+        let facts = loop {
+            match self.registry.door(&id) {
+                Door::Open(sandbox) => return Ok(sandbox),
+                Door::Still(sandbox) => sandbox.settled().await,
+                Door::Pausing(facts) if !facts.lifecycle.auto_resume => {
+                    return Err(ProxyError::Pausing { id });
+                }
+                Door::Pausing(facts) | Door::Closed(facts) => break facts,
+                Door::Missing => return Err(ProxyError::NotFound { id }),
             }
-            Door::Pausing(facts) | Door::Closed(facts) => facts,
-            Door::Missing => return Err(ProxyError::NotFound { id }),
         };
         let token = facts.access_token.as_deref();
         let allowed = port == ENVD_PORT && envd::admits(token, request);

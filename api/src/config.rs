@@ -52,6 +52,8 @@ pub struct File {
 pub struct LimitsFile {
     /// Most sandboxes at one time; more are refused with 429. Default 64.
     pub max_sandboxes: Option<usize>,
+    /// Most checkpoints of one sandbox; more are refused with 409. Default 64.
+    pub max_checkpoints: Option<usize>,
     /// Longest time to live a client may ask for, seconds. Default 86400.
     pub max_timeout: Option<u32>,
     /// Longest wait for a new sandbox's agent, seconds. Default 60.
@@ -164,6 +166,8 @@ pub struct Template {
 pub struct Limits {
     /// Most sandboxes at one time.
     pub max_sandboxes: usize,
+    /// Most checkpoints of one sandbox.
+    pub max_checkpoints: usize,
     /// Longest time to live.
     pub max_timeout: Duration,
     /// Longest wait for a new sandbox's agent.
@@ -361,6 +365,13 @@ impl Limits {
                 64,
                 65_536,
                 "1 to 65536",
+            )?,
+            max_checkpoints: count(
+                "limits.max_checkpoints",
+                file.max_checkpoints,
+                64,
+                4096,
+                "1 to 4096",
             )?,
             max_timeout: seconds("limits.max_timeout", file.max_timeout, 86_400)?,
             boot_timeout: seconds("limits.boot_timeout", file.boot_timeout, 60)?,

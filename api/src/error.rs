@@ -55,6 +55,23 @@ pub enum ApiError {
         /// The limit.
         max: usize,
     },
+    /// No such checkpoint, now.
+    #[error("Sandbox {sandbox_id:?} has no checkpoint {checkpoint:?}")]
+    CheckpointNotFound {
+        /// The sandbox.
+        sandbox_id: String,
+        /// The id or name, shortened.
+        checkpoint: String,
+    },
+    /// The limit of checkpoints is reached.
+    #[error(
+        "The sandbox has {max} checkpoints, the most that are kept. Delete one, or raise \
+         limits.max_checkpoints"
+    )]
+    TooManyCheckpoints {
+        /// The limit.
+        max: usize,
+    },
     /// The sandbox is in another state than this needs.
     #[error("{0}")]
     Conflict(String),
@@ -70,6 +87,9 @@ pub enum ApiError {
     /// A sandbox's stored state could not be removed.
     #[error("The sandbox was not killed: {0}")]
     KillFailed(String),
+    /// A stored moment of a sandbox could not be removed.
+    #[error("It was not deleted: {0}")]
+    DeleteFailed(String),
     /// Part of the E2B API that this version does not have.
     #[error("{0} is not available in this version of Hatchery yet")]
     NotYet(&'static str),
@@ -90,11 +110,14 @@ impl ApiError {
             Self::Invalid(_) => StatusCode::BAD_REQUEST,
             Self::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTooSlow(_) => StatusCode::REQUEST_TIMEOUT,
-            Self::SandboxNotFound(_) | Self::TemplateNotFound(_) | Self::NoRoute { .. } => {
-                StatusCode::NOT_FOUND
-            }
+            Self::SandboxNotFound(_)
+            | Self::TemplateNotFound(_)
+            | Self::CheckpointNotFound { .. }
+            | Self::NoRoute { .. } => StatusCode::NOT_FOUND,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
-            Self::IdempotencyMismatch | Self::Conflict(_) => StatusCode::CONFLICT,
+            Self::IdempotencyMismatch | Self::Conflict(_) | Self::TooManyCheckpoints { .. } => {
+                StatusCode::CONFLICT
+            }
             Self::TooManySandboxes { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::NotYet(_) => StatusCode::NOT_IMPLEMENTED,
             Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
@@ -102,7 +125,8 @@ impl ApiError {
             | Self::PauseFailed(_)
             | Self::EndedMeanwhile(_)
             | Self::ResumeFailed(_)
-            | Self::KillFailed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            | Self::KillFailed(_)
+            | Self::DeleteFailed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -112,6 +136,8 @@ impl ApiError {
         match self {
             Self::TooManySandboxes { .. } => Some("sandbox_limit_reached"),
             Self::TemplateNotFound(_) => Some("template_not_found"),
+            Self::CheckpointNotFound { .. } => Some("checkpoint_not_found"),
+            Self::TooManyCheckpoints { .. } => Some("checkpoint_limit_reached"),
             Self::NotYet(_) => Some("not_available_yet"),
             Self::StartFailed(_) => Some("sandbox_start_failed"),
             Self::PauseFailed(_) => Some("sandbox_pause_failed"),

@@ -1,5 +1,6 @@
 //! One paused sandbox, and how it is written down.
 
+use crate::checkpoints::Tree;
 use crate::envd::KeptProcess;
 use crate::image::Shape;
 use crate::registry::Start;
@@ -32,8 +33,10 @@ pub struct Paused {
     pub kept: Kept,
     /// The processes that clients had started.
     pub processes: Vec<KeptProcess>,
-    /// Where it went on first, if that is known still.
+    /// Where it went on first, if that is in memory still.
     pub start: Option<Arc<Start>>,
+    /// Its checkpoints.
+    pub tree: Arc<Tree>,
 }
 
 /// Why a record is refused.
@@ -85,6 +88,9 @@ struct SandboxRecordV1 {
     auto_resume: bool,
     kept: KeptV1,
     processes: Vec<KeptProcess>,
+    /// The checkpoint that it descends from, and that one's ancestors.
+    #[serde(default)]
+    checkpoints: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -156,15 +162,21 @@ impl Paused {
                 Kept::Files => KeptV1::Files,
             },
             processes: self.processes.clone(),
+            checkpoints: self.tree.current(),
         };
         Ok(serde_json::to_vec(&record)?)
     }
 
-    /// Reads a record that belongs to a machine of this shape, stored under this name.
+    /// Reads a record that belongs to a machine of this shape, stored under this name; beside it, where
+    /// in the tree of its checkpoints, which is not in the record, it stands.
     ///
     /// # Errors
     /// [`RecordError`].
-    pub fn decode(bytes: &[u8], name: &SnapshotId, shape: Shape) -> Result<Self, RecordError> {
+    pub fn decode(
+        bytes: &[u8],
+        name: &SnapshotId,
+        shape: Shape,
+    ) -> Result<(Self, Vec<String>), RecordError> {
         let VersionOnly { version } = serde_json::from_slice(bytes)?;
         if version != VERSION {
             return Err(RecordError::Version(version));
@@ -200,7 +212,7 @@ impl Paused {
                 auto_resume: record.auto_resume,
             },
         };
-        Ok(Self {
+        let paused = Self {
             facts: Arc::new(facts),
             paused_at: time(record.paused_at_us)?,
             kept: match record.kept {
@@ -209,7 +221,9 @@ impl Paused {
             },
             processes: record.processes,
             start: None,
-        })
+            tree: Arc::default(),
+        };
+        Ok((paused, record.checkpoints))
     }
 }
 
@@ -241,7 +255,8 @@ impl SandboxRecordV1 {
             }
         }
         let entries = self.metadata.len().max(self.env.len());
-        if entries.max(self.processes.len()) > MAX_ENTRIES {
+        let entries = entries.max(self.processes.len());
+        if entries.max(self.checkpoints.len()) > MAX_ENTRIES {
             return Err(invalid("number of entries", entries));
         }
         let bad = |(key, value): &(&String, &String)| {

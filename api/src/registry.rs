@@ -10,9 +10,12 @@
 //! what really exists. Machines that wait for a sandbox ([`crate::pool`]) count as well.
 
 mod bring_up;
+mod capture;
+mod checkpoint;
 mod fork;
 mod guard;
 mod pause;
+mod recover;
 mod snapshot;
 mod table;
 mod unreadable;
@@ -21,6 +24,7 @@ pub use bring_up::Start;
 pub use snapshot::Snapshot;
 pub use table::{Door, Seen};
 
+use crate::checkpoints::Tree;
 use crate::config::{Settings, Template};
 use crate::error::{ApiError, chain};
 use crate::identity::since_1970;
@@ -37,13 +41,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use bring_up::{From, Up};
 use guard::guard;
+use recover::paused_ones;
 use snapshot::Snapshots;
-use table::{Entry, paused_ones};
+use table::Entry;
 
 /// How long a creation waits for a slot that an ended sandbox is about to give back.
 const SLOT_WAIT: Duration = Duration::from_secs(2);
@@ -86,6 +91,8 @@ pub struct Registry {
     table: Mutex<HashMap<String, Entry>>,
     slots: Arc<Semaphore>,
     max: usize,
+    /// Most checkpoints of one sandbox.
+    max_checkpoints: usize,
     launcher: Launcher,
     pools: Pools,
     /// By name.
@@ -93,6 +100,8 @@ pub struct Registry {
     /// How the templates' images looked when the server started.
     bases: BTreeMap<String, BaseImage>,
     vault: Arc<Vault>,
+    /// Work with the vault in the background holds it for reading.
+    chores: Arc<RwLock<()>>,
     snapshots: Snapshots,
     /// The next sandbox's generation.
     generation: AtomicU64,
@@ -113,12 +122,14 @@ impl Registry {
             table: Mutex::new(paused),
             slots,
             max,
+            max_checkpoints: settings.limits.max_checkpoints,
             launcher,
             pools,
             templates: settings.templates.clone(),
             bases: settings.templates.values().filter_map(base).collect(),
             snapshots: Snapshots::new(&vault),
             vault: Arc::new(vault),
+            chores: Arc::default(),
             // Seconds above a count: no number comes again after a restart.
             generation: AtomicU64::new(since_1970().as_secs() << 24),
             closing,
@@ -180,7 +191,7 @@ impl Registry {
         };
         let timeout = facts.lifecycle.timeout;
         let deadline = Deadline::after(timeout);
-        let (sandbox, machine) = embody(Arc::new(facts), launched, deadline, new.start);
+        let (sandbox, machine) = embody(Arc::new(facts), launched, deadline, Past::of(new.start));
         if let Some(start) = &sandbox.body.start {
             sandbox.processes.resume(&sandbox, &start.processes).await;
             timings.step("processes");
@@ -258,6 +269,7 @@ impl Registry {
         let gone = async {
             let _ = self.slots.acquire_many(all).await;
             self.pools.closed().await;
+            drop(self.chores.write().await);
         };
         timeout(bound, gone).await.is_ok()
     }
@@ -269,12 +281,28 @@ impl Registry {
     }
 }
 
+/// Where a sandbox has been.
+struct Past {
+    /// Where it went on first.
+    start: Option<Arc<Start>>,
+    /// Its checkpoints.
+    tree: Arc<Tree>,
+}
+
+impl Past {
+    /// Of a new sandbox.
+    fn of(start: Option<Arc<Start>>) -> Self {
+        let tree = Arc::default();
+        Self { start, tree }
+    }
+}
+
 /// A sandbox out of its facts and a machine that has taken its identity.
 fn embody(
     facts: Arc<Facts>,
     launched: Launched,
     deadline: Deadline,
-    start: Option<Arc<Start>>,
+    past: Past,
 ) -> (Arc<Sandbox>, Machine) {
     let Launched {
         machine,
@@ -297,7 +325,8 @@ fn embody(
             hand: machine.hand(),
             shape,
             basis,
-            start,
+            start: past.start,
+            tree: past.tree,
             saving: Arc::default(),
         },
     };

@@ -155,6 +155,12 @@ pub enum Route {
     Fork(String),
     /// `POST /sandboxes/{id}/reset`
     Reset(String),
+    /// `POST /sandboxes/{id}/checkpoints`
+    Checkpoint(String),
+    /// `GET /sandboxes/{id}/checkpoints`
+    Checkpoints(String),
+    /// `DELETE /sandboxes/{id}/checkpoints/{checkpoint}`
+    DeleteCheckpoint(String, String),
     /// `POST /sandboxes/{id}/snapshots`
     Snapshot(String),
     /// `GET /snapshots`
@@ -200,9 +206,9 @@ pub fn route(method: &Method, path: &str) -> Result<Route, ApiError> {
 /// The API on one page.
 fn find(method: &Method, segments: &[&str]) -> Option<Route> {
     use Route::{
-        Connect, Create, DeleteTemplate, Fork, Get, Health, Kill, List, Logs, Metrics,
-        MetricsOfMany, NotYet, Pause, Refresh, Reset, Resume, Snapshot, Snapshots, Template,
-        TemplateAlias, Templates, Timeout,
+        Checkpoint, Checkpoints, Connect, Create, DeleteCheckpoint, DeleteTemplate, Fork, Get,
+        Health, Kill, List, Logs, Metrics, MetricsOfMany, NotYet, Pause, Refresh, Reset, Resume,
+        Snapshot, Snapshots, Template, TemplateAlias, Templates, Timeout,
     };
     use Version::{V1, V2};
     let id = |id: &str| sandbox_id(id).unwrap_or_else(|| id.to_owned());
@@ -229,6 +235,9 @@ fn find(method: &Method, segments: &[&str]) -> Option<Route> {
         ("POST", ["sandboxes", s, "snapshots"]) => Snapshot(id(s)),
         ("POST", ["sandboxes", s, "fork"]) => Fork(id(s)),
         ("POST", ["sandboxes", s, "reset"]) => Reset(id(s)),
+        ("POST", ["sandboxes", s, "checkpoints"]) => Checkpoint(id(s)),
+        ("GET", ["sandboxes", s, "checkpoints"]) => Checkpoints(id(s)),
+        ("DELETE", ["sandboxes", s, "checkpoints", c]) => DeleteCheckpoint(id(s), (*c).to_owned()),
         ("PUT", ["sandboxes", s, "network"]) => not_yet("Changing a sandbox's network", s),
         ("GET", ["snapshots"]) => Snapshots,
 

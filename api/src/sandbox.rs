@@ -1,5 +1,6 @@
 //! One running sandbox, as everything outside the registry sees it.
 
+use crate::checkpoints::Tree;
 use crate::config::Template;
 use crate::image::{Basis, Shape};
 use crate::link::Link;
@@ -125,7 +126,9 @@ pub(crate) struct MachineBody {
     pub(crate) basis: Option<Arc<Basis>>,
     /// Where it went on first; `None`: it began at its template's beginning.
     pub(crate) start: Option<Arc<Start>>,
-    /// Whoever saves it holds this: one at a time.
+    /// Its checkpoints.
+    pub(crate) tree: Arc<Tree>,
+    /// Whoever saves it, or puts another in its place, holds this: one at a time.
     pub(crate) saving: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -195,6 +198,11 @@ impl Sandbox {
     #[must_use]
     pub fn is_gone(&self) -> bool {
         *self.gone.borrow()
+    }
+
+    /// Completes when nobody saves or replaces its machine at this moment.
+    pub async fn settled(&self) {
+        drop(self.body.saving.lock().await);
     }
 
     /// Completes when the sandbox has ended. From then on the data plane answers 502.

@@ -5,6 +5,7 @@
 
 use crate::image::{AgentLink, Basis, Image, Shape};
 use crate::launcher::files;
+use crate::sandbox::Kept;
 use snapshot_format::{BaseImage, BlobRef, Digest, GuestShape, MANIFEST_VERSION, Manifest};
 use snapshot_memory::MemoryError;
 use snapshot_store::{Lease, SnapshotId, Store, StoreError};
@@ -86,6 +87,8 @@ pub struct Header {
     pub record: Vec<u8>,
     /// The machine's size.
     pub shape: Shape,
+    /// What is stored for it and not for its basis.
+    pub blobs: Vec<BlobRef>,
 }
 
 impl Vault {
@@ -104,30 +107,35 @@ impl Vault {
         })
     }
 
-    /// Keeps an image under a name, with its owner's record. It is on the disk when this returns.
-    /// What was there under this name is replaced.
+    /// Keeps an image under a name, or of its memory nothing, with its owner's record. It is on the
+    /// disk when this returns. What was there under this name is replaced. What is stored for it and
+    /// not for its basis.
     ///
     /// # Errors
     /// When the disk refuses; then what was there before is kept.
     pub fn put(
         &self,
         id: &SnapshotId,
-        image: &Image,
+        (image, kept): (&Image, Kept),
         base: &BaseImage,
         record: &[u8],
-    ) -> Result<(), VaultError> {
+    ) -> Result<Vec<BlobRef>, VaultError> {
         if record.len() as u64 > MAX_RECORD {
             let text = format!("a record of {} bytes is over {MAX_RECORD}", record.len());
             return Err(VaultError::Invalid(text));
         }
-        let (basis, _basis) = self.put_basis(&image.basis)?;
+        let basis = match kept {
+            Kept::Memory => Some(self.put_basis(&image.basis)?),
+            Kept::Files => None,
+        };
         let mut leases = Vec::new();
         let mut whole = |file: &File| -> Result<BlobRef, VaultError> {
             let (blob, lease) = self.copy_in(file)?;
             leases.push(lease);
             Ok(blob)
         };
-        let diff = image.diff.as_deref().map(&mut whole).transpose()?;
+        let diff = image.diff.as_deref().filter(|_| basis.is_some());
+        let diff = diff.map(&mut whole).transpose()?;
         let machine = whole(&image.state)?;
         let mut disk = self.store.write_blob()?;
         snapshot_store::pack(&image.disk, image.shape.disk_size, &mut disk)?;
@@ -135,6 +143,7 @@ impl Vault {
         let mut words = self.store.write_blob()?;
         words.write_all(record).map_err(file("Writing a record"))?;
         let (record, _record) = words.finish()?;
+        let layers = basis.iter().flat_map(|(blobs, _)| blobs).cloned();
         let manifest = Manifest {
             manifest_version: MANIFEST_VERSION,
             wire_version: wire::PROTOCOL_VERSION,
@@ -145,12 +154,13 @@ impl Vault {
             },
             cpu: None,
             machine,
-            memory: diff.into_iter().chain(basis).collect(),
+            memory: diff.into_iter().chain(layers).collect(),
             disk: vec![disk],
             base: base.clone(),
             record: Some(record),
         };
-        Ok(self.store.replace(id, &manifest)?)
+        self.store.replace(id, &manifest)?;
+        Ok(own_blobs(&manifest))
     }
 
     /// The layers of a basis in the store, written there if they are not yet.
@@ -196,14 +206,16 @@ impl Vault {
         }
     }
 
-    /// Has an image back, everything in it checked against its digest. `base` is the image under its
-    /// disk as it is now; `own` says what is wrong with the record, which may be another's.
+    /// Has an image back, everything in it checked against its digest; without its memory if only
+    /// files are asked for. `base` is the image under its disk as it is now; `own` says what is wrong
+    /// with the record, which may be another's.
     ///
     /// # Errors
     /// What is missing, damaged or changed.
     pub fn get(
         &self,
         id: &SnapshotId,
+        kept: Kept,
         base: &BaseImage,
         own: impl FnOnce(&Header) -> Result<(), String>,
     ) -> Result<Image, VaultError> {
@@ -219,6 +231,8 @@ impl Vault {
         }
         let shape = shape(&manifest);
         let (diff, layers) = match manifest.memory.as_slice() {
+            _ if kept == Kept::Files => (None, &[][..]),
+            [] => return Err(VaultError::Invalid("its memory was not kept".into())),
             [diff, layers @ ..] if !layers.is_empty() => (Some(diff), layers),
             all => (None, all),
         };
@@ -243,13 +257,16 @@ impl Vault {
         })
     }
 
-    /// The memory that these layers make: one that is in use, or a new one.
+    /// The memory that these layers make: one that is in use, or a new one. Of none, one of zeros.
     fn basis(
         &self,
         shape: Shape,
         layers: &[BlobRef],
         checked: impl Fn(&BlobRef) -> Result<Arc<File>, VaultError>,
     ) -> Result<Arc<Basis>, VaultError> {
+        if layers.is_empty() {
+            return Ok(Arc::new(Basis::flatten(shape.pages(), Vec::new())?));
+        }
         let _one = lock(&self.making);
         let known = lock(&self.bases).get(&digests(layers)).cloned();
         if let Some(basis) = known.and_then(|basis| basis.upgrade()) {
@@ -269,10 +286,7 @@ impl Vault {
     /// When the store cannot be listed.
     pub fn list(&self, prefix: &str) -> Result<Vec<Header>, VaultError> {
         let mut all = Vec::new();
-        for id in self.store.list()? {
-            if !id.as_str().starts_with(prefix) {
-                continue;
-            }
+        for id in self.names(prefix)? {
             match self.header(&id) {
                 Ok(header) => all.push(header),
                 Err(error) => {
@@ -310,7 +324,18 @@ impl Vault {
             id: id.clone(),
             record,
             shape: shape(manifest),
+            blobs: own_blobs(manifest),
         })
+    }
+
+    /// The names that begin with `prefix`, also of what cannot be read.
+    ///
+    /// # Errors
+    /// When the store cannot be listed.
+    pub fn names(&self, prefix: &str) -> Result<Vec<SnapshotId>, VaultError> {
+        let mut names = self.store.list()?;
+        names.retain(|id| id.as_str().starts_with(prefix));
+        Ok(names)
     }
 
     /// Forgets what is under this name, if there is anything.
@@ -369,6 +394,17 @@ fn check_base(wanted: &BaseImage, found: &BaseImage) -> Result<(), VaultError> {
         found_size: found.size,
         found_ns: found.modified_ns,
     })
+}
+
+/// What a manifest names beside the layers of a basis.
+fn own_blobs(manifest: &Manifest) -> Vec<BlobRef> {
+    let memory = match manifest.memory.as_slice() {
+        [diff, _, ..] => std::slice::from_ref(diff),
+        all => all,
+    };
+    let rest = manifest.disk.iter().chain(&manifest.record);
+    let all = memory.iter().chain([&manifest.machine]).chain(rest);
+    all.cloned().collect()
 }
 
 fn shape(manifest: &Manifest) -> Shape {

@@ -1,32 +1,28 @@
 //! Pausing, resuming, and killing what is paused.
 //!
 //! ```text
-//! Running ──pause──> Pausing ──saved──> Paused ──connect──> Resuming ──identity──> Running
+//! Running ──pause──>  Busy  ──saved──> Paused ──connect──> Resuming ──identity──> Running
 //!    ^                  │                  ^                    │
 //!    └──────(failed)────┘                  └──────(failed)──────┘        kill: from any state
 //! ```
 //!
 //! Both ways are tasks of their own: a client that leaves does not leave half a sandbox behind.
 
+use super::capture::failed;
 use super::guard::{guard, or_ended};
-use super::table::{Door, Entry, Pausing, Resume, missing};
-use super::{Reason, Registry, embody, unreadable};
-use crate::envd::KeptProcess;
+use super::table::{Busy, Door, Entry, Resume, Why, missing};
+use super::{Past, Reason, Registry, embody, unreadable};
 use crate::error::{ApiError, chain};
-use crate::image::{self, Image, ImageError};
 use crate::launcher::{Begin, Plan, Timings};
 use crate::name::Name;
 use crate::paused::{Paused, stored_name};
-use crate::sandbox::{Deadline, Kept, OnTimeout, Origin, Sandbox};
-use crate::vault::{self, Vault, VaultError};
+use crate::sandbox::{Deadline, Kept, OnTimeout, Sandbox};
+use crate::vault::{self, VaultError};
 use jiff::Timestamp;
-use snapshot_format::BaseImage;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
-/// How long the guest may take to write its files out.
-const SYNC_TIMEOUT: Duration = Duration::from_secs(20);
 /// A sandbox that could not be paused at its deadline runs on for so long before the next attempt.
 const AGAIN: Duration = Duration::from_secs(60);
 
@@ -36,14 +32,14 @@ impl Registry {
     /// # Errors
     /// [`ApiError::SandboxNotFound`], [`ApiError::Conflict`], [`ApiError::PauseFailed`]: it runs on.
     pub async fn pause(self: &Arc<Self>, id: &str, kept: Kept) -> Result<(), ApiError> {
-        let pausing = self.begin_pause(id)?;
+        let busy = self.begin(id, Why::Pause).await?;
         let registry = Arc::clone(self);
-        let work = tokio::spawn(async move { registry.put_to_sleep(pausing, kept).await });
+        let work = tokio::spawn(async move { registry.put_to_sleep(busy, kept).await });
         let lost = |_| ApiError::PauseFailed("The work was given up".into());
         work.await.map_err(lost)?
     }
 
-    async fn put_to_sleep(self: &Arc<Self>, from: Pausing, kept: Kept) -> Result<(), ApiError> {
+    async fn put_to_sleep(self: &Arc<Self>, from: Busy, kept: Kept) -> Result<(), ApiError> {
         let (sandbox, begin) = (&from.sandbox, Instant::now());
         match self.keep(sandbox, kept).await {
             Ok(paused) => {
@@ -51,6 +47,7 @@ impl Registry {
                     self.forget(&sandbox.id).await?;
                     return Err(missing(&sandbox.id));
                 }
+                sandbox.body.tree.rest();
                 let time = begin.elapsed();
                 tracing::info!(sandbox_id = sandbox.id, ?kept, ?time, "sandbox paused");
                 Ok(())
@@ -60,7 +57,7 @@ impl Registry {
                 self.sweep();
                 tracing::warn!(sandbox_id = sandbox.id, %error, "not paused");
                 sandbox.body.hand.start().await;
-                if !self.abandon_pause(sandbox) {
+                if !self.go_on(sandbox) {
                     return Err(missing(&sandbox.id));
                 }
                 if *self.closing.borrow() {
@@ -83,41 +80,15 @@ impl Registry {
             kept,
             processes: sandbox.processes.kept(),
             start: sandbox.body.start.clone(),
+            tree: Arc::clone(&sandbox.body.tree),
         };
         let base = self.base_of(&sandbox.origin)?;
+        self.store_first(sandbox, &base).await?;
         let record = paused.encode().map_err(|error| failed(&error))?;
         let name = stored_name(&sandbox.id).map_err(|error| failed(&error))?;
-        let put = self.in_vault(move |vault| vault.put(&name, &image, &base, &record));
+        let put = self.in_vault(move |vault| vault.put(&name, (&image, kept), &base, &record));
         put.await.map_err(|error| failed(&error))?;
         Ok(paused)
-    }
-
-    /// Has the guest write its files out. Its file system would recover without: this saves what is
-    /// not yet written.
-    pub(super) async fn sync(&self, sandbox: &Sandbox) -> Result<(), ApiError> {
-        match timeout(SYNC_TIMEOUT, sandbox.link.sync()).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(failed(&error)),
-            Err(_) => Err(ApiError::PauseFailed("The guest does not sync".into())),
-        }
-    }
-
-    /// How the image under a sandbox's disk looked when the server started.
-    pub(super) fn base_of(&self, origin: &Origin) -> Result<BaseImage, ApiError> {
-        let name = &origin.base;
-        self.bases.get(name).cloned().ok_or_else(|| {
-            ApiError::PauseFailed(format!("The image of {name:?} was not found at the start"))
-        })
-    }
-
-    /// Does something with the vault, away from the runtime.
-    pub(super) async fn in_vault<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Vault) -> Result<T, VaultError> + Send + 'static,
-    ) -> Result<T, VaultError> {
-        let vault = Arc::clone(&self.vault);
-        let work = tokio::task::spawn_blocking(move || work(&vault));
-        work.await.map_err(|_| VaultError::GivenUp)?
     }
 
     /// Removes what is stored of a sandbox.
@@ -127,46 +98,6 @@ impl Registry {
         let removed = self.in_vault(move |vault| vault.remove(&name)).await;
         self.sweep();
         removed.map_err(|error| failed(&error))
-    }
-
-    /// Removes what nobody needs any more from the store, in the background.
-    pub(super) fn sweep(&self) {
-        let vault = Arc::clone(&self.vault);
-        tokio::task::spawn_blocking(move || vault.sweep());
-    }
-
-    async fn save(&self, sandbox: &Sandbox) -> Result<(Image, control::Saved), ImageError> {
-        let body = &sandbox.body;
-        image::capture(&self.launcher, &body.hand, body.basis.as_ref(), body.shape).await
-    }
-
-    /// Saves a running sandbox, which stands still meanwhile and then goes on.
-    ///
-    /// # Errors
-    /// [`ApiError::SandboxNotFound`], [`ApiError::Conflict`], [`ApiError::PauseFailed`].
-    pub(super) async fn capture(self: &Arc<Self>, id: &str) -> Result<Captured, ApiError> {
-        let pausing = self.begin_pause(id)?;
-        let registry = Arc::clone(self);
-        let work = tokio::spawn(async move {
-            let sandbox = &pausing.sandbox;
-            let saved = registry.save(sandbox).await;
-            let processes = sandbox.processes.kept();
-            sandbox.body.hand.start().await;
-            if !registry.abandon_pause(sandbox) {
-                return Err(missing(&sandbox.id));
-            }
-            if *registry.closing.borrow() {
-                registry.end(sandbox, &Reason::Shutdown);
-            }
-            let (image, _) = saved.map_err(|error| or_ended(sandbox, failed(&error)))?;
-            Ok(Captured {
-                sandbox: Arc::clone(sandbox),
-                image: Arc::new(image),
-                processes,
-            })
-        });
-        let lost = |_| ApiError::PauseFailed("The work was given up".into());
-        work.await.map_err(lost)?
     }
 
     /// A running sandbox, which is given at least `time` from now, or a paused one resumed with
@@ -187,8 +118,8 @@ impl Registry {
                     return Ok((sandbox, false));
                 }
                 // Somebody else is at it: what became of it is in the table then.
-                Resume::Pausing(sandbox) => {
-                    drop(sandbox.body.saving.lock().await);
+                Resume::Busy(sandbox) => {
+                    sandbox.settled().await;
                     continue;
                 }
                 Resume::Resuming(mut done) => {
@@ -261,9 +192,10 @@ impl Registry {
         timings.step("slot");
         let failed = |error: String| ApiError::ResumeFailed(error);
         let stored = stored_name(&facts.id).map_err(|error| failed(chain(&error)))?;
-        let (name, path) = (name.clone(), template.image.clone());
+        let (name, path, kept) = (name.clone(), template.image.clone(), paused.kept);
         let image = self.in_vault(move |vault| {
-            vault.get(&stored, &vault::look(&name, &path)?, unreadable::sandbox)
+            let base = vault::look(&name, &path)?;
+            vault.get(&stored, kept, &base, unreadable::sandbox)
         });
         let image = image.await.map_err(|error| failed(chain(&error)))?;
         timings.step("load");
@@ -284,8 +216,11 @@ impl Registry {
         identity.await.map_err(failed)?;
         timings.step("identity");
         let deadline = Deadline::after(time);
-        let start = paused.start.clone();
-        let (sandbox, machine) = embody(Arc::clone(facts), launched, deadline, start);
+        let past = Past {
+            start: paused.start.clone(),
+            tree: Arc::clone(&paused.tree),
+        };
+        let (sandbox, machine) = embody(Arc::clone(facts), launched, deadline, past);
         if paused.kept == Kept::Memory {
             sandbox.processes.resume(&sandbox, &paused.processes).await;
             timings.step("processes");
@@ -308,7 +243,7 @@ impl Registry {
             let mut table = self.table();
             let found = match table.get(id) {
                 Some(Entry::Running(sandbox)) => Found::Machine(Arc::clone(sandbox), false),
-                Some(Entry::Pausing(sandbox)) => Found::Machine(Arc::clone(sandbox), true),
+                Some(Entry::Busy(sandbox, _)) => Found::Machine(Arc::clone(sandbox), true),
                 Some(Entry::Paused(paused) | Entry::Resuming(paused, _)) => {
                     Found::Stored(Arc::clone(paused))
                 }
@@ -321,11 +256,11 @@ impl Registry {
         };
         match found {
             Found::Stored(paused) => self.kill_paused(paused).await.map(|()| true),
-            Found::Machine(sandbox, pausing) => {
+            Found::Machine(sandbox, busy) => {
                 let ended = self.end(&sandbox, &Reason::Killed);
-                if pausing {
+                if busy {
                     // What was saved of it is removed by whoever saves it.
-                    drop(sandbox.body.saving.lock().await);
+                    sandbox.settled().await;
                 }
                 Ok(ended)
             }
@@ -336,7 +271,10 @@ impl Registry {
         let id = paused.facts.id.clone();
         let forgotten = self.forget(&id).await;
         match &forgotten {
-            Ok(()) => tracing::info!(sandbox_id = id, "paused sandbox killed"),
+            Ok(()) => {
+                self.fell(&paused.tree);
+                tracing::info!(sandbox_id = id, "paused sandbox killed");
+            }
             Err(error) => {
                 tracing::error!(sandbox_id = id, %error, "paused sandbox not killed");
                 self.table().entry(id).or_insert(Entry::Paused(paused));
@@ -348,7 +286,7 @@ impl Registry {
     /// What is to happen at a sandbox's deadline, once nobody saves it. It has happened, or the
     /// deadline has moved, when this returns.
     pub(super) async fn at_deadline(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
-        drop(sandbox.body.saving.lock().await);
+        sandbox.settled().await;
         if sandbox.is_gone() || sandbox.deadline.borrow().instant > Instant::now() {
             return;
         }
@@ -372,27 +310,18 @@ impl Registry {
     pub async fn enter(self: &Arc<Self>, id: &str) -> Result<Option<Arc<Sandbox>>, ApiError> {
         /// The least time that traffic gives a sandbox.
         const LEAST: Duration = Duration::from_secs(300);
-        let facts = match self.door(id) {
-            Door::Open(sandbox) => return Ok(Some(sandbox)),
-            Door::Pausing(facts) | Door::Closed(facts) if facts.lifecycle.auto_resume => facts,
-            _ => return Ok(None),
+        let facts = loop {
+            match self.door(id) {
+                Door::Open(sandbox) => return Ok(Some(sandbox)),
+                Door::Still(sandbox) => sandbox.settled().await,
+                Door::Pausing(facts) | Door::Closed(facts) if facts.lifecycle.auto_resume => {
+                    break facts;
+                }
+                _ => return Ok(None),
+            }
         };
         let time = facts.lifecycle.timeout.max(LEAST);
         let (sandbox, _) = self.connect(id, time, &mut Timings::default()).await?;
         Ok(Some(sandbox))
     }
-}
-
-/// A sandbox as it was at one moment.
-pub(super) struct Captured {
-    /// Whose.
-    pub(super) sandbox: Arc<Sandbox>,
-    /// Its machine.
-    pub(super) image: Arc<Image>,
-    /// Its processes.
-    pub(super) processes: Vec<KeptProcess>,
-}
-
-fn failed(error: &(dyn std::error::Error + 'static)) -> ApiError {
-    ApiError::PauseFailed(chain(error))
 }

@@ -133,7 +133,7 @@ impl Registry {
             self.sync(&*self.running_one(id)?).await?;
         }
         let captured = self.capture(id).await?;
-        let origin = &captured.sandbox.origin;
+        let origin = &captured.busy.sandbox.origin;
         let base = self.base_of(origin)?;
         let taken_at = Timestamp::now();
         let snapshot = Arc::new(Snapshot {
@@ -159,13 +159,14 @@ impl Registry {
         // A task of its own: a client that leaves leaves nothing half-done behind.
         let work = tokio::task::spawn_blocking(move || {
             let record = serde_json::to_vec(&own.record).map_err(|e| e.to_string())?;
-            let put = registry.vault.put(&own.stored, &image, &base, &record);
+            let kept = (&*image, kept);
+            let put = registry.vault.put(&own.stored, kept, &base, &record);
             if put.is_ok() {
                 lock(&registry.snapshots.all).insert(own.id.clone(), own);
             }
             // Of what it has replaced, or of one that failed half-way.
             registry.vault.sweep();
-            put.map_err(|error| chain(&error))
+            put.map(drop).map_err(|error| chain(&error))
         });
         let lost = |_| Err("The work was given up".to_owned());
         work.await.unwrap_or_else(lost).map_err(failed)?;
@@ -221,7 +222,7 @@ impl Registry {
     /// Removes a snapshot; sandboxes that began at it go on. False if there is none.
     ///
     /// # Errors
-    /// [`ApiError::KillFailed`]: it stays.
+    /// [`ApiError::DeleteFailed`]: it stays.
     pub async fn delete_snapshot(&self, id: &str) -> Result<bool, ApiError> {
         let id = snapshot_id(id).unwrap_or_default();
         let Some(snapshot) = self.snapshots.find(&id) else {
@@ -232,7 +233,7 @@ impl Registry {
         };
         let stored = snapshot.stored.clone();
         let removed = self.in_vault(move |vault| vault.remove(&stored)).await;
-        removed.map_err(|error| ApiError::KillFailed(chain(&error)))?;
+        removed.map_err(|error| ApiError::DeleteFailed(chain(&error)))?;
         lock(&self.snapshots.all).remove(&id);
         self.snapshots.forget(&id);
         self.sweep();
@@ -258,14 +259,18 @@ impl Registry {
         let origin = snapshot.origin();
         let template = self.template_of(&origin)?;
         let stored = snapshot.stored.clone();
+        let kept = match snapshot.record.files_only {
+            true => Kept::Files,
+            false => Kept::Memory,
+        };
         let image = self.in_vault(move |vault| {
             let base = vault::look(&template.name, &template.image)?;
-            vault.get(&stored, &base, unreadable::snapshot)
+            vault.get(&stored, kept, &base, unreadable::snapshot)
         });
         let image = Arc::new(image.await.map_err(|error| failed(chain(&error)))?);
-        let begin = match snapshot.record.files_only {
-            true => Begin::Files(image),
-            false => {
+        let begin = match kept {
+            Kept::Files => Begin::Files(image),
+            Kept::Memory => {
                 let composed = image.compose().await;
                 Begin::Image(composed.map_err(|error| failed(chain(&error)))?)
             }

@@ -1,14 +1,14 @@
 //! The table itself: who is in which state, and what may happen from there.
 
 use super::{Reason, Registry};
-use crate::error::{ApiError, chain};
-use crate::paused::{PREFIX, Paused};
+use crate::checkpoints::Tree;
+use crate::error::ApiError;
+use crate::paused::Paused;
 use crate::sandbox::{Facts, Kept, Sandbox};
-use crate::vault::Vault;
 use jiff::Timestamp;
 use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard, PoisonError};
-use tokio::sync::watch;
+use tokio::sync::{OwnedMutexGuard, watch};
 
 /// A sandbox's state.
 #[derive(Debug)]
@@ -17,13 +17,35 @@ pub(super) enum Entry {
     Creating,
     /// With a machine that runs.
     Running(Arc<Sandbox>),
-    /// With a machine that is being saved: it becomes `Paused`, or `Running` again.
-    Pausing(Arc<Sandbox>),
+    /// With a machine that somebody works at: it becomes `Paused`, or `Running` again.
+    Busy(Arc<Sandbox>, Why),
     /// Without a machine.
     Paused(Arc<Paused>),
     /// With a machine in the making: it becomes `Running`, or `Paused` again; then the sender of
     /// this receiver goes.
     Resuming(Arc<Paused>, watch::Receiver<()>),
+}
+
+/// What is done to a sandbox's machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// It is saved, and then it goes.
+    Pause,
+    /// It is saved, stands still meanwhile, and goes on.
+    Save,
+    /// Another one takes its place.
+    Reset,
+}
+
+impl Why {
+    /// Why something else cannot be done.
+    const fn words(self) -> &'static str {
+        match self {
+            Self::Pause => "is being paused",
+            Self::Save => "is being saved",
+            Self::Reset => "is being reset",
+        }
+    }
 }
 
 impl Entry {
@@ -35,7 +57,7 @@ impl Entry {
     /// Whether this very incarnation of a sandbox has a machine that is its own.
     fn is_of(&self, sandbox: &Arc<Sandbox>) -> bool {
         match self {
-            Self::Running(own) | Self::Pausing(own) => Arc::ptr_eq(own, sandbox),
+            Self::Running(own) | Self::Busy(own, _) => Arc::ptr_eq(own, sandbox),
             _ => false,
         }
     }
@@ -56,15 +78,15 @@ impl Seen {
     fn of(entry: &Entry) -> Option<Self> {
         Some(match entry {
             Entry::Creating => return None,
-            Entry::Running(sandbox) => Self {
-                facts: Arc::clone(&sandbox.facts),
-                end_at: sandbox.end_at(),
-                paused: None,
-            },
-            Entry::Pausing(sandbox) => Self {
+            Entry::Busy(sandbox, Why::Pause) => Self {
                 facts: Arc::clone(&sandbox.facts),
                 end_at: Timestamp::now(),
                 paused: Some(Kept::Memory),
+            },
+            Entry::Running(sandbox) | Entry::Busy(sandbox, Why::Save | Why::Reset) => Self {
+                facts: Arc::clone(&sandbox.facts),
+                end_at: sandbox.end_at(),
+                paused: None,
             },
             Entry::Paused(paused) | Entry::Resuming(paused, _) => Self {
                 facts: Arc::clone(&paused.facts),
@@ -80,6 +102,8 @@ impl Seen {
 pub enum Door {
     /// It is there.
     Open(Arc<Sandbox>),
+    /// It stands still for a moment: [`Sandbox::settled`], then look again.
+    Still(Arc<Sandbox>),
     /// It is being paused.
     Pausing(Arc<Facts>),
     /// It is paused, or being resumed.
@@ -103,11 +127,13 @@ impl Registry {
     ///
     /// # Errors
     /// [`ApiError::SandboxNotFound`], also for a paused one; [`ApiError::Conflict`] for one that is
-    /// neither running nor paused at this moment.
+    /// being paused, resumed or reset.
     pub fn running_one(&self, id: &str) -> Result<Arc<Sandbox>, ApiError> {
         match self.table().get(id) {
-            Some(Entry::Running(sandbox)) => Ok(Arc::clone(sandbox)),
-            Some(Entry::Pausing(_)) => Err(conflict(id, "is being paused")),
+            Some(Entry::Running(sandbox) | Entry::Busy(sandbox, Why::Save)) => {
+                Ok(Arc::clone(sandbox))
+            }
+            Some(Entry::Busy(_, why)) => Err(conflict(id, why.words())),
             Some(Entry::Resuming(..)) => Err(conflict(id, "is being resumed")),
             _ => Err(missing(id)),
         }
@@ -118,7 +144,8 @@ impl Registry {
     pub fn door(&self, id: &str) -> Door {
         match self.table().get(id) {
             Some(Entry::Running(sandbox)) => Door::Open(Arc::clone(sandbox)),
-            Some(Entry::Pausing(sandbox)) => Door::Pausing(Arc::clone(&sandbox.facts)),
+            Some(Entry::Busy(sandbox, Why::Pause)) => Door::Pausing(Arc::clone(&sandbox.facts)),
+            Some(Entry::Busy(sandbox, _)) => Door::Still(Arc::clone(sandbox)),
             Some(Entry::Paused(paused) | Entry::Resuming(paused, _)) => {
                 Door::Closed(Arc::clone(&paused.facts))
             }
@@ -148,7 +175,7 @@ impl Registry {
         self.table().values().filter_map(Seen::of).collect()
     }
 
-    /// Running or Pausing → Gone: from this call on the data plane answers 502. False if this
+    /// Running or Busy → Gone: from this call on the data plane answers 502. False if this
     /// sandbox had no machine any more. The machine is stopped in the background.
     pub(super) fn end(&self, sandbox: &Arc<Sandbox>, reason: &Reason) -> bool {
         {
@@ -159,6 +186,7 @@ impl Registry {
             table.remove(&sandbox.id);
         }
         cut(sandbox);
+        self.fell(&sandbox.body.tree);
         let id = &sandbox.id;
         match reason {
             Reason::Ended(how) => tracing::warn!(sandbox_id = id, how, "sandbox ended by itself"),
@@ -169,31 +197,64 @@ impl Registry {
         true
     }
 
-    /// Running → Pausing.
-    pub(super) fn begin_pause(&self, id: &str) -> Result<Pausing, ApiError> {
-        let mut table = self.table();
-        if *self.closing.borrow() {
-            return Err(ApiError::ShuttingDown);
+    /// The facts and checkpoints of a sandbox in any state.
+    ///
+    /// # Errors
+    /// [`ApiError::SandboxNotFound`].
+    pub(super) fn tree_of(&self, id: &str) -> Result<(Arc<Facts>, Arc<Tree>), ApiError> {
+        match self.table().get(id) {
+            Some(Entry::Running(sandbox) | Entry::Busy(sandbox, _)) => {
+                Ok((Arc::clone(&sandbox.facts), Arc::clone(&sandbox.body.tree)))
+            }
+            Some(Entry::Paused(paused) | Entry::Resuming(paused, _)) => {
+                Ok((Arc::clone(&paused.facts), Arc::clone(&paused.tree)))
+            }
+            Some(Entry::Creating) | None => Err(missing(id)),
         }
-        let sandbox = match table.get(id) {
-            Some(Entry::Running(sandbox)) => Arc::clone(sandbox),
-            Some(Entry::Paused(_)) => return Err(conflict(id, "is paused already")),
-            Some(Entry::Pausing(_)) => return Err(conflict(id, "is being paused")),
-            Some(Entry::Resuming(..)) => return Err(conflict(id, "is being resumed")),
-            Some(Entry::Creating) | None => return Err(missing(id)),
-        };
-        let saving = Arc::clone(&sandbox.body.saving);
-        let busy = |_| conflict(id, "is being saved");
-        let saving = saving.try_lock_owned().map_err(busy)?;
-        table.insert(id.to_owned(), Entry::Pausing(Arc::clone(&sandbox)));
-        Ok(Pausing {
-            sandbox,
-            _saving: saving,
-        })
     }
 
-    /// Pausing → Running: it could not be paused. False if it has been killed meanwhile.
-    pub(super) fn abandon_pause(&self, sandbox: &Arc<Sandbox>) -> bool {
+    /// Running → Busy, one after the other: who comes while somebody else is at it waits.
+    ///
+    /// # Errors
+    /// [`ApiError::SandboxNotFound`]; [`ApiError::Conflict`] for a sandbox that is paused, or about to be
+    /// paused or resumed; [`ApiError::ShuttingDown`].
+    pub(super) async fn begin(&self, id: &str, why: Why) -> Result<Busy, ApiError> {
+        let mut held: Option<(Arc<Sandbox>, OwnedMutexGuard<()>)> = None;
+        loop {
+            let busy = {
+                let mut table = self.table();
+                if *self.closing.borrow() {
+                    return Err(ApiError::ShuttingDown);
+                }
+                match table.get(id) {
+                    Some(Entry::Running(sandbox)) => {
+                        let sandbox = Arc::clone(sandbox);
+                        let own = held.take().filter(|(own, _)| Arc::ptr_eq(own, &sandbox));
+                        let free = || Arc::clone(&sandbox.body.saving).try_lock_owned().ok();
+                        if let Some(turn) = own.map(|(_, turn)| turn).or_else(free) {
+                            table.insert(id.to_owned(), Entry::Busy(Arc::clone(&sandbox), why));
+                            return Ok(Busy {
+                                sandbox,
+                                _turn: turn,
+                            });
+                        }
+                        sandbox
+                    }
+                    Some(Entry::Busy(sandbox, Why::Save | Why::Reset)) => Arc::clone(sandbox),
+                    Some(Entry::Busy(_, other)) => return Err(conflict(id, other.words())),
+                    Some(Entry::Paused(_)) => return Err(conflict(id, "is paused already")),
+                    Some(Entry::Resuming(..)) => return Err(conflict(id, "is being resumed")),
+                    Some(Entry::Creating) | None => return Err(missing(id)),
+                }
+            };
+            drop(held.take());
+            let turn = Arc::clone(&busy.body.saving).lock_owned().await;
+            held = Some((busy, turn));
+        }
+    }
+
+    /// Busy → Running, with the machine it has. False if it has been killed meanwhile.
+    pub(super) fn go_on(&self, sandbox: &Arc<Sandbox>) -> bool {
         let mut table = self.table();
         let there = table.get(&sandbox.id).is_some_and(|e| e.is_of(sandbox));
         if there {
@@ -202,7 +263,7 @@ impl Registry {
         there
     }
 
-    /// Pausing → Running, with another machine. False if it has been killed meanwhile.
+    /// Busy → Running, with another machine. False if it has been killed meanwhile.
     pub(super) fn replace(&self, old: &Arc<Sandbox>, new: &Arc<Sandbox>) -> bool {
         {
             let mut table = self.table();
@@ -215,7 +276,7 @@ impl Registry {
         true
     }
 
-    /// Pausing → Paused. False if it has been killed meanwhile.
+    /// Busy → Paused. False if it has been killed meanwhile.
     pub(super) fn finish_pause(&self, sandbox: &Arc<Sandbox>, paused: &Arc<Paused>) -> bool {
         {
             let mut table = self.table();
@@ -233,7 +294,7 @@ impl Registry {
         let mut table = self.table();
         Ok(match table.get(id) {
             Some(Entry::Running(sandbox)) => Resume::Running(Arc::clone(sandbox)),
-            Some(Entry::Pausing(sandbox)) => Resume::Pausing(Arc::clone(sandbox)),
+            Some(Entry::Busy(sandbox, _)) => Resume::Busy(Arc::clone(sandbox)),
             Some(Entry::Resuming(_, done)) => Resume::Resuming(done.clone()),
             Some(Entry::Paused(_)) if *self.closing.borrow() => return Err(ApiError::ShuttingDown),
             Some(Entry::Paused(paused)) => {
@@ -263,54 +324,25 @@ impl Registry {
 pub(super) enum Resume {
     /// It does.
     Running(Arc<Sandbox>),
-    /// It is being paused.
-    Pausing(Arc<Sandbox>),
+    /// Somebody works at its machine.
+    Busy(Arc<Sandbox>),
     /// Somebody else resumes it; the receiver ends when that is over.
     Resuming(watch::Receiver<()>),
     /// The caller is to resume it, and to drop the sender then.
     Begun(Arc<Paused>, watch::Sender<()>),
 }
 
-/// A sandbox on its way to sleep; nobody else saves it.
-pub(super) struct Pausing {
+/// A sandbox whose machine nobody else saves or replaces.
+pub(super) struct Busy {
     pub(super) sandbox: Arc<Sandbox>,
-    _saving: tokio::sync::OwnedMutexGuard<()>,
+    /// Held until the next one may begin.
+    _turn: OwnedMutexGuard<()>,
 }
 
 /// Ends what clients have open, and lets go of the machine.
 fn cut(sandbox: &Sandbox) {
     sandbox.gone.send_replace(true);
     sandbox.link.close();
-}
-
-/// The paused sandboxes that a vault has. What cannot be read is logged, and is not there for clients.
-pub(super) fn paused_ones(vault: &Vault) -> HashMap<String, Entry> {
-    let headers = vault.list(PREFIX).unwrap_or_else(|error| {
-        let error = chain(&error);
-        tracing::error!(
-            error,
-            "paused sandboxes are not there: the store cannot be listed"
-        );
-        Vec::new()
-    });
-    let mut table = HashMap::new();
-    for header in headers {
-        match Paused::decode(&header.record, &header.id, header.shape) {
-            Ok(paused) => {
-                let id = paused.facts.id.clone();
-                table.insert(id, Entry::Paused(Arc::new(paused)));
-            }
-            Err(error) => {
-                let error = chain(&error);
-                tracing::error!(snapshot = %header.id, error, "a paused sandbox is not there");
-            }
-        }
-    }
-    if !table.is_empty() {
-        tracing::info!(sandboxes = table.len(), "paused sandboxes found");
-    }
-    vault.sweep();
-    table
 }
 
 /// 404 for an id, shortened.

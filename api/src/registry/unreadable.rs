@@ -24,7 +24,11 @@ impl Registry {
     /// [`ApiError::KillFailed`]: it stays.
     pub async fn kill_unreadable(&self, id: &str) -> Result<bool, ApiError> {
         match self.unreadable_sandbox(id).await {
-            Some((name, why)) => self.remove_unreadable(name, why).await,
+            Some((name, why)) => {
+                let removed = self.remove_unreadable(name, why).await;
+                self.fell_all(id);
+                removed
+            }
             None => Ok(false),
         }
     }

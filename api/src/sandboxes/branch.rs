@@ -1,10 +1,8 @@
-//! `POST /sandboxes/{id}/fork`, `…/snapshots` and `GET /snapshots` (e2b.md §2.5), and
-//! `POST /sandboxes/{id}/reset`, which E2B does not have.
+//! `POST /sandboxes/{id}/fork`, `…/snapshots` and `GET /snapshots` (e2b.md §2.5).
 
 use crate::Body;
 use crate::app::{App, no_content};
 use crate::error::{ApiError, json_response};
-use crate::launcher::Timings;
 use crate::linger::Lingering;
 use crate::query::Query;
 use crate::registry::Snapshot;
@@ -26,9 +24,11 @@ const MAX_LIMIT: usize = 100;
 struct Fork {
     timeout: Option<i64>,
     count: Option<usize>,
+    /// Not E2B's: the moment, if it is not the present one.
+    checkpoint: Option<String>,
 }
 
-/// Makes sandboxes that go on where one stands.
+/// Makes sandboxes that go on where one stands, or stood.
 ///
 /// # Errors
 /// [`ApiError::Invalid`], else as [`crate::registry::Registry::fork`].
@@ -45,7 +45,8 @@ pub async fn fork(
             "A count of {count} is out of range: 1 to {MAX_CHILDREN}"
         )));
     }
-    let children = app.registry.fork(id, count, timeout).await?;
+    let checkpoint = wanted.checkpoint.as_deref();
+    let children = app.registry.fork(id, checkpoint, count, timeout).await?;
     let views: Vec<Value> = children
         .into_iter()
         .map(|child| match child {
@@ -58,20 +59,6 @@ pub async fn fork(
         })
         .collect();
     Ok(json_response(StatusCode::CREATED, &views))
-}
-
-/// Puts a sandbox back to where it began.
-///
-/// # Errors
-/// As [`crate::registry::Registry::reset`].
-pub async fn reset(app: &Arc<App>, id: &str) -> Result<Response<Body>, ApiError> {
-    let mut timings = Timings::default();
-    app.registry.reset(id, &mut timings).await?;
-    let mut response = no_content();
-    if let Ok(value) = HeaderValue::from_str(&timings.header()) {
-        response.headers_mut().insert("server-timing", value);
-    }
-    Ok(response)
 }
 
 #[derive(Deserialize)]

@@ -1,6 +1,7 @@
 //! The control plane's endpoints about sandboxes, one file each (e2b.md §2.2 to §2.5).
 
 pub mod branch;
+pub mod checkpoint;
 pub mod connect;
 pub mod create;
 pub mod get;

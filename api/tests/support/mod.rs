@@ -121,7 +121,7 @@ impl Server {
             record_dir: state.machines().to_owned(),
             boot_timeout: settings.limits.boot_timeout,
         };
-        let vault = Vault::open(state.snapshots(), state.layers()).unwrap();
+        let vault = open_vault(&state).await;
         let registry = Registry::new(launcher, vault, &settings);
         let app = App::new(settings, Arc::clone(&registry));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -233,6 +233,17 @@ impl Server {
         }
         panic!("{} sandboxes are still there", self.registry.in_use());
     }
+}
+
+/// A server before this one in the same process may be about to let go of it.
+async fn open_vault(state: &StateDir) -> Vault {
+    for _ in 0..100 {
+        if let Ok(vault) = Vault::open(state.snapshots(), state.layers()) {
+            return vault;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Vault::open(state.snapshots(), state.layers()).unwrap()
 }
 
 /// A whole response.

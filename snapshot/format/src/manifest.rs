@@ -93,7 +93,7 @@ pub struct Manifest {
     pub cpu: Option<CpuContract>,
     /// The section file.
     pub machine: BlobRef,
-    /// Memory layers, newest first.
+    /// Memory layers, newest first; none: only the disk was kept, and the machine boots.
     pub memory: Vec<BlobRef>,
     /// Disk layers over the base image, newest first.
     pub disk: Vec<BlobRef>,
@@ -168,12 +168,11 @@ impl Manifest {
                 limit: MAX_UNITS,
             });
         }
-        let empty = shape.vcpus == 0 || shape.memory_mib == 0 || self.memory.is_empty();
+        let empty = shape.vcpus == 0 || shape.memory_mib == 0;
         if empty || !shape.disk_size.is_multiple_of(crate::UNIT) {
-            let value = format!("{shape:?} with {} memory layers", self.memory.len());
             return Err(FormatError::Invalid {
                 what: "machine shape",
-                value,
+                value: format!("{shape:?}"),
             });
         }
         Ok(())

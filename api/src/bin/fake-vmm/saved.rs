@@ -1,8 +1,10 @@
 //! A stand-in's snapshot: valid files with a history in page 0 of the memory and in block 0 of the
-//! disk, one line per machine that was saved, and the path of the agent in the section file.
+//! disk, one line per machine that was saved and how often by then (`name.2`), and the path of the agent
+//! in the section file.
 
 use control::{Origin, SaveSpec, Saved, VmSpec};
 use snapshot_format::{LayerIndex, Section, SectionFile, SectionName};
+use std::cell::Cell;
 use std::error::Error;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -19,6 +21,8 @@ pub(crate) struct Start {
     pub(crate) agent: PathBuf,
     /// The machines it was copied from.
     history: String,
+    /// How often this one was saved.
+    saves: Cell<u32>,
 }
 
 impl Start {
@@ -31,6 +35,7 @@ impl Start {
                 return Ok(Self {
                     agent: std::fs::read_link(format!("/proc/self/fd/{}", agent.as_raw_fd()))?,
                     history: FIRST.into(),
+                    saves: Cell::default(),
                 });
             }
             Origin::Snapshot {
@@ -56,6 +61,7 @@ impl Start {
         Ok(Self {
             agent: std::str::from_utf8(agent)?.into(),
             history,
+            saves: Cell::default(),
         })
     }
 
@@ -72,7 +78,9 @@ impl Start {
                 .ok_or("a descriptor is missing")?;
             Ok(fd.try_clone()?.into())
         };
-        let mut page = format!("{}{}\n", self.history, spec.sandbox_id).into_bytes();
+        self.saves.set(self.saves.get() + 1);
+        let line = format!("{}.{}", spec.sandbox_id, self.saves.get());
+        let mut page = format!("{}{line}\n", self.history).into_bytes();
         page.resize(PAGE, 0);
         let index = LayerIndex::new(u64::from(spec.memory_mib) << 8, [(0, 1, true)])?;
         let mut memory = file(to.memory)?;
