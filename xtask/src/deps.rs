@@ -3,6 +3,9 @@
 use anyhow::{Context, Result, bail};
 use std::process::{Command, Stdio};
 
+/// What cargo needs to build the workspace: `userfaultfd` reads the kernel's headers with libclang.
+pub(crate) const TO_BUILD: &[&str] = &["libclang1-14", "linux-libc-dev"];
+
 /// Makes sure that `packages` are installed.
 pub(crate) fn ensure(packages: &[&str]) -> Result<()> {
     let missing: Vec<_> = packages.iter().copied().filter(|p| !installed(p)).collect();

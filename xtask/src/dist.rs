@@ -1,6 +1,6 @@
 //! The folder that a running Hatchery needs: programs, guest kernel and images side by side.
 
-use crate::{image, kernel};
+use crate::{deps, image, kernel};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +10,7 @@ pub(crate) const BASE: &str = "base";
 
 /// `target/dist/` of this workspace.
 pub(crate) struct Dist {
-    /// Holds `hatchery`, `hatchery-vmm`, `hatchery-agent`, `vmlinux`, `base.ext4`.
+    /// Holds `hatchery`, `hatchery-vmm`, `hatchery-pager`, `hatchery-agent`, `vmlinux`, `base.ext4`.
     pub(crate) dir: PathBuf,
     /// The base image's own place in the cache.
     pub(crate) image: PathBuf,
@@ -41,10 +41,17 @@ impl Dist {
     pub(crate) fn ensure() -> Result<Self> {
         let dir = target_dir().join("dist");
         std::fs::create_dir_all(&dir).with_context(|| format!("Creating {}", dir.display()))?;
-        cargo(&["--release", "-p", "api", "-p", "vmm", "-p", "perf"])?;
+        let programs = ["api", "vmm", "perf", "snapshot-memory"];
+        let packages = programs.iter().flat_map(|p| ["-p", *p]);
+        cargo(
+            &["--release"]
+                .into_iter()
+                .chain(packages)
+                .collect::<Vec<_>>(),
+        )?;
         cargo(&["--profile", "agent", "-p", "guest-agent"])?;
         let built = target_dir();
-        for name in ["hatchery", "hatchery-vmm", "barometer"] {
+        for name in ["hatchery", "hatchery-vmm", "hatchery-pager", "barometer"] {
             install(&built.join("release").join(name), &dir.join(name))?;
         }
         install(
@@ -60,6 +67,7 @@ impl Dist {
 
 /// Runs `cargo build` with `args` in the workspace.
 pub(crate) fn cargo(args: &[&str]) -> Result<()> {
+    deps::ensure(deps::TO_BUILD)?;
     let status = Command::new(env!("CARGO"))
         .arg("build")
         .args(args)

@@ -66,7 +66,7 @@ pub(crate) fn install_in_lab(lab: &Lab, dist: &Dist) -> Result<PathBuf> {
         .strip_prefix(crate::cache::root()?.join("image"))?;
     let script = format!(
         "mkdir -p {LAB_DIST} && cd /dist || exit 1
-         for f in hatchery hatchery-vmm hatchery-agent barometer vmlinux; do
+         for f in hatchery hatchery-vmm hatchery-pager hatchery-agent barometer vmlinux; do
              [ -e {LAB_DIST}/$f ] && [ ! $f -nt {LAB_DIST}/$f ] && continue
              cp -p $f {LAB_DIST}/.new && mv {LAB_DIST}/.new {LAB_DIST}/$f || exit 1
          done

@@ -11,6 +11,7 @@ mod tally;
 
 pub(crate) use tally::Tally;
 
+use crate::deps;
 use crate::dist::workspace;
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader, Write};
@@ -100,6 +101,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let chosen =
         |stage: &&Stage| args.only.is_empty() || args.only.iter().any(|only| only == stage.name);
     let stages: Vec<_> = STAGES.iter().filter(chosen).collect();
+    deps::ensure(deps::TO_BUILD)?;
     let mut lines = Vec::new();
     let mut total = Tally::default();
     for (index, stage) in stages.iter().enumerate() {

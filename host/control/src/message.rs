@@ -84,6 +84,17 @@ pub enum Origin {
         /// What becomes of the agent's connection that was open then.
         link: SavedLink,
     },
+    /// The same with memory that is not resident: a pager brings it while the machine runs.
+    Lazy {
+        /// The machine's end of a socket to the pager, which has been told whose memory it is.
+        pager: FdIndex,
+        /// `/dev/userfaultfd`, open for reading and writing.
+        userfaultfd: FdIndex,
+        /// Its section file.
+        state: FdIndex,
+        /// What becomes of the agent's connection that was open then.
+        link: SavedLink,
+    },
 }
 
 /// What becomes of a saved connection.
@@ -247,6 +258,12 @@ impl VmSpec {
                 layer,
                 ..
             } => [Some(memory), Some(state), layer],
+            Origin::Lazy {
+                pager,
+                userfaultfd,
+                state,
+                ..
+            } => [Some(pager), Some(userfaultfd), Some(state)],
         };
         let disks = self
             .disks
@@ -395,7 +412,7 @@ mod test {
     fn boot(spec: &mut VmSpec) -> &mut String {
         match &mut spec.origin {
             Origin::Boot { cmdline_extra, .. } => cmdline_extra,
-            Origin::Snapshot { .. } => panic!("not a boot"),
+            _ => panic!("not a boot"),
         }
     }
 
@@ -413,6 +430,18 @@ mod test {
         assert_eq!(from_snapshot.check(7), Ok(()));
         let missing = SpecError::Fd { index: 6, count: 6 };
         assert_eq!(from_snapshot.check(6), Err(missing));
+        let lazy = |pager, userfaultfd| VmSpec {
+            origin: Origin::Lazy {
+                pager,
+                userfaultfd,
+                state: 1,
+                link: SavedLink::Kept,
+            },
+            ..spec()
+        };
+        assert_eq!(lazy(0, 5).check(6), Ok(()));
+        let twice = SpecError::Fd { index: 1, count: 6 };
+        assert_eq!(lazy(0, 1).check(6), Err(twice));
     }
 
     #[test]

@@ -7,21 +7,22 @@
 use crate::begin::{Fresh, memory};
 use crate::confine;
 use crate::ending::{Ending, Reason};
+use crate::lazy::Watch;
 use crate::log::Log;
 use crate::save::{SaveError, State};
 use crate::stats::Accounts;
 use crate::supervise::chain;
 use crate::wiring::{ConsolePorts, IoapicWindow, Line, Reset, Routes, Window};
-use control::{DiskSpec, MAX_CONSOLE_TAIL, VmSpec};
+use control::{DiskSpec, MAX_CONSOLE_TAIL, Origin, VmSpec};
 use devices::{
     BlockConfig, BlockMetrics, Console, EventLoop, Ioapic, LoopError, LoopMetrics, Mmio, ResetPort,
     VsockConfig, VsockMetrics,
 };
 use jail::{Filter, JailError};
 use machine::{Bus, BusDevice, Exit, Kvm, MachineSpec, Vcpu, VcpuThread, Vm, Wiring, layout};
-use snapshot_memory::Pagemap;
+use snapshot_memory::{Pagemap, Range};
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 /// The guest's context id on its socket device; it need not differ between machines.
@@ -56,6 +57,10 @@ pub(crate) enum AssembleError {
     Saved(#[from] SaveError),
     #[error("The devices' state was refused")]
     Devices(#[from] devices::LoadError),
+    #[error("Its memory does not come")]
+    Pager(#[from] snapshot_memory::pager::PagerError),
+    #[error("The pager cannot be watched")]
+    Watch(#[source] std::io::Error),
     #[error("Could not write guest memory")]
     Memory(#[from] snapshot_memory::MemoryError),
 }
@@ -73,6 +78,8 @@ pub(crate) struct Machine {
     pub(crate) pagemap: Pagemap,
     /// Whether it began where another one was saved.
     pub(crate) is_clone: bool,
+    /// What it was known to use when it began, if a pager brings its memory.
+    pub(crate) lazy: Option<Vec<Range>>,
     /// Where it goes on when it first runs.
     pub(crate) saved: Option<State>,
     pub(crate) console: Arc<Console>,
@@ -91,7 +98,12 @@ pub(crate) struct Metrics {
 }
 
 /// Builds everything; nothing runs. `spec` has been checked against the number of `fds`.
-pub(crate) fn assemble(spec: &VmSpec, fds: Vec<OwnedFd>, log: &Log) -> Result<Machine> {
+pub(crate) fn assemble(
+    spec: &VmSpec,
+    fds: Vec<OwnedFd>,
+    control: BorrowedFd<'_>,
+    log: &Log,
+) -> Result<Machine> {
     let mut fds = Fds(fds.into_iter().map(Some).collect());
     let ending = Arc::new(Ending::new().map_err(AssembleError::EventFd)?);
     let memory = memory(spec, &mut fds)?;
@@ -125,7 +137,8 @@ pub(crate) fn assemble(spec: &VmSpec, fds: Vec<OwnedFd>, log: &Log) -> Result<Ma
         ioapic: &ioapic,
         event_loop: &mut event_loop,
     };
-    let saved = fresh.begin(spec, &mut fds)?;
+    let watch = Watch::new(control, &ending, log);
+    let saved = fresh.begin(spec, &mut fds, watch)?;
     let pagemap = Pagemap::open()?;
     let accounts = Accounts::open(vm.memory().host_ranges()).map_err(AssembleError::Accounts)?;
     // Nothing is opened after this.
@@ -154,6 +167,7 @@ pub(crate) fn assemble(spec: &VmSpec, fds: Vec<OwnedFd>, log: &Log) -> Result<Ma
         ioapic,
         pagemap,
         is_clone: saved.is_some(),
+        lazy: known(spec, saved.as_ref()),
         saved,
         console,
         ending,
@@ -161,6 +175,12 @@ pub(crate) fn assemble(spec: &VmSpec, fds: Vec<OwnedFd>, log: &Log) -> Result<Ma
         accounts,
         filter: filters.main,
     })
+}
+
+/// What a machine whose memory a pager brings is known to use.
+fn known(spec: &VmSpec, saved: Option<&State>) -> Option<Vec<Range>> {
+    let lazy = matches!(spec.origin, Origin::Lazy { .. });
+    saved.filter(|_| lazy).map(|state| state.touched.clone())
 }
 
 /// The descriptors that came with the spec; each is used once.

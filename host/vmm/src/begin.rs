@@ -2,6 +2,7 @@
 
 use crate::assemble::{AssembleError, Fds, Placed, Result};
 use crate::initrd;
+use crate::lazy::Watch;
 use crate::save::State;
 use control::{Origin, SavedLink, VmSpec};
 use devices::{EventLoop, Ioapic, LinkAfter};
@@ -41,7 +42,7 @@ const SMALL_GUEST_MIB: u32 = 2048;
 pub(crate) fn memory(spec: &VmSpec, fds: &mut Fds) -> Result<MemorySpec> {
     let bytes = u64::from(spec.memory_mib) << 20;
     let backing = match spec.origin {
-        Origin::Boot { .. } => Backing::Anonymous,
+        Origin::Boot { .. } | Origin::Lazy { .. } => Backing::Anonymous,
         Origin::Snapshot { memory, .. } => Backing::Golden(golden(fds.take(memory)?, bytes)?),
     };
     Ok(MemorySpec {
@@ -66,7 +67,12 @@ pub(crate) struct Fresh<'a> {
 
 impl Fresh<'_> {
     /// Gives it the state that the spec asks for. What was saved, if it goes on from there.
-    pub(crate) fn begin(self, spec: &VmSpec, fds: &mut Fds) -> Result<Option<State>> {
+    pub(crate) fn begin(
+        mut self,
+        spec: &VmSpec,
+        fds: &mut Fds,
+        watch: Watch<'_>,
+    ) -> Result<Option<State>> {
         match &spec.origin {
             Origin::Boot {
                 kernel,
@@ -87,23 +93,35 @@ impl Fresh<'_> {
             } => {
                 let state = State::read(&File::from(fds.take(*state)?), pages(spec))?;
                 let layer = layer.map(|fd| fds.take(fd)).transpose()?;
-                self.resume(&state, layer, *link)?;
+                if let Some(layer) = layer.map(File::from).map(Layer::open).transpose()? {
+                    layer.apply(|offset, bytes| write_whole(self.vm, offset, bytes))?;
+                }
+                self.resume(&state, *link)?;
+                self.prefault(&state.touched)?;
+                Ok(Some(state))
+            }
+            Origin::Lazy {
+                pager,
+                userfaultfd,
+                state,
+                link,
+            } => {
+                let state = State::read(&File::from(fds.take(*state)?), pages(spec))?;
+                let sockets = (fds.take(*pager)?, fds.take(*userfaultfd)?);
+                // Nothing before this has touched guest memory.
+                crate::lazy::begin(sockets, self.vm, &state.touched, watch)?;
+                self.resume(&state, *link)?;
                 Ok(Some(state))
             }
         }
     }
 
-    /// Puts the machine where it was saved: what differs from the golden file, processors, clock,
-    /// devices.
-    fn resume(self, state: &State, layer: Option<OwnedFd>, link: SavedLink) -> Result<()> {
-        let layer = layer.map(File::from).map(Layer::open).transpose()?;
-        if let Some(layer) = &layer {
-            layer.apply(|offset, bytes| write_whole(self.vm, offset, bytes))?;
-        }
+    /// Puts the machine, whose memory is as it was, where it was saved: processors, clock, devices.
+    fn resume(&mut self, state: &State, link: SavedLink) -> Result<()> {
         self.vm.load(self.processors, &state.vm, &state.vcpus)?;
         self.ioapic.load(&state.ioapic)?;
         self.event_loop.load(&state.devices, after(link))?;
-        self.prefault(&state.touched)
+        Ok(())
     }
 
     /// Maps pages that the machine is going to use.

@@ -42,6 +42,8 @@ const KVM_GET_TSC_KHZ: u32 = 0xaea3;
 const KVM_GET_XSAVE: u32 = 0x9000_aea4;
 const KVM_GET_XCRS: u32 = 0x8188_aea6;
 const PAGEMAP_SCAN: u32 = 0xc060_6610;
+const UFFDIO_COPY: u32 = 0xc028_aa03;
+const UFFDIO_WAKE: u32 = 0x8010_aa02;
 const IORING_REGISTER_SYNC_CANCEL: u32 = 24;
 
 /// What every thread needs to live and die.
@@ -135,6 +137,18 @@ const MAIN: &[Allowed] = &[
     (libc::SYS_tgkill, Always),          // kicking vCPUs
 ];
 
+/// The thread that follows the pager: its words, discarded memory, the last word.
+const WATCH: &[Allowed] = &[
+    (libc::SYS_recvmsg, Always), // the pager's words
+    (libc::SYS_sendmsg, Always), // the last word
+    (libc::SYS_poll, Always),    // faults
+    (libc::SYS_ppoll, Always),   // faults
+    (libc::SYS_read, Always),    // faults
+    (libc::SYS_ioctl, OneOf(1, &[UFFDIO_COPY, UFFDIO_WAKE])),
+    (libc::SYS_nanosleep, Always),       // before the last word
+    (libc::SYS_clock_nanosleep, Always), // before the last word
+];
+
 /// The compiled filters of all threads.
 #[derive(Debug)]
 pub(crate) struct Filters {
@@ -157,6 +171,14 @@ pub(crate) fn process() -> Result<(Filters, bool), JailError> {
     .apply()?;
     let landlocked = jail::forbid_files_and_network()?;
     Ok((filters, landlocked))
+}
+
+/// Confines the calling thread, which begins before the rest is confined, as the one that follows the
+/// pager.
+pub(crate) fn watch() -> Result<(), JailError> {
+    jail::seal()?;
+    jail::forbid_files_and_network()?;
+    Filter::new("pager watch", &[COMMON, WATCH].concat())?.apply()
 }
 
 #[cfg(test)]
@@ -188,7 +210,7 @@ mod test {
 
     #[test]
     fn no_call_is_listed_twice() {
-        for list in [[COMMON, VCPU].concat(), [COMMON, MAIN].concat()] {
+        for list in [VCPU, MAIN, WATCH].map(|own| [COMMON, own].concat()) {
             let mut calls: Vec<_> = list.iter().map(|(call, _)| *call).collect();
             calls.sort_unstable();
             calls.dedup();

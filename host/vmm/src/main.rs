@@ -8,6 +8,7 @@ mod begin;
 mod confine;
 mod ending;
 mod initrd;
+mod lazy;
 mod log;
 mod probe;
 mod reset;

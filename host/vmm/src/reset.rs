@@ -29,6 +29,10 @@ pub(crate) enum ResetError {
     Descriptor { index: u8, count: usize },
     #[error("The machine booted: it has no golden file that it could go back to")]
     Booted,
+    #[error(
+        "The machine's memory came through a pager: it has no golden file that it could go back to"
+    )]
+    Lazy,
     #[error("A state of {asked} {what} was given, the machine has {has}")]
     Count {
         what: &'static str,
@@ -68,6 +72,9 @@ impl Target {
         let asked_ns = monotonic_ns();
         if !machine.is_clone {
             return Err(ResetError::Booted);
+        }
+        if machine.lazy.is_some() {
+            return Err(ResetError::Lazy);
         }
         let count = fds.len();
         let mut fds: Vec<_> = fds.into_iter().map(Some).collect();

@@ -147,7 +147,11 @@ fn write_state(
     ];
     if machine.is_clone {
         // What a machine that booted has used, others like it need not.
-        let used = ranges(machine, |pagemap, part| pagemap.present_ranges(part))?;
+        // Of memory that is streamed in, the page tables do not tell what was used.
+        let used = match &machine.lazy {
+            Some(known) => known.clone(),
+            None => ranges(machine, |pagemap, part| pagemap.present_ranges(part))?,
+        };
         payloads.push((TOUCHED, encode_touched(&used)));
     }
     let sections = payloads
@@ -188,7 +192,10 @@ pub(crate) fn ranges(
     reason = "guest memory is read as bytes while nothing can write it"
 )]
 fn write_memory(machine: &Machine, file: File) -> Result<u64, SaveError> {
-    let written = ranges(machine, |pagemap, part| pagemap.dirty_ranges(part))?;
+    let written = ranges(machine, |pagemap, part| match machine.lazy {
+        Some(_) => pagemap.written_ranges(part),
+        None => pagemap.dirty_ranges(part),
+    })?;
     let mut parts = Vec::new();
     for part in machine.vm.memory().host_ranges() {
         let start = std::ptr::with_exposed_provenance::<u8>(part.start);

@@ -75,7 +75,7 @@ pub(crate) fn serve(control: OwnedFd, console_live: bool) -> Result<(), Supervis
             SuperviseError::OutOfTurn(format!("{request:?} before Configure")),
         );
     };
-    match configure(&spec, fds, console_live) {
+    match configure(&spec, fds, &control, console_live) {
         Ok((machine, log, build_ns)) => {
             control::send(&control, &Event::Configured(Configured { build_ns }), &[])?;
             Supervisor::new(control, machine, log).run()
@@ -112,6 +112,7 @@ type Built = (Machine, Log, u64);
 fn configure(
     spec: &VmSpec,
     fds: Vec<OwnedFd>,
+    control: &OwnedFd,
     console_live: bool,
 ) -> Result<Built, SuperviseError> {
     let start = monotonic_ns();
@@ -119,7 +120,7 @@ fn configure(
     spec.check(fds.len()).map_err(|e| build(&e))?;
     let log = Log::new(&spec.sandbox_id, console_live);
     Trace::install(log.clone());
-    let machine = assemble(spec, fds, &log).map_err(|e| build(&e))?;
+    let machine = assemble(spec, fds, control.as_fd(), &log).map_err(|e| build(&e))?;
     Ok((machine, log, monotonic_ns() - start))
 }
 

@@ -31,7 +31,8 @@
 //!
 //! Extents are sorted, do not touch unless their kinds differ, and lie within the whole. What no
 //! extent names comes from the next older layer; in the oldest, it is zero. The checksum covers the
-//! header before it and all extents. All numbers are little-endian.
+//! header before it and all extents. Checksums of the units may follow the data (see `sums`), for readers
+//! of single units. All numbers are little-endian.
 //!
 //! A reader checks in this order, and allocates only after the first: limits, checksum, name,
 //! version, value. It refuses what it does not know, by name.
@@ -44,6 +45,7 @@ mod layer;
 mod limits;
 mod manifest;
 mod section;
+mod sums;
 mod tripwires;
 
 pub use cpu::{CpuContract, CpuMismatch};
@@ -52,6 +54,7 @@ pub use layer::{Extent, LayerIndex, UNIT};
 pub use limits::{MAX_EXTENTS, MAX_LAYERS, MAX_MANIFEST, MAX_SECTION, MAX_SECTIONS, MAX_UNITS};
 pub use manifest::{BaseImage, BlobRef, Digest, GuestShape, MANIFEST_VERSION, Manifest};
 pub use section::{SECTIONS_VERSION, Section, SectionFile, SectionName};
+pub use sums::{LayerSums, unit_sum};
 
 /// Version of the layer file's encoding.
 pub const LAYER_VERSION: u32 = 1;
@@ -61,4 +64,7 @@ pub fn fuzz_decode(bytes: &[u8]) {
     let _ = SectionFile::parse(bytes);
     let _ = LayerIndex::parse(bytes);
     let _ = Manifest::parse(bytes);
+    if let Ok(index) = LayerIndex::new(8, [(0, 2, true)]) {
+        let _ = LayerSums::parse(bytes, &index);
+    }
 }

@@ -70,9 +70,11 @@ struct PmScanArg {
     return_mask: u64,
 }
 
+const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
+const PAGE_IS_PFNZERO: u64 = 1 << 5;
 /// `_IOWR('f', 16, struct pm_scan_arg)`
 const PAGEMAP_SCAN: libc::c_ulong =
     3 << 30 | (size_of::<PmScanArg>() as libc::c_ulong) << 16 | (b'f' as libc::c_ulong) << 8 | 16;
@@ -104,7 +106,25 @@ impl Pagemap {
         mapping: &std::ops::Range<usize>,
     ) -> Result<Vec<Range>, MemoryError> {
         // Not the file's, and somewhere.
-        self.scan(mapping, PAGE_IS_FILE, PAGE_IS_PRESENT | PAGE_IS_SWAPPED)
+        self.scan(
+            mapping,
+            (0, PAGE_IS_FILE),
+            PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        )
+    }
+
+    /// The pages of `mapping`, anonymous memory that a pager fills ([`crate::pager`]), that have been
+    /// written to since they came, or that came from nowhere. Pages that were never fetched and what is
+    /// still the kernel's page of zeros are not among them.
+    ///
+    /// # Errors
+    /// As [`Pagemap::dirty_ranges`].
+    pub fn written_ranges(
+        &self,
+        mapping: &std::ops::Range<usize>,
+    ) -> Result<Vec<Range>, MemoryError> {
+        let somewhere = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
+        self.scan(mapping, (PAGE_IS_WRITTEN, PAGE_IS_PFNZERO), somewhere)
     }
 
     /// The pages of `mapping` that are mapped, its own and the file's.
@@ -115,14 +135,14 @@ impl Pagemap {
         &self,
         mapping: &std::ops::Range<usize>,
     ) -> Result<Vec<Range>, MemoryError> {
-        self.scan(mapping, 0, PAGE_IS_PRESENT)
+        self.scan(mapping, (0, 0), PAGE_IS_PRESENT)
     }
 
-    /// The pages that have none of `without` and any of `any`.
+    /// The pages that have all of `with`, none of `without`, and any of `any`.
     fn scan(
         &self,
         mapping: &std::ops::Range<usize>,
-        without: u64,
+        (with, without): (u64, u64),
         any: u64,
     ) -> Result<Vec<Range>, MemoryError> {
         let base = mapping.start as u64;
@@ -137,7 +157,7 @@ impl Pagemap {
                 vec: regions.as_mut_ptr().expose_provenance() as u64,
                 vec_len: BATCH as u64,
                 category_inverted: without,
-                category_mask: without,
+                category_mask: with | without,
                 category_anyof_mask: any,
                 return_mask: PAGE_IS_PRESENT,
                 ..PmScanArg::default()

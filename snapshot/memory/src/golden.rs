@@ -84,7 +84,7 @@ impl AsFd for Golden {
 
 /// The runs of pages whose bytes come from a layer, with the number of that layer: the newest that
 /// names the page, if it names it with data.
-fn visible(pages: u64, layers: &[Layer]) -> Vec<(u64, u64, usize)> {
+pub(crate) fn visible(pages: u64, layers: &[Layer]) -> Vec<(u64, u64, usize)> {
     // From oldest to newest, each layer's extents replace what was visible below them.
     let mut runs: Vec<(u64, u64, Option<usize>)> = Vec::new();
     for (number, layer) in layers.iter().enumerate().rev() {

@@ -2,10 +2,12 @@
 
 use crate::dirty::Range;
 use crate::error::{MemoryError, io};
-use snapshot_format::{FormatError, LayerIndex, UNIT};
+use snapshot_format::{FormatError, LayerIndex, LayerSums, UNIT, unit_sum};
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
+
+const PAGE: usize = 4096;
 
 /// A checked layer file.
 #[derive(Debug)]
@@ -26,11 +28,8 @@ impl Layer {
         bytes.resize(len, 0);
         read(&file, &mut bytes, 0)?;
         let index = LayerIndex::parse(&bytes)?;
-        let found = file
-            .metadata()
-            .map_err(io("Asking a layer file", "its size"))?
-            .len();
-        let needed = index.file_len();
+        let layer = Self { index, file };
+        let (found, needed) = (layer.len()?, layer.index.file_len());
         if found < needed {
             return Err(FormatError::Truncated {
                 what: "layer file",
@@ -39,13 +38,35 @@ impl Layer {
             }
             .into());
         }
-        Ok(Self { index, file })
+        Ok(layer)
     }
 
     /// Its index.
     #[must_use]
     pub const fn index(&self) -> &LayerIndex {
         &self.index
+    }
+
+    /// Checksums of its units with data. Layers that were written without have none.
+    ///
+    /// # Errors
+    /// [`MemoryError::Format`] when they are missing or damaged, or the system's error.
+    pub fn sums(&self) -> Result<LayerSums, MemoryError> {
+        let len = LayerSums::table_len(&self.index);
+        let found = self.len()?.saturating_sub(self.index.file_len());
+        let mut bytes = vec![0; usize::try_from(len.min(found)).unwrap_or(0)];
+        read(&self.file, &mut bytes, self.index.file_len())?;
+        Ok(LayerSums::parse(&bytes, &self.index)?)
+    }
+
+    fn len(&self) -> Result<u64, MemoryError> {
+        let meta = self.file.metadata();
+        Ok(meta.map_err(io("Asking a layer file", "its size"))?.len())
+    }
+
+    /// Reads bytes of the file itself.
+    pub(crate) fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<(), MemoryError> {
+        read(&self.file, bytes, offset)
     }
 
     /// Hands everything the layer names to `put`, in rising order: the offset in the whole, and
@@ -135,6 +156,7 @@ pub fn write_layer(
             .map_err(io("Writing a layer file", format!("{} bytes", bytes.len())))
     };
     put(&index.encode())?;
+    let mut sums = Vec::new();
     for extent in index.extents().iter().filter(|e| e.data.is_some()) {
         let (mut at, end) = (extent.first * UNIT, extent.end() * UNIT);
         while at < end {
@@ -143,9 +165,11 @@ pub fn write_layer(
                 break;
             }
             put(run)?;
+            sums.extend(run.chunks(PAGE).map(unit_sum));
             at += run.len() as u64;
         }
     }
+    put(&LayerSums::new(sums).encode())?;
     Ok(index)
 }
 

@@ -19,6 +19,7 @@ mod dirty;
 mod error;
 mod golden;
 mod layer;
+pub mod pager;
 mod touched;
 mod working_set;
 

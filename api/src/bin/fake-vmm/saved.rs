@@ -44,6 +44,7 @@ impl Start {
                 layer,
                 ..
             } => (memory, state, layer),
+            Origin::Lazy { .. } => return Err("there is no memory here to bring".into()),
         };
         let mut bytes = Vec::new();
         file(state)?.read_to_end(&mut bytes)?;

@@ -1,0 +1,110 @@
+//! Memory that a pager brings, and the thread that notices when it stops to.
+//!
+//! Whoever touches a page that has not come waits in the kernel: a vCPU, the event loop, or the main
+//! thread while it builds the machine. So the pager's end is noticed by a thread that touches no guest
+//! memory and needs nobody else: it gives the machine a second to end in order, then says itself why it
+//! ends, and ends the process. The descriptor of the userfaultfd stays open until then, so that no missing
+//! page ever reads as zeros.
+
+use crate::assemble::{AssembleError, Result};
+use crate::confine;
+use crate::ending::{Ending, Reason, classify};
+use crate::log::Log;
+use crate::supervise::chain;
+use control::{Event, ExitReport, VmStats};
+use machine::Vm;
+use snapshot_memory::Range;
+use snapshot_memory::pager::{Lazy, Over};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a machine without its pager may take to end in order.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// How to end the machine.
+#[derive(Clone, Copy)]
+pub(crate) struct Watch<'a> {
+    /// The service's socket.
+    control: BorrowedFd<'a>,
+    ending: &'a Arc<Ending>,
+    log: &'a Log,
+}
+
+impl<'a> Watch<'a> {
+    pub(crate) fn new(control: BorrowedFd<'a>, ending: &'a Arc<Ending>, log: &'a Log) -> Self {
+        Self {
+            control,
+            ending,
+            log,
+        }
+    }
+}
+
+/// The thread's own.
+struct Follower {
+    control: OwnedFd,
+    ending: Arc<Ending>,
+    log: Log,
+}
+
+/// Gives the machine's memory, which nobody has touched yet, to the pager. `first` is what it is known
+/// to use.
+pub(crate) fn begin(
+    (pager, device): (OwnedFd, OwnedFd),
+    vm: &Vm,
+    first: &[Range],
+    watch: Watch<'_>,
+) -> Result<()> {
+    let control = watch.control.try_clone_to_owned();
+    let follower = Follower {
+        control: control.map_err(AssembleError::Watch)?,
+        ending: Arc::clone(watch.ending),
+        log: watch.log.clone(),
+    };
+    let parts = vm.memory().host_ranges();
+    let lazy = Lazy::begin(pager, device, &parts, first)?;
+    let thread = std::thread::Builder::new().name("pager watch".into());
+    let thread = thread.spawn(move || follow(lazy, &follower));
+    thread.map(drop).map_err(AssembleError::Watch)
+}
+
+/// Runs as long as the process does: when it goes, so does the descriptor that guards the memory.
+fn follow(mut lazy: Lazy, watch: &Follower) {
+    let followed = match confine::watch() {
+        Err(error) => chain(&error),
+        Ok(()) => match lazy.wait() {
+            Over::Failed(why) => {
+                format!("the pager that brings this machine's memory failed: {why}")
+            }
+            Over::Done => {
+                watch.log.line("debug", "all memory is there");
+                match lazy.serve_discards() {
+                    Ok(()) => return,
+                    Err(error) => chain(&error),
+                }
+            }
+        },
+    };
+    end(watch, followed);
+}
+
+/// Ends the process, whatever its other threads wait for.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "no other thread may be able to end it"
+)]
+fn end(watch: &Follower, why: String) {
+    watch.log.line("error", &why);
+    let reason = Reason::Host(why);
+    watch.ending.report(reason.clone());
+    std::thread::sleep(GRACE);
+    // Whoever could have said it is stuck, so nobody says it twice.
+    let report = Event::Exited(ExitReport {
+        cause: classify(&watch.ending.reason().unwrap_or(reason), &[]),
+        console_tail: Vec::new(),
+        stats: VmStats::default(),
+    });
+    let _ = control::send(&watch.control, &report, &[]);
+    std::process::exit(1);
+}
