@@ -2,6 +2,7 @@
 //! out of; and the bars it is held to.
 
 use crate::counters::{Counters, Counts};
+use crate::engine::peer::Peer as _;
 use crate::engine::{Boot, Guest, hatchery, qemu, timed};
 use crate::record::Printer;
 use crate::{agent::Ran, api};
@@ -105,13 +106,18 @@ fn measure_hatchery(args: &Args, guest: &Guest) -> Result<Figures> {
 
 fn measure_qemu(args: &Args, guest: &Guest, program: &std::path::Path) -> Result<Figures> {
     eprintln!("peer: {}", program.display());
-    let mut vm = qemu::Vm::boot(guest, program)?;
+    let peer = qemu::Qemu {
+        program: program.into(),
+    };
+    let place = tempfile::tempdir()?;
+    let mut vm = peer.boot(guest, place.path())?;
+    let [asked_ns, _, entered_ns, greeted_ns] = vm.times;
+    let boot = Boot::split(asked_ns, entered_ns, greeted_ns, vm.ready);
     let pid = vm.pid();
-    let boot = vm.boot;
     let (exec, bulk) = warm_work(args, pid, |argv| vm.agent.run(argv))?;
-    vm.stop()?;
+    vm.end()?;
     Ok(Figures {
-        engine: "qemu microvm + vhost-vsock",
+        engine: peer.name(),
         boots: vec![boot],
         overhead_kib: None,
         guest_resident_kib: None,

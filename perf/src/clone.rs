@@ -73,7 +73,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// Boots a guest, runs a first program in it a few times, and saves it.
-fn template(guest: &Guest) -> Result<Saved> {
+pub(crate) fn template(guest: &Guest) -> Result<Saved> {
     eprintln!("booting and saving the guest that is cloned");
     let mut vm = Vm::boot(guest)?;
     (0..3).try_for_each(|_| run_true(&mut vm))?;
@@ -101,14 +101,14 @@ fn run_true(vm: &mut Vm) -> Result<()> {
     Ok(())
 }
 
-fn entropy() -> Result<[u8; 32]> {
+pub(crate) fn entropy() -> Result<[u8; 32]> {
     let mut bytes = [0; 32];
     let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     ensure!(got == bytes.len(), "The host gave {got} random bytes");
     Ok(bytes)
 }
 
-fn claim(husk: Husk, generation: u32) -> Result<Vm> {
+pub(crate) fn claim(husk: Husk, generation: u32) -> Result<Vm> {
     husk.claim(generation.into(), &entropy()?)
 }
 

@@ -65,6 +65,11 @@ pub(crate) enum Kind {
         /// How many pages.
         pages: u64,
     },
+    /// A machine dirties pages and is put back in place.
+    Reset {
+        /// How many pages.
+        pages: u64,
+    },
     /// Lives as fast as they go.
     Closed {
         /// Lives at once.

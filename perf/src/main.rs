@@ -22,6 +22,7 @@ mod record;
 mod report;
 mod service;
 mod statistics;
+mod versus;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -40,6 +41,8 @@ enum Command {
     Boot(boot::Args),
     /// Clones of a saved VM: claim, first exec, memory
     Clone(clone::Args),
+    /// A first command after a saved moment, by several engines in turn
+    Versus(versus::Args),
     /// Bare guests on this machine's own KVM
     Floor(floor::Args),
     /// The whole system through its API, in the lab
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
     let result: Result<ExitCode> = match Cli::parse().command {
         Command::Boot(args) => boot::run(&args),
         Command::Clone(args) => clone::run(&args),
+        Command::Versus(args) => versus::run(&args),
         Command::Floor(args) => floor::run(&args),
         Command::Service(args) => service::run(&args),
         Command::Bars(args) => bars::run(&args),

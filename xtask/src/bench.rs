@@ -34,7 +34,8 @@ enum What {
     },
     /// The whole system and QEMU's microvm beside it, in the lab: counted, and ratios of real time
     Lab {
-        /// Only these parts: clone, boot, or groups of scenarios (create, burst, branch, density, cycles)
+        /// Only these parts: clone, versus, boot, or groups of scenarios (create, burst, branch, density,
+        /// cycles)
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
         /// Only where the clock counts instructions
@@ -43,6 +44,8 @@ enum What {
         /// Only where it does not
         #[arg(long)]
         wall: bool,
+        #[command(flatten)]
+        peers: Peers,
     },
     /// What the bars need, one line per bar; fails if one is missed
     Bars {
@@ -51,7 +54,10 @@ enum What {
         results: Option<PathBuf>,
     },
     /// Everything that this machine and its lab can measure, and the report; fails if a bar is missed
-    All,
+    All {
+        #[command(flatten)]
+        peers: Peers,
+    },
     /// The report of records that there are
     Report {
         /// The folder with the records
@@ -81,6 +87,33 @@ enum What {
     },
 }
 
+/// Engines to measure beside ours and QEMU, which is always there.
+#[derive(clap::Args, Default)]
+struct Peers {
+    /// A static Firecracker, any release
+    #[arg(long)]
+    firecracker: Option<PathBuf>,
+    /// A static Cloud Hypervisor, any release
+    #[arg(long, requires = "cloud_hypervisor_kernel")]
+    cloud_hypervisor: Option<PathBuf>,
+    /// An uncompressed kernel with PCI for it: ours has none
+    #[arg(long)]
+    cloud_hypervisor_kernel: Option<PathBuf>,
+}
+
+impl Peers {
+    fn files(&self) -> Vec<(&'static str, PathBuf)> {
+        let all = [
+            ("--firecracker", &self.firecracker),
+            ("--cloud-hypervisor", &self.cloud_hypervisor),
+            ("--cloud-hypervisor-kernel", &self.cloud_hypervisor_kernel),
+        ];
+        let given =
+            |(option, path): (&'static str, &Option<PathBuf>)| Some((option, path.clone()?));
+        all.into_iter().filter_map(given).collect()
+    }
+}
+
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match &args.what {
         What::Floor { only } => {
@@ -93,10 +126,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             only,
             counted,
             wall,
+            peers,
         } => {
             let programs = Programs::ensure()?;
             let results = Results::create()?;
-            let failed = in_labs(&results, only, !wall, !counted)?;
+            let failed = in_labs(&results, only, (!wall, !counted), peers)?;
             programs.report(&results.dir)?;
             programs.bars(&results.dir)?;
             Ok(if failed.is_empty() {
@@ -105,7 +139,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
                 ExitCode::FAILURE
             })
         }
-        What::All | What::Bars { results: None } => all(),
+        What::All { peers } => all(peers),
+        What::Bars { results: None } => all(&Peers::default()),
         What::Report { results } => Programs::ensure()?.report(results),
         What::Bars { results: Some(dir) } => Programs::ensure()?.bars(dir),
         &What::Boot {
@@ -130,12 +165,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// Everything, the report and the bars.
-fn all() -> Result<ExitCode> {
+fn all(peers: &Peers) -> Result<ExitCode> {
     let begin = Instant::now();
     let programs = Programs::ensure()?;
     let results = Results::create()?;
     let floor = programs.floor(&results, &[])?;
-    let mut failed = in_labs(&results, &[], true, true)?;
+    let mut failed = in_labs(&results, &[], (true, true), peers)?;
     if floor != ExitCode::SUCCESS {
         failed.push("floor".into());
     }
@@ -151,13 +186,23 @@ const COUNTED: [&str; 4] = ["create", "burst", "branch", "density"];
 /// And where it does not.
 const WALL: [&str; 4] = ["create", "burst", "branch", "cycles"];
 
-/// Measures in the counting lab and then in an ordinary one; the names of parts that failed.
-fn in_labs(results: &Results, only: &[String], counted: bool, wall: bool) -> Result<Vec<String>> {
+/// Measures in the counting lab and then in an ordinary one, if that is wanted; the names of parts that
+/// failed.
+fn in_labs(
+    results: &Results,
+    only: &[String],
+    (counted, wall): (bool, bool),
+    peers: &Peers,
+) -> Result<Vec<String>> {
     let wanted = |name: &str| only.is_empty() || only.iter().any(|o| o == name);
     let mut passes = Vec::new();
     if counted {
         let mut parts = vec![
             Part::new("clone", &["clone", "--samples", "10", "--density", "50"]),
+            Part {
+                files: peers.files(),
+                ..Part::new("versus", &["versus", "--samples", "5"]).beside_peer()
+            },
             Part::new("boot", &["boot", "--samples", "3", "--report-only"]).beside_peer(),
         ];
         parts.extend(COUNTED.map(|group| Part::new(group, &["service", "--only", group])));

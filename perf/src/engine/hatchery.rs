@@ -73,6 +73,8 @@ pub(crate) struct Saved {
     /// What the VM process said of the saving.
     pub(crate) report: control::Saved,
     working_set: Option<File>,
+    /// The state as it was before it said what copies touch.
+    untouched: Option<OwnedFd>,
 }
 
 /// A machine that stands where another was saved, and has not run.
@@ -99,6 +101,7 @@ impl Vm {
             next_stream,
             report: files.report,
             working_set: None,
+            untouched: None,
         })
     }
 
@@ -150,9 +153,17 @@ impl Saved {
         let pages = snapshot_memory::write_working_set(&self.golden, &written, &mut set)?;
         self.working_set = Some(set);
         let state = snapshot_memory::with_touched(&whole(&self.state)?, &whole(&trial.state)?)?;
-        self.state = scratch_file()?;
-        File::from(self.state.try_clone()?).write_all(&state)?;
+        let learned = scratch_file()?;
+        File::from(learned.try_clone()?).write_all(&state)?;
+        self.untouched = Some(std::mem::replace(&mut self.state, learned));
         Ok(pages)
+    }
+
+    /// As the service does for a copy that somebody waits for: it maps what it uses when it uses it.
+    pub(crate) fn forget_touched(&mut self) {
+        if let Some(state) = self.untouched.take() {
+            self.state = state;
+        }
     }
 }
 

@@ -1,7 +1,13 @@
 //! What can run the agent: a VM that boots the same kernel, agent and disk, and gives a byte stream.
 
+pub(crate) mod cloud_hypervisor;
+pub(crate) mod firecracker;
 pub(crate) mod hatchery;
+pub(crate) mod peer;
 pub(crate) mod qemu;
+mod qmp;
+#[cfg(test)]
+mod stand_in;
 
 use crate::agent::Ready;
 use anyhow::Result;

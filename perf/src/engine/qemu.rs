@@ -1,122 +1,133 @@
-//! The peer that is at hand everywhere: QEMU's `microvm` machine with KVM and vhost-vsock, booting
-//! the same kernel, agent and disk.
+//! The peer that is at hand everywhere: QEMU's `microvm` machine with KVM and vhost-vsock, with the same
+//! kernel, agent and disk.
+//!
+//! It begins at a saved moment by an incoming migration whose memory is a file that is mapped privately:
+//! the way that templates of other projects take with it, and its fastest.
 
-use super::{Boot, Guest, now_ns};
+use super::peer::{CMDLINE, Machine, PATIENCE, Peer, Process};
+use super::qmp::Qmp;
+use super::{Guest, now_ns};
 use crate::agent::Agent;
-use anyhow::{Context, Result, bail};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use vsock::{VMADDR_CID_ANY, VsockListener, VsockStream};
+use anyhow::{Context, Result};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use vsock::{VMADDR_CID_ANY, VsockListener};
 
 /// The guest's address; one such machine runs at a time.
 const GUEST_CID: u32 = 4242;
 
-/// A running QEMU with its agent.
-pub(crate) struct Vm {
-    child: Child,
-    /// The agent.
-    pub(crate) agent: Agent<VsockStream>,
-    /// Where its start went; QEMU does not tell when it enters the guest, so the program's own
-    /// start is counted as the kernel's.
-    pub(crate) boot: Boot,
+/// A QEMU program.
+#[derive(Clone, Debug)]
+pub(crate) struct Qemu {
+    /// The program.
+    pub(crate) program: PathBuf,
 }
 
-impl Vm {
-    /// Boots a guest by the QEMU at `program` and waits for its agent.
-    pub(crate) fn boot(guest: &Guest, program: &Path) -> Result<Self> {
-        let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, wire::AGENT_PORT)
-            .context("Listening on vsock; is the vhost_vsock module loaded?")?;
-        let initrd = guest.dist.join("initrd.cpio");
-        let spawned_ns = now_ns();
-        let mut child = command(guest, program, &initrd)
-            .spawn()
-            .context("Starting QEMU")?;
-        let stream = match accept(&listener, &mut child) {
-            Ok(stream) => stream,
-            Err(error) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(error);
-            }
-        };
-        let (agent, ready) = Agent::greet(stream)?;
-        let boot = Boot::split(spawned_ns, spawned_ns, now_ns(), ready);
-        Ok(Self { child, agent, boot })
-    }
-
-    /// The process to count.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Ends the machine.
-    pub(crate) fn stop(mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
-    }
-}
-
-fn command(guest: &Guest, program: &Path, initrd: &Path) -> Command {
-    let mut qemu = Command::new(program);
-    let drive = guest.dist.join("base.ext4");
-    qemu.args([
-        "-M",
-        "microvm,acpi=on,pit=off,pic=off,rtc=off,isa-serial=off",
-    ])
-    .args([
-        "-accel",
-        "kvm",
-        "-cpu",
-        "host",
-        "-nodefaults",
-        "-no-user-config",
-        "-nographic",
-    ])
-    .args(["-no-reboot", "-smp", &guest.vcpus.to_string()])
-    .args(["-m", &format!("{}M", guest.memory_mib)])
-    .arg("-kernel")
-    .arg(guest.dist.join("vmlinux"))
-    .arg("-initrd")
-    .arg(initrd)
-    .args(["-append", "quiet panic=-1 rdinit=/init"])
-    .arg("-drive")
-    .arg(format!(
-        "id=root,file={},format=raw,if=none,snapshot=on",
-        drive.display()
-    ))
-    .args(["-device", "virtio-blk-device,drive=root"])
-    .args(["-device", "virtio-rng-device"])
-    .arg("-device")
-    .arg(format!("vhost-vsock-device,guest-cid={GUEST_CID}"))
-    .stdin(Stdio::null())
-    .stdout(Stdio::null());
-    qemu
-}
-
-/// Waits for the agent's connection, but not for a QEMU that has ended.
-fn accept(listener: &VsockListener, child: &mut Child) -> Result<VsockStream> {
+fn listen() -> Result<VsockListener> {
+    let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, wire::AGENT_PORT)
+        .context("Listening on vsock; is the vhost_vsock module loaded?")?;
     listener.set_nonblocking(true)?;
-    loop {
-        match listener.accept() {
-            Ok((stream, _)) => {
-                stream.set_nonblocking(false)?;
-                return Ok(stream);
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(e) => return Err(e).context("Accepting the agent's connection"),
-        }
-        if let Some(status) = child.try_wait()? {
-            bail!("QEMU ended before the agent came: {status}");
-        }
-        let timeout = rustix::time::Timespec {
-            tv_sec: 1,
-            tv_nsec: 0,
-        };
-        let mut poll = [rustix::event::PollFd::new(
-            listener,
-            rustix::event::PollFlags::IN,
-        )];
-        rustix::event::poll(&mut poll, Some(&timeout))?;
+    Ok(listener)
+}
+
+impl Qemu {
+    fn command(&self, guest: &Guest, place: &Path, shared: bool) -> Command {
+        let mut qemu = Command::new(&self.program);
+        let drive = guest.dist.join("base.ext4");
+        let machine = "microvm,acpi=on,pit=off,pic=off,rtc=off,isa-serial=off,memory-backend=mem";
+        let on = if shared { "on" } else { "off" };
+        qemu.args(["-M", machine, "-accel", "kvm", "-cpu", "host"])
+            .args(["-nodefaults", "-no-user-config", "-nographic"])
+            .args(["-no-reboot", "-smp", &guest.vcpus.to_string()])
+            .args(["-m", &format!("{}M", guest.memory_mib)])
+            .arg("-object")
+            .arg(format!(
+                "memory-backend-file,id=mem,size={}M,mem-path={},share={on}",
+                guest.memory_mib,
+                place.join("memory").display()
+            ))
+            .arg("-qmp")
+            .arg(format!(
+                "unix:{},server=on,wait=off",
+                place.join("api").display()
+            ))
+            .arg("-kernel")
+            .arg(guest.dist.join("vmlinux"))
+            .arg("-initrd")
+            .arg(guest.dist.join("initrd.cpio"))
+            .args(["-append", CMDLINE])
+            .arg("-drive")
+            .arg(format!(
+                "id=root,file={},format=raw,if=none,snapshot=on",
+                drive.display()
+            ))
+            .args(["-device", "virtio-blk-device,drive=root"])
+            .args(["-device", "virtio-rng-device"])
+            .arg("-device")
+            .arg(format!("vhost-vsock-device,guest-cid={GUEST_CID}"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        qemu
+    }
+
+    fn spawn(&self, command: &mut Command) -> Result<Process> {
+        let child = command.spawn();
+        let child = child.with_context(|| format!("Starting {}", self.program.display()))?;
+        Ok(Process(child))
+    }
+}
+
+/// Waits for the agent, and puts together what is known.
+fn machine(
+    mut process: Process,
+    listener: &VsockListener,
+    [asked_ns, answers_ns, loaded_ns]: [u64; 3],
+) -> Result<Machine> {
+    let stream = process.accept(listener, || listener.accept().map(|(stream, _)| stream))?;
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let (agent, ready) = Agent::greet(Box::new(stream) as Box<dyn super::peer::Stream>)?;
+    Ok(Machine {
+        process,
+        agent,
+        ready,
+        times: [asked_ns, answers_ns, loaded_ns, now_ns()],
+    })
+}
+
+impl Peer for Qemu {
+    fn name(&self) -> &'static str {
+        "qemu microvm + vhost-vsock"
+    }
+
+    fn boot(&self, guest: &Guest, place: &Path) -> Result<Machine> {
+        let listener = listen()?;
+        let asked_ns = now_ns();
+        let process = self.spawn(&mut self.command(guest, place, true))?;
+        // It does not tell when it enters the guest, so all of it is counted as the kernel's.
+        machine(process, &listener, [asked_ns; 3])
+    }
+
+    fn save(&self, machine: Machine, place: &Path) -> Result<()> {
+        let mut process = machine.process;
+        let mut qmp = Qmp::new(process.connect(&place.join("api"))?)?;
+        qmp.execute("stop", &json!({}))?;
+        let state = place.join("state");
+        qmp.migrate("migrate", &format!("exec:cat > {}", state.display()))
+    }
+
+    fn restore(&self, guest: &Guest, place: &Path) -> Result<Machine> {
+        let listener = listen()?;
+        super::peer::remove(&place.join("api"))?;
+        let asked_ns = now_ns();
+        let mut command = self.command(guest, place, false);
+        let mut process = self.spawn(command.args(["-incoming", "defer"]))?;
+        let mut qmp = Qmp::new(process.connect(&place.join("api"))?)?;
+        let answers_ns = now_ns();
+        let state = place.join("state");
+        qmp.migrate("migrate-incoming", &format!("exec:cat {}", state.display()))?;
+        qmp.execute("cont", &json!({}))?;
+        machine(process, &listener, [asked_ns, answers_ns, now_ns()])
     }
 }

@@ -148,6 +148,44 @@ pub(super) fn save(context: &Context, bare: &Bare) -> Result<Sample> {
     Ok(sample)
 }
 
+/// A clone that has dirtied its pages is put back, and must do all again.
+pub(super) fn reset(context: &Context, bare: &Bare) -> Result<Sample> {
+    let mut process = Process::husk(&context.program, bare)?;
+    let answer = |process: &mut Process| -> Result<()> {
+        process.start()?;
+        let (said, _) = process.answer()?;
+        ensure!(
+            said == bare.value,
+            "the guest said {said:?}, not {:?}",
+            bare.value
+        );
+        process.started()
+    };
+    answer(&mut process)?;
+    let asked_ns = now_ns();
+    let reset = process.reset(bare)?;
+    let took_ns = now_ns() - asked_ns;
+    answer(&mut process)?;
+    let report = process.stop()?;
+    ensure!(
+        reset.dropped_pages >= bare.pages,
+        "{} pages were given up, of {} that the guest had written",
+        reset.dropped_pages,
+        bare.pages
+    );
+    let mut sample = Sample::new(
+        &*bare.value,
+        &[
+            ("reset_ns", took_ns),
+            ("park_ns", reset.park_ns),
+            ("back_ns", reset.reset_ns),
+            ("pages", reset.dropped_pages),
+        ],
+    );
+    cost(&mut sample, &report);
+    Ok(sample)
+}
+
 /// A file without a name where the service would have its data: on a disk, not in memory.
 fn scratch_file() -> Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags, open};

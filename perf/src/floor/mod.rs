@@ -113,7 +113,9 @@ impl Runner {
         Ok(match kind {
             Kind::Boot => Self::Boot,
             Kind::Claim { pool } => Self::Claim(Pool::fill(context, pool)?),
-            Kind::Save { pages } => Self::Of(kind, context.waiting.golden(pages, Then::Wait)?),
+            Kind::Save { pages } | Kind::Reset { pages } => {
+                Self::Of(kind, context.waiting.golden(pages, Then::Wait)?)
+            }
             _ => Self::Of(kind, wide::golden(context)?),
         })
     }
@@ -130,6 +132,7 @@ impl Runner {
                 Kind::Reap { count } => wide::reap(context, bare, count),
                 Kind::Husks { count } => wide::husks(context, bare, count),
                 Kind::Save { .. } => life::save(context, bare),
+                Kind::Reset { .. } => life::reset(context, bare),
                 Kind::Closed { workers, seconds } => cycle::closed(context, bare, workers, seconds),
                 Kind::Growth { cycles, workers } => {
                     let cycles = context.cycles.unwrap_or(cycles);

@@ -4,7 +4,10 @@
 use super::guest::{Bare, MEMORY_MIB, file, kernel};
 use crate::engine::now_ns;
 use anyhow::{Context, Result, bail, ensure};
-use control::{Event, ExitCause, ExitReport, Origin, Request, SaveSpec, Saved, SavedLink, VmSpec};
+use control::{
+    Event, ExitCause, ExitReport, Origin, Request, Reset, ResetSpec, SaveSpec, Saved, SavedLink,
+    VmSpec,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -25,7 +28,7 @@ pub(crate) struct Process {
     child: Option<Child>,
     control: OwnedFd,
     log: Vec<u8>,
-    _link: UnixStream,
+    link: UnixStream,
     /// When its start was asked for, and when it stood ready; `CLOCK_MONOTONIC` nanoseconds.
     pub(crate) spawned_ns: u64,
     pub(crate) configured_ns: u64,
@@ -72,7 +75,7 @@ impl Process {
             child: Some(child),
             control,
             log: Vec::new(),
-            _link: ours,
+            link: ours,
             spawned_ns,
             configured_ns: 0,
         };
@@ -151,6 +154,26 @@ impl Process {
             Event::Saved(saved) => Ok(saved),
             other => bail!("Save: the VM process answered {other:?}"),
         }
+    }
+
+    /// Puts the machine back to where `bare` was saved; it then stands still.
+    pub(crate) fn reset(&mut self, bare: &Bare) -> Result<Reset> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let spec = ResetSpec {
+            state: 0,
+            layer: None,
+            link: 1,
+            after: SavedLink::Kept,
+            disks: Vec::new(),
+        };
+        let fds = [bare.state.as_fd(), theirs.as_fd()];
+        control::send(&self.control, &Request::Reset(spec), &fds)?;
+        let reset = match self.receive()? {
+            Event::Reset(reset) => reset,
+            other => bail!("Reset: the VM process answered {other:?}"),
+        };
+        self.link = ours;
+        Ok(reset)
     }
 
     /// Ends the machine in order; its last word.

@@ -68,7 +68,7 @@ pub(super) fn fork(
     count: u32,
     dirty_mib: u32,
 ) -> Result<()> {
-    let mut client = server.client()?;
+    let mut client = server.patient_client()?;
     let parent = subject(server, &mut client, dirty_mib)?;
     let dirty = host::private_kib(parent.pid)? / 4;
     let meter = Meter::start(server.pid())?;
@@ -113,7 +113,7 @@ pub(super) fn reset(
 ) -> Result<()> {
     /// What each dirty page may cost.
     const EACH_PAGE: u64 = 500;
-    let mut client = server.client()?;
+    let mut client = server.patient_client()?;
     let subject = subject(server, &mut client, dirty_mib)?;
     let dirty = host::private_kib(subject.pid)? / 4;
     let meter = Meter::start(server.pid())?;
@@ -153,7 +153,7 @@ pub(super) fn snapshot(
     server: &Server,
     dirty_mib: u32,
 ) -> Result<()> {
-    let mut client = server.client()?;
+    let mut client = server.patient_client()?;
     let subject = subject(server, &mut client, dirty_mib)?;
     let dirty = host::private_kib(subject.pid)? / 4;
     let meter = Meter::start(server.pid())?;
@@ -194,7 +194,7 @@ pub(super) fn touch(
     server: &Server,
     mib: u32,
 ) -> Result<()> {
-    let mut client = server.client()?;
+    let mut client = server.patient_client()?;
     let subject = subject(server, &mut client, 0)?;
     let before = host::private_kib(subject.pid)?;
     // One read into a buffer of that size: the guest's kernel clears it, page by page.

@@ -14,7 +14,7 @@ use crate::definition::{self, LabKind, LabScenario};
 use crate::record::{Printer, Sample};
 use crate::{host, record};
 use anyhow::{Context as _, Result};
-use server::{Server, Wanted};
+use server::{Patience, Server, Wanted};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -59,10 +59,17 @@ impl Context<'_> {
         self.printer.sample(scenario, ENGINE, sample);
     }
 
-    /// The longest that clients wait for bytes, by the measured machine's clock: a second is a billion
-    /// instructions where they are counted, and many of them where everything is emulated.
-    fn patience(&self) -> Duration {
-        Duration::from_secs(if self.args.icount { 3 } else { 120 })
+    /// How long clients wait for bytes, by the measured machine's clock: where instructions are counted a
+    /// second is a billion of them, of which the dearest of quick requests needs a fiftieth. A guest that
+    /// the emulator has lost spins meanwhile.
+    fn patience(&self) -> Patience {
+        let ms = |counted, uncounted| {
+            Duration::from_millis(if self.args.icount { counted } else { uncounted })
+        };
+        Patience {
+            quick: ms(1_500, 60_000),
+            slow: ms(10_000, 120_000),
+        }
     }
 }
 

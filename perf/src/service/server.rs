@@ -17,11 +17,13 @@ use std::time::{Duration, Instant};
 
 /// A server that does not come up, or a pool that does not fill, is given up after this long, by the
 /// measured machine's own clock.
-const UP: Duration = Duration::from_secs(600);
+const UP: Duration = Duration::from_secs(120);
 /// A server ends all its machines within this.
 const DOWN: Duration = Duration::from_secs(120);
-/// Between two looks.
+/// Between two looks: at first, and after a while. Looking at hundreds of processes takes millions of
+/// instructions.
 const PAUSE: Duration = Duration::from_millis(10);
+const LONG_PAUSE: Duration = Duration::from_millis(200);
 
 /// What a server is started with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,19 +36,28 @@ pub(crate) struct Wanted {
     pub(crate) stand_ins: bool,
 }
 
+/// How long clients wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// For a sandbox that is made, used or ended.
+    pub(crate) quick: Duration,
+    /// For one that is forked, stored or put back, and for the first of a server.
+    pub(crate) slow: Duration,
+}
+
 /// A running server; it and all its machines end when this is dropped.
 pub(crate) struct Server {
     child: Child,
     address: SocketAddr,
     wanted: Wanted,
-    patience: Duration,
+    patience: Patience,
     data: tempfile::TempDir,
 }
 
 impl Server {
-    /// Starts the server that is in `dist` and waits until copies can be made. Its clients wait at most
-    /// `patience` for bytes.
-    pub(crate) fn start(dist: &Path, wanted: Wanted, patience: Duration) -> Result<Self> {
+    /// Starts the server that is in `dist` and waits until copies can be made. Its clients wait for
+    /// bytes with `patience`.
+    pub(crate) fn start(dist: &Path, wanted: Wanted, patience: Patience) -> Result<Self> {
         let data = tempfile::tempdir()?;
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let config = data.path().join("hatchery.toml");
@@ -85,10 +96,10 @@ impl Server {
     }
 
     fn up(&self) -> Result<()> {
-        let healthy = || Ok(Client::connect(self.address, self.patience).is_ok());
+        let healthy = || Ok(self.client().is_ok());
         self.wait("a healthy server", healthy)?;
         // The first creation waits for the golden machine. It also proves that all is well.
-        let mut client = self.client()?;
+        let mut client = self.patient_client()?;
         let (sandbox, steps) = client.create("base")?;
         client.exec_true(&sandbox)?;
         client.delete(&sandbox.id)?;
@@ -101,9 +112,14 @@ impl Server {
         self.settle(0)
     }
 
-    /// A connection of its own.
+    /// A connection of its own, for quick requests.
     pub(crate) fn client(&self) -> Result<Client> {
-        Client::connect(self.address, self.patience)
+        Client::connect(self.address, self.patience.quick)
+    }
+
+    /// A connection of its own, for any request.
+    pub(crate) fn patient_client(&self) -> Result<Client> {
+        Client::connect(self.address, self.patience.slow)
     }
 
     /// The server's process.
@@ -139,6 +155,7 @@ impl Server {
 
     fn wait(&self, what: &str, there: impl Fn() -> Result<bool>) -> Result<()> {
         let begin = Instant::now();
+        let mut pause = PAUSE;
         while !there()? {
             if !fs::exists(format!("/proc/{}/exe", self.pid())).unwrap_or(false)
                 || begin.elapsed() > UP
@@ -150,7 +167,8 @@ impl Server {
                     self.tail()
                 );
             }
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LONG_PAUSE);
         }
         Ok(())
     }

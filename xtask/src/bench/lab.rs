@@ -30,6 +30,8 @@ pub(super) struct Part {
     pub(super) argv: Vec<String>,
     /// Whether QEMU is measured beside.
     pub(super) peer: bool,
+    /// Files of this machine that the lab gets, as values of these options.
+    pub(super) files: Vec<(&'static str, PathBuf)>,
 }
 
 impl Part {
@@ -39,6 +41,7 @@ impl Part {
             name: name.into(),
             argv: argv.iter().map(|&word| word.to_owned()).collect(),
             peer: false,
+            files: Vec::new(),
         }
     }
 
@@ -139,6 +142,10 @@ impl Bench {
         }
         if part.peer {
             argv.extend(["--qemu".into(), up.peer()?.display().to_string()]);
+        }
+        for (option, file) in &part.files {
+            let there = peer::push(&up.lab, file)?.display().to_string();
+            argv.extend([(*option).into(), there]);
         }
         let lines = Lines::new(results.map(|r| (r.dir.as_path(), part.name.as_str())));
         barometer(&up.lab, &argv, lines)

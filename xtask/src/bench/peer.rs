@@ -40,6 +40,26 @@ pub(super) fn install(lab: &Lab, programs: &Path) -> Result<PathBuf> {
     Ok(Path::new(IN_LAB).join("run"))
 }
 
+/// Copies a file, such as the program of another engine, into the lab; its place there.
+pub(super) fn push(lab: &Lab, file: &Path) -> Result<PathBuf> {
+    let name = file.file_name().and_then(|name| name.to_str());
+    let name = name.with_context(|| format!("{} has no plain name", file.display()))?;
+    let shared = lab.share().join("peers");
+    fs::create_dir_all(&shared).with_context(|| format!("Creating {}", shared.display()))?;
+    fs::copy(file, shared.join(name)).with_context(|| format!("Copying {}", file.display()))?;
+    // The name is an argument, never a part of the script.
+    let script =
+        "mkdir -p /opt/peers && cp \"/share/peers/$1\" /opt/peers/ && chmod +x \"/opt/peers/$1\"";
+    let done = lab.exec(&["sh", "-c", script, "push", name])?;
+    if !done.status.success() {
+        bail!(
+            "Putting {name} into the lab: {}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+    }
+    Ok(Path::new("/opt/peers").join(name))
+}
+
 /// Copies the program, its libraries and its firmware into one folder, with a script that runs it
 /// from wherever the folder is.
 fn bundle_into(folder: &Path) -> Result<()> {
