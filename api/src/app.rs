@@ -7,7 +7,7 @@ use crate::registry::{Door, Registry};
 use crate::route::{self, ENVD_PORT, Route, Target};
 use crate::sandbox::Sandbox;
 use crate::sandboxes::{
-    branch, checkpoint, connect, create, get, kill, list, metrics, pause, timeout,
+    batch, branch, checkpoint, connect, create, get, kill, list, metrics, pause, timeout,
 };
 use crate::{Body, BodyError, body, envd, templates};
 use bytes::Bytes;
@@ -89,6 +89,7 @@ impl App {
         match route? {
             Route::Health => Ok(health()),
             Route::Create(version) => create::handle(self, version, request).await,
+            Route::Batch => batch::handle(self, request).await,
             Route::List(version) => list::handle(self, version, request.uri().query()),
             Route::MetricsOfMany => metrics::of_many(self, request.uri().query()).await,
             Route::Get(id) => get::handle(self, &id),

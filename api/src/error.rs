@@ -1,7 +1,7 @@
 //! Errors as clients see them. The only place that picks statuses, codes and their words.
 
 use crate::{Body, body};
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use serde_json::json;
 
@@ -148,6 +148,19 @@ impl ApiError {
         }
     }
 
+    /// Whether the same request is worth to be made again, and after how many seconds.
+    #[must_use]
+    pub fn retry(&self) -> (Option<bool>, Option<u32>) {
+        match self {
+            // Another server is most often about to start in its place; nothing has been made.
+            Self::ShuttingDown => (Some(true), Some(2)),
+            // Time alone does not help, but a sandbox that ends does.
+            Self::TooManySandboxes { .. } => (Some(false), Some(1)),
+            _ if self.status().is_server_error() => (Some(false), None),
+            _ => (None, None),
+        }
+    }
+
     /// The whole response. `Should-Retry: false` stops the SDKs from repeating what would fail again
     /// (e2b.md §2.1).
     #[must_use]
@@ -158,10 +171,14 @@ impl ApiError {
             body["error_code"] = code.into();
         }
         let mut response = json_response(status, &body);
-        if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
-            response
-                .headers_mut()
-                .insert("should-retry", HeaderValue::from_static("false"));
+        let headers = response.headers_mut();
+        let (should, after) = self.retry();
+        if let Some(should) = should {
+            let text = if should { "true" } else { "false" };
+            headers.insert("should-retry", HeaderValue::from_static(text));
+        }
+        if let Some(seconds) = after {
+            headers.insert(RETRY_AFTER, seconds.into());
         }
         response
     }

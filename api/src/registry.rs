@@ -9,6 +9,7 @@
 //! slot it counts for is given back only when its process is reaped, so that `max_sandboxes` bounds
 //! what really exists. Machines that wait for a sandbox ([`crate::pool`]) count as well.
 
+mod batch;
 mod bring_up;
 mod capture;
 mod checkpoint;
@@ -20,6 +21,7 @@ mod snapshot;
 mod table;
 mod unreadable;
 
+pub use batch::Place;
 pub use bring_up::Start;
 pub use snapshot::Snapshot;
 pub use table::{Door, Seen};
@@ -146,35 +148,52 @@ impl Registry {
         new: NewSandbox,
         timings: &mut Timings,
     ) -> Result<Arc<Sandbox>, ApiError> {
+        let id = ids::sandbox_id().map_err(|error| no_entropy(&error))?;
+        let reservation = self.reserve(id)?;
+        let place = Place::new(reservation);
+        self.create_in(place, new, timings).await
+    }
+
+    /// The same in a place that was set aside for it.
+    ///
+    /// # Errors
+    /// As [`Registry::create`].
+    pub async fn create_in(
+        self: &Arc<Self>,
+        place: Place,
+        new: NewSandbox,
+        timings: &mut Timings,
+    ) -> Result<Arc<Sandbox>, ApiError> {
         let mut closing = self.closing.subscribe();
         tokio::select! {
             biased;
             _ = closing.wait_for(|closing| *closing) => Err(ApiError::ShuttingDown),
-            made = self.make(new, timings) => made,
+            made = self.make(place, new, timings) => made,
         }
     }
 
     async fn make(
         self: &Arc<Self>,
+        place: Place,
         new: NewSandbox,
         timings: &mut Timings,
     ) -> Result<Arc<Sandbox>, ApiError> {
-        let no_entropy = |e: std::io::Error| ApiError::StartFailed(format!("No random bytes: {e}"));
-        let id = ids::sandbox_id().map_err(no_entropy)?;
+        // Until the end: it is the entry in the table.
+        let (reservation, given) = place.open();
+        let id = reservation.id.clone();
         let access_token = new
             .secure
             .then(ids::token)
             .transpose()
-            .map_err(no_entropy)?;
+            .map_err(|error| no_entropy(&error))?;
         let shown = new.start.as_ref().map(|start| &start.origin);
         let shown = shown.map_or_else(|| Origin::of(&new.template), Clone::clone);
         let env = environment(&id, &shown.template_id, new.env);
-        let _reservation = self.reserve(&id)?;
         let from = From {
             template: &new.template,
             start: new.start.as_deref(),
         };
-        let Up { launched, mode } = self.bring_up(&id, from, &env, timings).await?;
+        let Up { launched, mode } = self.bring_up(&id, from, &env, given, timings).await?;
         let facts = Facts {
             id: id.clone(),
             origin: Origin {
@@ -274,6 +293,12 @@ impl Registry {
         timeout(bound, gone).await.is_ok()
     }
 
+    /// The most sandboxes at one time.
+    #[must_use]
+    pub const fn max_sandboxes(&self) -> usize {
+        self.max
+    }
+
     /// How many sandboxes exist in some way: being made, running, or being torn down.
     #[must_use]
     pub fn in_use(&self) -> usize {
@@ -331,6 +356,10 @@ fn embody(
         },
     };
     (Arc::new(sandbox), machine)
+}
+
+fn no_entropy(error: &std::io::Error) -> ApiError {
+    ApiError::StartFailed(format!("No random bytes: {error}"))
 }
 
 /// What every process starts with: who and where it is, then what the creator asked for.

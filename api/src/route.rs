@@ -123,6 +123,8 @@ pub enum Route {
     Health,
     /// `POST /sandboxes`, `POST /v2/sandboxes`
     Create(Version),
+    /// `POST /sandboxes:batch`
+    Batch,
     /// `GET /sandboxes`, `GET /v2/sandboxes`
     List(Version),
     /// `GET /sandboxes/metrics`
@@ -206,9 +208,9 @@ pub fn route(method: &Method, path: &str) -> Result<Route, ApiError> {
 /// The API on one page.
 fn find(method: &Method, segments: &[&str]) -> Option<Route> {
     use Route::{
-        Checkpoint, Checkpoints, Connect, Create, DeleteCheckpoint, DeleteTemplate, Fork, Get,
-        Health, Kill, List, Logs, Metrics, MetricsOfMany, NotYet, Pause, Refresh, Reset, Resume,
-        Snapshot, Snapshots, Template, TemplateAlias, Templates, Timeout,
+        Batch, Checkpoint, Checkpoints, Connect, Create, DeleteCheckpoint, DeleteTemplate, Fork,
+        Get, Health, Kill, List, Logs, Metrics, MetricsOfMany, NotYet, Pause, Refresh, Reset,
+        Resume, Snapshot, Snapshots, Template, TemplateAlias, Templates, Timeout,
     };
     use Version::{V1, V2};
     let id = |id: &str| sandbox_id(id).unwrap_or_else(|| id.to_owned());
@@ -218,6 +220,7 @@ fn find(method: &Method, segments: &[&str]) -> Option<Route> {
 
         ("POST", ["sandboxes"]) => Create(V1),
         ("POST", ["v2", "sandboxes"]) => Create(V2),
+        ("POST", ["sandboxes:batch"]) => Batch,
         ("GET", ["sandboxes"]) => List(V1),
         ("GET", ["v2", "sandboxes"]) => List(V2),
         ("GET", ["sandboxes", "metrics"]) => MetricsOfMany,

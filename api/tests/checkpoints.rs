@@ -441,3 +441,119 @@ async fn a_child_goes_back_to_its_first_moment_after_a_restart() {
     stores(&server, 0).await;
     assert!(server.stop().await);
 }
+
+/// Who comes while somebody else is at it waits, and is answered for what the sandbox then is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_after_the_other() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let server = Server::start().await;
+    for n in 0..6 {
+        let id = server.create(json!({})).await.id();
+        let (forked, taken, again, paused) = tokio::join!(
+            post(&server, &id, "fork", json!({ "timeout": 60 })),
+            post(&server, &id, "checkpoints", json!({ "name": "a" })),
+            post(&server, &id, "checkpoints", json!({ "name": "b" })),
+            async {
+                tokio::time::sleep(Duration::from_millis(n)).await;
+                post(&server, &id, "pause", json!({})).await
+            }
+        );
+        assert_eq!(paused.status, 204, "it was running: {paused:?}");
+        // Whatever came before the pause was done, whatever after is told so.
+        let done = [&forked, &taken, &again].map(|answer| answer.status);
+        assert!(done.iter().all(|s| [201, 409].contains(s)), "{done:?}");
+        let there = done[1..].iter().filter(|status| **status == 201).count();
+        assert_eq!(tree(&server, &id).await.len(), there);
+        let resumed = post(&server, &id, "connect", json!({ "timeout": 60 })).await;
+        assert_eq!(resumed.status, 201);
+        works(&server, &id).await;
+        if forked.status == 201 {
+            let child = forked.json()[0]["sandbox"]["sandboxID"]
+                .as_str()
+                .unwrap()
+                .to_owned();
+            works(&server, &child).await;
+            assert_eq!(kill(&server, &child).await, 204);
+        }
+        assert_eq!(kill(&server, &id).await, 204);
+    }
+    server.idle().await;
+    stores(&server, 0).await;
+    assert!(server.stop().await);
+    assert_eq!(children(), Vec::<String>::new());
+}
+
+/// A checkpoint that is deleted while it is reset to, forked from and deleted again: each either has it
+/// or is told that it is not there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkpoint_is_there_or_it_is_not() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let server = Server::start().await;
+    let id = server.create(json!({})).await.id();
+    take(&server, &id, "base").await;
+    for n in 0..12 {
+        let name = format!("c{n}");
+        take(&server, &id, &name).await;
+        let late = Duration::from_millis(n * 2);
+        let fork = json!({ "checkpoint": name, "timeout": 60 });
+        let (back, forked, deleted, twice) = tokio::join!(
+            reset(&server, &id, &name),
+            post(&server, &id, "fork", fork),
+            async {
+                tokio::time::sleep(late).await;
+                delete(&server, &id, &name).await
+            },
+            async {
+                tokio::time::sleep(late).await;
+                delete(&server, &id, &name).await
+            }
+        );
+        assert!([204, 404].contains(&back), "{back}");
+        assert!([201, 404].contains(&forked.status), "{forked:?}");
+        let mut both = [deleted, twice];
+        both.sort_unstable();
+        assert_eq!(both, [204, 404]);
+        works(&server, &id).await;
+        assert_eq!(tree(&server, &id).await, pairs(&[("base", "")]));
+        let base = listing(&server, &id).await;
+        assert_eq!(base["current"], base["checkpoints"][0]["checkpointID"]);
+        if forked.status == 201 {
+            let child = forked.json()[0]["sandbox"]["sandboxID"]
+                .as_str()
+                .unwrap()
+                .to_owned();
+            works(&server, &child).await;
+            assert_eq!(kill(&server, &child).await, 204);
+        }
+    }
+    assert_eq!(kill(&server, &id).await, 204);
+    server.idle().await;
+    stores(&server, 0).await;
+    assert!(server.stop().await);
+}
+
+/// Checkpoints and resets while the sandbox is killed, at every moment of one another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_takes_what_is_being_stored() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let server = Server::start().await;
+    for n in 0..20 {
+        let id = server.create(json!({})).await.id();
+        take(&server, &id, "a").await;
+        let (taken, back, killed) = tokio::join!(
+            post(&server, &id, "checkpoints", json!({})),
+            reset(&server, &id, "a"),
+            async {
+                tokio::time::sleep(Duration::from_millis(n * 2)).await;
+                kill(&server, &id).await
+            }
+        );
+        assert!([201, 404].contains(&taken.status), "{taken:?}");
+        assert!([204, 404].contains(&back), "{back}");
+        assert_eq!(killed, 204);
+    }
+    server.idle().await;
+    stores(&server, 0).await;
+    assert!(server.stop().await);
+    assert_eq!(children(), Vec::<String>::new());
+}

@@ -680,7 +680,9 @@ async fn a_storm_beyond_capacity_makes_no_half_sandbox() {
             match answer.status {
                 201 => made.push(answer.id()),
                 429 => {
-                    assert!(answer.header("should-retry").is_some(), "{answer:?}");
+                    let after = answer.header("retry-after");
+                    let retry = (answer.header("should-retry"), after);
+                    assert_eq!(retry, (Some("false"), Some("1")), "{answer:?}");
                     let message = answer.json()["message"].to_string();
                     assert!(message.contains("12"), "it names the limit: {message}");
                 }

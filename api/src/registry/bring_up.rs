@@ -54,6 +54,15 @@ pub struct Start {
     pub origin: Origin,
 }
 
+/// What was set aside for a machine before it is made.
+#[derive(Debug)]
+pub(super) enum Given {
+    /// A copy that was made ahead.
+    Husk(Husk),
+    /// Room for one.
+    Slot(OwnedSemaphorePermit),
+}
+
 /// What a copy is made from.
 enum Source {
     /// A machine that was made ahead.
@@ -63,12 +72,13 @@ enum Source {
 }
 
 /// Takes a `Creating` entry back when a creation fails or is dropped.
-pub(super) struct Reservation<'a> {
-    registry: &'a Registry,
-    id: String,
+#[derive(Debug)]
+pub(super) struct Reservation {
+    registry: Arc<Registry>,
+    pub(super) id: String,
 }
 
-impl Drop for Reservation<'_> {
+impl Drop for Reservation {
     fn drop(&mut self) {
         let mut table = self.registry.table();
         if matches!(table.get(&self.id), Some(Entry::Creating)) {
@@ -85,10 +95,12 @@ impl Registry {
         id: &str,
         from: From<'_>,
         env: &BTreeMap<String, String>,
+        mut given: Option<Given>,
         timings: &mut Timings,
     ) -> Result<Up, ApiError> {
         if let Some(start) = from.start {
-            let launched = self.launch(id, (from.template, &start.begin), env, timings);
+            let begin = (from.template, &start.begin);
+            let launched = self.launch(id, begin, env, given, timings);
             let launched = launched.await?;
             let mode = "image";
             return Ok(Up { launched, mode });
@@ -101,7 +113,11 @@ impl Registry {
         timings.step("wait");
         if let Some((pool, golden)) = golden {
             for _ in 0..COPIES {
-                match self.copy_of(id, pool, &golden, env, timings).await? {
+                let given = given.take();
+                match self
+                    .copy_of(id, (pool, &golden), env, given, timings)
+                    .await?
+                {
                     Some(up) => return Ok(up),
                     None => timings.step("failed"),
                 }
@@ -112,7 +128,8 @@ impl Registry {
                        no machine to copy: the log says why";
             return Err(ApiError::StartFailed(why.into()));
         }
-        let launched = self.launch(id, (from.template, &Begin::Boot), env, timings);
+        let begin = (from.template, &Begin::Boot);
+        let launched = self.launch(id, begin, env, given, timings);
         let launched = launched.await?;
         let mode = "boot";
         Ok(Up { launched, mode })
@@ -122,14 +139,18 @@ impl Registry {
     async fn copy_of(
         &self,
         id: &str,
-        pool: &Pool,
-        golden: &Arc<Image>,
+        (pool, golden): (&Pool, &Arc<Image>),
         env: &BTreeMap<String, String>,
+        given: Option<Given>,
         timings: &mut Timings,
     ) -> Result<Option<Up>, ApiError> {
-        let from = match pool.take() {
-            Some(husk) => Source::Husk(husk),
-            None => Source::Slot(self.slot().await?, Arc::clone(golden)),
+        let from = match given {
+            Some(Given::Husk(husk)) => Source::Husk(husk),
+            Some(Given::Slot(slot)) => Source::Slot(slot, Arc::clone(golden)),
+            None => match pool.take() {
+                Some(husk) => Source::Husk(husk),
+                None => Source::Slot(self.slot().await?, Arc::clone(golden)),
+            },
         };
         match self.copy(id, pool, from, env, timings).await {
             Ok(launched) => {
@@ -194,13 +215,19 @@ impl Registry {
         id: &str,
         (template, begin): (&Template, &Begin),
         env: &BTreeMap<String, String>,
+        given: Option<Given>,
         timings: &mut Timings,
     ) -> Result<Launched, ApiError> {
+        let slot = match given {
+            Some(Given::Slot(slot)) => slot,
+            // Of no use for this one: its own slot is given back.
+            Some(Given::Husk(_)) | None => self.slot().await?,
+        };
         let plan = Plan {
             name: Name::new(id),
             template: template.clone(),
             begin: begin.clone(),
-            slot: self.slot().await?,
+            slot,
         };
         let launched = async {
             let launched = self.launcher.launch(plan, timings).await;
@@ -248,15 +275,33 @@ impl Registry {
     }
 
     /// A place in the table, if there is one.
-    pub(super) fn reserve(&self, id: &str) -> Result<Reservation<'_>, ApiError> {
+    pub(super) fn reserve(self: &Arc<Self>, id: String) -> Result<Reservation, ApiError> {
         let mut table = self.table();
         if table.values().filter(|entry| entry.is_alive()).count() >= self.max {
             return Err(ApiError::TooManySandboxes { max: self.max });
         }
-        table.insert(id.to_owned(), Entry::Creating);
-        Ok(Reservation {
-            registry: self,
-            id: id.to_owned(),
-        })
+        table.insert(id.clone(), Entry::Creating);
+        let registry = Arc::clone(self);
+        Ok(Reservation { registry, id })
+    }
+
+    /// Places for these, or for as many of them as there are places, under one look.
+    pub(super) fn reserve_all(
+        self: &Arc<Self>,
+        ids: Vec<String>,
+        partial: bool,
+    ) -> Result<Vec<Reservation>, ApiError> {
+        let mut table = self.table();
+        let alive = table.values().filter(|entry| entry.is_alive()).count();
+        let free = self.max.saturating_sub(alive);
+        if free == 0 || !partial && free < ids.len() {
+            return Err(ApiError::TooManySandboxes { max: self.max });
+        }
+        let place = |id: String| {
+            table.insert(id.clone(), Entry::Creating);
+            let registry = Arc::clone(self);
+            Reservation { registry, id }
+        };
+        Ok(ids.into_iter().take(free).map(place).collect())
     }
 }

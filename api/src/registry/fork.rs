@@ -189,7 +189,9 @@ impl Registry {
             template: &template,
             start,
         };
-        let Up { launched, .. } = self.bring_up(&old.id, from, &old.env, timings).await?;
+        let Up { launched, .. } = self
+            .bring_up(&old.id, from, &old.env, None, timings)
+            .await?;
         let (facts, deadline) = (Arc::clone(&old.facts), *old.deadline.borrow());
         let past = Past {
             start: old.body.start.clone(),

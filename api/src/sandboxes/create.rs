@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use crate::sandboxes::idempotency::Idempotency;
+pub use crate::sandboxes::idempotency::{Claim, Idempotency};
 
 /// Most entries of `metadata` and of `envVars`.
 const MAX_ENTRIES: usize = 512;
@@ -26,9 +26,9 @@ const MAX_ENTRIES: usize = 512;
 /// The body. Fields that are not here are ignored, as the SDKs expect.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Wanted {
+pub(super) struct Wanted {
     #[serde(rename = "templateID")]
-    template_id: String,
+    pub(super) template_id: String,
     timeout: Option<i64>,
     auto_pause: Option<bool>,
     auto_pause_memory: Option<bool>,
@@ -92,7 +92,10 @@ pub async fn handle(
 }
 
 /// The template of this name, or the one under the snapshot of this name and where that stood.
-async fn find(app: &App, name: &str) -> Result<(Template, Option<Arc<Start>>), ApiError> {
+pub(super) async fn find(
+    app: &App,
+    name: &str,
+) -> Result<(Template, Option<Arc<Start>>), ApiError> {
     if let Some(template) = app.settings.template(name) {
         return Ok((template.clone(), None));
     }
@@ -124,7 +127,7 @@ impl Wanted {
     }
 
     /// Whether it can be had.
-    fn check(
+    pub(super) fn check(
         self,
         settings: &Settings,
         template: Template,

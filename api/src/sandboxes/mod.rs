@@ -1,5 +1,6 @@
 //! The control plane's endpoints about sandboxes, one file each (e2b.md §2.2 to §2.5).
 
+pub mod batch;
 pub mod branch;
 pub mod checkpoint;
 pub mod connect;

@@ -11,6 +11,7 @@
 //! | `silent` | never answers Configure |
 //! | `refuse` | answers Configure with Failed |
 //! | `panic` | reports a guest panic as soon as it is started |
+//! | `unlucky` | the same if its sandbox's id ends with a letter up to `i`: about one of four |
 //! | `noagent` | starts, and the agent never says Hello |
 //! | `stubborn` | runs the agent and ignores Stop |
 //! | `nosave` | cannot be saved |
@@ -213,7 +214,15 @@ fn serve(
                     say(&Event::Started)?;
                 }
                 Request::Start => {
-                    let panic = mode == "panic" || mode == "crash" && machine.is_copy();
+                    let panic = match mode {
+                        "panic" => true,
+                        "unlucky" => machine
+                            .spec
+                            .sandbox_id
+                            .ends_with(|c| ('a'..='i').contains(&c)),
+                        "crash" => machine.is_copy(),
+                        _ => false,
+                    };
                     if mode != "noagent" && !panic {
                         let child = start_agent(machine, Lie::of(mode))?;
                         machine.agent = Some(Pid::from_child(&child));
