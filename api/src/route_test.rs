@@ -208,13 +208,68 @@ fn what_is_documented_is_there() {
     let paths = document["paths"].as_object().unwrap();
     assert!(!paths.is_empty());
     for (path, operations) in paths {
-        let path = path.replace("{sandboxID}", "iabc");
-        for method in operations.as_object().unwrap().keys() {
+        let names = ["{sandboxID}", "{checkpoint}"];
+        let path = names
+            .iter()
+            .fold(path.clone(), |p, name| p.replace(name, "iabc"));
+        let operations = operations.as_object().unwrap().keys();
+        for method in operations.filter(|key| *key != "parameters") {
             let found = get(&method.to_uppercase(), &path);
             assert!(
                 !matches!(found, Err(_) | Ok(Route::NotYet(..))),
                 "{method} {path}: {found:?}"
             );
+        }
+    }
+}
+
+/// Every endpoint that E2B does not have is an operation of the OpenAPI file.
+#[test]
+fn what_is_there_is_documented() {
+    let text = include_str!("../openapi.json");
+    let document: serde_json::Value = serde_json::from_str(text).unwrap();
+    for (method, path) in [
+        ("post", "/sandboxes/{sandboxID}/reset"),
+        ("post", "/sandboxes/{sandboxID}/checkpoints"),
+        ("get", "/sandboxes/{sandboxID}/checkpoints"),
+        ("delete", "/sandboxes/{sandboxID}/checkpoints/{checkpoint}"),
+        ("post", "/sandboxes:batch"),
+    ] {
+        let operation = &document["paths"][path][method];
+        assert!(operation["responses"].is_object(), "{method} {path}");
+    }
+    let words =
+        document["components"]["schemas"]["Error"]["properties"]["error_code"]["enum"].to_string();
+    for error in [
+        ApiError::TooManySandboxes { max: 1 },
+        ApiError::TooManyCheckpoints { max: 1 },
+        ApiError::NotYet(""),
+        ApiError::StartFailed(String::new()),
+        ApiError::PauseFailed(String::new()),
+        ApiError::ResumeFailed(String::new()),
+        ApiError::IdempotencyMismatch,
+        ApiError::TemplateNotFound(String::new()),
+    ] {
+        let word = error.error_code().unwrap();
+        assert!(words.contains(&format!("{word:?}")), "{word} in {words}");
+    }
+}
+
+/// Every reference of the OpenAPI file has a target, and every target is referred to.
+#[test]
+fn documented_references_resolve() {
+    let text = include_str!("../openapi.json");
+    let document: serde_json::Value = serde_json::from_str(text).unwrap();
+    let mut found = std::collections::BTreeSet::new();
+    for part in text.split("\"$ref\": \"#").skip(1) {
+        let pointer = part.split('"').next().unwrap();
+        assert!(document.pointer(pointer).is_some(), "{pointer}");
+        found.insert(pointer.to_owned());
+    }
+    for kind in ["schemas", "parameters", "responses", "headers"] {
+        for name in document["components"][kind].as_object().unwrap().keys() {
+            let pointer = format!("/components/{kind}/{name}");
+            assert!(found.contains(&pointer), "{pointer} is of no use");
         }
     }
 }

@@ -228,6 +228,10 @@ async fn the_deadline_pauses_and_traffic_resumes() {
     };
     assert_eq!(health(&made).await, 200);
     assert_eq!(state(&server, &made.id()).await, "running");
+    // The list has it as paused as soon as that has begun.
+    while health(&shut).await == 409 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     assert_eq!(health(&shut).await, 502);
     assert_eq!(state(&server, &shut.id()).await, "paused");
     assert!(server.stop().await);

@@ -225,13 +225,15 @@ pub(crate) fn node_tests(target: &Target, release: &Release) -> Result<Tally> {
     Ok(Tally::of_tap(&text).or_failed(status, &format!("node --test with e2b {version}")))
 }
 
-/// Runs the README's two programs as they are; each counts as one test.
+/// Runs the README's programs as they are; each counts as one test.
 pub(crate) fn snippets(target: &Target) -> Result<Tally> {
     let mut tally = Tally::default();
     let mut python = Command::new(python()?);
     python.arg(sources().join("snippets/quickstart.py"));
     let mut branches = Command::new(python.get_program());
     branches.arg(sources().join("snippets/branches.py"));
+    let mut checkpoints = Command::new(python.get_program());
+    checkpoints.arg(sources().join("snippets/checkpoints.py"));
     let (folder, _) = node_release(&Release::Pinned)?.context("No JavaScript SDK")?;
     let copy = beside_modules(&folder, "snippets")?;
     let mut node = Command::new("node");
@@ -240,6 +242,7 @@ pub(crate) fn snippets(target: &Target) -> Result<Tally> {
         ("quickstart.py", &mut python),
         ("quickstart.mjs", &mut node),
         ("branches.py", &mut branches),
+        ("checkpoints.py", &mut checkpoints),
     ] {
         eprintln!("{name}");
         target.apply(command);

@@ -107,7 +107,12 @@ fn files_are_text_of_modest_size_without_banned_words() {
 fn the_readme_shows_the_tested_programs() {
     let readme = fs::read_to_string(top().join("README.md")).unwrap();
     let mut broken = Vec::new();
-    for name in ["quickstart.py", "quickstart.mjs", "branches.py"] {
+    for name in [
+        "quickstart.py",
+        "quickstart.mjs",
+        "branches.py",
+        "checkpoints.py",
+    ] {
         let program = fs::read_to_string(top().join("api/tests/sdk/snippets").join(name)).unwrap();
         if !readme.contains(program.trim_end()) {
             broken.push(format!(
