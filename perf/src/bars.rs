@@ -8,6 +8,9 @@ use anyhow::Result;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+/// The engine that bars are about.
+const OURS: &str = "hatchery";
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The folder with the raw records
@@ -69,6 +72,13 @@ pub(crate) fn values(records: &[Record], place: &str, scenario: &str, value: &st
 
 /// Holds every bar against the records.
 pub(crate) fn judge(bars: &[Bar], records: &[Record]) -> Vec<Judged> {
+    // Bars are about us, not about engines that are measured beside.
+    let ours: Vec<_> = records
+        .iter()
+        .filter(|r| r.engine == OURS)
+        .cloned()
+        .collect();
+    let records = &ours;
     let judge = |bar: &Bar| {
         let summary = values(records, &bar.place, &bar.scenario, &bar.value);
         let figure = bar.statistic.and_then(|s| summary.get(s));

@@ -1,15 +1,18 @@
 //! What was measured, for people: one Markdown page and one HTML page with plots, made of the raw
 //! records and nothing else.
 
+mod density;
+mod phases;
 mod plot;
 
 use crate::bars::{self, Judged, human};
 use crate::boot::say;
 use crate::definition;
 use crate::host::{self, Description};
-use crate::record::{self, Record};
+use crate::record::{self, COUNTED, Record, UNCOUNTED};
 use crate::statistics::{Statistic, Summary};
 use anyhow::{Context, Result, ensure};
+use plot::escape;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -26,13 +29,21 @@ const STATISTICS: [Statistic; 6] = [
     Statistic::Max,
 ];
 /// What whoever reads the figures should know about whoever made them.
-const BIAS: [&str; 6] = [
+const BIAS: [&str; 10] = [
     "We wrote both the program and its benchmark, and looked at these figures while we wrote the program. \
      Scenarios that we did not think of are not here.",
     "Places are never mixed. \"floor\" is real time of bare guests that run a few instructions on this \
      machine's own KVM: it has no Linux guest, and other load on the machine is in it. \"lab\" counts \
      instructions of an emulated host: an instruction is not a nanosecond, caches and memory do not exist \
      there, and exits cost other amounts than on a processor.",
+    "\"lab-wall\" is an ordinary emulated host, 10 to 50 times slower than hardware: its times are shown as \
+     ratios to one client's creation and first command from a full pool there, and mean nothing else.",
+    "The emulator (QEMU 7.2, software) loses a guest now and then, which is a failed sample here. It has one \
+     processor where it counts: 50 clients at once queue, so read the work of each, not the latency.",
+    "The peer that we run is QEMU 7.2's microvm; Firecracker and Cloud Hypervisor are not at hand here, and the \
+     bars that are a part of Firecracker's rest on figures taken elsewhere, before any command.",
+    "A pool moves cost out of sight, not out of the world: what ending a sandbox and building the next husk \
+     take is in every `-rounds` as `end_and_refill_each`.",
     "Peers' figures in the table of bars are their own publications, on their machines, with their \
      definitions. Only where a scenario names another engine was it run by us, beside ours.",
     "A copy's first command is one that the template's machine had run before it was saved, so its \
@@ -80,6 +91,8 @@ struct Table {
     scenario: String,
     engine: String,
     values: Vec<(String, Summary)>,
+    /// What times are told in parts of, where they mean nothing by themselves.
+    unit_ns: Option<u64>,
 }
 
 /// A report's parts, before they are text of one kind.
@@ -102,12 +115,26 @@ fn tables(records: &[Record]) -> Vec<Table> {
         };
         Table {
             values: names.into_iter().map(summary).collect(),
+            unit_ns: base_of(records, &place),
             place: place.clone(),
             scenario: scenario.clone(),
             engine,
         }
     };
     keys.into_iter().map(table).collect()
+}
+
+/// One client's creation and first command from a full pool, where only ratios to it mean something.
+fn base_of(records: &[Record], place: &str) -> Option<u64> {
+    let base = bars::values(records, place, "create-warm-c1", "first_exec_ns");
+    (place == UNCOUNTED).then(|| base.get(Statistic::P50).unwrap_or(0))
+}
+
+/// A time in thousandths of another; nothing without one.
+fn part(value: u64, of: u64) -> String {
+    let scaled = (u128::from(value) * 1000).checked_div(of.into());
+    let scaled = scaled.and_then(|scaled| u64::try_from(scaled).ok());
+    scaled.map_or_else(String::new, |scaled| human("_permille", scaled))
 }
 
 /// A table's cells as text, the same in both pages.
@@ -175,12 +202,26 @@ impl Page {
         text.push_str(&html_table(&MACHINE, &self.machine_rows()));
         text.push_str("<h2>Bars</h2>\n");
         text.push_str(&html_table(&BAR, &self.bar_rows()));
+        for (title, plot) in [
+            (
+                "Steps of a creation, medians, counted",
+                phases::bars(&self.tables, COUNTED),
+            ),
+            ("Memory of many", density::curve(&self.tables, COUNTED)),
+        ] {
+            if !plot.is_empty() {
+                let _ = writeln!(text, "<h2>{title}</h2>\n{plot}");
+            }
+        }
         text.push_str("<h2>Figures</h2>\n");
         for table in &self.tables {
             let _ = writeln!(text, "<h3>{}</h3>", escape(&table.title()));
             text.push_str(&html_table(&VALUE, &table.rows()));
             let timed = |(name, s): &&(String, Summary)| {
-                name.ends_with("_ns") && s.count() >= LEAST_FOR_PLOT
+                let unit = name.ends_with("_ns") || name.ends_with("_insns");
+                unit && !name.starts_with("step_")
+                    && table.place != UNCOUNTED
+                    && s.count() >= LEAST_FOR_PLOT
             };
             for (name, summary) in table.values.iter().filter(timed) {
                 text.push_str(&plot::distribution(name, summary));
@@ -228,7 +269,11 @@ impl Table {
 
     fn rows(&self) -> Rows {
         let row = |(name, summary): &(String, Summary)| {
-            let figure = |s| summary.get(s).map_or_else(String::new, |v| human(name, v));
+            let told = |v| match self.unit_ns {
+                Some(of) if name.ends_with("_ns") => part(v, of),
+                _ => human(name, v),
+            };
+            let figure = |s| summary.get(s).map_or_else(String::new, told);
             let head = [
                 name.clone(),
                 format!("{}/{}", summary.count(), summary.tried),
@@ -263,11 +308,6 @@ fn html_table(head: &[&str], rows: &Rows) -> String {
     text
 }
 
-fn escape(text: &str) -> String {
-    let text = text.replace('&', "&amp;").replace('<', "&lt;");
-    text.replace('>', "&gt;").replace('"', "&quot;")
-}
-
 #[cfg(test)]
 mod test {
     use super::*;
@@ -299,6 +339,37 @@ mod test {
             );
         }
         assert!(html.contains("<svg") && html.contains("a&lt;b") && !html.contains("a<b"));
+    }
+
+    #[test]
+    fn an_ordinary_labs_times_are_ratios_and_steps_and_density_are_drawn() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut wall = Recorder::create(folder.path(), "wall", UNCOUNTED).unwrap();
+        let base = Sample::new("x", &[("first_exec_ns", 2_000)]);
+        wall.keep("create-warm-c1", "hatchery", Ok(base)).unwrap();
+        let other = Sample::new("x", &[("fork_ns", 5_000)]);
+        wall.keep("fork-1", "hatchery", Ok(other)).unwrap();
+        let mut lab = Recorder::create(folder.path(), "lab", COUNTED).unwrap();
+        let steps = [("step_claim_insns", 7_000_000), ("exec_insns", 3_000_000)];
+        let sample = Sample::new("x", &steps);
+        lab.keep("create-warm-c1", "hatchery", Ok(sample)).unwrap();
+        for clones in [50, 100] {
+            let sample = Sample::new("x", &[("clones", clones), ("clone_kib", 2_048)]);
+            let name = format!("density-{clones}");
+            lab.keep(&name, "hatchery", Ok(sample)).unwrap();
+        }
+        let args = Args {
+            results: folder.path().into(),
+            definitions: None,
+        };
+        run(&args).unwrap();
+        let html = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
+        assert!(
+            html.contains("2.500 ×") && !html.contains("0.005 ms"),
+            "{html}"
+        );
+        assert!(html.contains("claim 7.000 M instructions"), "{html}");
+        assert!(html.contains("aria-label=\"density\""), "{html}");
     }
 
     #[test]

@@ -1,8 +1,6 @@
 //! For tests: a process that does nothing, and this program answering in its place: the engine's HTTP API,
 //! and a guest's agent that greets when the guest would run.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests: to panic is to fail")]
-
 use crate::engine::Guest;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};

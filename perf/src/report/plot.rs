@@ -57,3 +57,9 @@ pub(super) fn distribution(name: &str, summary: &Summary) -> String {
     );
     text
 }
+
+/// Text that is none of HTML's own.
+pub(super) fn escape(text: &str) -> String {
+    let text = text.replace('&', "&amp;").replace('<', "&lt;");
+    text.replace('>', "&gt;").replace('"', "&quot;")
+}
