@@ -12,14 +12,14 @@
 
 use crate::golden::Golden;
 use crate::launcher::{Launcher, files};
-use crate::machine::Hand;
-use control::{SaveSpec, Saved};
+use crate::machine::{Hand, NotReset};
+use control::{Reset, ResetSpec, SaveSpec, Saved, SavedLink};
 use snapshot_format::BlobRef;
 use snapshot_memory::{Layer, MemoryError};
 use snapshot_store::Lease;
 use std::fs::File;
 use std::io::Write as _;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,6 +28,9 @@ use tokio::time::timeout;
 
 /// How long saving a machine may take.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long putting a machine back may take.
+const RESET_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Most bytes of a section file.
 const MAX_STATE: u64 = 32 << 20;
@@ -143,6 +146,15 @@ pub enum AgentLink {
     },
     /// It broke; the agent says Hello again.
     Broken,
+}
+
+impl From<AgentLink> for SavedLink {
+    fn from(link: AgentLink) -> Self {
+        match link {
+            AgentLink::Kept { .. } => Self::Kept,
+            AgentLink::Broken => Self::Broken,
+        }
+    }
 }
 
 /// A machine's size.
@@ -291,6 +303,40 @@ pub async fn capture(
         link: AgentLink::Broken,
     };
     Ok((image, saved))
+}
+
+/// Puts a machine that began at the image's basis back to the image, in place. It stands still when this
+/// returns, with `link` in the place of its old one: [`Hand::start`] lets it go. It has to take an
+/// identity before anything else, as a copy does.
+///
+/// # Errors
+/// [`NotReset`]: whether it runs on as it was.
+pub async fn put_back(
+    machine: &Hand,
+    image: &Image,
+    link: impl Into<OwnedFd>,
+) -> Result<Reset, NotReset> {
+    let reopen = |what, file: &File| {
+        let again = files::reopen(what, file).map(OwnedFd::from);
+        again.map_err(|error| NotReset::RunsOn(error.to_string()))
+    };
+    let mut fds = vec![
+        reopen("state", &image.state)?,
+        reopen("disk layer", &image.disk)?,
+        link.into(),
+    ];
+    if let Some(diff) = &image.diff {
+        fds.push(reopen("memory layer", diff)?);
+    }
+    let spec = ResetSpec {
+        state: 0,
+        layer: image.diff.is_some().then_some(3),
+        link: 2,
+        after: image.link.into(),
+        disks: vec![Some(1)],
+    };
+    let reset = timeout(RESET_TIMEOUT, machine.reset(spec, fds)).await;
+    reset.unwrap_or(Err(NotReset::Late(RESET_TIMEOUT)))
 }
 
 /// All bytes of a file, wherever its position is.

@@ -16,13 +16,13 @@ pub use error::LaunchError;
 pub use timings::Timings;
 
 use crate::config::Template;
-use crate::image::{AgentLink, Basis, Image};
+use crate::image::{Basis, Image};
 use crate::link::Link;
 use crate::machine::{Machine, Phase};
 use crate::name::Name;
 use crate::record::Record;
 use crate::stderr;
-use control::{DiskSpec, Origin, Request, SavedLink, VmSpec};
+use control::{DiskSpec, Origin, Request, VmSpec};
 use files::{Fds, open, reopen, unnamed};
 use rustix::process::Pid;
 use std::fs::File;
@@ -187,7 +187,7 @@ impl Launcher {
     }
 
     /// Waits for the agent, for the machine's end, and no longer than allowed.
-    async fn hello(
+    pub(crate) async fn hello(
         &self,
         machine: &mut Machine,
         stream: tokio::net::UnixStream,
@@ -294,10 +294,7 @@ impl Launcher {
                     memory: fds.push(reopen("memory", image.basis.memory())?),
                     state: fds.push(reopen("state", &image.state)?),
                     layer: diff.map(|diff| fds.push(diff)),
-                    link: match image.link {
-                        AgentLink::Kept { .. } => SavedLink::Kept,
-                        AgentLink::Broken => SavedLink::Broken,
-                    },
+                    link: image.link.into(),
                 }
             }
         };

@@ -196,6 +196,20 @@ impl Machine {
     }
 }
 
+/// Why a machine was not put back.
+#[derive(Debug, thiserror::Error)]
+pub enum NotReset {
+    /// In the VM process's words; nothing has changed.
+    #[error("it runs on as it was: {0}")]
+    RunsOn(String),
+    /// It failed half way, or for another reason.
+    #[error("the machine has ended")]
+    Ended,
+    /// Nobody knows how it stands.
+    #[error("it took more than {0:?}")]
+    Late(Duration),
+}
+
 /// A hand on a machine that does not keep it: whoever owns the [`Machine`] decides about its end.
 #[derive(Clone, Debug)]
 pub struct Hand(mpsc::WeakSender<Command>);
@@ -220,38 +234,40 @@ impl Hand {
     /// # Errors
     /// Why it could not be saved, in the VM process's words; it then runs on.
     pub async fn save(&self, spec: SaveSpec, files: Vec<OwnedFd>) -> Result<Saved, String> {
-        self.order(spec, files, Command::Save).await
+        let saved = self.order(spec, files, Command::Save).await;
+        saved.unwrap_or_else(|| Err("the machine has ended".into()))
     }
 
     /// Has the machine put back to the moment that `files` hold, which `spec` assigns. Then it stands
     /// still until [`Hand::start`]. One at a time.
     ///
     /// # Errors
-    /// Why it could not be put back, in the VM process's words; it then runs on as it was, or has
-    /// ended.
-    pub async fn reset(&self, spec: ResetSpec, files: Vec<OwnedFd>) -> Result<Reset, String> {
-        self.order(spec, files, Command::Reset).await
+    /// Whether it runs on as it was, or has ended.
+    pub async fn reset(&self, spec: ResetSpec, files: Vec<OwnedFd>) -> Result<Reset, NotReset> {
+        match self.order(spec, files, Command::Reset).await {
+            Some(outcome) => outcome.map_err(NotReset::RunsOn),
+            None => Err(NotReset::Ended),
+        }
     }
 
+    /// `None`: the machine has ended.
     async fn order<S, T>(
         &self,
         spec: S,
         files: Vec<OwnedFd>,
         command: fn(Box<Order<S, T>>) -> Command,
-    ) -> Result<T, String> {
-        let ended = || "the machine has ended".to_owned();
-        let commands = self.0.upgrade().ok_or_else(ended)?;
+    ) -> Option<Result<T, String>> {
+        let commands = self.0.upgrade()?;
         let (outcome, receiver) = oneshot::channel();
         let order = Order {
             spec,
             files,
             outcome,
         };
-        let sent = commands.send(command(Box::new(order))).await;
-        sent.map_err(|_| ended())?;
+        commands.send(command(Box::new(order))).await.ok()?;
         // Whoever drops the machine now ends it.
         drop(commands);
-        receiver.await.map_err(|_| ended())?
+        receiver.await.ok()
     }
 }
 

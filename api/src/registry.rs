@@ -15,6 +15,7 @@ mod capture;
 mod checkpoint;
 mod fork;
 mod guard;
+mod in_place;
 mod pause;
 mod recover;
 mod snapshot;
@@ -47,6 +48,7 @@ use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use bring_up::{From, Up};
+pub(crate) use guard::Handover;
 use guard::guard;
 use recover::paused_ones;
 use snapshot::Snapshots;
@@ -353,6 +355,7 @@ fn embody(
             start: past.start,
             tree: past.tree,
             saving: Arc::default(),
+            handover: Handover::default(),
         },
     };
     (Arc::new(sandbox), machine)

@@ -5,7 +5,7 @@ use crate::config::Template;
 use crate::image::{Basis, Shape};
 use crate::link::Link;
 use crate::machine::Hand;
-use crate::registry::Start;
+use crate::registry::{Handover, Start};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -130,6 +130,8 @@ pub(crate) struct MachineBody {
     pub(crate) tree: Arc<Tree>,
     /// Whoever saves it, or puts another in its place, holds this: one at a time.
     pub(crate) saving: Arc<tokio::sync::Mutex<()>>,
+    /// How whoever resets it gets its machine.
+    pub(crate) handover: Handover,
 }
 
 impl std::ops::Deref for Sandbox {

@@ -182,9 +182,46 @@ async fn a_snapshot_outlives_its_sandbox_and_the_server() {
 }
 
 #[tokio::test]
-async fn a_reset_sandbox_keeps_its_name_and_gets_another_machine() {
+async fn a_reset_sandbox_keeps_its_name_and_its_machine() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    reset_goes("", true).await;
+}
+
+/// What cannot be put back runs on until another machine is there; what dies of it makes room first.
+#[tokio::test]
+async fn what_cannot_be_reset_in_place_gets_another_machine() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    for mode in ["noreset", "resetdies"] {
+        reset_goes(mode, false).await;
+    }
+}
+
+/// What did not begin as a copy has no memory to go back to.
+#[tokio::test]
+async fn a_machine_that_booted_is_replaced_by_a_reset() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let server = Server::start().await;
+    let id = server.create(json!({})).await.id();
+    let before = children();
+    assert_eq!(post(&server, &id, "reset", json!({})).await.status, 204);
+    works(&server, &id).await;
+    while server.registry.in_use() > 1 {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let after = children();
+    assert!(before.len() == 1 && after.len() == 1 && before != after);
+    assert!(server.stop().await);
+    assert_eq!(children(), Vec::<String>::new());
+}
+
+/// Resets a sandbox whose machine behaves so, and one that was forked from it; whether the machine
+/// stays the same.
+async fn reset_goes(mode: &str, same: bool) {
+    let copies = ClonesFile {
+        enabled: Some(true),
+        husks: Some(0),
+    };
+    let server = Server::start_clones(mode, LimitsFile::default(), copies).await;
     let made = server.create(json!({})).await;
     let id = made.id();
     let end = server.get(&id).await.json()["endAt"].clone();
@@ -202,7 +239,7 @@ async fn a_reset_sandbox_keeps_its_name_and_gets_another_machine() {
     let after = children();
     assert_eq!((before.len(), after.len()), (1, 1));
     let pid = |all: &[String]| all[0].split_whitespace().next().unwrap().to_owned();
-    assert_ne!(pid(&before), pid(&after));
+    assert_eq!(pid(&before) == pid(&after), same, "{mode:?}");
 
     let forked = post(&server, &id, "fork", json!({ "timeout": 60 }))
         .await
@@ -224,7 +261,17 @@ async fn a_reset_sandbox_keeps_its_name_and_gets_another_machine() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn branches_pauses_and_kills_race_without_loss() {
     let _alone = ONE_AT_A_TIME.lock().await;
-    let server = Server::start().await;
+    for (enabled, mode) in [(false, ""), (true, ""), (true, "resetdies")] {
+        race(enabled, mode).await;
+    }
+}
+
+async fn race(copies: bool, mode: &str) {
+    let copies = ClonesFile {
+        enabled: Some(copies),
+        husks: Some(0),
+    };
+    let server = Server::start_clones(mode, LimitsFile::default(), copies).await;
     for n in 0..12 {
         let id = server.create(json!({})).await.id();
         let (forked, reset, paused, killed) = tokio::join!(

@@ -1,6 +1,6 @@
 //! More sandboxes that go on where one stands or stood, and one that goes back to where it stood.
 
-use super::bring_up::{From, Start, Up};
+use super::bring_up::Start;
 use super::guard::guard;
 use super::table::{Why, missing};
 use super::{NewSandbox, Past, Reason, Registry, embody};
@@ -83,13 +83,14 @@ impl Registry {
     }
 
     /// Puts a running sandbox back to where it began, or to a checkpoint of its own, from which it then
-    /// descends: same id, token and deadline, a machine of that moment. Needs room for one more machine
-    /// while it works.
+    /// descends: same id, token and deadline. Its machine is put back in place if it began over the
+    /// memory of that moment; else, or if that fails, another one takes its place, which needs room for
+    /// one more machine meanwhile.
     ///
     /// # Errors
     /// [`ApiError::SandboxNotFound`], [`ApiError::CheckpointNotFound`]; [`ApiError::Conflict`], also if
     /// its first moment is not kept; [`ApiError::TooManySandboxes`], [`ApiError::StartFailed`]: it runs
-    /// on as it was.
+    /// on as it was, or is gone if its machine was lost.
     pub async fn reset(
         self: &Arc<Self>,
         id: &str,
@@ -179,18 +180,14 @@ impl Registry {
 
     /// The same sandbox with a machine of that moment.
     async fn machine_of(
-        &self,
+        self: &Arc<Self>,
         old: &Arc<Sandbox>,
         start: Option<&Start>,
         timings: &mut Timings,
     ) -> Result<(Arc<Sandbox>, Machine), ApiError> {
         let template = self.template_of(&old.origin)?;
-        let from = From {
-            template: &template,
-            start,
-        };
-        let Up { launched, .. } = self
-            .bring_up(&old.id, from, &old.env, None, timings)
+        let launched = self
+            .put_back_or_make(old, &template, start, timings)
             .await?;
         let (facts, deadline) = (Arc::clone(&old.facts), *old.deadline.borrow());
         let past = Past {

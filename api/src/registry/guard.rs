@@ -6,16 +6,43 @@ use crate::machine::{End, Machine};
 use crate::sandbox::Sandbox;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::timeout;
 
-/// Lives as long as the machine: watches the clock and the machine, and sees the end through.
-pub(super) async fn guard(registry: Arc<Registry>, sandbox: Arc<Sandbox>, mut machine: Machine) {
-    while let Some(event) = next(&sandbox, &mut machine).await {
-        match event {
-            Some(reason) => drop(registry.end(&sandbox, &reason)),
-            None => registry.at_deadline(&sandbox).await,
-        }
+/// How whoever resets a sandbox gets its machine from its guard.
+#[derive(Debug)]
+pub(crate) struct Handover {
+    ask: mpsc::Sender<oneshot::Sender<Machine>>,
+    /// The guard holds it as long as it has the machine.
+    asks: Mutex<mpsc::Receiver<oneshot::Sender<Machine>>>,
+}
+
+impl Default for Handover {
+    fn default() -> Self {
+        let (ask, asks) = mpsc::channel(1);
+        let asks = Mutex::new(asks);
+        Self { ask, asks }
     }
+}
+
+/// Takes a sandbox's machine from its guard, which ends; `None`: the sandbox is gone. For whoever holds
+/// its `saving`.
+pub(super) async fn take_machine(sandbox: &Sandbox) -> Option<Machine> {
+    let (to, from) = oneshot::channel();
+    sandbox.body.handover.ask.send(to).await.ok()?;
+    tokio::select! {
+        biased;
+        machine = from => machine.ok(),
+        () = sandbox.gone() => None,
+    }
+}
+
+/// Lives as long as the machine, or until somebody takes it: watches the clock and the machine, and
+/// sees the end through.
+pub(super) async fn guard(registry: Arc<Registry>, sandbox: Arc<Sandbox>, machine: Machine) {
+    let Some(mut machine) = watch(&registry, &sandbox, machine).await else {
+        return;
+    };
     let end = machine.stop().await.map(|end| end.to_string());
     tracing::debug!(sandbox_id = sandbox.id, end, "machine is gone");
     registry.pools.wake();
@@ -28,13 +55,56 @@ pub(super) async fn guard(registry: Arc<Registry>, sandbox: Arc<Sandbox>, mut ma
     }
 }
 
-/// What happens to a sandbox next: it ends by itself, or its deadline comes; `None`: it is gone.
-async fn next(sandbox: &Sandbox, machine: &mut Machine) -> Option<Option<Reason>> {
+/// Until the sandbox is gone; `None`: somebody else has the machine now.
+async fn watch(
+    registry: &Arc<Registry>,
+    sandbox: &Arc<Sandbox>,
+    mut machine: Machine,
+) -> Option<Machine> {
+    let mut asks = sandbox.body.handover.asks.lock().await;
+    while let Some(event) = next(sandbox, &mut machine, &mut asks).await {
+        let asked = match event {
+            Event::End(reason) => {
+                registry.end(sandbox, &reason);
+                None
+            }
+            // It waits for whoever has the sandbox in hand, who may ask for the machine.
+            Event::Deadline => tokio::select! {
+                () = registry.at_deadline(sandbox) => None,
+                asked = asks.recv() => asked,
+            },
+            Event::Asked(to) => Some(to),
+        };
+        if let Some(to) = asked {
+            match to.send(machine) {
+                Ok(()) => return None,
+                Err(back) => machine = back,
+            }
+        }
+    }
+    Some(machine)
+}
+
+enum Event {
+    /// The machine, or its link, is no more.
+    End(Reason),
+    Deadline,
+    /// Somebody wants the machine.
+    Asked(oneshot::Sender<Machine>),
+}
+
+/// What happens to a sandbox next; `None`: it is gone.
+async fn next(
+    sandbox: &Sandbox,
+    machine: &mut Machine,
+    asks: &mut mpsc::Receiver<oneshot::Sender<Machine>>,
+) -> Option<Event> {
     tokio::select! {
         biased;
         () = sandbox.gone() => None,
+        Some(to) = asks.recv() => Some(Event::Asked(to)),
         end = machine.ended() => {
-            Some(Some(Reason::Ended(ended_text(&sandbox.id, end.as_deref()))))
+            Some(Event::End(Reason::Ended(ended_text(&sandbox.id, end.as_deref()))))
         }
         () = sandbox.link.closed() => {
             // Most often the machine is ending: its own word is better than ours.
@@ -43,9 +113,9 @@ async fn next(sandbox: &Sandbox, machine: &mut Machine) -> Option<Option<Reason>
                 Ok(end) => ended_text(&sandbox.id, end.as_deref()),
                 Err(_) => "the link to the guest agent broke".to_owned(),
             };
-            Some(Some(Reason::Ended(text)))
+            Some(Event::End(Reason::Ended(text)))
         }
-        () = expired(sandbox) => Some(None),
+        () = expired(sandbox) => Some(Event::Deadline),
     }
 }
 

@@ -15,6 +15,8 @@
 //! | `noagent` | starts, and the agent never says Hello |
 //! | `stubborn` | runs the agent and ignores Stop |
 //! | `nosave` | cannot be saved |
+//! | `noreset` | cannot be put back |
+//! | `resetdies` | this program is killed when it is to be put back |
 //! | `nocopy` | refuses to begin at a snapshot |
 //! | `crash` | begun at a snapshot, it reports a guest panic as soon as it is started |
 //! | `frail` | begun at a snapshot, it ends 50 ms after it is built unless it is started |
@@ -26,13 +28,14 @@
 //! | `told` | what the file `PROGRAM.mode` says, with PROGRAM the name that it is started by |
 //!
 //! Saved, its agent is stopped (`SIGSTOP`) until the next Start. Begun at a snapshot, it runs a fresh
-//! agent; processes and connections of the saved one are not there.
+//! agent; processes and connections of the saved one are not there. Put back, it gets a fresh agent, too.
 
 mod relay;
 mod saved;
 
 use control::{
-    Configured, Event, ExitCause, ExitReport, Origin, Request, SaveSpec, SavedLink, VmSpec, VmStats,
+    Configured, Event, ExitCause, ExitReport, Origin, Request, Reset, ResetSpec, SaveSpec,
+    SavedLink, VmSpec, VmStats,
 };
 use relay::Lie;
 use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group};
@@ -49,7 +52,7 @@ use std::time::{Duration, Instant};
 enum News {
     Request(Box<Request>, Vec<OwnedFd>),
     ServiceGone,
-    AgentEnded(String),
+    AgentEnded(Pid, String),
     Over,
 }
 
@@ -110,6 +113,44 @@ impl Machine {
         if let Some(pid) = self.agent {
             let _ = kill_process_group(pid, signal);
         }
+    }
+
+    /// Becomes a machine that has been configured to begin at `to` and has not run.
+    fn put_back(&mut self, to: &ResetSpec, fds: &[OwnedFd]) -> Result<(), Box<dyn Error>> {
+        let Origin::Snapshot { memory, .. } = self.spec.origin else {
+            return Err("it booted".into());
+        };
+        let mut all = fds
+            .iter()
+            .map(OwnedFd::try_clone)
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut keep = |index: u8| -> Result<u8, Box<dyn Error>> {
+            all.push(self.fds[usize::from(index)].try_clone()?);
+            Ok(u8::try_from(all.len() - 1)?)
+        };
+        let memory = keep(memory)?;
+        let mut disks = self.spec.disks.clone();
+        for (disk, parent) in disks.iter_mut().zip(&to.disks) {
+            disk.base = keep(disk.base)?;
+            disk.layer = disk.layer.map(&mut keep).transpose()?;
+            disk.parent = *parent;
+        }
+        let spec = VmSpec {
+            origin: Origin::Snapshot {
+                memory,
+                state: to.state,
+                layer: to.layer,
+                link: to.after,
+            },
+            link: to.link,
+            disks,
+            ..self.spec.clone()
+        };
+        spec.check(all.len())?;
+        self.start = Start::new(&spec, &all)?;
+        self.signal(Signal::KILL);
+        (self.spec, self.fds, self.agent) = (spec, all, None);
+        Ok(())
     }
 
     fn is_copy(&self) -> bool {
@@ -204,7 +245,9 @@ fn serve(
             }
             News::Over => {}
             News::ServiceGone => return Ok(ExitCause::Stopped),
-            News::AgentEnded(how) => {
+            // One that a reset has ended.
+            News::AgentEnded(pid, _) if machine.agent != Some(pid) => {}
+            News::AgentEnded(_, how) => {
                 eprintln!("fake-vmm: the agent ended: {how}");
                 return Ok(ExitCause::AgentDied);
             }
@@ -235,6 +278,7 @@ fn serve(
                     }
                 }
                 Request::Save(to) => say(&save(mode, machine, &to, &fds))?,
+                Request::Reset(to) => say(&reset(mode, machine, &to, &fds))?,
                 Request::Stats => {
                     let cpu_ns = u64::try_from(begin.elapsed().as_nanos())?;
                     say(&Event::Stats(VmStats {
@@ -266,6 +310,24 @@ fn save(mode: &str, machine: &Machine, to: &SaveSpec, fds: &[OwnedFd]) -> Event 
             machine.signal(Signal::CONT);
             let message = error.to_string();
             Event::SaveFailed { message }
+        }
+    }
+}
+
+fn reset(mode: &str, machine: &mut Machine, to: &ResetSpec, fds: &[OwnedFd]) -> Event {
+    let reset = match mode {
+        "noreset" => Err("asked not to reset".into()),
+        "resetdies" => {
+            let killed = kill_process(getpid(), Signal::KILL);
+            unreachable!("killed: {killed:?}")
+        }
+        _ => machine.put_back(to, fds),
+    };
+    match reset {
+        Ok(()) => Event::Reset(Reset::default()),
+        Err(error) => {
+            let message = error.to_string();
+            Event::ResetFailed { message }
         }
     }
 }
@@ -307,10 +369,11 @@ fn start_agent(machine: &Machine, lie: Lie) -> Result<Child, Box<dyn Error>> {
 }
 
 fn wait(mut child: Child, news: &Sender<News>) {
+    let pid = Pid::from_child(&child);
     let how = match child.wait() {
         Ok(status) => format!("code {:?}, signal {:?}", status.code(), status.signal()),
         Err(error) => error.to_string(),
     };
     // Nobody listens any more when the machine was stopped.
-    let _ = news.send(News::AgentEnded(how));
+    let _ = news.send(News::AgentEnded(pid, how));
 }
