@@ -41,7 +41,8 @@ pub async fn identify(
     match timeout(bound, link.set_identity(identity)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(format!(
-            "The guest agent did not accept its identity: {error}"
+            "The guest agent did not accept its identity: {}",
+            crate::error::chain(&error)
         )),
         Err(_) => Err(format!(
             "The guest agent did not accept its identity within {} s",

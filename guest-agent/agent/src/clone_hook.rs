@@ -19,6 +19,8 @@ const PATH: &CStr = c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sb
 
 /// Why there is no new identity.
 pub(crate) enum Failed {
+    /// Something of the machine could not be changed.
+    Change(Errno),
     /// The hook could not be run, or took too long (`TIMEDOUT`).
     Run(Errno),
     /// It ended so.

@@ -62,11 +62,12 @@ impl Identity {
         cgroup: Option<&Fd>,
     ) -> Result<(), Failed> {
         if !self.borrowed {
-            self.change_machine(new).map_err(Failed::Run)?;
+            self.change_machine(new).map_err(Failed::Change)?;
         }
         let env = new.env.packed().unwrap_or(&[]);
         let room = self.env.get_mut(..env.len());
-        room.ok_or(Failed::Run(Errno::TOOBIG))?.copy_from_slice(env);
+        room.ok_or(Failed::Change(Errno::TOOBIG))?
+            .copy_from_slice(env);
         self.env_len = env.len();
         if !self.borrowed {
             clone_hook::run(cgroup, new.generation)?;

@@ -419,12 +419,12 @@ fn tell_processes(
 
 /// Why the guest is not who it is to be.
 fn tell_failed(session: &mut Session, slot: usize, failed: &Failed) {
-    let told = match failed {
-        Failed::Run(e) => return fail(session, slot, "take an identity", *e),
+    let (how, number) = match failed {
+        Failed::Change(e) => return fail(session, slot, "take an identity", *e),
+        Failed::Run(e) => return fail(session, slot, "run the template's clone hook in time", *e),
         Failed::Ended(Exit::Code(code)) => ("status", *code),
         Failed::Ended(Exit::Signal(signal)) => ("signal", *signal),
     };
-    let (how, number) = told;
     let text = format_args!("the template's clone hook ended with {how} {number}");
     session.fail(slot, ErrorCode::Io, 0, text);
 }
