@@ -27,6 +27,10 @@ pub(crate) struct Args {
     /// List the stages and stop
     #[arg(long)]
     list: bool,
+    /// Run all of it so many times, and say how often each stage passed, and how often only when run
+    /// again
+    #[arg(long, value_name = "TIMES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    repeat: u32,
 }
 
 struct Stage {
@@ -102,6 +106,59 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         |stage: &&Stage| args.only.is_empty() || args.only.iter().any(|only| only == stage.name);
     let stages: Vec<_> = STAGES.iter().filter(chosen).collect();
     deps::ensure(deps::TO_BUILD)?;
+    let mut total = Tally::default();
+    let mut rounds = vec![Rounds::default(); stages.len()];
+    for round in 1..=args.repeat {
+        if args.repeat > 1 {
+            println!("\n== round {round} of {}", args.repeat);
+        }
+        total.add(all_once(&stages, &mut rounds));
+    }
+    if args.repeat > 1 {
+        for (stage, rounds) in stages.iter().zip(&rounds) {
+            println!("{}", rounds.summary(stage.name));
+        }
+    }
+    println!(
+        "{} passed, {} failed, {} skipped",
+        total.passed, total.failed, total.skipped
+    );
+    let good = total.failed == 0 && total.passed > 0;
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// How one stage's rounds ended.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rounds {
+    all: u32,
+    failed: u32,
+    /// Passed, but something in it only when it was run again.
+    flaky: u32,
+}
+
+impl Rounds {
+    fn note(&mut self, tally: &Tally) {
+        self.all += 1;
+        if tally.failed > 0 {
+            self.failed += 1;
+        } else if tally.is_flaky() {
+            self.flaky += 1;
+        }
+    }
+
+    fn summary(self, name: &str) -> String {
+        let Self { all, failed, flaky } = self;
+        let clean = all - failed - flaky;
+        format!("{name:<8} {all} rounds: {clean} clean, {flaky} flaky, {failed} failed")
+    }
+}
+
+/// Runs each stage, prints the summary, and returns the sum.
+fn all_once(stages: &[&Stage], rounds: &mut [Rounds]) -> Tally {
     let mut lines = Vec::new();
     let mut total = Tally::default();
     for (index, stage) in stages.iter().enumerate() {
@@ -116,19 +173,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let tally = (stage.run)().unwrap_or_else(|error| Tally::fail(format!("{error:#}")));
         lines.push(summary(stage.name, &tally, start.elapsed()));
         println!("== {}", lines[index].lines().next().unwrap_or_default());
+        if let Some(rounds) = rounds.get_mut(index) {
+            rounds.note(&tally);
+        }
         total.add(tally);
     }
     println!("\n{}\n", lines.join("\n"));
-    println!(
-        "{} passed, {} failed, {} skipped",
-        total.passed, total.failed, total.skipped
-    );
-    let good = total.failed == 0 && total.passed > 0;
-    Ok(if good {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    total
 }
 
 /// One line with a stage's counts and time, and its notes below.

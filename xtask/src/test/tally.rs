@@ -74,6 +74,11 @@ impl Tally {
         tally
     }
 
+    /// Whether something in it passed only when it was run again.
+    pub(crate) fn is_flaky(&self) -> bool {
+        self.notes.iter().any(|note| note.starts_with("flaky: "))
+    }
+
     /// Counts a failure if the runner failed without telling of a failed test, or ran nothing.
     pub(crate) fn or_failed(mut self, status: ExitStatus, what: &str) -> Self {
         if !status.success() && self.failed == 0 {
@@ -255,6 +260,7 @@ mod tests {
         let forgiven = tally(8, 2).or_again("x", || tally(2, 0));
         assert_eq!(counts(&forgiven), (10, 0, 0));
         assert!(forgiven.notes[0].contains("2 failed once"));
+        assert!(forgiven.is_flaky() && !tally(8, 0).is_flaky());
         for second in [tally(1, 1), tally(1, 0), tally(0, 0)] {
             assert_eq!(counts(&tally(8, 2).or_again("x", || second)), (8, 2, 0));
         }
