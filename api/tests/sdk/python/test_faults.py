@@ -1,10 +1,13 @@
 """Kill the VM process, the guest's kernel, its agent, the server: prompt and true errors, then a clean start."""
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import e2b
 import pytest
 from support import (
+    NATIVE,
     NotRunning,
     SandboxNotFound,
     SERVER_START,
@@ -18,6 +21,7 @@ from support import (
     server_pid,
     vm_pids,
 )
+from test_branches import tell
 from test_pause import count, counter, resume
 
 pytestmark = pytest.mark.fault
@@ -172,6 +176,195 @@ def test_what_is_paused_outlives_the_server():
         box.kill()
 
 
+def post(box, what, body):
+    """The status of a call that may lose its server; 0 without an answer."""
+    try:
+        return http_call("POST", f"/sandboxes/{box.sandbox_id}/{what}", body, timeout=60).status
+    except OSError:
+        return 0
+
+
+def while_killing(call, pids, after):
+    """Kills processes on the host so many seconds after `call` begins; what the call gives."""
+    ready = threading.Event()
+
+    def kill():
+        ready.set()
+        on_host(f"sleep {after}; kill -9 {pids} 2>/dev/null; true")
+
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill)
+        ready.wait()
+        given = call()
+        killed.result()
+    return given
+
+
+# What is asked for, and a good answer.
+STEPS = {
+    "pause": ({}, 204),
+    "snapshots": ({"name": "at-a-step"}, 201),
+    "fork": ({"count": 2, "timeout": 60}, 201),
+    "reset": ({}, 204),
+}
+MOMENTS = (0.0, 0.1, 0.3)
+
+
+def delete_snapshot():
+    assert http_call("DELETE", "/templates/at-a-step").status in (204, 404)
+
+
+def end_others(before):
+    """Children that came of it."""
+    for each in http_call("GET", "/v2/sandboxes").json():
+        if each["sandboxID"] not in before:
+            http_call("DELETE", f"/sandboxes/{each['sandboxID']}")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_vm_process_is_killed_at_a_step(step, box):
+    """What was answered is true; otherwise it is gone. Nothing half-made stays, others go on."""
+    box.is_running()
+    before, others = vm_pids(), {each["sandboxID"] for each in http_call("GET", "/v2/sandboxes").json()}
+    for after in MOMENTS:
+        body, good = STEPS[step]
+        victim = create()
+        mine = " ".join(vm_pids() - before)
+        status = while_killing(lambda: post(victim, step, body), mine, after)
+        assert status in (good, 404, 409, 500), status
+        if step == "pause" and status == good:
+            again = resume(victim)
+            assert run(again, "echo on").stdout == "on\n"
+            again.kill()
+        elif step == "reset" and status == good and victim.is_running():
+            victim.kill()  # the old machine was killed, the new one runs
+        else:
+            is_gone(victim)
+        if step == "snapshots":
+            if status == good:
+                made = create(template="at-a-step")
+                assert run(made, "echo on").stdout == "on\n"
+                made.kill()
+            delete_snapshot()
+        end_others(others)
+        eventually("its VM processes are reaped", 10, lambda: vm_pids() <= before)
+        assert run(box, "echo unharmed").stdout == "unharmed\n"
+        if STATE_DIR:
+            assert on_host(f'ls "{STATE_DIR}/snapshots/tmp" "{STATE_DIR}/layers" | grep -v :; true').strip() == ""
+
+
+@restarts
+@pytest.mark.parametrize("step", ["create", *STEPS])
+def test_the_server_is_killed_at_a_step(step):
+    """Started again it has what it had said it had, and nothing else."""
+    keeper = create()
+    counting = None if NATIVE else (counter(keeper), count(keeper))[1]
+    assert keeper.pause(request_timeout=patient(60))
+    # With microVMs a start takes long: the stand-ins try more moments, and `tests/crash.rs` many.
+    for after in MOMENTS if NATIVE else MOMENTS[1:2]:
+        body, good = STEPS.get(step, ({"templateID": "base", "timeout": 60}, 201))
+        victim = create()
+        orphans = " ".join(vm_pids())
+        if step == "create":
+            call = lambda: post_create(body)  # noqa: E731
+        else:
+            call = lambda: post(victim, step, body)  # noqa: E731
+        status = while_killing(call, server_pid(), after)
+        eventually("no VM process outlives the server", 15, lambda: _living(orphans) == "")
+        on_host(SERVER_START)
+        eventually("the server answers", 30, _healthy)
+        answer = http_call("GET", f"/sandboxes/{victim.sandbox_id}")
+        if step == "pause" and status == good:
+            assert answer.json()["state"] == "paused"
+        if answer.status == 200:
+            assert step == "pause" and answer.json()["state"] == "paused", answer
+            again = resume(victim)
+            assert run(again, "echo on").stdout == "on\n"
+            again.kill()
+        names = [each["snapshotID"] for each in http_call("GET", "/snapshots").json()]
+        assert "at-a-step:default" in names or not (step == "snapshots" and status == good)
+        delete_snapshot()
+        assert http_call("GET", "/v2/sandboxes?state=running").json() == []
+        if STATE_DIR:
+            assert on_host(f'ls "{STATE_DIR}/snapshots/tmp" "{STATE_DIR}/layers" | grep -v :; true').strip() == ""
+    again = resume(keeper)
+    if counting:
+        assert count(again)[1:] == counting[1:], "the same process with the same memory"
+    again.kill()
+
+
+def post_create(body):
+    try:
+        return http_call("POST", "/v2/sandboxes", body, timeout=60).status
+    except OSError:
+        return 0
+
+
+# Writes one number over all of its memory, then the next, for ever; tells whether memory is as it can be
+# between two instructions: some of one number, then only of the number before.
+DIRTIER = """
+import mmap, sys
+size = int(sys.argv[1]) << 20
+memory, page, n = mmap.mmap(-1, size), 4096, 0
+while True:
+    n += 1
+    word = n.to_bytes(8, "little") * (page // 8)
+    for at in range(0, size, page):
+        memory[at : at + page] = word
+    with open("/tmp/round", "w") as file:
+        file.write(str(n))
+"""
+# Looks at that memory from outside, with the process stopped.
+CHECKER = """
+import os, re, signal, sys
+pid, size = int(sys.argv[1]), int(sys.argv[2]) << 20
+os.kill(pid, signal.SIGSTOP)
+areas = [re.match("([0-9a-f]+)-([0-9a-f]+) rw-s .*/dev/zero", line) for line in open(f"/proc/{pid}/maps")]
+start = next(int(a[1], 16) for a in areas if a and int(a[2], 16) - int(a[1], 16) == size)
+numbers = []
+with open(f"/proc/{pid}/mem", "rb") as memory:
+    for at in range(0, size, 4096):
+        memory.seek(start + at)
+        page = memory.read(4096)
+        words = {page[:8]}
+        if page != page[:8] * 512:
+            words = {page[i : i + 8] for i in range(0, 4096, 8)}
+        numbers.append({int.from_bytes(word, "little") for word in words})
+flat = [n for page in numbers for n in (sorted(page, reverse=True))]
+steps = [(a, b) for a, b in zip(flat, flat[1:]) if a != b]
+os.kill(pid, signal.SIGCONT)
+good = len(steps) <= 1 and all(a == b + 1 for a, b in steps)
+print("good" if good else f"torn: {steps[:5]}", flat[0])
+"""
+DIRTY_MIB = 192
+
+
+@pytest.mark.vm
+def test_a_guest_that_dirties_all_its_memory_is_saved_whole():
+    """Snapshot and child are of one moment, and the guest goes on, while every page changes."""
+    box = create()
+    boxes = [box]
+    try:
+        box.files.write("/tmp/dirtier.py", DIRTIER)
+        box.files.write("/tmp/checker.py", CHECKER)
+        handle = box.commands.run(f"exec python3 /tmp/dirtier.py {DIRTY_MIB}", background=True, timeout=0)
+        eventually("it has written all once", 30, lambda: run(box, "ls /tmp").stdout.count("round"))
+        snapshot = box.create_snapshot(request_timeout=patient(120)).snapshot_id
+        boxes += box.fork(timeout=int(patient(120)), request_timeout=patient(120))
+        boxes.append(create(template=snapshot, request_timeout=patient(120)))
+        for each in boxes:
+            assert not isinstance(each, Exception), each
+            told = run(each, f"python3 /tmp/checker.py {handle.pid} {DIRTY_MIB}", user="root", timeout=patient(60))
+            assert told.stdout.startswith("good"), told.stdout
+        first = int(run(box, "cat /tmp/round").stdout)
+        eventually("it goes on", 30, lambda: int(run(box, "cat /tmp/round").stdout or "0") > first)
+        e2b.Sandbox.delete_snapshot(snapshot)
+    finally:
+        for each in boxes:
+            if not isinstance(each, Exception):
+                each.kill()
+
+
 @restarts
 def test_the_server_is_asked_to_stop():
     """SIGTERM: it ends by itself, soon, with everything it started, and its folder is tidy."""
@@ -199,3 +392,49 @@ def _healthy():
         return http_call("GET", "/health", key=None).status < 300
     except OSError:
         return False
+
+
+@restarts
+@pytest.mark.vm
+def test_one_sandbox_through_all_of_it():
+    """Create, pause, the server is killed and started, connect, fork, snapshot, trash and reset: one program."""
+    box = create(envs={"MINE": "yes"}, metadata={"test": "all-of-it"})
+    boxes, snapshot = [box], None
+    try:
+        counter(box)
+        run(box, "echo kept > /home/user/kept")
+        before = count(box)
+        assert box.pause(request_timeout=patient(60))
+        on_host(f"kill -9 {server_pid()}")
+        on_host(SERVER_START)
+        eventually("the server answers", 30, _healthy)
+        box = resume(box)
+        assert box.sandbox_id == boxes[0].sandbox_id
+        assert count(box)[1:] == before[1:] and count(box)[0] >= before[0]
+        assert run(box, "cat /home/user/kept; echo $MINE").stdout == "kept\nyes\n"
+
+        children = box.fork(count=20, timeout=int(patient(120)), request_timeout=patient(240))
+        boxes += [child for child in children if not isinstance(child, Exception)]
+        assert len(boxes) == 21, [child for child in children if isinstance(child, Exception)]
+        at_fork = [count(child) for child in boxes[1:]]
+        assert {each[1:] for each in at_fork} == {before[1:]}
+        told = [tell(child) for child in boxes[1:]]
+        assert all(len(set(values)) == 20 for values in zip(*told))
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda child: child.kill(), boxes[1:]))
+
+        snapshot = box.create_snapshot(request_timeout=patient(120)).snapshot_id
+        boxes = [box] + [create(template=snapshot, request_timeout=patient(60)) for _ in range(10)]
+        assert {count(each)[1:] for each in boxes} == {before[1:]}
+        assert all(len(set(values)) == 10 for values in zip(*[tell(each) for each in boxes[1:]]))
+
+        trashed = boxes[1]
+        run(trashed, "sudo rm -rf /usr/bin/* /home/user", timeout=patient(60))
+        assert http_call("POST", f"/sandboxes/{trashed.sandbox_id}/reset", timeout=60).status == 204
+        assert run(trashed, "cat /home/user/kept; hostname").stdout == f"kept\n{trashed.sandbox_id}\n"
+        assert count(trashed)[1:] == before[1:]
+    finally:
+        for each in boxes:
+            each.kill()
+        if snapshot:
+            e2b.Sandbox.delete_snapshot(snapshot)
