@@ -1,8 +1,8 @@
 //! From a template to a VM process, and on to a machine whose agent is on the line.
 //!
 //! ```text
-//! boot:   files, layer, sockets ─> spawn ─> Configure ─> Configured ─> Start ─> Started ─> Hello
-//! clone:  golden, layer, sockets ─> spawn ─> Configure ─> Configured: a husk, until it is claimed
+//! boot:   files, layer, sockets ─> fork ─> Configure ─> Configured ─> Start ─> Started ─> Hello
+//! clone:  golden, layer, sockets ─> fork ─> Configure ─> Configured: a husk, until it is claimed
 //! ```
 //!
 //! Nothing here outlives a failure: descriptors close, the layer has no name, and dropping the
@@ -11,9 +11,11 @@
 mod error;
 pub(crate) mod files;
 mod timings;
+mod zygote;
 
 pub use error::LaunchError;
 pub use timings::Timings;
+pub use zygote::Nursery;
 
 use crate::config::Template;
 use crate::image::{Basis, Image};
@@ -22,9 +24,8 @@ use crate::machine::{Machine, Phase};
 use crate::name::Name;
 use crate::record::Record;
 use crate::stderr;
-use control::{DiskSpec, Origin, Request, VmSpec};
+use control::{DiskSpec, Origin, Request, Spawned, VmSpec};
 use files::{Fds, open, reopen, unnamed};
-use rustix::process::Pid;
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -40,6 +41,8 @@ const BUILD_TIMEOUT: Duration = Duration::from_secs(20);
 pub struct Launcher {
     /// The VM program.
     pub vmm: PathBuf,
+    /// What makes its processes.
+    pub nursery: Nursery,
     /// The guest agent.
     pub agent: PathBuf,
     /// Where private disk layers are made.
@@ -237,11 +240,14 @@ impl Launcher {
         spec.check(fds.borrow().len())?;
         let size = spec.disks.first().map_or(0, |disk| disk.size);
 
-        let (mut child, control) = control::spawn(&self.vmm, &[]).map_err(spawn_error)?;
-        let stderr = child.stderr.take();
+        let spawned = self.nursery.spawn(&self.vmm).map_err(spawn_error)?;
+        let Spawned {
+            pid,
+            control,
+            stderr,
+        } = spawned;
         let configure = Request::Configure(Box::new(spec));
         let sent = control::send(&control, &configure, &fds.borrow());
-        let pid = Pid::from_child(&child);
         let Plan { name, slot, .. } = plan;
         // Without it all works but the cleaning after a crash of this server and a hanging machine.
         let record = Record::new(&self.record_dir, pid).inspect_err(
@@ -249,9 +255,7 @@ impl Launcher {
         );
         // From here on the task reaps the process, whatever becomes of this launch.
         let machine = Machine::adopt(name.clone(), pid, control, (record.ok(), slot));
-        if let Some(stderr) = stderr {
-            stderr::pump(name, stderr.into());
-        }
+        stderr::pump(name, stderr);
         sent?;
         Ok((machine, link, size))
     }

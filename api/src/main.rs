@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use api::app::App;
 use api::config::{File, Overrides, Settings};
 use api::doctor::{host, judge, report};
-use api::launcher::Launcher;
+use api::launcher::{Launcher, Nursery};
 use api::registry::Registry;
 use api::state::StateDir;
 use api::vault::Vault;
@@ -118,6 +118,7 @@ fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
     let vault = Vault::open(state.snapshots(), state.layers())?;
     let launcher = Launcher {
         vmm: settings.vmm.clone(),
+        nursery: Nursery::default(),
         agent: settings.agent.clone(),
         layer_dir: state.layers().to_owned(),
         record_dir: state.machines().to_owned(),

@@ -8,7 +8,7 @@
 
 use api::app::App;
 use api::config::{ClonesFile, File, LimitsFile, Overrides, Settings};
-use api::launcher::Launcher;
+use api::launcher::{Launcher, Nursery};
 use api::registry::Registry;
 use api::state::StateDir;
 use api::vault::Vault;
@@ -116,6 +116,7 @@ impl Server {
         let state = StateDir::open(&dir.path().join("data")).unwrap();
         let launcher = Launcher {
             vmm: settings.vmm.clone(),
+            nursery: Nursery::default(),
             agent: settings.agent.clone(),
             layer_dir: state.layers().to_owned(),
             record_dir: state.machines().to_owned(),
@@ -280,7 +281,7 @@ pub(crate) fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// The processes whose parent is this one.
+/// The processes whose parent is this one, but for what only makes others.
 pub(crate) fn children() -> Vec<String> {
     let all = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
     let stats = all.filter_map(|e| std::fs::read_to_string(e.path().join("stat")).ok());
@@ -289,5 +290,7 @@ pub(crate) fn children() -> Vec<String> {
         let after = stat.rsplit(')').next().unwrap_or_default();
         after.split_whitespace().nth(1) == Some(&me)
     };
-    stats.filter(is_child).collect()
+    let zygote = format!("({})", control::ZYGOTE_NAME.to_string_lossy());
+    let no_zygote = |stat: &String| !stat.contains(&zygote);
+    stats.filter(is_child).filter(no_zygote).collect()
 }

@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Most bytes of one message.
-pub const MAX_MESSAGE: usize = 64 * 1024;
+pub const MAX_MESSAGE: usize = 16 * 1024;
 /// Most descriptors with one message.
 pub const MAX_FDS: usize = 16;
 const VERSION: u8 = 1;
@@ -104,7 +104,8 @@ pub fn send<T: Serialize>(
 pub fn recv<T: DeserializeOwned>(
     socket: impl AsFd,
 ) -> Result<Option<(T, Vec<OwnedFd>)>, ChannelError> {
-    let mut bytes = vec![0; MAX_MESSAGE + 1];
+    // On the stack: a fresh piece of heap of this size costs page faults, and a claim waits for this.
+    let mut bytes = [0; MAX_MESSAGE + 1];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = loop {

@@ -22,11 +22,10 @@
 //!
 //! **Architecture invariant:** this crate knows neither KVM nor HTTP.
 
-#![forbid(unsafe_code)]
-
 mod frame;
 mod message;
 mod spawn;
+mod zygote;
 
 pub use frame::{ChannelError, MAX_FDS, MAX_MESSAGE, pair, recv, send};
 pub use message::{
@@ -36,6 +35,9 @@ pub use message::{
 };
 
 pub use spawn::spawn;
+pub use zygote::{
+    Role, Spawned, ZYGOTE_ARGUMENT, ZYGOTE_NAME, Zygote, ZygoteError, serve as serve_zygote,
+};
 
 /// The descriptor under which a VM process finds its control socket: standard input, because that
 /// is the one a program can be given without code between fork and exec.

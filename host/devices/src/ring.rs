@@ -19,12 +19,12 @@ use crate::Memory;
 use io_uring::types::{BufRingEntry, CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use rustix::io::Errno;
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use std::fmt;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
@@ -520,23 +520,17 @@ struct Pool {
 }
 
 const POOL_RING_BYTES: usize = 4096;
-const POOL_LAYOUT: Layout = match Layout::from_size_align(
-    POOL_RING_BYTES + POOL_BUFFERS as usize * POOL_BUFFER_SIZE,
-    POOL_RING_BYTES,
-) {
-    Ok(layout) => layout,
-    Err(_) => panic!("pool layout"),
-};
+const POOL_BYTES: usize = POOL_RING_BYTES + POOL_BUFFERS as usize * POOL_BUFFER_SIZE;
 const _: () = assert!(POOL_BUFFERS.is_power_of_two());
 const _: () = assert!(POOL_BUFFERS as usize * size_of::<BufRingEntry>() <= POOL_RING_BYTES);
 
 impl Pool {
     fn new(uring: &IoUring) -> io::Result<Self> {
-        // SAFETY: the layout's size is not zero.
-        let base = unsafe { alloc_zeroed(POOL_LAYOUT) };
-        let Some(base) = NonNull::new(base) else {
-            handle_alloc_error(POOL_LAYOUT)
-        };
+        // Mapped, not allocated: pages come when they are used, most of them never.
+        let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+        // SAFETY: a new mapping where the kernel likes, which is this value's alone.
+        let base = unsafe { mmap_anonymous(ptr::null_mut(), POOL_BYTES, access, flags) }?;
+        let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
         let taken = [true; POOL_BUFFERS as usize];
         let mut pool = Self {
             base,
@@ -606,8 +600,8 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         if !self.leak {
-            // SAFETY: allocated in `new` with the same layout; the kernel does not use it any more.
-            unsafe { dealloc(self.base.as_ptr(), POOL_LAYOUT) };
+            // SAFETY: mapped in `new` with the same size; the kernel does not use it any more.
+            let _ = unsafe { munmap(self.base.as_ptr().cast(), POOL_BYTES) };
         }
     }
 }

@@ -1,9 +1,9 @@
-//! System call filters: a list of what a thread may call; anything else ends the process.
+//! System call filters: a list of what a process may call; anything else ends the process.
 
 use crate::JailError;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch, apply_filter,
+    SeccompRule, TargetArch, apply_filter_all_threads,
 };
 use std::collections::BTreeMap;
 
@@ -24,16 +24,15 @@ pub type Allowed = (i64, When);
 /// A compiled filter.
 #[derive(Clone, Debug)]
 pub struct Filter {
-    role: &'static str,
     program: BpfProgram,
 }
 
 impl Filter {
-    /// Compiles the list of what a thread of this role may call.
+    /// Compiles the list of what a process may call.
     ///
     /// # Errors
     /// [`JailError::Filter`] for a list that seccomp cannot hold.
-    pub fn new(role: &'static str, allowed: &[Allowed]) -> Result<Self, JailError> {
+    pub fn new(allowed: &[Allowed]) -> Result<Self, JailError> {
         let compile = || -> Result<BpfProgram, seccompiler::BackendError> {
             let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
             for (call, when) in allowed {
@@ -47,22 +46,17 @@ impl Filter {
             )?
             .try_into()
         };
-        let program = compile().map_err(|source| JailError::Filter {
-            role,
-            source: seccompiler::Error::Backend(source),
-        })?;
-        Ok(Self { role, program })
+        let program = compile().map_err(|e| JailError::Filter(seccompiler::Error::Backend(e)))?;
+        Ok(Self { program })
     }
 
-    /// Applies it to the calling thread, for ever. The process must have given up new privileges.
+    /// Applies it to all threads of the process, for ever, and to those that they start. The process
+    /// must have given up new privileges.
     ///
     /// # Errors
     /// [`JailError::Filter`].
     pub fn apply(&self) -> Result<(), JailError> {
-        apply_filter(&self.program).map_err(|source| JailError::Filter {
-            role: self.role,
-            source,
-        })
+        apply_filter_all_threads(&self.program).map_err(JailError::Filter)
     }
 }
 
@@ -138,7 +132,7 @@ mod test {
         allowed.push((libc::SYS_write, When::OneOf(0, &[1, 2])));
         let file = std::fs::File::create("/dev/null").unwrap();
         rustix::thread::set_no_new_privs(true).unwrap();
-        Filter::new("test", &allowed).unwrap().apply().unwrap();
+        Filter::new(&allowed).unwrap().apply().unwrap();
         let _ = rustix::process::getuid();
         match attempt.as_str() {
             "getppid" => drop(rustix::process::getppid()),

@@ -1,7 +1,10 @@
 //! The host's KVM: opened once, checked once.
 
 use crate::error::{Error, Result};
+use crate::{cpuid, msr};
+use kvm_bindings::CpuId;
 use kvm_ioctls::Cap;
+use std::sync::{Arc, OnceLock};
 
 /// What a host's KVM must have, with the kernel's names.
 pub const REQUIRED: &[(Cap, &str)] = &[
@@ -34,6 +37,15 @@ pub const API_VERSION: i32 = 12;
 #[derive(Debug)]
 pub struct Kvm {
     fd: kvm_ioctls::Kvm,
+    offers: OnceLock<Offers>,
+}
+
+/// What this KVM offers to guests; asked once, because the answer costs as much as making a VM.
+#[derive(Debug)]
+pub(crate) struct Offers {
+    pub(crate) cpuid: CpuId,
+    /// Numbers of the registers that are saved, ascending.
+    pub(crate) msrs: Arc<[u32]>,
 }
 
 impl Kvm {
@@ -57,7 +69,27 @@ impl Kvm {
     pub fn open_unchecked() -> Result<Self> {
         Ok(Self {
             fd: kvm_ioctls::Kvm::new().map_err(Error::Open)?,
+            offers: OnceLock::new(),
         })
+    }
+
+    /// Asks KVM now what machines will ask it later, for a process that is to be forked.
+    ///
+    /// # Errors
+    /// From the ioctls.
+    pub fn prepare(&self) -> Result<()> {
+        self.offers().map(drop)
+    }
+
+    pub(crate) fn offers(&self) -> Result<&Offers> {
+        if let Some(offers) = self.offers.get() {
+            return Ok(offers);
+        }
+        let offers = Offers {
+            cpuid: cpuid::supported(self)?,
+            msrs: msr::saved(self)?,
+        };
+        Ok(self.offers.get_or_init(|| offers))
     }
 
     /// Names of the needed capabilities that this host lacks.

@@ -256,7 +256,7 @@ mod test {
         };
         let memory = Memory::new(&spec).unwrap();
         let bytes = |memory: &Memory| -> Vec<u8> {
-            let page = |n| memory.ram().read_obj::<u8>(GuestAddress(n * 4096)).unwrap();
+            let page = |n: u64| memory.ram().read_obj::<u8>(GuestAddress(n * 4096)).unwrap();
             (0..3).map(page).collect()
         };
         let all = [9; 3 * 4096];

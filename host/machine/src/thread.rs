@@ -102,8 +102,7 @@ pub struct VcpuThread {
 impl VcpuThread {
     /// Starts the thread, parked.
     ///
-    /// `prepare` runs on it once, before its first entry into the guest, for confinement; what it
-    /// says ends the vCPU as [`Exit::Failed`] with that error number. `ended` hears why the guest
+    /// `ended` hears why the guest
     /// could not go on; then the thread is finished.
     ///
     /// # Errors
@@ -111,7 +110,6 @@ impl VcpuThread {
     pub fn spawn(
         vcpu: Vcpu,
         wiring: Wiring,
-        prepare: impl FnOnce() -> std::result::Result<(), i32> + Send + 'static,
         ended: impl FnOnce(u8, Exit) + Send + 'static,
     ) -> Result<Self> {
         let index = vcpu.index();
@@ -137,10 +135,7 @@ impl VcpuThread {
         let body = move || {
             let exit = match theirs.arrive(State::Parked) {
                 State::Finished => None,
-                _ => match prepare() {
-                    Ok(()) => run(&vcpu, &wiring, &theirs),
-                    Err(errno) => Some(Exit::Failed(errno)),
-                },
+                _ => run(&vcpu, &wiring, &theirs),
             };
             if let Some(exit) = exit {
                 ended(index, exit);

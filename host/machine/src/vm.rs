@@ -10,7 +10,6 @@ use crate::irq::IrqRoutes;
 use crate::kvm::Kvm;
 use crate::layout;
 use crate::memory::{Memory, MemorySpec};
-use crate::msr;
 use crate::vcpu::Vcpu;
 use kvm_bindings::{KVM_CAP_HALT_POLL, KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
@@ -59,12 +58,11 @@ impl Vm {
             // Polling for a wake-up burns host time for each of thousands of idle machines.
             enable(&fd, KVM_CAP_HALT_POLL, "KVM_CAP_HALT_POLL", 0)?;
         }
-        let supported = cpuid::supported(kvm)?;
-        let msrs = msr::saved(kvm)?;
+        let offers = kvm.offers()?;
         let vcpus = (0..spec.vcpus)
             .map(|index| {
-                let cpuid = cpuid::for_vcpu(&supported, index, spec.vcpus);
-                Vcpu::new(&fd, index, &cpuid, Arc::clone(&msrs))
+                let cpuid = cpuid::for_vcpu(&offers.cpuid, index, spec.vcpus);
+                Vcpu::new(&fd, index, &cpuid, Arc::clone(&offers.msrs))
             })
             .collect::<Result<_>>()?;
         let fd = Arc::new(fd);

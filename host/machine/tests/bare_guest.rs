@@ -204,12 +204,9 @@ fn spawn(vcpu: Vcpu, ended: mpsc::Sender<(u8, Exit)>) -> VcpuThread {
         ports: Arc::default(),
         memory: Arc::default(),
     };
-    VcpuThread::spawn(
-        vcpu,
-        wiring,
-        || Ok(()),
-        move |i, exit| ended.send((i, exit)).unwrap(),
-    )
+    VcpuThread::spawn(vcpu, wiring, move |i, exit| {
+        ended.send((i, exit)).unwrap();
+    })
     .unwrap()
 }
 
@@ -275,34 +272,6 @@ fn a_guest_that_ends_says_why_once() {
     assert_eq!(ends.recv_timeout(PATIENCE).unwrap(), (0, Exit::Shutdown));
     thread.park(PATIENCE).unwrap();
     thread.finish(PATIENCE).unwrap();
-}
-
-#[test]
-fn a_failing_preparation_keeps_the_guest_from_running() {
-    let kvm = kvm_or_skip!();
-    let (vm, mut vcpus) = machine(&kvm, 1, &SPIN);
-    enter(&vcpus[0], 0x20_0000);
-    let (ended, ends) = mpsc::channel();
-    let wiring = Wiring {
-        ports: Arc::default(),
-        memory: Arc::default(),
-    };
-    let ended = move |_, exit| ended.send(exit).unwrap();
-    let mut thread =
-        VcpuThread::spawn(vcpus.remove(0), wiring, || Err(libc::EPERM), ended).unwrap();
-    thread.run();
-    assert_eq!(
-        ends.recv_timeout(PATIENCE).unwrap(),
-        Exit::Failed(libc::EPERM)
-    );
-    thread.finish(PATIENCE).unwrap();
-    assert_eq!(
-        vm.memory()
-            .ram()
-            .read_obj::<u64>(GuestAddress(0x20_0000))
-            .unwrap(),
-        0
-    );
 }
 
 #[test]

@@ -78,7 +78,7 @@ fn spawn(vcpus: Vec<Vcpu>) -> Vec<VcpuThread> {
             memory: Arc::default(),
         };
         let ended = |i, exit| panic!("vCPU {i} ended: {exit:?}");
-        VcpuThread::spawn(vcpu, wiring, || Ok(()), ended).unwrap()
+        VcpuThread::spawn(vcpu, wiring, ended).unwrap()
     };
     vcpus.into_iter().map(start).collect()
 }

@@ -9,9 +9,9 @@ use crate::confine;
 use crate::ending::{Ending, Reason};
 use crate::lazy::Watch;
 use crate::log::Log;
+use crate::prepared::Prepared;
 use crate::save::{SaveError, State};
 use crate::stats::Accounts;
-use crate::supervise::chain;
 use crate::wiring::{ConsolePorts, IoapicWindow, Line, Reset, Routes, Window};
 use control::{DiskSpec, MAX_CONSOLE_TAIL, Origin, VmSpec};
 use devices::{
@@ -19,7 +19,7 @@ use devices::{
     VsockConfig, VsockMetrics,
 };
 use jail::{Filter, JailError};
-use machine::{Bus, BusDevice, Exit, Kvm, MachineSpec, Vcpu, VcpuThread, Vm, Wiring, layout};
+use machine::{Bus, BusDevice, Exit, MachineSpec, Vcpu, VcpuThread, Vm, Wiring, layout};
 use snapshot_memory::{Pagemap, Range};
 use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -86,7 +86,7 @@ pub(crate) struct Machine {
     pub(crate) ending: Arc<Ending>,
     pub(crate) metrics: Metrics,
     pub(crate) accounts: Accounts,
-    /// The main thread's filter, for when the loop begins.
+    /// For all threads, when the loop begins.
     pub(crate) filter: Filter,
 }
 
@@ -99,16 +99,18 @@ pub(crate) struct Metrics {
 
 /// Builds everything; nothing runs. `spec` has been checked against the number of `fds`.
 pub(crate) fn assemble(
+    prepared: Prepared,
     spec: &VmSpec,
     fds: Vec<OwnedFd>,
     control: BorrowedFd<'_>,
     log: &Log,
 ) -> Result<Machine> {
+    let Prepared { kvm, filter } = prepared;
     let mut fds = Fds(fds.into_iter().map(Some).collect());
     let ending = Arc::new(Ending::new().map_err(AssembleError::EventFd)?);
     let memory = memory(spec, &mut fds)?;
     let (vm, processors) = Vm::new(
-        &Kvm::open()?,
+        &kvm,
         &MachineSpec {
             vcpus: spec.vcpus,
             memory,
@@ -142,14 +144,8 @@ pub(crate) fn assemble(
     let pagemap = Pagemap::open()?;
     let accounts = Accounts::open(vm.memory().host_ranges()).map_err(AssembleError::Accounts)?;
     // Nothing is opened after this.
-    let (filters, landlocked) = confine::process()?;
-    if !landlocked {
-        log.line(
-            "warn",
-            "this kernel's Landlock cannot forbid all access to files and network",
-        );
-    }
-    let filter = Arc::new(filters.vcpu);
+    drop(kvm);
+    confine(log)?;
     let vcpus = processors
         .into_iter()
         .map(|vcpu| {
@@ -157,7 +153,7 @@ pub(crate) fn assemble(
                 ports: Arc::clone(&ports),
                 memory: Arc::clone(&memory),
             };
-            spawn(vcpu, wiring, &filter, log, &ending)
+            spawn(vcpu, wiring, &ending)
         })
         .collect::<Result<_>>()?;
     Ok(Machine {
@@ -173,7 +169,7 @@ pub(crate) fn assemble(
         ending,
         metrics,
         accounts,
-        filter: filters.main,
+        filter,
     })
 }
 
@@ -286,20 +282,19 @@ fn memory_bus(ioapic: &Arc<Ioapic>, placed: &[Placed]) -> Result<Bus> {
     Ok(Bus::new(all)?)
 }
 
-fn spawn(
-    vcpu: Vcpu,
-    wiring: Wiring,
-    filter: &Arc<Filter>,
-    log: &Log,
-    ending: &Arc<Ending>,
-) -> Result<VcpuThread> {
-    let (filter, log, ending) = (Arc::clone(filter), log.clone(), Arc::clone(ending));
-    let confine = move || {
-        filter.apply().map_err(|error| {
-            log.line("error", &chain(&error));
-            libc::EPERM
-        })
-    };
+/// Gives up what the process does not need any more.
+fn confine(log: &Log) -> Result<()> {
+    if !confine::process()? {
+        log.line(
+            "warn",
+            "this kernel's Landlock cannot forbid all access to files and network",
+        );
+    }
+    Ok(())
+}
+
+fn spawn(vcpu: Vcpu, wiring: Wiring, ending: &Arc<Ending>) -> Result<VcpuThread> {
+    let ending = Arc::clone(ending);
     let ended = move |index, exit: Exit| ending.report(Reason::Vcpu { index, exit });
-    Ok(VcpuThread::spawn(vcpu, wiring, confine, ended)?)
+    Ok(VcpuThread::spawn(vcpu, wiring, ended)?)
 }

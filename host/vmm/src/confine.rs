@@ -1,9 +1,11 @@
 //! What a VM process may still do once its machine is built: the only place that knows which
-//! system calls a thread of ours needs.
+//! system calls ours needs.
 //!
 //! The process gives up everything it no longer needs before the first thread is started
-//! ([`process`]); each thread then takes its own filter before it touches the guest or the guest
-//! touches it. A call that is not listed ends the process, which the service sees as a host fault.
+//! ([`process`]), and all threads take one filter before the guest runs. One for all: they share their
+//! memory, so whoever has one of them has them all, and each filter more is compiled to machine code
+//! in every VM process. A call that is not listed ends the process, which the service sees as a host
+//! fault.
 
 use jail::{Allowed, Filter, JailError, Limits, When};
 
@@ -13,7 +15,12 @@ use When::{Always, OneOf, Without};
 /// disk, the ring. 19 devices are possible; this leaves room for all.
 const DESCRIPTORS: u64 = 256;
 
+/// Users of VM processes are numbered from here by process, so that no two are one user. Far from the
+/// numbers of people, services and their subordinate ranges.
+const FIRST_USER: u32 = 0x7000_0000;
+
 const PROT_EXEC: u64 = 4;
+const PR_SET_NAME: u32 = 15;
 const F_GETFD: u32 = 1;
 const KVM_RUN: u32 = 0xae80;
 const KVM_GET_REGS: u32 = 0x8090_ae81;
@@ -46,7 +53,7 @@ const UFFDIO_COPY: u32 = 0xc028_aa03;
 const UFFDIO_WAKE: u32 = 0x8010_aa02;
 const IORING_REGISTER_SYNC_CANCEL: u32 = 24;
 
-/// What every thread needs to live and die.
+/// What every thread needs to be born, to live and to die.
 const COMMON: &[Allowed] = &[
     (libc::SYS_futex, Always),                   // locks, waiting, joining
     (libc::SYS_write, Always),                   // eventfds, log lines
@@ -64,29 +71,27 @@ const COMMON: &[Allowed] = &[
     (libc::SYS_rt_sigprocmask, Always),          // starting and ending threads
     (libc::SYS_sigaltstack, Always),             // ending threads
     (libc::SYS_restart_syscall, Always),         // waits that a signal interrupted
-    (libc::SYS_rseq, Always),                    // ending threads
+    (libc::SYS_rseq, Always),                    // threads that begin and end
+    (libc::SYS_set_robust_list, Always),         // threads that begin
+    (libc::SYS_sched_getaffinity, Always),       // threads that begin: where their stack is
+    (libc::SYS_prctl, OneOf(0, &[PR_SET_NAME])), // threads that begin
+    (libc::SYS_gettid, Always),                  // threads that begin, kicking vCPUs
     (libc::SYS_exit, Always),                    // end of a thread
     (libc::SYS_exit_group, Always),              // end of the process
 ];
 
-/// A vCPU's thread: runs the guest, answers its register accesses.
-const VCPU: &[Allowed] = &[
-    // Run; where an internal error happened; the IOAPIC's redirection entries.
-    (
-        libc::SYS_ioctl,
-        OneOf(1, &[KVM_RUN, KVM_GET_REGS, KVM_SET_GSI_ROUTING]),
-    ),
-];
-
-/// The main thread: the event loop and the service's requests.
-const MAIN: &[Allowed] = &[
-    // Saving a machine; its clock, when one that has waited is let go; loading its processors and
-    // its interrupt routes, when it goes back.
+/// The vCPUs' threads, the event loop and the service's requests.
+const WORK: &[Allowed] = &[
+    // Running the guest; where an internal error happened; the IOAPIC's redirection entries. Saving a
+    // machine; its clock, when one that has waited is let go; loading its processors and its
+    // interrupt routes, when it goes back.
     (
         libc::SYS_ioctl,
         OneOf(
             1,
             &[
+                KVM_RUN,
+                KVM_SET_GSI_ROUTING,
                 KVM_GET_REGS,
                 KVM_GET_SREGS,
                 KVM_GET_MSRS,
@@ -110,8 +115,9 @@ const MAIN: &[Allowed] = &[
                 KVM_SET_XSAVE,
                 KVM_SET_XCRS,
                 KVM_KVMCLOCK_CTRL,
-                KVM_SET_GSI_ROUTING,
                 PAGEMAP_SCAN,
+                UFFDIO_COPY,
+                UFFDIO_WAKE,
             ],
         ),
     ),
@@ -133,52 +139,47 @@ const MAIN: &[Allowed] = &[
     (libc::SYS_lseek, Always),           // memory accounts, a disk's layer
     (libc::SYS_read, Always),            // memory accounts
     (libc::SYS_getpid, Always),          // kicking vCPUs
-    (libc::SYS_gettid, Always),          // kicking vCPUs
     (libc::SYS_tgkill, Always),          // kicking vCPUs
+    (libc::SYS_nanosleep, Always),       // before the last word, when the pager is gone
+    (libc::SYS_clock_nanosleep, Always), // before the last word, when the pager is gone
 ];
 
-/// The thread that follows the pager: its words, discarded memory, the last word.
-const WATCH: &[Allowed] = &[
-    (libc::SYS_recvmsg, Always), // the pager's words
-    (libc::SYS_sendmsg, Always), // the last word
-    (libc::SYS_poll, Always),    // faults
-    (libc::SYS_ppoll, Always),   // faults
-    (libc::SYS_read, Always),    // faults
-    (libc::SYS_ioctl, OneOf(1, &[UFFDIO_COPY, UFFDIO_WAKE])),
-    (libc::SYS_nanosleep, Always),       // before the last word
-    (libc::SYS_clock_nanosleep, Always), // before the last word
-];
-
-/// The compiled filters of all threads.
-#[derive(Debug)]
-pub(crate) struct Filters {
-    pub(crate) vcpu: Filter,
-    pub(crate) main: Filter,
+/// Compiles the filter.
+pub(crate) fn filter() -> Result<Filter, JailError> {
+    Filter::new(&[COMMON, WORK].concat())
 }
 
-/// Confines the whole process, as far as that goes before its threads have started, and prepares
-/// the filters of the threads. Everything that is to be opened must be open. Tells whether the
-/// kernel's Landlock could enforce all of it.
-pub(crate) fn process() -> Result<(Filters, bool), JailError> {
-    let filters = Filters {
-        vcpu: Filter::new("vCPU", &[COMMON, VCPU].concat())?,
-        main: Filter::new("main", &[COMMON, MAIN].concat())?,
-    };
-    jail::seal()?;
+/// Empties the process's view of the system, and that of those which it forks. Without root, or where
+/// that is forbidden, it says so and what holds nevertheless is the rest of this file.
+#[expect(unsafe_code, reason = "jail::empty_rooms has conditions")]
+pub(crate) fn rooms() -> Result<(), JailError> {
+    // SAFETY: a zygote calls this before it starts a thread, and all its paths are in /proc.
+    unsafe { jail::empty_rooms() }
+}
+
+/// Confines the whole process, as far as that goes before its threads have started. Everything that
+/// is to be opened must be open. Tells whether the kernel's Landlock could enforce all of it.
+pub(crate) fn process() -> Result<bool, JailError> {
     Limits {
         descriptors: DESCRIPTORS,
     }
     .apply()?;
-    let landlocked = jail::forbid_files_and_network()?;
-    Ok((filters, landlocked))
+    give_up()
 }
 
-/// Confines the calling thread, which begins before the rest is confined, as the one that follows the
-/// pager.
+/// Confines the thread that follows the pager, which begins before the rest is confined.
 pub(crate) fn watch() -> Result<(), JailError> {
+    give_up().map(drop)
+}
+
+/// What a thread, and those that it starts, can give up by itself.
+fn give_up() -> Result<bool, JailError> {
+    if rustix::process::geteuid().is_root() {
+        let process = rustix::process::getpid().as_raw_nonzero().get();
+        jail::become_user(FIRST_USER + process.unsigned_abs())?;
+    }
     jail::seal()?;
-    jail::forbid_files_and_network()?;
-    Filter::new("pager watch", &[COMMON, WATCH].concat())?.apply()
+    jail::forbid_files_and_network()
 }
 
 #[cfg(test)]
@@ -210,11 +211,10 @@ mod test {
 
     #[test]
     fn no_call_is_listed_twice() {
-        for list in [VCPU, MAIN, WATCH].map(|own| [COMMON, own].concat()) {
-            let mut calls: Vec<_> = list.iter().map(|(call, _)| *call).collect();
-            calls.sort_unstable();
-            calls.dedup();
-            assert_eq!(calls.len(), list.len());
-        }
+        let list = [COMMON, WORK].concat();
+        let mut calls: Vec<_> = list.iter().map(|(call, _)| *call).collect();
+        calls.sort_unstable();
+        calls.dedup();
+        assert_eq!(calls.len(), list.len());
     }
 }

@@ -65,26 +65,35 @@ pub(crate) fn begin(
     let parts = vm.memory().host_ranges();
     let lazy = Lazy::begin(pager, device, &parts, first)?;
     let thread = std::thread::Builder::new().name("pager watch".into());
-    let thread = thread.spawn(move || follow(lazy, &follower));
-    thread.map(drop).map_err(AssembleError::Watch)
+    let (confined, heard) = std::sync::mpsc::channel();
+    let thread = thread.spawn(move || {
+        let given_up = confine::watch();
+        let ready = given_up.is_ok();
+        let _ = confined.send(given_up);
+        if ready {
+            follow(lazy, &follower);
+        }
+    });
+    thread.map_err(AssembleError::Watch)?;
+    // Before the filter of all threads, which allows nothing of this any more.
+    let given_up = heard.recv();
+    given_up.map_err(|_| AssembleError::Watch(std::io::ErrorKind::BrokenPipe.into()))??;
+    Ok(())
 }
 
 /// Runs as long as the process does: when it goes, so does the descriptor that guards the memory.
 fn follow(mut lazy: Lazy, watch: &Follower) {
-    let followed = match confine::watch() {
-        Err(error) => chain(&error),
-        Ok(()) => match lazy.wait() {
-            Over::Failed(why) => {
-                format!("the pager that brings this machine's memory failed: {why}")
+    let followed = match lazy.wait() {
+        Over::Failed(why) => {
+            format!("the pager that brings this machine's memory failed: {why}")
+        }
+        Over::Done => {
+            watch.log.line("debug", "all memory is there");
+            match lazy.serve_discards() {
+                Ok(()) => return,
+                Err(error) => chain(&error),
             }
-            Over::Done => {
-                watch.log.line("debug", "all memory is there");
-                match lazy.serve_discards() {
-                    Ok(()) => return,
-                    Err(error) => chain(&error),
-                }
-            }
-        },
+        }
     };
     end(watch, followed);
 }

@@ -10,6 +10,7 @@ mod ending;
 mod initrd;
 mod lazy;
 mod log;
+mod prepared;
 mod probe;
 mod reset;
 mod run;
@@ -19,6 +20,7 @@ mod supervise;
 mod trace;
 mod wiring;
 
+use prepared::Prepared;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
@@ -26,6 +28,7 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 Usage:
   hatchery-vmm                 serve one machine; standard input is the control socket
+  hatchery-vmm zygote          make such processes by forking; standard input is the service's socket
   hatchery-vmm probe           facts about this host's KVM, as JSON
   hatchery-vmm run OPTIONS     boot a machine by hand
     --kernel FILE --agent FILE [--disk FILE]... [--vcpus N] [--memory MIB]
@@ -36,7 +39,8 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let result = match words[..] {
-        [] => serve(),
+        [] => alone(),
+        [control::ZYGOTE_ARGUMENT] => zygote(),
         ["run", ref options @ ..] => run::run(options),
         ["probe"] | ["probe", "--json"] => print(&format!("{:#}", probe::facts())),
         ["version"] => print(concat!("hatchery-vmm ", env!("CARGO_PKG_VERSION"))),
@@ -52,13 +56,39 @@ fn main() -> ExitCode {
 }
 
 #[expect(unsafe_code, reason = "closing what the parent left open by accident")]
-fn serve() -> anyhow::Result<()> {
+fn close_inherited() -> anyhow::Result<()> {
     // SAFETY: this is the start of the program; it has opened nothing and started no thread.
-    unsafe { jail::close_inherited(3) }?;
+    Ok(unsafe { jail::close_inherited(3) }?)
+}
+
+/// A VM process that was started by itself.
+fn alone() -> anyhow::Result<()> {
+    close_inherited()?;
+    serve(None)
+}
+
+fn zygote() -> anyhow::Result<()> {
+    close_inherited()?;
+    match prepared::zygote()? {
+        Some(prepared) => serve(Some(prepared)),
+        None => Ok(()),
+    }
+}
+
+fn serve(prepared: Option<Prepared>) -> anyhow::Result<()> {
+    one_heap();
     let control = std::io::stdin().as_fd().try_clone_to_owned()?;
     // Nobody who reads log lines slowly may stop a guest.
     let _ = rustix::io::ioctl_fionbio(std::io::stderr(), true);
-    Ok(supervise::serve(control, false)?)
+    Ok(supervise::serve(control, prepared, false)?)
+}
+
+/// All threads allocate from one heap: they hardly do, and each heap more is 128 MiB of addresses and
+/// some pages of memory.
+#[expect(unsafe_code, reason = "the allocator is the C library's")]
+fn one_heap() {
+    // SAFETY: sets a number of the allocator's.
+    let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

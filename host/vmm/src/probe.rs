@@ -143,7 +143,7 @@ fn speed(kvm: &Kvm) -> Result<Value, String> {
     let tell = move |_, exit| {
         let _ = ended.send(exit);
     };
-    let mut thread = VcpuThread::spawn(vcpu, wiring, || Ok(()), tell).map_err(text)?;
+    let mut thread = VcpuThread::spawn(vcpu, wiring, tell).map_err(text)?;
     thread.run();
     let start = Instant::now();
     std::thread::sleep(SPEED_RUN);

@@ -76,7 +76,7 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
         None,
     )?;
     let live = options.live;
-    let machine = std::thread::spawn(move || supervise::serve(process, live));
+    let machine = std::thread::spawn(move || supervise::serve(process, None, live));
     let (spec, fds) = configure(&options, link_end)?;
     let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
     control::send(&service, &Request::Configure(Box::new(spec)), &borrowed)?;

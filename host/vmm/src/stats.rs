@@ -10,6 +10,8 @@ use std::sync::atomic::Ordering;
 
 /// Most bytes of accounts: a VM process has about 150 mappings of under 1 KiB of text each.
 const MAX_SMAPS: u64 = 1 << 20;
+/// Room for what there usually is.
+const TYPICAL_SMAPS: usize = 32 << 10;
 
 /// Reads the process's own accounts. The file is opened before the process is confined.
 #[derive(Debug)]
@@ -30,7 +32,8 @@ impl Accounts {
     /// Guest memory that is present, and private memory outside of it, both KiB.
     fn memory_kib(&mut self) -> std::io::Result<(u64, u64)> {
         self.smaps.rewind()?;
-        let mut text = String::new();
+        // In one piece: reading it by and by makes the kernel walk the mappings again each time.
+        let mut text = String::with_capacity(TYPICAL_SMAPS);
         // `take` also keeps the standard library from asking for the file's size first.
         (&self.smaps).take(MAX_SMAPS).read_to_string(&mut text)?;
         Ok(sum(&text, &self.guest))

@@ -14,6 +14,7 @@
 use crate::assemble::{Machine, assemble};
 use crate::ending::{Reason, classify};
 use crate::log::Log;
+use crate::prepared::Prepared;
 use crate::reset::{self, ResetError, Target};
 use crate::save::{self, SaveError, Targets};
 use crate::trace::Trace;
@@ -64,8 +65,12 @@ fn io<E: Into<std::io::Error>>(what: &'static str) -> impl FnOnce(E) -> Supervis
     }
 }
 
-/// Serves one sandbox over `control` until it ends.
-pub(crate) fn serve(control: OwnedFd, console_live: bool) -> Result<(), SuperviseError> {
+/// Serves one sandbox over `control` until it ends. What is not `prepared` is made first.
+pub(crate) fn serve(
+    control: OwnedFd,
+    prepared: Option<Prepared>,
+    console_live: bool,
+) -> Result<(), SuperviseError> {
     let Some((request, fds)) = control::recv::<Request>(&control)? else {
         return Ok(());
     };
@@ -75,7 +80,7 @@ pub(crate) fn serve(control: OwnedFd, console_live: bool) -> Result<(), Supervis
             SuperviseError::OutOfTurn(format!("{request:?} before Configure")),
         );
     };
-    match configure(&spec, fds, &control, console_live) {
+    match configure(prepared, &spec, fds, &control, console_live) {
         Ok((machine, log, build_ns)) => {
             control::send(&control, &Event::Configured(Configured { build_ns }), &[])?;
             Supervisor::new(control, machine, log).run()
@@ -110,6 +115,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 type Built = (Machine, Log, u64);
 
 fn configure(
+    prepared: Option<Prepared>,
     spec: &VmSpec,
     fds: Vec<OwnedFd>,
     control: &OwnedFd,
@@ -120,7 +126,9 @@ fn configure(
     spec.check(fds.len()).map_err(|e| build(&e))?;
     let log = Log::new(&spec.sandbox_id, console_live);
     Trace::install(log.clone());
-    let machine = assemble(spec, fds, control.as_fd(), &log).map_err(|e| build(&e))?;
+    let prepared = prepared.map_or_else(Prepared::new, Ok);
+    let prepared = prepared.map_err(|e| SuperviseError::Build(format!("{e:#}")))?;
+    let machine = assemble(prepared, spec, fds, control.as_fd(), &log).map_err(|e| build(&e))?;
     Ok((machine, log, monotonic_ns() - start))
 }
 

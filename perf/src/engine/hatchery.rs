@@ -1,20 +1,20 @@
 //! Our VM process, driven through its control socket as the service does.
 
+use super::child::{self, VmChild};
 use super::{Boot, Guest, now_ns};
 use crate::agent::Agent;
 use anyhow::{Context, Result, bail};
-use control::{DiskSpec, Event, Origin, Request, SaveSpec, SavedLink, VmSpec, VmStats};
+use control::{DiskSpec, Event, Origin, Request, SaveSpec, SavedLink, Spawned, VmSpec, VmStats};
 use snapshot_memory::{Golden, Layer};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::process::Child;
 
 /// A running VM process with its agent.
 pub(crate) struct Vm {
-    child: Child,
+    child: VmChild,
     control: OwnedFd,
     /// The agent.
     pub(crate) agent: Agent<UnixStream>,
@@ -26,8 +26,7 @@ impl Vm {
     /// Boots a guest and waits for its agent.
     pub(crate) fn boot(guest: &Guest) -> Result<Self> {
         let spawned_ns = now_ns();
-        let (child, control) = control::spawn(guest.dist.join("hatchery-vmm"), &[])
-            .context("Starting hatchery-vmm")?;
+        let (child, Spawned { control, .. }) = child::spawn(&guest.dist.join("hatchery-vmm"))?;
         let (ours, theirs) = UnixStream::pair()?;
         configure(guest, &control, theirs)?;
         expect(&control, "Configure", |e| matches!(e, Event::Configured(_)))?;
@@ -79,7 +78,7 @@ pub(crate) struct Saved {
 
 /// A machine that stands where another was saved, and has not run.
 pub(crate) struct Husk {
-    child: Child,
+    child: VmChild,
     control: OwnedFd,
     link: UnixStream,
     next_stream: u32,
@@ -171,8 +170,7 @@ impl Husk {
     /// Builds a machine that stands where `saved` was saved.
     pub(crate) fn build(guest: &Guest, saved: &Saved) -> Result<Self> {
         let spawned_ns = now_ns();
-        let (child, control) = control::spawn(guest.dist.join("hatchery-vmm"), &[])
-            .context("Starting hatchery-vmm")?;
+        let (child, Spawned { control, .. }) = child::spawn(&guest.dist.join("hatchery-vmm"))?;
         let (link, theirs) = UnixStream::pair()?;
         let (base, size) = base_image(guest)?;
         let layer = scratch_file()?;

@@ -1,5 +1,6 @@
 //! What can run the agent: a VM that boots the same kernel, agent and disk, and gives a byte stream.
 
+pub(crate) mod child;
 pub(crate) mod cloud_hypervisor;
 pub(crate) mod firecracker;
 pub(crate) mod hatchery;

@@ -2,6 +2,7 @@
 //! nothing that was started is left behind.
 
 use super::guest::{Bare, MEMORY_MIB, file, kernel};
+use crate::engine::child::{self, VmChild};
 use crate::engine::now_ns;
 use anyhow::{Context, Result, bail, ensure};
 use control::{
@@ -14,7 +15,6 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Child;
 
 /// How long anything may take.
 const PATIENCE_S: i64 = 20;
@@ -25,8 +25,9 @@ const MAX_LINE: usize = 4096;
 
 /// A VM process; killed and reaped when dropped.
 pub(crate) struct Process {
-    child: Option<Child>,
+    child: VmChild,
     control: OwnedFd,
+    pipe: File,
     log: Vec<u8>,
     link: UnixStream,
     /// When its start was asked for, and when it stood ready; `CLOCK_MONOTONIC` nanoseconds.
@@ -60,8 +61,7 @@ impl Process {
 
     fn build(program: &Path, origin: Origin, [a, b]: [std::os::fd::BorrowedFd; 2]) -> Result<Self> {
         let spawned_ns = now_ns();
-        let (child, control) = control::spawn(program, &[])
-            .with_context(|| format!("Starting {}", program.display()))?;
+        let (child, spawned) = child::spawn(program)?;
         let (ours, theirs) = UnixStream::pair()?;
         let spec = VmSpec {
             sandbox_id: "floor".into(),
@@ -72,8 +72,9 @@ impl Process {
             disks: vec![],
         };
         let mut process = Self {
-            child: Some(child),
-            control,
+            child,
+            control: spawned.control,
+            pipe: spawned.stderr.into(),
             log: Vec::new(),
             link: ours,
             spawned_ns,
@@ -90,7 +91,7 @@ impl Process {
 
     /// The process's id.
     pub(crate) fn pid(&self) -> u32 {
-        self.child.as_ref().map_or(0, Child::id)
+        self.child.id()
     }
 
     /// Lets the vCPU go; when that was asked.
@@ -122,8 +123,7 @@ impl Process {
     }
 
     fn log_line(&mut self) -> Result<Vec<u8>> {
-        let child = self.child.as_mut().context("The process is gone")?;
-        let pipe = child.stderr.as_mut().context("The process has no log")?;
+        let pipe = &mut self.pipe;
         loop {
             if let Some(end) = self.log.iter().position(|b| *b == b'\n') {
                 let rest = self.log.split_off(end + 1);
@@ -193,20 +193,22 @@ impl Process {
             "the machine ended with {:?}",
             report.cause
         );
-        let mut child = self.child.take().context("The process is gone")?;
-        let status = child.wait()?;
-        ensure!(status.success(), "the VM process ended with {status}");
+        let status = self.child.wait()?;
+        ensure!(
+            status.exit_status() == Some(0),
+            "the VM process ended with {status:?}"
+        );
         Ok(report)
     }
 
     /// Sends the signal that cannot be refused.
     pub(crate) fn kill(&mut self) -> Result<()> {
-        Ok(self.child.as_mut().context("The process is gone")?.kill()?)
+        self.child.kill()
     }
 
     /// Waits until nothing is left of the process.
     pub(crate) fn reap(mut self) -> Result<()> {
-        self.child.take().context("The process is gone")?.wait()?;
+        self.child.wait()?;
         Ok(())
     }
 
@@ -215,15 +217,6 @@ impl Process {
         match control::recv::<Event>(&self.control)? {
             Some((event, _)) => Ok(event),
             None => bail!("the VM process closed its control socket"),
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
         }
     }
 }

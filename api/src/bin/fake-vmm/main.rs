@@ -34,7 +34,7 @@ mod relay;
 mod saved;
 
 use control::{
-    Configured, Event, ExitCause, ExitReport, Origin, Request, Reset, ResetSpec, SaveSpec,
+    Configured, Event, ExitCause, ExitReport, Origin, Request, Reset, ResetSpec, Role, SaveSpec,
     SavedLink, VmSpec, VmStats,
 };
 use relay::Lie;
@@ -68,7 +68,18 @@ fn main() -> ExitCode {
         eprintln!("fake-vmm is started by the server, with a control socket as standard input");
         return ExitCode::FAILURE;
     }
-    let name = std::env::args().next().unwrap_or_default();
+    let mut args = std::env::args();
+    let name = args.next().unwrap_or_default();
+    if args.next().as_deref() == Some(control::ZYGOTE_ARGUMENT) {
+        match fork_on_demand() {
+            Ok(true) => {}
+            Ok(false) => return ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("fake-vmm: {error}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
     let mode = name.rsplit_once("fake-vmm-").map_or("", |(_, mode)| mode);
     let told = match mode {
         "told" => std::fs::read_to_string(format!("{name}.mode")).unwrap_or_default(),
@@ -79,6 +90,19 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("fake-vmm: {error}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether this is a VM process that came of it.
+fn fork_on_demand() -> Result<bool, Box<dyn Error>> {
+    let socket = stdin().as_fd().try_clone_to_owned()?;
+    match control::serve_zygote(socket, Vec::new())? {
+        Role::Ended => Ok(false),
+        Role::Vm { control, stderr } => {
+            rustix::stdio::dup2_stdin(&control)?;
+            rustix::stdio::dup2_stderr(&stderr)?;
+            Ok(true)
         }
     }
 }

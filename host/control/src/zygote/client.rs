@@ -1,0 +1,150 @@
+//! The service's side.
+
+use super::{Event, Request, ZYGOTE_ARGUMENT};
+use crate::{ChannelError, pair, recv, send};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::Pid;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, ChildStderr};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// How long a zygote may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why there is no zygote, or no VM process from it.
+#[derive(Debug, thiserror::Error)]
+pub enum ZygoteError {
+    /// It could not be started.
+    #[error("The zygote could not be started")]
+    Start(#[source] std::io::Error),
+    /// Sockets or pipes are used up.
+    #[error("No descriptors for a VM process")]
+    Descriptors(#[source] std::io::Error),
+    /// The zygote is gone, or is not one.
+    #[error("The zygote has ended")]
+    Gone,
+    /// What it said is not an answer, or it is silent.
+    #[error("The zygote does not answer")]
+    Channel(#[from] ChannelError),
+    /// It could not fork.
+    #[error("The zygote could not fork: {0}")]
+    Fork(String),
+}
+
+impl ZygoteError {
+    /// Whether another zygote may do better.
+    #[must_use]
+    pub const fn is_lost(&self) -> bool {
+        matches!(self, Self::Gone | Self::Channel(_))
+    }
+}
+
+/// A VM process, forked from a zygote.
+#[derive(Debug)]
+pub struct Spawned {
+    /// Its number. It is a child of the calling process, which must reap it.
+    pub pid: Pid,
+    /// The service's end of its control socket.
+    pub control: OwnedFd,
+    /// Where its log lines come out.
+    pub stderr: OwnedFd,
+}
+
+/// A running zygote; killed and reaped when dropped. VM processes that came from it live on.
+#[derive(Debug)]
+pub struct Zygote {
+    socket: Mutex<OwnedFd>,
+    child: Child,
+    lacks: Vec<String>,
+}
+
+impl Zygote {
+    /// Starts `program` as a zygote and waits until it stands ready.
+    ///
+    /// # Errors
+    /// [`ZygoteError`]; a program that is no zygote is [`ZygoteError::Gone`].
+    pub fn start(program: impl AsRef<OsStr>) -> Result<Self, ZygoteError> {
+        let (child, socket) =
+            crate::spawn(program, &[ZYGOTE_ARGUMENT]).map_err(ZygoteError::Start)?;
+        let mut zygote = Self {
+            socket: Mutex::new(socket),
+            child,
+            lacks: Vec::new(),
+        };
+        let ready = {
+            let socket = zygote.lock();
+            for way in [Timeout::Recv, Timeout::Send] {
+                set_socket_timeout(&*socket, way, Some(PATIENCE))
+                    .map_err(|e| ZygoteError::Start(e.into()))?;
+            }
+            recv::<Event>(&*socket)?
+        };
+        match ready {
+            Some((Event::Ready { lacks }, _)) => zygote.lacks = lacks,
+            Some((other, _)) => return Err(ZygoteError::Fork(format!("it said {other:?}"))),
+            None => return Err(ZygoteError::Gone),
+        }
+        Ok(zygote)
+    }
+
+    /// What of its confinement could not be had on this host, one line each.
+    #[must_use]
+    pub fn lacks(&self) -> &[String] {
+        &self.lacks
+    }
+
+    /// Where its own log lines come out, once.
+    pub fn take_stderr(&mut self) -> Option<ChildStderr> {
+        self.child.stderr.take()
+    }
+
+    /// The zygote's number.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Makes a VM process. Blocks for the time of a fork; callers take turns.
+    ///
+    /// # Errors
+    /// [`ZygoteError`]; nothing is left of the attempt.
+    pub fn spawn(&self) -> Result<Spawned, ZygoteError> {
+        let descriptors = |e: std::io::Error| ZygoteError::Descriptors(e);
+        let (control, theirs) = pair().map_err(descriptors)?;
+        let (stderr, log) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| descriptors(e.into()))?;
+        let socket = self.lock();
+        send(&*socket, &Request::Spawn, &[theirs.as_fd(), log.as_fd()]).map_err(lost)?;
+        match recv::<Event>(&*socket)? {
+            Some((Event::Spawned { pid }, _)) => Ok(Spawned {
+                pid: Pid::from_raw(pid).ok_or(ZygoteError::Gone)?,
+                control,
+                stderr,
+            }),
+            Some((Event::Failed { message }, _)) => Err(ZygoteError::Fork(message)),
+            Some((Event::Ready { .. }, _)) | None => Err(ZygoteError::Gone),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, OwnedFd> {
+        // Nothing panics while it holds the lock.
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A closed socket says that the zygote is gone.
+fn lost(error: ChannelError) -> ZygoteError {
+    match error {
+        ChannelError::Io(e) if e.kind() == std::io::ErrorKind::BrokenPipe => ZygoteError::Gone,
+        other => ZygoteError::Channel(other),
+    }
+}
+
+impl Drop for Zygote {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

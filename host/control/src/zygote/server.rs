@@ -1,0 +1,62 @@
+//! The zygote's side.
+
+use super::fork::{Fork, fork_sibling};
+use super::{Event, Request};
+use crate::{ChannelError, recv, send};
+use std::ffi::CStr;
+use std::os::fd::OwnedFd;
+
+/// What the kernel shows as the name of a zygote (`/proc/PID/comm`), so that it is not taken for a VM
+/// process.
+pub const ZYGOTE_NAME: &CStr = c"hatchery-zygote";
+
+/// What a process is after [`serve`].
+#[derive(Debug)]
+pub enum Role {
+    /// Still the zygote; the service is gone.
+    Ended,
+    /// A VM process: its control socket, and its standard error, which the caller puts in place.
+    Vm {
+        /// Its end of the control socket.
+        control: OwnedFd,
+        /// Where its log lines go.
+        stderr: OwnedFd,
+    },
+}
+
+/// Says that all is prepared (`lacks`: what of the confinement is not), and forks whenever the service
+/// asks. Returns in every VM process, and in the zygote when the service has closed `socket`. The
+/// calling process must have one thread only.
+///
+/// # Errors
+/// The socket's, or a message that is none.
+pub fn serve(socket: OwnedFd, lacks: Vec<String>) -> Result<Role, ChannelError> {
+    let own_name = rustix::thread::name();
+    // Neither is worth a machine: names are for people who look at processes.
+    let _ = rustix::thread::set_name(ZYGOTE_NAME);
+    send(&socket, &Event::Ready { lacks }, &[])?;
+    loop {
+        let Some((Request::Spawn, fds)) = recv::<Request>(&socket)? else {
+            return Ok(Role::Ended);
+        };
+        let count = fds.len();
+        let Ok([control, stderr]) = <[OwnedFd; 2]>::try_from(fds) else {
+            let message = format!("{count} descriptors came along, 2 are needed");
+            send(&socket, &Event::Failed { message }, &[])?;
+            continue;
+        };
+        match fork_sibling() {
+            Ok(Fork::Child) => {
+                // Held here, it would hide the zygote's end from the service.
+                drop(socket);
+                let _ = own_name.map(|name| rustix::thread::set_name(&name));
+                return Ok(Role::Vm { control, stderr });
+            }
+            Ok(Fork::Parent { pid }) => send(&socket, &Event::Spawned { pid }, &[])?,
+            Err(error) => {
+                let message = error.to_string();
+                send(&socket, &Event::Failed { message }, &[])?;
+            }
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! What every VM process needs and none of them changes: made once by a zygote, or by a VM process
+//! that was started by itself.
+
+use crate::confine;
+use anyhow::Result;
+use jail::Filter;
+use machine::Kvm;
+use std::os::fd::AsFd;
+
+/// The host's KVM with what it offers, and the compiled filter.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) kvm: Kvm,
+    pub(crate) filter: Filter,
+}
+
+impl Prepared {
+    /// Opens and compiles.
+    pub(crate) fn new() -> Result<Self> {
+        let kvm = Kvm::open()?;
+        kvm.prepare()?;
+        Ok(Self {
+            kvm,
+            filter: confine::filter()?,
+        })
+    }
+}
+
+/// Makes VM processes for a service until it is gone; standard input is its socket. `Some`: this is
+/// one of them, with its control socket and standard error in their places.
+pub(crate) fn zygote() -> Result<Option<Prepared>> {
+    let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
+    let prepared = Prepared::new()?;
+    let mut lacks = Vec::new();
+    if let Err(error) = confine::rooms() {
+        lacks.push(format!("{:#}", anyhow::Error::new(error)));
+    }
+    match control::serve_zygote(socket, lacks)? {
+        control::Role::Ended => Ok(None),
+        control::Role::Vm { control, stderr } => {
+            rustix::stdio::dup2_stdin(&control)?;
+            rustix::stdio::dup2_stderr(&stderr)?;
+            Ok(Some(prepared))
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! VM processes that come from a zygote: whose children they are, what they see, who outlives whom.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+use control::{Event, Request, Spawned, Zygote};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+use std::fs;
+
+fn zygote() -> Option<Zygote> {
+    if !std::path::Path::new("/dev/kvm").exists() {
+        eprintln!("skipped: there is no /dev/kvm");
+        return None;
+    }
+    Some(Zygote::start(env!("CARGO_BIN_EXE_hatchery-vmm")).unwrap())
+}
+
+/// Waits for a child's end; its exit status.
+fn reap(pid: Pid) -> Option<i32> {
+    let status = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED).unwrap();
+    status.unwrap().exit_status()
+}
+
+fn of(pid: Pid, file: &str) -> String {
+    let path = format!("/proc/{}/{file}", pid.as_raw_nonzero());
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+#[test]
+fn its_vm_processes_are_our_children_and_end_with_their_sockets() {
+    let Some(zygote) = zygote() else { return };
+    let spawned: Vec<Spawned> = (0..3).map(|_| zygote.spawn().unwrap()).collect();
+    for Spawned { pid, control, .. } in spawned {
+        let status = of(pid, "status");
+        let parent = format!("\nPPid:\t{}\n", std::process::id());
+        assert!(status.contains(&parent), "{status}");
+        drop(control);
+        assert_eq!(reap(pid), Some(0));
+    }
+}
+
+#[test]
+fn a_vm_process_outlives_its_zygote() {
+    let Some(zygote) = zygote() else { return };
+    let vm = zygote.spawn().unwrap();
+    let number = i32::try_from(zygote.pid()).unwrap();
+    kill_process(Pid::from_raw(number).unwrap(), Signal::KILL).unwrap();
+    let lost = (0..100).find_map(|_| match zygote.spawn() {
+        Ok(late) => {
+            drop(late.control);
+            reap(late.pid);
+            None
+        }
+        Err(error) => Some(error),
+    });
+    let lost = lost.expect("a killed zygote answers no more");
+    assert!(lost.is_lost(), "{lost:?}");
+    // It still answers: in the wrong state, with words.
+    control::send(&vm.control, &Request::Start, &[]).unwrap();
+    let (event, _) = control::recv::<Event>(&vm.control).unwrap().unwrap();
+    assert!(matches!(event, Event::Failed { .. }), "{event:?}");
+    assert_eq!(reap(vm.pid), Some(1));
+}
+
+#[test]
+fn it_sees_no_network_and_no_file() {
+    let Some(zygote) = zygote() else { return };
+    if !zygote.lacks().is_empty() {
+        eprintln!("skipped: {:?}", zygote.lacks());
+        return;
+    }
+    let vm = zygote.spawn().unwrap();
+    let names = fs::read_dir(format!("/proc/{}/root", vm.pid.as_raw_nonzero())).unwrap();
+    assert_eq!(names.count(), 1, "only /proc");
+    let interfaces = of(vm.pid, "net/dev");
+    assert!(
+        interfaces.contains("lo:") && !interfaces.contains("eth"),
+        "{interfaces}"
+    );
+    drop(vm.control);
+    assert_eq!(reap(vm.pid), Some(0));
+}
+
+#[test]
+fn a_program_that_is_none_is_found_out() {
+    let error = Zygote::start("/bin/true").unwrap_err();
+    assert!(error.is_lost(), "{error:?}");
+}
