@@ -156,6 +156,9 @@ fn build() -> io::Result<IoUring> {
     IoUring::builder()
         .setup_single_issuer()
         .setup_defer_taskrun()
+        // Says when completions wait to be worked on: an enter that does not wait would otherwise never
+        // do it, and a device that always has more to do would be all that the loop ever hears of.
+        .setup_taskrun_flag()
         .setup_submit_all()
         .setup_cqsize(ENTRIES * 4)
         .build(ENTRIES)
