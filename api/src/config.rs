@@ -76,6 +76,9 @@ pub struct ClonesFile {
     pub enabled: Option<bool>,
     /// Copies of each template that are kept ready for the next sandboxes. Default 2.
     pub husks: Option<usize>,
+    /// Whether stored machines begin before their memory is there: a pager brings it while they run.
+    /// Default false.
+    pub lazy: Option<bool>,
 }
 
 /// One `[templates.NAME]` table as typed.
@@ -189,6 +192,8 @@ pub struct Clones {
     pub enabled: bool,
     /// How many of each template are kept ready.
     pub husks: usize,
+    /// Whether stored machines begin before their memory is there.
+    pub lazy: bool,
 }
 
 /// What the program runs with.
@@ -340,6 +345,7 @@ impl Clones {
         Ok(Self {
             enabled: file.enabled.unwrap_or(true),
             husks: in_range("clones.husks", husks, 0..=1024, "0 to 1024")?,
+            lazy: file.lazy.unwrap_or(false),
         })
     }
 }

@@ -13,6 +13,7 @@
 use crate::golden::Golden;
 use crate::launcher::{Launcher, files};
 use crate::machine::{Hand, NotReset};
+use crate::pager::LONGEST;
 use control::{Reset, ResetSpec, SaveSpec, Saved, SavedLink};
 use snapshot_format::BlobRef;
 use snapshot_memory::{Layer, MemoryError};
@@ -22,7 +23,8 @@ use std::io::Write as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -57,10 +59,19 @@ pub enum ImageError {
     GivenUp,
 }
 
-/// A machine's whole memory, sealed, and the layers it was made of.
+/// So many machines have their memory brought by a pager, each a copy of its own; from then on it is put
+/// together once for all.
+const BROUGHT: usize = 2;
+
+/// A machine's whole memory: the layers it is made of, and the whole, sealed, once somebody needs it.
 #[derive(Debug)]
 pub struct Basis {
-    memory: snapshot_memory::Golden,
+    pages: u64,
+    memory: OnceLock<snapshot_memory::Golden>,
+    /// Held while it is put together, so that it is not twice.
+    making: Mutex<()>,
+    /// Machines that began while it was not whole.
+    brought: AtomicUsize,
     layers: Vec<Arc<File>>,
     /// The layers in the store, in the same order, once they are there; the lease keeps them.
     stored: Mutex<Option<(Vec<BlobRef>, Lease)>>,
@@ -72,37 +83,71 @@ impl Basis {
     /// # Errors
     /// A layer that is none, or is of another machine; or no memory.
     pub fn flatten(pages: u64, layers: Vec<Arc<File>>) -> Result<Self, MemoryError> {
-        let open = |file: &Arc<File>| Layer::open(file.try_clone().map_err(again(pages))?);
-        let opened = layers.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self {
-            memory: snapshot_memory::Golden::flatten(pages, &opened)?,
-            layers,
-            stored: Mutex::default(),
-        })
+        let basis = Self::cold(pages, layers);
+        basis.whole()?;
+        Ok(basis)
     }
 
-    /// All of the memory, sealed.
+    /// The same, put together when somebody needs it whole.
     #[must_use]
-    pub fn memory(&self) -> BorrowedFd<'_> {
-        self.memory.as_fd()
+    pub fn cold(pages: u64, layers: Vec<Arc<File>>) -> Self {
+        Self {
+            pages,
+            memory: OnceLock::new(),
+            making: Mutex::default(),
+            brought: AtomicUsize::new(0),
+            layers,
+            stored: Mutex::default(),
+        }
+    }
+
+    /// All of the memory, sealed. Blocks while it is put together.
+    ///
+    /// # Errors
+    /// As [`Basis::flatten`].
+    pub fn memory(&self) -> Result<BorrowedFd<'_>, MemoryError> {
+        Ok(self.whole()?.as_fd())
+    }
+
+    fn whole(&self) -> Result<&snapshot_memory::Golden, MemoryError> {
+        let _one = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(memory) = self.memory.get() {
+            return Ok(memory);
+        }
+        let open = |file: &Arc<File>| Layer::open(file.try_clone().map_err(again(self.pages))?);
+        let opened = self
+            .layers
+            .iter()
+            .map(open)
+            .collect::<Result<Vec<_>, _>>()?;
+        let memory = snapshot_memory::Golden::flatten(self.pages, &opened)?;
+        Ok(self.memory.get_or_init(|| memory))
+    }
+
+    /// Whether a machine that is to begin here should have its memory brought; counts it if so.
+    #[must_use]
+    pub fn bring(&self) -> bool {
+        let cold = self.memory.get().is_none() && !self.layers.is_empty();
+        cold && self.layers.len() <= LONGEST && self.brought.fetch_add(1, Relaxed) < BROUGHT
     }
 
     /// Pages of the whole.
     #[must_use]
     pub const fn pages(&self) -> u64 {
-        self.memory.pages()
+        self.pages
     }
 
     /// Bytes that are resident; the rest are holes.
     #[must_use]
     pub fn resident_bytes(&self) -> u64 {
-        self.memory.resident_bytes().unwrap_or(0)
+        let memory = self.memory.get();
+        memory.map_or(0, |memory| memory.resident_bytes().unwrap_or(0))
     }
 
     /// Writes a layer that changes nothing, of the pages that `written` names.
     fn working_set(&self, written: &File, out: &mut File) -> Result<u64, MemoryError> {
         let written = Layer::open(written.try_clone().map_err(again(self.pages()))?)?;
-        snapshot_memory::write_working_set(&self.memory, &written, out)
+        snapshot_memory::write_working_set(self.whole()?, &written, out)
     }
 
     /// The layers, newest first.

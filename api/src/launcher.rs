@@ -18,10 +18,12 @@ pub use timings::Timings;
 pub use zygote::Nursery;
 
 use crate::config::Template;
+use crate::error::chain;
 use crate::image::{Basis, Image};
 use crate::link::Link;
 use crate::machine::{Machine, Phase};
 use crate::name::Name;
+use crate::pager::{Brought, Pagers};
 use crate::record::Record;
 use crate::stderr;
 use control::{DiskSpec, Origin, Request, Spawned, VmSpec};
@@ -51,6 +53,8 @@ pub struct Launcher {
     pub record_dir: PathBuf,
     /// Longest wait for the agent.
     pub boot_timeout: Duration,
+    /// What brings memory that is not resident; `None`: it is made so first.
+    pub pagers: Option<Arc<Pagers>>,
 }
 
 /// A machine to be made.
@@ -260,6 +264,43 @@ impl Launcher {
         Ok((machine, link, size))
     }
 
+    /// Where a machine goes on, with the files for it.
+    fn continued(&self, image: &Image, name: &Name, fds: &mut Fds) -> Result<Origin, LaunchError> {
+        let state = fds.push(reopen("state", &image.state)?);
+        if let Some(Brought { socket, device }) = self.brought(image, name) {
+            return Ok(Origin::Lazy {
+                pager: fds.push(socket),
+                userfaultfd: fds.push(device),
+                state,
+                link: image.link.into(),
+            });
+        }
+        let memory = image.basis.memory().map_err(LaunchError::Memory)?;
+        let memory = fds.push(reopen("memory", memory)?);
+        let diff = image.diff.as_ref();
+        let diff = diff.map(|diff| reopen("memory layer", diff)).transpose()?;
+        Ok(Origin::Snapshot {
+            memory,
+            state,
+            layer: diff.map(|diff| fds.push(diff)),
+            link: image.link.into(),
+        })
+    }
+
+    /// Somebody to bring the machine's memory, if it is not resident and that is worth it.
+    fn brought(&self, image: &Image, name: &Name) -> Option<Brought> {
+        let pagers = self.pagers.as_ref().filter(|_| image.diff.is_none())?;
+        let basis = Some(&image.basis).filter(|basis| basis.bring())?;
+        match pagers.bring(name.own(), basis.pages(), basis.layers()) {
+            Ok(brought) => Some(brought),
+            Err(error) => {
+                let error = chain(&error);
+                tracing::warn!(sandbox_id = %name, error, "memory is put together instead");
+                None
+            }
+        }
+    }
+
     /// What the VM process is told, with the files for it.
     fn spec(&self, plan: &Plan, link: u8, fds: &mut Fds) -> Result<VmSpec, LaunchError> {
         let t = &plan.template;
@@ -291,16 +332,7 @@ impl Launcher {
                     None => None,
                 },
             },
-            Begin::Image(image) => {
-                let diff = image.diff.as_ref();
-                let diff = diff.map(|diff| reopen("memory layer", diff)).transpose()?;
-                Origin::Snapshot {
-                    memory: fds.push(reopen("memory", image.basis.memory())?),
-                    state: fds.push(reopen("state", &image.state)?),
-                    layer: diff.map(|diff| fds.push(diff)),
-                    link: image.link.into(),
-                }
-            }
+            Begin::Image(image) => self.continued(image, &plan.name, fds)?,
         };
         Ok(VmSpec {
             sandbox_id: plan.name.own().to_owned(),

@@ -27,6 +27,7 @@ pub mod link;
 pub mod machine;
 pub mod name;
 mod pace;
+pub mod pager;
 pub mod paused;
 pub mod pool;
 pub mod query;

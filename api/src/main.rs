@@ -5,6 +5,7 @@ use api::app::App;
 use api::config::{File, Overrides, Settings};
 use api::doctor::{host, judge, report};
 use api::launcher::{Launcher, Nursery};
+use api::pager::Pagers;
 use api::registry::Registry;
 use api::state::StateDir;
 use api::vault::Vault;
@@ -115,7 +116,9 @@ fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
     let settings = settings(&args.typed)?;
     let state = StateDir::open(&settings.data_dir)?;
     raise_file_limit();
-    let vault = Vault::open(state.snapshots(), state.layers())?;
+    let lazy = settings.clones.lazy;
+    let pagers = lazy.then(|| Pagers::find(&settings.vmm)).flatten();
+    let vault = Vault::open(state.snapshots(), state.layers(), pagers.is_some())?;
     let launcher = Launcher {
         vmm: settings.vmm.clone(),
         nursery: Nursery::default(),
@@ -123,6 +126,7 @@ fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
         layer_dir: state.layers().to_owned(),
         record_dir: state.machines().to_owned(),
         boot_timeout: settings.limits.boot_timeout,
+        pagers,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -5,6 +5,7 @@
 
 use crate::image::{AgentLink, Basis, Image, Shape};
 use crate::launcher::files;
+use crate::pager::LONGEST;
 use crate::sandbox::Kept;
 use snapshot_format::{BaseImage, BlobRef, Digest, GuestShape, MANIFEST_VERSION, Manifest};
 use snapshot_memory::MemoryError;
@@ -70,6 +71,8 @@ pub struct Vault {
     store: Store,
     /// Where private files are made.
     layers: PathBuf,
+    /// Whether memory that is not resident may stay so.
+    lazy: bool,
     /// Memories that are in use, by their layers.
     bases: Mutex<HashMap<Vec<Digest>, Weak<Basis>>>,
     /// Held while a memory is put together or stored, so that none is twice.
@@ -92,14 +95,16 @@ pub struct Header {
 }
 
 impl Vault {
-    /// Opens the store in `folder`, made if need be; files of its machines are made in `layers`.
+    /// Opens the store in `folder`, made if need be; files of its machines are made in `layers`. With
+    /// `lazy` it leaves memory that nobody uses where it is: a pager can bring it.
     ///
     /// # Errors
     /// As [`Store::open`].
-    pub fn open(folder: &Path, layers: &Path) -> Result<Self, VaultError> {
+    pub fn open(folder: &Path, layers: &Path, lazy: bool) -> Result<Self, VaultError> {
         Ok(Self {
             store: Store::open(folder)?,
             layers: layers.to_owned(),
+            lazy,
             bases: Mutex::default(),
             making: Mutex::default(),
             sweeping: Mutex::default(),
@@ -247,6 +252,12 @@ impl Vault {
         let flat = files::unnamed(&self.layers).map_err(file("Making a disk layer"))?;
         let flat = File::from(flat);
         snapshot_store::unpack(&*checked(disk)?, shape.disk_size, &flat)?;
+        // All layers are one memory then, over which the machine is saved next.
+        let cold = self.lazy && manifest.memory.len() <= LONGEST && self.in_use(layers).is_none();
+        let (diff, layers) = match diff {
+            Some(_) if cold => (None, manifest.memory.as_slice()),
+            diff => (diff, layers),
+        };
         Ok(Image {
             diff: diff.map(checked).transpose()?,
             state: checked(&manifest.machine)?,
@@ -255,6 +266,10 @@ impl Vault {
             shape,
             link: AgentLink::Broken,
         })
+    }
+
+    fn in_use(&self, layers: &[BlobRef]) -> Option<Arc<Basis>> {
+        lock(&self.bases).get(&digests(layers))?.upgrade()
     }
 
     /// The memory that these layers make: one that is in use, or a new one. Of none, one of zeros.
@@ -268,12 +283,14 @@ impl Vault {
             return Ok(Arc::new(Basis::flatten(shape.pages(), Vec::new())?));
         }
         let _one = lock(&self.making);
-        let known = lock(&self.bases).get(&digests(layers)).cloned();
-        if let Some(basis) = known.and_then(|basis| basis.upgrade()) {
+        if let Some(basis) = self.in_use(layers) {
             return Ok(basis);
         }
         let files = layers.iter().map(checked).collect::<Result<Vec<_>, _>>()?;
-        let basis = Arc::new(Basis::flatten(shape.pages(), files)?);
+        let basis = match self.lazy {
+            true => Arc::new(Basis::cold(shape.pages(), files)),
+            false => Arc::new(Basis::flatten(shape.pages(), files)?),
+        };
         basis.note_stored(layers.to_vec(), self.store.lease(layers));
         self.remember(layers, &basis);
         Ok(basis)

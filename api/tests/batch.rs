@@ -88,6 +88,7 @@ async fn all_are_told_of_and_all_work() {
         let clones = ClonesFile {
             enabled: Some(clones),
             husks: Some(3),
+            lazy: None,
         };
         let server = Server::start_clones("", at_most(20), clones).await;
         let wanted = json!({ "count": 20, "mode": mode, "metadata": { "a": "b" } });

@@ -143,6 +143,7 @@ async fn a_snapshot_outlives_its_sandbox_and_the_server() {
     let clones = ClonesFile {
         enabled: Some(false),
         husks: None,
+        lazy: None,
     };
     let server = Server::start_in(dir, "", LimitsFile::default(), clones).await;
     for name in ["one", "one:default", "team/one", &other] {
@@ -220,6 +221,7 @@ async fn reset_goes(mode: &str, same: bool) {
     let copies = ClonesFile {
         enabled: Some(true),
         husks: Some(0),
+        lazy: None,
     };
     let server = Server::start_clones(mode, LimitsFile::default(), copies).await;
     let made = server.create(json!({})).await;
@@ -270,6 +272,7 @@ async fn race(copies: bool, mode: &str) {
     let copies = ClonesFile {
         enabled: Some(copies),
         husks: Some(0),
+        lazy: None,
     };
     let server = Server::start_clones(mode, LimitsFile::default(), copies).await;
     for n in 0..12 {

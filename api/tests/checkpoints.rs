@@ -131,6 +131,7 @@ async fn again(server: Server, limits: LimitsFile) -> Server {
     let clones = ClonesFile {
         enabled: Some(false),
         husks: None,
+        lazy: None,
     };
     Server::start_in(dir, "", limits, clones).await
 }
@@ -142,6 +143,7 @@ async fn a_sandbox_goes_back_to_any_moment_and_its_tree_grows_there() {
         let clones = ClonesFile {
             enabled: Some(clones),
             husks: Some(1),
+            lazy: None,
         };
         let server = Server::start_clones("", LimitsFile::default(), clones).await;
         let made = server.create(json!({})).await;

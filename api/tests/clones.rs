@@ -25,6 +25,7 @@ async fn server(mode: &str, max: usize, husks: usize) -> Server {
     let clones = ClonesFile {
         enabled: Some(true),
         husks: Some(husks),
+        lazy: None,
     };
     Server::start_clones(mode, limits, clones).await
 }

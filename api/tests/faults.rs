@@ -31,6 +31,7 @@ async fn start(dir: tempfile::TempDir, husks: Option<usize>) -> Server {
     let clones = ClonesFile {
         enabled: Some(husks.is_some()),
         husks,
+        lazy: None,
     };
     Server::start_in(dir, "told", limits, clones).await
 }

@@ -67,6 +67,7 @@ async fn again(server: Server) -> Server {
     let clones = ClonesFile {
         enabled: Some(false),
         husks: None,
+        lazy: None,
     };
     Server::start_in(dir, "", LimitsFile::default(), clones).await
 }

@@ -38,6 +38,9 @@ pub enum LaunchError {
         /// Why.
         source: io::Error,
     },
+    /// What a saved machine's memory is made of.
+    #[error("Cannot put a saved machine's memory together: {0}")]
+    Memory(snapshot_memory::MemoryError),
     /// The VM program does not start.
     #[error("Cannot start {path}: {source}")]
     Spawn {

@@ -75,6 +75,7 @@ impl Server {
         let clones = ClonesFile {
             enabled: Some(false),
             husks: None,
+            lazy: None,
         };
         Self::start_clones(mode, limits, clones).await
     }
@@ -121,6 +122,7 @@ impl Server {
             layer_dir: state.layers().to_owned(),
             record_dir: state.machines().to_owned(),
             boot_timeout: settings.limits.boot_timeout,
+            pagers: None,
         };
         let vault = open_vault(&state).await;
         let registry = Registry::new(launcher, vault, &settings);
@@ -239,12 +241,12 @@ impl Server {
 /// A server before this one in the same process may be about to let go of it.
 async fn open_vault(state: &StateDir) -> Vault {
     for _ in 0..100 {
-        if let Ok(vault) = Vault::open(state.snapshots(), state.layers()) {
+        if let Ok(vault) = Vault::open(state.snapshots(), state.layers(), false) {
             return vault;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    Vault::open(state.snapshots(), state.layers()).unwrap()
+    Vault::open(state.snapshots(), state.layers(), false).unwrap()
 }
 
 /// A whole response.
