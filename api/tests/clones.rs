@@ -9,9 +9,10 @@
 mod support;
 
 use api::config::{ClonesFile, LimitsFile};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
-use support::{Answer, Server, children, open_files};
+use support::{Answer, Server, children, open_files, zygotes_and_others};
 
 /// These tests count processes of this one, so they run one after the other.
 static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -94,6 +95,37 @@ async fn without_husks_a_copy_is_built_on_the_spot() {
     assert_eq!(steps(&made)[2..6], built);
     works(&server, &made).await;
     processes(1).await;
+    assert!(server.stop().await);
+    assert_eq!(children(), Vec::<String>::new());
+}
+
+/// Kills the zygote, and waits until it is gone or only waits to be reaped.
+async fn kill_the_zygote() {
+    let (zygotes, _) = zygotes_and_others();
+    let [zygote] = &zygotes[..] else {
+        panic!("not one zygote: {zygotes:#?}");
+    };
+    let number = zygote.split(' ').next().unwrap().parse().unwrap();
+    kill_process(Pid::from_raw(number).unwrap(), Signal::KILL).unwrap();
+    let state = || std::fs::read_to_string(format!("/proc/{number}/stat"));
+    while state().is_ok_and(|stat| !stat.contains(") Z ")) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn sandboxes_outlive_the_zygote_and_others_come_of_the_next() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let server = server("", 8, 0).await;
+    let mut made = vec![server.create(json!({})).await];
+    for _ in 0..3 {
+        kill_the_zygote().await;
+        made.push(server.create(json!({})).await);
+        for sandbox in &made {
+            works(&server, sandbox).await;
+        }
+    }
+    processes(4).await;
     assert!(server.stop().await);
     assert_eq!(children(), Vec::<String>::new());
 }

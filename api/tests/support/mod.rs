@@ -285,6 +285,12 @@ pub(crate) fn open_files() -> usize {
 
 /// The processes whose parent is this one, but for what only makes others.
 pub(crate) fn children() -> Vec<String> {
+    let (_, others) = zygotes_and_others();
+    others
+}
+
+/// The children that are zygotes, and the others: a line of `/proc/PID/stat` each.
+pub(crate) fn zygotes_and_others() -> (Vec<String>, Vec<String>) {
     let all = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
     let stats = all.filter_map(|e| std::fs::read_to_string(e.path().join("stat")).ok());
     let me = std::process::id().to_string();
@@ -293,6 +299,7 @@ pub(crate) fn children() -> Vec<String> {
         after.split_whitespace().nth(1) == Some(&me)
     };
     let zygote = format!("({})", control::ZYGOTE_NAME.to_string_lossy());
-    let no_zygote = |stat: &String| !stat.contains(&zygote);
-    stats.filter(is_child).filter(no_zygote).collect()
+    stats
+        .filter(is_child)
+        .partition(|stat| stat.contains(&zygote))
 }
