@@ -218,5 +218,6 @@ fn children(pid: u32) -> Vec<u32> {
                 .filter_map(|p| p.parse().ok())
                 .collect::<Vec<_>>()
         })
+        .filter(|pid| !crate::processes::is_zygote(*pid))
         .collect()
 }

@@ -66,8 +66,14 @@ pub(crate) fn machines(server: u32) -> Result<Vec<u32>> {
 
 /// The processes that `server` has started itself.
 pub(crate) fn children(server: u32) -> Result<Vec<u32>> {
-    let own = |pid: &u32| parent(*pid) == Some(server);
+    let own = |pid: &u32| parent(*pid) == Some(server) && !is_zygote(*pid);
     Ok(all()?.into_iter().filter(own).collect())
+}
+
+/// Whether a process only makes VM processes and is none.
+pub(crate) fn is_zygote(pid: u32) -> bool {
+    let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    name.trim_ascii_end() == control::ZYGOTE_NAME.to_bytes()
 }
 
 /// How long the threads of a process that are still there have run, nanoseconds.
