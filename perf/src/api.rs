@@ -90,7 +90,7 @@ fn measure(dist: &Path) -> Result<ApiExec> {
     run()?;
     let ((), exec_ns) = timed(run)?;
     let counters = Counters::arm()?;
-    let vms = children(server.child.id());
+    let vms = crate::processes::children(server.child.id())?;
     ensure!(
         vms.len() == 1,
         "the server has {} child processes, not one VM",
@@ -203,21 +203,4 @@ impl Drop for Server {
         }
         let _ = self.child.wait();
     }
-}
-
-fn children(pid: u32) -> Vec<u32> {
-    let path = format!("/proc/{pid}/task");
-    let Ok(tasks) = std::fs::read_dir(path) else {
-        return Vec::new();
-    };
-    tasks
-        .flatten()
-        .filter_map(|t| std::fs::read_to_string(t.path().join("children")).ok())
-        .flat_map(|c| {
-            c.split_whitespace()
-                .filter_map(|p| p.parse().ok())
-                .collect::<Vec<_>>()
-        })
-        .filter(|pid| !crate::processes::is_zygote(*pid))
-        .collect()
 }

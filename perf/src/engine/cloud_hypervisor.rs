@@ -3,14 +3,14 @@
 //! The same agent and disk. It has its devices on a PCI bus, which our guest kernel leaves out, so it needs
 //! a kernel of its own: the one difference, and it is said beside its figures.
 
-use super::peer::{CMDLINE, Machine, Peer, Process, disk, listen, remove, vsock_path};
-use super::{Guest, now_ns};
+use super::Guest;
+use super::peer::{CMDLINE, Machine, Peer, disk, vsock_path};
+use super::started::{Started, api};
 use crate::http::Http;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 /// A Cloud Hypervisor program, and a kernel with PCI.
 #[derive(Clone, Debug)]
@@ -19,15 +19,6 @@ pub(crate) struct CloudHypervisor {
     pub(crate) program: PathBuf,
     /// The guest's kernel.
     pub(crate) kernel: PathBuf,
-}
-
-/// A process that answers, with nothing in it yet.
-struct Started {
-    process: Process,
-    api: Http<UnixStream>,
-    listener: UnixListener,
-    /// When it was asked for, and when it answered.
-    times: [u64; 2],
 }
 
 fn put(api: &mut Http<UnixStream>, action: &str, body: Option<&Value>) -> Result<()> {
@@ -50,44 +41,6 @@ fn saved(place: &Path) -> (PathBuf, String) {
     (folder, url)
 }
 
-impl CloudHypervisor {
-    fn start(&self, place: &Path) -> Result<Started> {
-        let socket = place.join("api");
-        remove(&socket)?;
-        let listener = listen(place)?;
-        let asked_ns = now_ns();
-        let child = Command::new(&self.program)
-            .arg("--api-socket")
-            .arg(&socket)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .with_context(|| format!("Starting {}", self.program.display()))?;
-        let mut process = Process(child);
-        let api = Http::new(process.connect(&socket)?, "localhost");
-        Ok(Started {
-            process,
-            api,
-            listener,
-            times: [asked_ns, now_ns()],
-        })
-    }
-}
-
-impl Started {
-    fn machine(mut self) -> Result<Machine> {
-        let loaded_ns = now_ns();
-        let (agent, ready) = self.process.agent(&self.listener)?;
-        let [asked_ns, answers_ns] = self.times;
-        Ok(Machine {
-            process: self.process,
-            agent,
-            ready,
-            times: [asked_ns, answers_ns, loaded_ns, now_ns()],
-        })
-    }
-}
-
 impl Peer for CloudHypervisor {
     fn name(&self) -> &'static str {
         "cloud-hypervisor, its own kernel"
@@ -95,7 +48,7 @@ impl Peer for CloudHypervisor {
 
     fn boot(&self, guest: &Guest, place: &Path) -> Result<Machine> {
         let disk = disk(guest, place)?;
-        let mut started = self.start(place)?;
+        let mut started = Started::new(&self.program, "--api-socket", place)?;
         let machine = json!({
             "cpus": { "boot_vcpus": guest.vcpus, "max_vcpus": guest.vcpus },
             "memory": { "size": u64::from(guest.memory_mib) << 20 },
@@ -119,7 +72,7 @@ impl Peer for CloudHypervisor {
         let (folder, url) = saved(place);
         std::fs::create_dir_all(&folder)
             .with_context(|| format!("Creating {}", folder.display()))?;
-        let mut api = Http::new(process.connect(&place.join("api"))?, "localhost");
+        let mut api = api(&mut process, place)?;
         put(&mut api, "vm.pause", None)?;
         put(
             &mut api,
@@ -129,7 +82,7 @@ impl Peer for CloudHypervisor {
     }
 
     fn restore(&self, _guest: &Guest, place: &Path) -> Result<Machine> {
-        let mut started = self.start(place)?;
+        let mut started = Started::new(&self.program, "--api-socket", place)?;
         let (_, url) = saved(place);
         // Lazily, which is its faster way.
         let wanted = json!({ "source_url": url, "memory_restore_mode": "OnDemand" });

@@ -4,29 +4,20 @@
 //! fastest way that it has without another process. No jailer and no network, both of which would cost it
 //! more.
 
-use super::peer::{CMDLINE, Machine, Peer, Process, disk, listen, remove, vsock_path};
-use super::{Guest, now_ns};
+use super::Guest;
+use super::peer::{CMDLINE, Machine, Peer, disk, vsock_path};
+use super::started::{Started, api};
 use crate::http::Http;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 /// A Firecracker program.
 #[derive(Clone, Debug)]
 pub(crate) struct Firecracker {
     /// The program.
     pub(crate) program: PathBuf,
-}
-
-/// A process that answers, with nothing in it yet.
-struct Started {
-    process: Process,
-    api: Http<UnixStream>,
-    listener: UnixListener,
-    /// When it was asked for, and when it answered.
-    times: [u64; 2],
 }
 
 fn put(api: &mut Http<UnixStream>, path: &str, body: &Value) -> Result<()> {
@@ -45,44 +36,6 @@ fn ask(api: &mut Http<UnixStream>, method: &str, path: &str, body: &Value) -> Re
         .map(drop)
 }
 
-impl Firecracker {
-    fn start(&self, place: &Path) -> Result<Started> {
-        let socket = place.join("api");
-        remove(&socket)?;
-        let listener = listen(place)?;
-        let asked_ns = now_ns();
-        let child = Command::new(&self.program)
-            .arg("--api-sock")
-            .arg(&socket)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .with_context(|| format!("Starting {}", self.program.display()))?;
-        let mut process = Process(child);
-        let api = Http::new(process.connect(&socket)?, "localhost");
-        Ok(Started {
-            process,
-            api,
-            listener,
-            times: [asked_ns, now_ns()],
-        })
-    }
-}
-
-impl Started {
-    fn machine(mut self) -> Result<Machine> {
-        let loaded_ns = now_ns();
-        let (agent, ready) = self.process.agent(&self.listener)?;
-        let [asked_ns, answers_ns] = self.times;
-        Ok(Machine {
-            process: self.process,
-            agent,
-            ready,
-            times: [asked_ns, answers_ns, loaded_ns, now_ns()],
-        })
-    }
-}
-
 impl Peer for Firecracker {
     fn name(&self) -> &'static str {
         "firecracker"
@@ -90,7 +43,7 @@ impl Peer for Firecracker {
 
     fn boot(&self, guest: &Guest, place: &Path) -> Result<Machine> {
         let disk = disk(guest, place)?;
-        let mut started = self.start(place)?;
+        let mut started = Started::new(&self.program, "--api-sock", place)?;
         let api = &mut started.api;
         let machine = json!({ "vcpu_count": guest.vcpus, "mem_size_mib": guest.memory_mib });
         put(api, "/machine-config", &machine)?;
@@ -116,7 +69,7 @@ impl Peer for Firecracker {
 
     fn save(&self, machine: Machine, place: &Path) -> Result<()> {
         let mut process = machine.process;
-        let mut api = Http::new(process.connect(&place.join("api"))?, "localhost");
+        let mut api = api(&mut process, place)?;
         ask(&mut api, "PATCH", "/vm", &json!({ "state": "Paused" }))?;
         let files = json!({
             "snapshot_type": "Full",
@@ -127,7 +80,7 @@ impl Peer for Firecracker {
     }
 
     fn restore(&self, _guest: &Guest, place: &Path) -> Result<Machine> {
-        let mut started = self.start(place)?;
+        let mut started = Started::new(&self.program, "--api-sock", place)?;
         let files = json!({
             "snapshot_path": place.join("state"),
             "mem_backend": { "backend_type": "File", "backend_path": place.join("memory") },

@@ -9,6 +9,7 @@ pub(crate) mod qemu;
 mod qmp;
 #[cfg(test)]
 mod stand_in;
+mod started;
 
 use crate::agent::Ready;
 use anyhow::Result;

@@ -3,6 +3,7 @@
 use super::Context;
 use super::guest::{Bare, Then};
 use super::process::Process;
+use super::wide::answer;
 use crate::engine::now_ns;
 use crate::record::Sample;
 use anyhow::{Result, ensure};
@@ -121,13 +122,7 @@ fn cost(sample: &mut Sample, report: &ExitReport) {
 /// A clone that has dirtied its pages is saved; the layer must hold them.
 pub(super) fn save(context: &Context, bare: &Bare) -> Result<Sample> {
     let mut process = Process::husk(&context.program, bare)?;
-    process.start()?;
-    let (said, _) = process.answer()?;
-    ensure!(
-        said == bare.value,
-        "the guest said {said:?}, not {:?}",
-        bare.value
-    );
+    answer(&mut process, bare)?;
     process.started()?;
     let (memory, state) = (scratch_file()?, scratch_file()?);
     let asked_ns = now_ns();
@@ -136,7 +131,7 @@ pub(super) fn save(context: &Context, bare: &Bare) -> Result<Sample> {
     let report = process.stop()?;
     bare.check_layer(memory.into())?;
     let mut sample = Sample::new(
-        said,
+        &*bare.value,
         &[
             ("save_ns", took_ns),
             ("park_ns", saved.park_ns),
@@ -151,21 +146,13 @@ pub(super) fn save(context: &Context, bare: &Bare) -> Result<Sample> {
 /// A clone that has dirtied its pages is put back, and must do all again.
 pub(super) fn reset(context: &Context, bare: &Bare) -> Result<Sample> {
     let mut process = Process::husk(&context.program, bare)?;
-    let answer = |process: &mut Process| -> Result<()> {
-        process.start()?;
-        let (said, _) = process.answer()?;
-        ensure!(
-            said == bare.value,
-            "the guest said {said:?}, not {:?}",
-            bare.value
-        );
-        process.started()
-    };
-    answer(&mut process)?;
+    answer(&mut process, bare)?;
+    process.started()?;
     let asked_ns = now_ns();
     let reset = process.reset(bare)?;
     let took_ns = now_ns() - asked_ns;
-    answer(&mut process)?;
+    answer(&mut process, bare)?;
+    process.started()?;
     let report = process.stop()?;
     ensure!(
         reset.dropped_pages >= bare.pages,

@@ -94,7 +94,8 @@ fn running(context: &Context, bare: &Bare) -> Result<Process> {
     Ok(process)
 }
 
-fn answer(process: &mut Process, bare: &Bare) -> Result<()> {
+/// Lets a machine go; its guest must write its value.
+pub(super) fn answer(process: &mut Process, bare: &Bare) -> Result<()> {
     process.start()?;
     let (said, _) = process.answer()?;
     ensure!(

@@ -1,0 +1,62 @@
+//! A peer's process that answers on its HTTP socket, with nothing in it yet.
+
+use super::now_ns;
+use super::peer::{Machine, Process, listen, remove};
+use crate::http::Http;
+use anyhow::{Context, Result};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// The process, and the listener that its guest's agent is going to call.
+pub(super) struct Started {
+    process: Process,
+    /// Its API.
+    pub(super) api: Http<UnixStream>,
+    listener: UnixListener,
+    /// When it was asked for, and when it answered.
+    times: [u64; 2],
+}
+
+impl Started {
+    /// Starts `program` and waits for its socket in `place`, which `flag` tells it.
+    pub(super) fn new(program: &Path, flag: &str, place: &Path) -> Result<Self> {
+        let socket = place.join("api");
+        remove(&socket)?;
+        let listener = listen(place)?;
+        let asked_ns = now_ns();
+        let child = Command::new(program)
+            .arg(flag)
+            .arg(&socket)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .with_context(|| format!("Starting {}", program.display()))?;
+        let mut process = Process(child);
+        let api = api(&mut process, place)?;
+        Ok(Self {
+            process,
+            api,
+            listener,
+            times: [asked_ns, now_ns()],
+        })
+    }
+
+    /// The guest is loaded or boots: waits for its agent.
+    pub(super) fn machine(mut self) -> Result<Machine> {
+        let loaded_ns = now_ns();
+        let (agent, ready) = self.process.agent(&self.listener)?;
+        let [asked_ns, answers_ns] = self.times;
+        Ok(Machine {
+            process: self.process,
+            agent,
+            ready,
+            times: [asked_ns, answers_ns, loaded_ns, now_ns()],
+        })
+    }
+}
+
+/// A connection to the API of a process that was started in `place`.
+pub(super) fn api(process: &mut Process, place: &Path) -> Result<Http<UnixStream>> {
+    Ok(Http::new(process.connect(&place.join("api"))?, "localhost"))
+}
