@@ -12,7 +12,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
-use support::{Answer, KEY, Server, children, open_files};
+use support::{Answer, KEY, Server, children, no_more_files_than, open_files};
 
 /// These tests count processes of this one, so they run one after the other.
 static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -112,9 +112,7 @@ async fn all_are_told_of_and_all_work() {
         assert!(server.stop().await);
         assert_eq!(children(), Vec::<String>::new());
     }
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    let after = open_files();
-    assert!(after <= before + 6, "{before} before, {after} after");
+    no_more_files_than(before + 6).await;
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ mod support;
 use api::config::{ClonesFile, LimitsFile};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use support::{Answer, Server, children, open_files};
+use support::{Answer, Server, children, no_more_files_than, open_files};
 
 /// These tests count processes of this one, so they run one after the other.
 static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -90,10 +90,8 @@ async fn children_are_somebody_else_and_the_parent_goes_on() {
     assert_eq!(post(&server, "inone", "fork", json!({})).await.status, 404);
     assert_eq!(kill(&server, &id).await, 204);
     server.idle().await;
-    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    no_more_files_than(before + 6).await;
     assert_eq!(children(), Vec::<String>::new());
-    let after = open_files();
-    assert!(after <= before + 6, "{before} before, {after} after");
     assert!(server.stop().await);
 }
 
@@ -206,9 +204,7 @@ async fn a_machine_that_booted_is_replaced_by_a_reset() {
     let before = children();
     assert_eq!(post(&server, &id, "reset", json!({})).await.status, 204);
     works(&server, &id).await;
-    while server.registry.in_use() > 1 {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    server.down_to(1).await;
     let after = children();
     assert!(before.len() == 1 && after.len() == 1 && before != after);
     assert!(server.stop().await);
@@ -235,9 +231,7 @@ async fn reset_goes(mode: &str, same: bool) {
         made.json()["envdAccessToken"]
     );
     works(&server, &id).await;
-    while server.registry.in_use() > 1 {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    server.down_to(1).await;
     let after = children();
     assert_eq!((before.len(), after.len()), (1, 1));
     let pid = |all: &[String]| all[0].split_whitespace().next().unwrap().to_owned();

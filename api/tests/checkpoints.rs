@@ -12,8 +12,8 @@ use api::config::{ClonesFile, LimitsFile};
 use serde_json::{Value, json};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
-use support::{Answer, Server, children, open_files};
+use std::time::Duration;
+use support::{Answer, Server, children, no_more_files_than, open_files, until};
 
 /// These tests count processes of this one, so they run one after the other.
 static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -88,16 +88,20 @@ fn files(server: &Server, folder: &str) -> Vec<PathBuf> {
 /// Waits until the store has so many manifests, and if that is none, no blob but what golden machines are
 /// made of.
 async fn stores(server: &Server, manifests: usize) {
-    let begin = Instant::now();
-    loop {
+    let left = until(Duration::from_secs(10), || {
         let (left, blobs) = (files(server, "manifests"), files(server, "blobs"));
-        if left.len() == manifests && (manifests > 0 || blobs.len() <= 1) {
-            return;
-        }
-        let late = begin.elapsed() > Duration::from_secs(10);
-        assert!(!late, "{left:?} {blobs:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        let settled = left.len() == manifests && (manifests > 0 || blobs.len() <= 1);
+        (!settled).then_some((left, blobs))
+    });
+    assert_eq!(left.await, None, "{manifests} manifests are to be left");
+}
+
+/// The first child of a fork.
+async fn child_works_and_goes(server: &Server, forked: &Answer) {
+    let forked = forked.json();
+    let child = forked[0]["sandbox"]["sandboxID"].as_str().unwrap();
+    works(server, child).await;
+    assert_eq!(kill(server, child).await, 204);
 }
 
 fn blob(server: &Server, digest: &Value) -> PathBuf {
@@ -212,11 +216,10 @@ async fn a_deleted_checkpoint_leaves_its_children_and_no_bytes() {
     assert_eq!(delete(&server, &id, "c2").await, 404);
     assert_eq!(tree(&server, &id).await, pairs(&[("c1", ""), ("c3", "c1")]));
     stores(&server, 2).await;
-    let begin = Instant::now();
-    while files(&server, "blobs").len() >= blobs {
-        assert!(begin.elapsed() < Duration::from_secs(10), "bytes are freed");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let kept = until(Duration::from_secs(10), || {
+        Some(files(&server, "blobs").len()).filter(|now| *now >= blobs)
+    });
+    assert_eq!(kept.await, None, "bytes are freed");
     assert_eq!(reset(&server, &id, "c2").await, 404);
     assert_eq!(reset(&server, &id, "c3").await, 204);
     works(&server, &id).await;
@@ -335,9 +338,7 @@ async fn sandboxes_begin_at_any_checkpoint() {
     assert_eq!(kill(&server, &id).await, 204);
     server.idle().await;
     stores(&server, 0).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    let after = open_files();
-    assert!(after <= before + 6, "{before} before, {after} after");
+    no_more_files_than(before + 6).await;
     assert!(server.stop().await);
     assert_eq!(children(), Vec::<String>::new());
 }
@@ -470,12 +471,7 @@ async fn one_after_the_other() {
         assert_eq!(resumed.status, 201);
         works(&server, &id).await;
         if forked.status == 201 {
-            let child = forked.json()[0]["sandbox"]["sandboxID"]
-                .as_str()
-                .unwrap()
-                .to_owned();
-            works(&server, &child).await;
-            assert_eq!(kill(&server, &child).await, 204);
+            child_works_and_goes(&server, &forked).await;
         }
         assert_eq!(kill(&server, &id).await, 204);
     }
@@ -520,12 +516,7 @@ async fn a_checkpoint_is_there_or_it_is_not() {
         let base = listing(&server, &id).await;
         assert_eq!(base["current"], base["checkpoints"][0]["checkpointID"]);
         if forked.status == 201 {
-            let child = forked.json()[0]["sandbox"]["sandboxID"]
-                .as_str()
-                .unwrap()
-                .to_owned();
-            works(&server, &child).await;
-            assert_eq!(kill(&server, &child).await, 204);
+            child_works_and_goes(&server, &forked).await;
         }
     }
     assert_eq!(kill(&server, &id).await, 204);

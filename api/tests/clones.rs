@@ -12,7 +12,7 @@ use api::config::{ClonesFile, LimitsFile};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
-use support::{Answer, Server, children, open_files, zygotes_and_others};
+use support::{Answer, Server, children, open_files, until, zygotes_and_others};
 
 /// These tests count processes of this one, so they run one after the other.
 static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -33,15 +33,10 @@ async fn server(mode: &str, max: usize, husks: usize) -> Server {
 
 /// Waits until so many VM processes are there.
 async fn processes(count: usize) {
-    let begin = Instant::now();
-    while children().len() != count {
-        let now = children();
-        assert!(
-            begin.elapsed() < Duration::from_secs(20),
-            "not {count}: {now:#?}"
-        );
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let other = until(Duration::from_secs(20), || {
+        Some(children()).filter(|now| now.len() != count)
+    });
+    assert_eq!(other.await, None, "{count} wanted");
 }
 
 /// The steps that an answer says it took.

@@ -12,7 +12,7 @@ use api::config::{ClonesFile, LimitsFile};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use support::{Answer, Server, children, open_files};
+use support::{Answer, Server, children, no_more_files_than, open_files, until};
 
 /// These tests count processes of this one, so they run one after the other.
 static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -93,28 +93,11 @@ fn refused(answer: &Answer, words: &str) {
 
 /// Waits until so many machines are in use, and that no other process is there.
 async fn in_use(server: &Server, count: usize) {
-    let begin = Instant::now();
-    while server.registry.in_use() != count || children().len() != count {
+    let other = until(Duration::from_secs(10), || {
         let (used, now) = (server.registry.in_use(), children());
-        assert!(
-            begin.elapsed() < Duration::from_secs(10),
-            "{count} wanted, {used} in use: {now:#?}"
-        );
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-/// No more descriptors than before, once connections have closed.
-async fn no_more_files_than(before: usize) {
-    let begin = Instant::now();
-    while open_files() > before + 4 {
-        let now = open_files();
-        assert!(
-            begin.elapsed() < Duration::from_secs(5),
-            "{before} descriptors before, {now} after"
-        );
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        (used != count || now.len() != count).then_some((used, now))
+    });
+    assert_eq!(other.await, None, "{count} wanted");
 }
 
 fn stored(server: &Server, folder: &str) -> Vec<PathBuf> {
@@ -127,19 +110,11 @@ fn stored(server: &Server, folder: &str) -> Vec<PathBuf> {
 
 /// Waits until the store has nothing.
 async fn stores_nothing(server: &Server) {
-    let begin = Instant::now();
-    loop {
-        let left = [
-            stored(server, "manifests"),
-            stored(server, "blobs"),
-            stored(server, "tmp"),
-        ];
-        if left.concat().is_empty() {
-            return;
-        }
-        assert!(begin.elapsed() < Duration::from_secs(10), "{left:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let left = until(Duration::from_secs(10), || {
+        let left = ["manifests", "blobs", "tmp"].map(|folder| stored(server, folder));
+        Some(left.concat()).filter(|left| !left.is_empty())
+    });
+    assert_eq!(left.await, None);
 }
 
 /// How an identity is not taken, and the words for it.
@@ -175,7 +150,7 @@ async fn who_does_not_become_somebody_is_not_delivered() {
             assert!(said.contains(words), "{mode}: {forked:?}");
         }
         in_use(&server, 1).await;
-        no_more_files_than(before).await;
+        no_more_files_than(before + 4).await;
         works(&server, &parent).await;
         let list = server.api("GET", "/v2/sandboxes", Value::Null).await.json();
         assert_eq!(list.as_array().unwrap().len(), 2, "{list}");
@@ -237,7 +212,7 @@ async fn a_machine_that_dies_while_it_is_saved_is_gone_and_said_to_be() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         in_use(&server, 1).await;
-        no_more_files_than(before).await;
+        no_more_files_than(before + 4).await;
         stores_nothing(&server).await;
         works(&server, &other).await;
     }
@@ -476,7 +451,7 @@ async fn what_is_damaged_is_refused_in_words_and_comes_back_when_mended() {
         assert_eq!(state(&server, &all.asleep).await, "paused");
         all.restore();
     }
-    no_more_files_than(before).await;
+    no_more_files_than(before + 4).await;
     // The same for a snapshot, which the server has not read before.
     for damage in &TO_MANIFESTS {
         println!("{} snapshot", damage.name);
@@ -641,14 +616,14 @@ async fn a_full_disk_loses_nothing() {
         assert_eq!(list.as_array().unwrap().len(), 1, "{list}");
         // What has to be unpacked does not fit, and stays. What failed before has given back its room.
         in_use(&server, 1).await;
-        no_more_files_than(files).await;
+        no_more_files_than(files + 4).await;
         disk.fill();
         let resumed = connect(&server, &asleep).await;
         refused(&resumed, full);
         assert_eq!(state(&server, &asleep).await, "paused");
         disk.empty();
         in_use(&server, 1).await;
-        no_more_files_than(files).await;
+        no_more_files_than(files + 4).await;
         assert_eq!(stored(&server, "blobs"), blobs);
         assert_eq!(stored(&server, "tmp"), Vec::<PathBuf>::new());
         let made = server.create(json!({ "templateID": "one" })).await.id();

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use support::{Answer, Server, children, open_files};
+use support::{Answer, Server, children, no_more_files_than, open_files, until};
 
 /// These tests count processes of this one, so they run one after the other.
 static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -80,15 +80,11 @@ fn files(server: &Server, folder: &str) -> Vec<PathBuf> {
 
 /// Waits until the store has nothing.
 async fn stores_nothing(server: &Server) {
-    let begin = Instant::now();
-    loop {
+    let left = until(Duration::from_secs(10), || {
         let left = [files(server, "manifests"), files(server, "blobs")].concat();
-        if left.is_empty() {
-            return;
-        }
-        assert!(begin.elapsed() < Duration::from_secs(10), "{left:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        Some(left).filter(|left| !left.is_empty())
+    });
+    assert_eq!(left.await, None);
 }
 
 #[tokio::test]
@@ -283,11 +279,8 @@ async fn a_kill_wins_over_everything() {
     }
     server.idle().await;
     stores_nothing(&server).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    no_more_files_than(before + 6).await;
     assert_eq!(children(), Vec::<String>::new());
-    let after = open_files();
-    println!("descriptors before {before}, after {after}");
-    assert!(after <= before + 6, "{before} before, {after} after");
     assert!(server.stop().await);
 }
 

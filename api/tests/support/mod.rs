@@ -22,7 +22,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -228,13 +228,16 @@ impl Server {
 
     /// Waits until no slot is in use: every process is reaped.
     pub(crate) async fn idle(&self) {
-        for _ in 0..200 {
-            if self.registry.in_use() == 0 {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("{} sandboxes are still there", self.registry.in_use());
+        self.down_to(0).await;
+    }
+
+    /// Waits until no more slots than these are in use.
+    pub(crate) async fn down_to(&self, count: usize) {
+        let left = until(Duration::from_secs(10), || {
+            Some(self.registry.in_use()).filter(|used| *used > count)
+        })
+        .await;
+        assert_eq!(left, None, "sandboxes that are still there, {count} wanted");
     }
 }
 
@@ -276,6 +279,31 @@ impl Answer {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.to_str().unwrap())
     }
+}
+
+/// Looks again and again until nothing is left of what must go, and says what is left after `limit`.
+/// For what tells nobody that it has happened: a process or a descriptor that is gone, a blob swept.
+pub(crate) async fn until<T>(limit: Duration, left: impl Fn() -> Option<T>) -> Option<T> {
+    let begin = Instant::now();
+    loop {
+        let now = left();
+        if now.is_none() || begin.elapsed() > limit {
+            return now;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// No more descriptors than these are open, once connections have closed.
+pub(crate) async fn no_more_files_than(most: usize) {
+    let left = until(Duration::from_secs(5), || {
+        Some(open_files()).filter(|now| *now > most)
+    })
+    .await;
+    assert_eq!(
+        left, None,
+        "descriptors that are open, at most {most} wanted"
+    );
 }
 
 /// How many descriptors this process has open.
