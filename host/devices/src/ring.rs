@@ -10,34 +10,26 @@
 //!
 //! The ring has a single issuer and runs its completions only inside [`Ring::enter`], so one system
 //! call per turn submits, waits and collects.
-#![expect(
-    unsafe_code,
-    reason = "submission entries, the buffer ring and in-flight memory"
-)]
+#![expect(unsafe_code, reason = "submission entries and in-flight memory")]
+
+mod pool;
 
 use crate::Memory;
-use io_uring::types::{BufRingEntry, CancelBuilder, Fd, SubmitArgs, Timespec};
+use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
+use pool::{POOL_GROUP, Pool};
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use std::fmt;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 use vm_memory::{GuestAddress, GuestMemory, Permissions};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Submission entries. A turn that needs more submits in between.
 pub(crate) const ENTRIES: u32 = 256;
-/// Receive buffers in the pool, a power of two.
-pub(crate) const POOL_BUFFERS: u16 = 8;
-/// Bytes of one receive buffer.
-pub(crate) const POOL_BUFFER_SIZE: usize = 32 * 1024;
-const POOL_GROUP: u16 = 0;
 /// Vectors of one operation; the kernel's own limit is 1024.
 const MAX_VECTORS: usize = 512;
 /// User data of operations whose success is silent.
@@ -379,7 +371,7 @@ impl Ring {
 
     /// Pool buffers that the kernel has not filled.
     pub(crate) fn pool_has_room(&self) -> bool {
-        self.pool.taken.contains(&false)
+        self.pool.has_room()
     }
 
     fn op(&mut self, token: Token) -> Op {
@@ -507,110 +499,14 @@ impl Drop for Ring {
         if self.in_flight() > 0 {
             mem::forget(mem::take(&mut self.ops));
             mem::forget(self.memory.clone());
-            self.pool.leak = true;
-        }
-    }
-}
-
-/// The receive buffers and the ring of entries by which the kernel is offered them.
-struct Pool {
-    /// [`POOL_BUFFERS`] entries, page-aligned, then the buffers.
-    base: NonNull<u8>,
-    tail: u16,
-    /// Filled and not given back, by id.
-    taken: [bool; POOL_BUFFERS as usize],
-    leak: bool,
-}
-
-const POOL_RING_BYTES: usize = 4096;
-const POOL_BYTES: usize = POOL_RING_BYTES + POOL_BUFFERS as usize * POOL_BUFFER_SIZE;
-const _: () = assert!(POOL_BUFFERS.is_power_of_two());
-const _: () = assert!(POOL_BUFFERS as usize * size_of::<BufRingEntry>() <= POOL_RING_BYTES);
-
-impl Pool {
-    fn new(uring: &IoUring) -> io::Result<Self> {
-        // Mapped, not allocated: pages come when they are used, most of them never.
-        let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
-        // SAFETY: a new mapping where the kernel likes, which is this value's alone.
-        let base = unsafe { mmap_anonymous(ptr::null_mut(), POOL_BYTES, access, flags) }?;
-        let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        let taken = [true; POOL_BUFFERS as usize];
-        let mut pool = Self {
-            base,
-            tail: 0,
-            taken,
-            leak: false,
-        };
-        let address = u64::try_from(base.as_ptr().addr()).unwrap_or(0);
-        let submitter = uring.submitter();
-        // SAFETY: the ring of entries is freed by `Pool::drop`, which runs after the io_uring is
-        // closed (field order in `Ring`), and it is as large as the number of entries asks.
-        unsafe {
-            submitter.register_buf_ring_with_flags(address, POOL_BUFFERS, POOL_GROUP, 0)?;
-        }
-        (0..POOL_BUFFERS).for_each(|id| pool.give(id));
-        Ok(pool)
-    }
-
-    fn data(&self, id: u16) -> NonNull<u8> {
-        let offset = POOL_RING_BYTES + usize::from(id % POOL_BUFFERS) * POOL_BUFFER_SIZE;
-        // SAFETY: the offset is inside the allocation for every id below POOL_BUFFERS.
-        unsafe { self.base.add(offset) }
-    }
-
-    fn take(&mut self, id: u16) {
-        if let Some(taken) = self.taken.get_mut(usize::from(id)) {
-            *taken = true;
-        }
-    }
-
-    fn bytes(&self, id: u16, len: usize) -> &[u8] {
-        if !self.taken.get(usize::from(id)).copied().unwrap_or(false) {
-            return &[];
-        }
-        // SAFETY: the buffer is initialised (zeroed at first), lies inside the allocation, and the
-        // kernel does not write to it until `give`, which needs `&mut self`.
-        unsafe { std::slice::from_raw_parts(self.data(id).as_ptr(), len.min(POOL_BUFFER_SIZE)) }
-    }
-
-    /// Offers a buffer to the kernel. A buffer that is not taken is left alone.
-    fn give(&mut self, id: u16) {
-        match self.taken.get_mut(usize::from(id)) {
-            Some(taken @ true) => *taken = false,
-            _ => return,
-        }
-        let address = u64::try_from(self.data(id).as_ptr().addr()).unwrap_or(0);
-        let slot = usize::from(self.tail % POOL_BUFFERS);
-        let entries = self.base.as_ptr().cast::<BufRingEntry>();
-        // SAFETY: the slot is inside the ring of entries.
-        let slot = unsafe { entries.add(slot) };
-        // SAFETY: the slot is not visible to the kernel before the tail moves (there are as many
-        // slots as buffers, and this buffer is not in any).
-        let entry = unsafe { &mut *slot };
-        entry.set_addr(address);
-        entry.set_len(u32::try_from(POOL_BUFFER_SIZE).unwrap_or(0));
-        entry.set_bid(id);
-        self.tail = self.tail.wrapping_add(1);
-        // SAFETY: `entries` is the first entry of the ring.
-        let tail = unsafe { BufRingEntry::tail(entries) };
-        // SAFETY: the tail is an aligned u16 inside the allocation, shared with the kernel and
-        // otherwise only touched here; it overlaps no field that is set above.
-        let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
-        tail.store(self.tail, Ordering::Release);
-    }
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        if !self.leak {
-            // SAFETY: mapped in `new` with the same size; the kernel does not use it any more.
-            let _ = unsafe { munmap(self.base.as_ptr().cast(), POOL_BYTES) };
+            self.pool.leak();
         }
     }
 }
 
 #[cfg(test)]
 mod test {
+    use super::pool::POOL_BUFFERS;
     use super::*;
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
