@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use virtio_queue::QueueState;
 
 /// The longest the loop waits for its devices to be still.
-const TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Slot {
     /// Nothing that is saved changes any more unless the driver does something.
@@ -66,19 +66,33 @@ impl EventLoop {
         control: &mut LoopControl,
     ) -> Next {
         let restless = self.slots.iter().position(|slot| !slot.still());
-        let answer = match restless {
-            None if self.ring.all_submitted() => self.save(),
-            // The last interrupts have to be raised.
-            None => return Next::Again,
-            Some(_) if now < until => return Next::Wait,
-            Some(index) => Err(SaveError::NotStill {
-                device: self.name(index),
-                after: TIMEOUT,
-            }),
+        let still = match self.standstill(restless, until, now) {
+            Ok(still) => still,
+            Err(next) => return next,
         };
         self.quiescing = None;
-        host.quiesced(answer, control);
+        host.quiesced(still.and_then(|()| self.save()), control);
         Next::Again
+    }
+
+    /// Whether it is time for the host, which waits for `restless` until then: all is still and told,
+    /// or it takes too long. Otherwise what the loop does meanwhile.
+    pub(super) fn standstill(
+        &mut self,
+        restless: Option<usize>,
+        until: Instant,
+        now: Instant,
+    ) -> Result<Result<(), SaveError>, Next> {
+        match restless {
+            None if self.ring.all_submitted() => Ok(Ok(())),
+            // The last interrupts have to be raised.
+            None => Err(Next::Again),
+            Some(_) if now < until => Err(Next::Wait),
+            Some(index) => Ok(Err(SaveError::NotStill {
+                device: self.name(index),
+                after: TIMEOUT,
+            })),
+        }
     }
 
     pub(super) fn name(&self, index: usize) -> String {

@@ -8,17 +8,15 @@
 //! Unlike saving, nothing is waited for that a slow reader of the link could hold up: what was under
 //! way belongs to a machine that is about to not have been.
 
+use super::quiesce::TIMEOUT;
 use super::{EventLoop, LoopControl, LoopError, SlotState};
 use crate::Host;
 use crate::device::{Fresh, Next};
-use crate::state::{LinkAfter, LoadError, SaveError};
+use crate::state::{LinkAfter, LoadError};
 use std::fs::File;
 use std::mem;
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
-
-/// The longest the loop waits for what is in flight.
-const TIMEOUT: Duration = Duration::from_secs(2);
+use std::time::Instant;
 
 /// A state for devices that have been cleared, and the files of that state.
 #[derive(Debug)]
@@ -60,15 +58,10 @@ impl EventLoop {
         control: &mut LoopControl,
     ) -> Next {
         let busy = self.slots.iter().position(|slot| !slot.device.cleared());
-        let outcome = match busy {
-            None if self.ring.all_submitted() => Ok(()),
-            // Interrupts of the old state must not come after the new one is in place.
-            None => return Next::Again,
-            Some(_) if now < until => return Next::Wait,
-            Some(index) => Err(SaveError::NotStill {
-                device: self.name(index),
-                after: TIMEOUT,
-            }),
+        // Interrupts of the old state, too, must not come after the new one is in place.
+        let outcome = match self.standstill(busy, until, now) {
+            Ok(outcome) => outcome,
+            Err(next) => return next,
         };
         self.clearing = None;
         self.link_closed = false;
