@@ -72,7 +72,7 @@ pub fn look(settings: &Settings, problem: Option<&ConfigError>) -> Facts {
         disk: disk(&settings.data_dir),
         config: match problem {
             None | Some(ConfigError::NoKeys) => Ok(()),
-            Some(problem) => Err(chain(problem)),
+            Some(problem) => Err(crate::error::chain(problem)),
         },
         has_key: !matches!(problem, Some(ConfigError::NoKeys)),
         files: files(settings),
@@ -85,14 +85,6 @@ pub fn look(settings: &Settings, problem: Option<&ConfigError>) -> Facts {
             .unwrap_or(0),
         probe: probe::ask(&settings.vmm),
     }
-}
-
-/// An error with its sources.
-fn chain(error: &dyn std::error::Error) -> String {
-    let sources = std::iter::successors(error.source(), |error| error.source());
-    sources.fold(error.to_string(), |text, source| {
-        format!("{text}: {source}")
-    })
 }
 
 fn read(path: impl AsRef<Path>) -> Option<String> {
