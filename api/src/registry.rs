@@ -42,9 +42,9 @@ use jiff::Timestamp;
 use snapshot_format::BaseImage;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore, watch};
+use tokio::sync::{OwnedRwLockWriteGuard, OwnedSemaphorePermit, RwLock, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use bring_up::{From, Up};
@@ -106,6 +106,8 @@ pub struct Registry {
     vault: Arc<Vault>,
     /// Work with the vault in the background holds it for reading.
     chores: Arc<RwLock<()>>,
+    /// Held from the end of closing on: no chore begins after it.
+    closed: OnceLock<OwnedRwLockWriteGuard<()>>,
     snapshots: Snapshots,
     /// The next sandbox's generation.
     generation: AtomicU64,
@@ -134,6 +136,7 @@ impl Registry {
             snapshots: Snapshots::new(&vault),
             vault: Arc::new(vault),
             chores: Arc::default(),
+            closed: OnceLock::new(),
             // Seconds above a count: no number comes again after a restart.
             generation: AtomicU64::new(since_1970().as_secs() << 24),
             closing,
@@ -290,7 +293,10 @@ impl Registry {
         let gone = async {
             let _ = self.slots.acquire_many(all).await;
             self.pools.closed().await;
-            drop(self.chores.write().await);
+            // For good: a sandbox's last sweep comes after its place is free.
+            let _ = self
+                .closed
+                .set(Arc::clone(&self.chores).write_owned().await);
         };
         timeout(bound, gone).await.is_ok()
     }
