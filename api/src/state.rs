@@ -7,6 +7,10 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long a server that was killed may take to be gone.
+const LAST_BREATH: Duration = Duration::from_secs(5);
 
 /// The locked data folder. The lock goes with this value, also when the process is killed.
 #[derive(Debug)]
@@ -29,13 +33,13 @@ pub enum StateError {
         #[source]
         source: io::Error,
     },
-    /// Another server has it.
+    /// Another server has it, and has not ended within 5 s.
     #[error("The data folder {0} is used by another server: stop it or set another data_dir")]
     Taken(PathBuf),
 }
 
 impl StateDir {
-    /// Makes the folder if needed, locks it, and removes what a crashed server left. Its virtual
+    /// Makes the folder if needed, locks it (which may take seconds, see [`StateError::Taken`]), and removes what a crashed server left. Its virtual
     /// machines have most likely ended by themselves, as their control sockets closed with it;
     /// those that have not are killed.
     ///
@@ -48,10 +52,8 @@ impl StateDir {
         };
         std::fs::create_dir_all(dir).map_err(failed)?;
         let lock = File::create(dir.join("lock")).map_err(failed)?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(StateError::Taken(dir.to_owned())),
-            Err(error) => return Err(failed(error.into())),
+        if !taken_over(&lock).map_err(|error| failed(error.into()))? {
+            return Err(StateError::Taken(dir.to_owned()));
         }
         let (layers, machines) = (dir.join("layers"), dir.join("machines"));
         std::fs::create_dir_all(&machines).map_err(failed)?;
@@ -93,9 +95,44 @@ impl StateDir {
     }
 }
 
+/// Takes the lock, waiting for a server that is just ending: one that was killed keeps it until the
+/// kernel has taken the process apart. False: somebody else has it and lives on.
+fn taken_over(lock: &File) -> rustix::io::Result<bool> {
+    let begin = Instant::now();
+    loop {
+        match flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(Errno::WOULDBLOCK) if begin.elapsed() > LAST_BREATH => return Ok(false),
+            // The kernel tells nobody whose wait has an end.
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(20)),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 #[cfg(test)]
 mod test {
     use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[test]
+    fn a_server_that_is_just_ending_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = StateDir::open(dir.path()).unwrap();
+        let let_go = Arc::new(AtomicBool::new(false));
+        let ending = std::thread::spawn({
+            let let_go = Arc::clone(&let_go);
+            move || {
+                std::thread::sleep(Duration::from_millis(200));
+                let_go.store(true, Ordering::Release);
+                drop(first);
+            }
+        });
+        StateDir::open(dir.path()).unwrap();
+        assert!(let_go.load(Ordering::Acquire), "it had the lock until then");
+        ending.join().unwrap();
+    }
 
     #[test]
     fn one_server_a_folder_and_a_clean_start() {

@@ -85,7 +85,8 @@ impl Mortal {
             start,
             dir,
         };
-        server.on_host(&format!("mkdir -p '{}'", server.dir))?;
+        // An earlier run in the same lab may have left what was paused in it.
+        server.on_host(&format!("rm -rf '{0}/data' && mkdir -p '{0}'", server.dir))?;
         server.on_host(&server.start)?;
         server.wait(port)?;
         Ok(server)
