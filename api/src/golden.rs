@@ -39,16 +39,7 @@ pub enum GoldenError {
     GivenUp,
 }
 
-/// A template's machine, for two kinds of copies.
-#[derive(Clone, Debug)]
-pub struct Golden {
-    /// For copies that are made ahead: all that they are going to use is mapped while they are built.
-    pub ahead: Arc<Image>,
-    /// For a copy that somebody waits for: it maps what it uses when it uses it.
-    pub spot: Arc<Image>,
-}
-
-/// A template's golden machine, with what its copies write first if that can be learned. `makers` is
+/// A template's golden machine, with what its copies use first if that can be learned. `makers` is
 /// what machines count for that are made on the way, one at a time.
 ///
 /// # Errors
@@ -57,7 +48,7 @@ pub async fn make(
     launcher: &Launcher,
     template: &Template,
     makers: &Arc<Semaphore>,
-) -> Result<Golden, GoldenError> {
+) -> Result<Arc<Image>, GoldenError> {
     let slot = || Arc::clone(makers).acquire_owned();
     let name = |kind| Name::internal(kind).map_err(|e| LaunchError::Entropy(e.to_string()));
     let gone = |_| GoldenError::GivenUp;
@@ -69,10 +60,7 @@ pub async fn make(
         Err(error) => {
             let (template, error) = (&template.name, chain(&error));
             tracing::warn!(template, error, "copies come without a working set");
-            Ok(Golden {
-                ahead: Arc::clone(&golden),
-                spot: golden,
-            })
+            Ok(golden)
         }
     }
 }
@@ -93,6 +81,7 @@ async fn build(
         name,
         template: template.clone(),
         begin: Begin::Boot,
+        trial: false,
         slot,
     };
     let launched = launcher.launch(plan, &mut Timings::default()).await?;
@@ -137,9 +126,9 @@ async fn build(
     })
 }
 
-/// Has a copy do what every sandbox does first: take an identity and run a command. What it has written
-/// by then, all copies come with from then on: it costs them neither a fault nor a copy when somebody
-/// waits for them. `slot` is given back when the copy's process is reaped.
+/// Has a copy do what every sandbox does first: take an identity and run a command. What it has used by
+/// then, all copies come with from then on: it costs them neither a fault nor a copy when somebody waits
+/// for them. `slot` is given back when the copy's process is reaped.
 ///
 /// # Errors
 /// The first step that failed; the golden machine is as good as before.
@@ -148,7 +137,7 @@ async fn learn(
     template: &Template,
     golden: &Arc<Image>,
     (name, slot): (Name, OwnedSemaphorePermit),
-) -> Result<Golden, GoldenError> {
+) -> Result<Arc<Image>, GoldenError> {
     let AgentLink::Kept { last_stream } = golden.link else {
         return Err(GoldenError::GivenUp);
     };
@@ -157,6 +146,7 @@ async fn learn(
         name,
         template: template.clone(),
         begin: Begin::Image(Arc::clone(golden)),
+        trial: true,
         slot,
     };
     let built = launcher.build(plan, &mut Timings::default()).await?;
@@ -174,7 +164,17 @@ async fn learn(
     };
     let tried: Result<Image, GoldenError> = tried.await;
     machine.stop().await;
-    let (learned, pages) = golden.learn(launcher, tried?).await?;
-    tracing::info!(template = template.name, pages, "working set learned");
-    Ok(learned)
+    let (learned, first) = golden.learn(launcher, &tried?).await?;
+    let (touched, written) = (pages(&first.touched), pages(&first.written));
+    tracing::info!(
+        template = template.name,
+        touched,
+        written,
+        "working set learned"
+    );
+    Ok(Arc::new(learned))
+}
+
+fn pages(ranges: &[snapshot_memory::Range]) -> u64 {
+    ranges.iter().map(|range| range.end - range.first).sum()
 }

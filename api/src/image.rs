@@ -10,13 +10,12 @@
 //! A machine that began at an image has its diff among its private pages, so what is captured of it
 //! is again one layer over the same basis: chains do not grow.
 
-use crate::golden::Golden;
 use crate::launcher::{Launcher, files};
 use crate::machine::{Hand, NotReset};
 use crate::pager::LONGEST;
 use control::{Reset, ResetSpec, SaveSpec, Saved, SavedLink};
-use snapshot_format::BlobRef;
-use snapshot_memory::{Layer, MemoryError};
+use snapshot_format::{BlobRef, SectionFile};
+use snapshot_memory::{Layer, MemoryError, WorkingSet};
 use snapshot_store::Lease;
 use std::fs::File;
 use std::io::Write as _;
@@ -144,12 +143,6 @@ impl Basis {
         memory.map_or(0, |memory| memory.resident_bytes().unwrap_or(0))
     }
 
-    /// Writes a layer that changes nothing, of the pages that `written` names.
-    fn working_set(&self, written: &File, out: &mut File) -> Result<u64, MemoryError> {
-        let written = Layer::open(written.try_clone().map_err(again(self.pages()))?)?;
-        snapshot_memory::write_working_set(self.whole()?, &written, out)
-    }
-
     /// The layers, newest first.
     #[must_use]
     pub fn layers(&self) -> &[Arc<File>] {
@@ -240,44 +233,39 @@ pub struct Image {
 }
 
 impl Image {
-    /// The same machine, of which copies come with the pages that `trial`, saved from such a copy, has
-    /// written: as a diff that changes nothing. Copies made ahead also map all that it has used.
-    /// Returns how many pages are written.
+    /// The same machine, of which copies come with what `trial`, saved from such a copy, has used.
     ///
     /// # Errors
     /// [`ImageError::Memory`], [`ImageError::File`].
     pub async fn learn(
         &self,
         launcher: &Launcher,
-        trial: Self,
-    ) -> Result<(Golden, u64), ImageError> {
-        let (mut set, mut state) = (file(launcher)?, file(launcher)?);
-        let (basis, own) = (Arc::clone(&self.basis), Arc::clone(&self.state));
+        trial: &Self,
+    ) -> Result<(Self, WorkingSet), ImageError> {
+        let mut state = file(launcher)?;
+        let (pages, own, trial) = (
+            self.basis.pages(),
+            Arc::clone(&self.state),
+            Arc::clone(&trial.state),
+        );
         let work = tokio::task::spawn_blocking(move || {
-            let written = trial.diff.as_ref().ok_or(ImageError::GivenUp)?;
-            let pages = basis.working_set(written, &mut set)?;
-            let states = (whole(&own)?, whole(&trial.state)?);
-            let both = snapshot_memory::with_touched(&states.0, &states.1);
-            let both = both.map_err(MemoryError::from)?;
-            state.write_all(&both).map_err(again(basis.pages()))?;
-            Ok::<_, ImageError>((Arc::new(set), Arc::new(state), pages))
+            let learned = WorkingSet::learn(&whole(&own)?, &whole(&trial)?);
+            let learned = learned.map_err(MemoryError::from)?;
+            let parsed = SectionFile::parse(&learned).map_err(MemoryError::from)?;
+            let first = WorkingSet::of(&parsed, pages).map_err(MemoryError::from)?;
+            state.write_all(&learned).map_err(again(pages))?;
+            Ok::<_, ImageError>((Arc::new(state), first))
         });
-        let (set, state, pages) = work.await.map_err(|_| ImageError::GivenUp)??;
-        let with = |state: &Arc<File>| {
-            Arc::new(Self {
-                basis: Arc::clone(&self.basis),
-                diff: Some(Arc::clone(&set)),
-                state: Arc::clone(state),
-                disk: Arc::clone(&self.disk),
-                shape: self.shape,
-                link: self.link,
-            })
+        let (state, first) = work.await.map_err(|_| ImageError::GivenUp)??;
+        let learned = Self {
+            basis: Arc::clone(&self.basis),
+            diff: self.diff.clone(),
+            state,
+            disk: Arc::clone(&self.disk),
+            shape: self.shape,
+            link: self.link,
         };
-        let golden = Golden {
-            ahead: with(&state),
-            spot: with(&self.state),
-        };
-        Ok((golden, pages))
+        Ok((learned, first))
     }
 
     /// The same machine with all of its memory in a basis of its own, for many to begin at: none

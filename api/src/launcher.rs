@@ -66,6 +66,8 @@ pub struct Plan {
     pub template: Template,
     /// What it begins with.
     pub begin: Begin,
+    /// A copy of which is learned what copies use first.
+    pub trial: bool,
     /// What it counts for; given back when its process is reaped.
     pub slot: OwnedSemaphorePermit,
 }
@@ -265,9 +267,9 @@ impl Launcher {
     }
 
     /// Where a machine goes on, with the files for it.
-    fn continued(&self, image: &Image, name: &Name, fds: &mut Fds) -> Result<Origin, LaunchError> {
+    fn continued(&self, image: &Image, plan: &Plan, fds: &mut Fds) -> Result<Origin, LaunchError> {
         let state = fds.push(reopen("state", &image.state)?);
-        if let Some(Brought { socket, device }) = self.brought(image, name) {
+        if let Some(Brought { socket, device }) = self.brought(image, plan) {
             return Ok(Origin::Lazy {
                 pager: fds.push(socket),
                 userfaultfd: fds.push(device),
@@ -284,18 +286,22 @@ impl Launcher {
             state,
             layer: diff.map(|diff| fds.push(diff)),
             link: image.link.into(),
+            trial: plan.trial,
         })
     }
 
     /// Somebody to bring the machine's memory, if it is not resident and that is worth it.
-    fn brought(&self, image: &Image, name: &Name) -> Option<Brought> {
-        let pagers = self.pagers.as_ref().filter(|_| image.diff.is_none())?;
+    fn brought(&self, image: &Image, plan: &Plan) -> Option<Brought> {
+        let pagers = self
+            .pagers
+            .as_ref()
+            .filter(|_| image.diff.is_none() && !plan.trial)?;
         let basis = Some(&image.basis).filter(|basis| basis.bring())?;
-        match pagers.bring(name.own(), basis.pages(), basis.layers()) {
+        match pagers.bring(plan.name.own(), basis.pages(), basis.layers()) {
             Ok(brought) => Some(brought),
             Err(error) => {
                 let error = chain(&error);
-                tracing::warn!(sandbox_id = %name, error, "memory is put together instead");
+                tracing::warn!(sandbox_id = %plan.name, error, "memory is put together instead");
                 None
             }
         }
@@ -332,7 +338,7 @@ impl Launcher {
                     None => None,
                 },
             },
-            Begin::Image(image) => self.continued(image, &plan.name, fds)?,
+            Begin::Image(image) => self.continued(image, plan, fds)?,
         };
         Ok(VmSpec {
             sandbox_id: plan.name.own().to_owned(),

@@ -12,7 +12,7 @@
 //! that at most one machine is made ahead at a time.
 
 use crate::config::{Settings, Template};
-use crate::golden::{self, Golden, GoldenError};
+use crate::golden::{self, GoldenError};
 use crate::image::Image;
 use crate::launcher::{Begin, Built, LaunchError, Launcher, Plan, Timings};
 use crate::name::Name;
@@ -60,7 +60,7 @@ impl Drop for Idle {
 #[derive(Clone, Debug)]
 enum State {
     Building,
-    Ready(Golden),
+    Ready(Arc<Image>),
     Boots,
 }
 
@@ -186,7 +186,7 @@ impl Pool {
         let decided = state.wait_for(|state| !matches!(state, State::Building));
         match timeout(bound, decided).await {
             Ok(Ok(state)) => match &*state {
-                State::Ready(golden) => Some(Arc::clone(&golden.spot)),
+                State::Ready(golden) => Some(Arc::clone(golden)),
                 _ => None,
             },
             _ => {
@@ -236,6 +236,7 @@ impl Pool {
             name,
             template: self.template.clone(),
             begin: Begin::Image(Arc::clone(&golden)),
+            trial: false,
             slot,
         };
         let built = self.launcher.build(plan, timings).await?;
@@ -299,7 +300,7 @@ impl Pool {
         }
     }
 
-    async fn make_golden(&self, shared: &Shared) -> Result<Golden, GoldenError> {
+    async fn make_golden(&self, shared: &Shared) -> Result<Arc<Image>, GoldenError> {
         let gone = |_| GoldenError::GivenUp;
         let _turn = shared.turn.acquire().await.map_err(gone)?;
         golden::make(&self.launcher, &self.template, &shared.makers).await
@@ -307,7 +308,7 @@ impl Pool {
 
     fn ready(&self) -> Option<Arc<Image>> {
         match &*self.state.borrow() {
-            State::Ready(golden) => Some(Arc::clone(&golden.ahead)),
+            State::Ready(golden) => Some(Arc::clone(golden)),
             _ => None,
         }
     }

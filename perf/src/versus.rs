@@ -5,7 +5,7 @@
 
 use crate::agent::{Agent, Ran};
 use crate::boot::say;
-use crate::clone::{claim, entropy, template};
+use crate::clone::{POOLED, claim, entropy, template};
 use crate::counters::Counters;
 use crate::engine::cloud_hypervisor::CloudHypervisor;
 use crate::engine::firecracker::Firecracker;
@@ -76,10 +76,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut printer = Printer::new(args.icount);
     let mut engines = Vec::new();
     for pool in [true, false] {
-        let mut saved = template(&guest)?;
-        if !pool {
-            saved.forget_touched();
-        }
+        let saved = template(&guest)?;
         engines.push(Engine::Ours { saved, pool });
     }
     for peer in peers(args) {
@@ -176,12 +173,14 @@ impl Engine {
                     true => Some(Husk::build(guest, saved)?),
                     false => None,
                 };
+                std::thread::sleep(POOLED);
                 let (vm, mut sample) = measured(counters, || ours(guest, saved, ahead, number))?;
                 let ((), end) = timed(|| vm.stop())?;
                 sample.add(&[("end_time", end)]);
                 Ok(sample)
             }
             Self::Theirs { peer, place } => {
+                std::thread::sleep(POOLED);
                 let restore = || theirs(peer.as_ref(), guest, place.path(), number);
                 let (machine, mut sample) = measured(counters, restore)?;
                 let ((), end) = timed(|| machine.end())?;

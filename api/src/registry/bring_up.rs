@@ -227,6 +227,7 @@ impl Registry {
             name: Name::new(id),
             template: template.clone(),
             begin: begin.clone(),
+            trial: false,
             slot,
         };
         let launched = async {

@@ -207,6 +207,7 @@ impl Registry {
                 Kept::Memory => Begin::Image(image),
                 Kept::Files => Begin::Files(image),
             },
+            trial: false,
             slot,
         };
         let launched = self.launcher.launch(plan, timings).await;

@@ -83,6 +83,8 @@ pub enum Origin {
         layer: Option<FdIndex>,
         /// What becomes of the agent's connection that was open then.
         link: SavedLink,
+        /// Its state, when it is saved, names exactly the pages that it has used and written.
+        trial: bool,
     },
     /// The same with memory that is not resident: a pager brings it while the machine runs.
     Lazy {
@@ -425,6 +427,7 @@ mod test {
             state: 1,
             layer: Some(5),
             link: SavedLink::Kept,
+            trial: false,
         };
         from_snapshot.disks[0].parent = Some(6);
         assert_eq!(from_snapshot.check(7), Ok(()));

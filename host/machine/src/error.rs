@@ -39,9 +39,11 @@ pub enum Error {
     /// Guest memory could not be arranged.
     #[error("{0} bytes of guest memory cannot be laid out")]
     Layout(u64),
-    /// Pages could not be made the golden file's again.
-    #[error("Giving up {bytes} bytes of guest memory at {offset:#x} failed")]
-    Forget {
+    /// Pages could not be made the golden file's again, or the machine's own.
+    #[error("madvise {advice:?} of {bytes} bytes of guest memory at {offset:#x} failed")]
+    Advise {
+        /// What was asked.
+        advice: rustix::mm::Advice,
         /// Offset in the whole memory.
         offset: u64,
         /// How many.

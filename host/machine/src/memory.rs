@@ -129,8 +129,21 @@ impl Memory {
     ///
     /// # Errors
     /// [`Error::Layout`] for pages that are not there or have no golden file under them,
-    /// [`Error::Forget`] from `madvise`.
+    /// [`Error::Advise`] from `madvise`.
     pub fn forget(&self, first: u64, end: u64) -> Result<()> {
+        self.advise_pages(first, end, Advice::LinuxDontNeed)
+    }
+
+    /// Gives this machine its own copies of these pages, as if each had been written to with what it
+    /// holds. Errors as of [`Memory::forget`].
+    ///
+    /// # Errors
+    /// [`Error::Layout`], [`Error::Advise`].
+    pub fn own(&self, first: u64, end: u64) -> Result<()> {
+        self.advise_pages(first, end, Advice::LinuxPopulateWrite)
+    }
+
+    fn advise_pages(&self, first: u64, end: u64, advice: Advice) -> Result<()> {
         let (mut at, end) = (first * layout::PAGE, end * layout::PAGE);
         let mut base = 0;
         for region in self.ram.iter() {
@@ -148,12 +161,11 @@ impl Memory {
                 let address = unsafe { region.get_mmap().as_ptr().add(offset) };
                 // SAFETY: whole pages of a private mapping of a file, which are mapped before and
                 // after; what they hold changes, as a guest's memory may at any time.
-                unsafe { madvise(address.cast(), len, Advice::LinuxDontNeed) }.map_err(|e| {
-                    Error::Forget {
-                        offset: at,
-                        bytes: stop - at,
-                        source: e.into(),
-                    }
+                unsafe { madvise(address.cast(), len, advice) }.map_err(|e| Error::Advise {
+                    advice,
+                    offset: at,
+                    bytes: stop - at,
+                    source: e.into(),
                 })?;
                 at = stop;
             }

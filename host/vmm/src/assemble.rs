@@ -4,7 +4,7 @@
 //! ([`Vm::new`]), then interrupt lines and doorbells, then everything in guest memory, and vCPU
 //! threads last, parked.
 
-use crate::begin::{Fresh, memory};
+use crate::begin::{Fresh, Trial, memory};
 use crate::confine;
 use crate::ending::{Ending, Reason};
 use crate::lazy::Watch;
@@ -80,6 +80,8 @@ pub(crate) struct Machine {
     pub(crate) is_clone: bool,
     /// What it was known to use when it began, if a pager brings its memory.
     pub(crate) lazy: Option<Vec<Range>>,
+    /// If its working set is to be learned.
+    pub(crate) trial: Option<Trial>,
     /// Where it goes on when it first runs.
     pub(crate) saved: Option<State>,
     pub(crate) console: Arc<Console>,
@@ -140,6 +142,7 @@ pub(crate) fn assemble(
         event_loop: &mut event_loop,
     };
     let watch = Watch::new(control, &ending, log);
+    let trial = fresh.trial(spec, log);
     let saved = fresh.begin(spec, &mut fds, watch)?;
     let pagemap = Pagemap::open()?;
     let accounts = Accounts::open(vm.memory().host_ranges()).map_err(AssembleError::Accounts)?;
@@ -164,6 +167,7 @@ pub(crate) fn assemble(
         pagemap,
         is_clone: saved.is_some(),
         lazy: known(spec, saved.as_ref()),
+        trial,
         saved,
         console,
         ending,
@@ -176,7 +180,9 @@ pub(crate) fn assemble(
 /// What a machine whose memory a pager brings is known to use.
 fn known(spec: &VmSpec, saved: Option<&State>) -> Option<Vec<Range>> {
     let lazy = matches!(spec.origin, Origin::Lazy { .. });
-    saved.filter(|_| lazy).map(|state| state.touched.clone())
+    saved
+        .filter(|_| lazy)
+        .map(|state| state.first.touched.clone())
 }
 
 /// The descriptors that came with the spec; each is used once.

@@ -3,14 +3,16 @@
 use crate::assemble::{AssembleError, Fds, Placed, Result};
 use crate::initrd;
 use crate::lazy::Watch;
+use crate::log::Log;
 use crate::save::State;
+use crate::supervise::chain;
 use control::{Origin, SavedLink, VmSpec};
 use devices::{EventLoop, Ioapic, LinkAfter};
 use machine::acpi::{self, AcpiDevice};
 use machine::boot::{self, BootSpec};
 use machine::{Backing, HugePages, MemorySpec, Vcpu, Vm, layout};
 use snapshot_format::UNIT;
-use snapshot_memory::{Layer, Range};
+use snapshot_memory::{Exact, Layer, WorkingSet};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -56,6 +58,13 @@ fn pages(spec: &VmSpec) -> u64 {
     u64::from(spec.memory_mib) << 20 >> 12
 }
 
+/// A machine of which is learned what copies use first.
+#[derive(Debug)]
+pub(crate) struct Trial {
+    /// Keeps its page tables exact.
+    _exact: Option<Exact>,
+}
+
 /// A machine whose parts are all there and have no state yet.
 pub(crate) struct Fresh<'a> {
     pub(crate) vm: &'a Vm,
@@ -97,7 +106,7 @@ impl Fresh<'_> {
                     layer.apply(|offset, bytes| write_whole(self.vm, offset, bytes))?;
                 }
                 self.resume(&state, *link)?;
-                self.prefault(&state.touched)?;
+                self.prefault(&state.first)?;
                 Ok(Some(state))
             }
             Origin::Lazy {
@@ -109,7 +118,7 @@ impl Fresh<'_> {
                 let state = State::read(&File::from(fds.take(*state)?), pages(spec))?;
                 let sockets = (fds.take(*pager)?, fds.take(*userfaultfd)?);
                 // Nothing before this has touched guest memory.
-                crate::lazy::begin(sockets, self.vm, &state.touched, watch)?;
+                crate::lazy::begin(sockets, self.vm, &state.first.touched, watch)?;
                 self.resume(&state, *link)?;
                 Ok(Some(state))
             }
@@ -124,12 +133,30 @@ impl Fresh<'_> {
         Ok(())
     }
 
+    /// What a trial needs before anything touches guest memory.
+    pub(crate) fn trial(&self, spec: &VmSpec, log: &Log) -> Option<Trial> {
+        let Origin::Snapshot { trial: true, .. } = spec.origin else {
+            return None;
+        };
+        let exact = Exact::begin(&self.vm.memory().host_ranges());
+        let inexact = |error| {
+            let text = format!("more than is used is learned: {}", chain(&error));
+            log.line("warn", &text);
+        };
+        Some(Trial {
+            _exact: exact.map_err(inexact).ok(),
+        })
+    }
+
     /// Maps pages that the machine is going to use.
-    fn prefault(&self, touched: &[Range]) -> Result<()> {
+    fn prefault(&self, first: &WorkingSet) -> Result<()> {
+        for pages in &first.written {
+            self.vm.memory().own(pages.first, pages.end)?;
+        }
         let Some(vcpu) = self.processors.first() else {
             return Ok(());
         };
-        for pages in touched {
+        for pages in &first.touched {
             for (gpa, size) in placed(self.vm, pages.first * UNIT, pages.end * UNIT) {
                 if !vcpu.prefault(gpa, size)? {
                     return Ok(());

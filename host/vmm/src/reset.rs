@@ -126,6 +126,9 @@ pub(crate) fn put_back(
     let still_ns = monotonic_ns();
     let (dropped_pages, written_pages) = memory(machine, target.layer.as_ref())?;
     let state = target.state;
+    for pages in &state.first.written {
+        machine.vm.memory().own(pages.first, pages.end)?;
+    }
     for (vcpu, state) in machine.vcpus.iter().zip(&state.vcpus) {
         vcpu.with_parked(|vcpu| vcpu.reload(state))??;
     }

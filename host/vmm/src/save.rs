@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use snapshot_format::{FormatError, Section, SectionFile, SectionName};
 use snapshot_memory::{
-    MemoryError, Pagemap, Range as Pages, TOUCHED, encode_touched, touched, write_layer,
+    MemoryError, Pagemap, Range as Pages, TOUCHED, WRITTEN, WorkingSet, encode_pages, write_layer,
 };
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -152,7 +152,10 @@ fn write_state(
             Some(known) => known.clone(),
             None => ranges(machine, |pagemap, part| pagemap.present_ranges(part))?,
         };
-        payloads.push((TOUCHED, encode_touched(&used)));
+        payloads.push((TOUCHED, encode_pages(&used)));
+    }
+    if machine.trial.is_some() {
+        payloads.push((WRITTEN, encode_pages(&written(machine)?)));
     }
     let sections = payloads
         .iter()
@@ -186,16 +189,21 @@ pub(crate) fn ranges(
     Ok(all)
 }
 
+/// The pages that are not what the machine began with.
+fn written(machine: &Machine) -> Result<Vec<Pages>, MemoryError> {
+    ranges(machine, |pagemap, part| match machine.lazy {
+        Some(_) => pagemap.written_ranges(part),
+        None => pagemap.dirty_ranges(part),
+    })
+}
+
 /// The number of pages.
 #[expect(
     unsafe_code,
     reason = "guest memory is read as bytes while nothing can write it"
 )]
 fn write_memory(machine: &Machine, file: File) -> Result<u64, SaveError> {
-    let written = ranges(machine, |pagemap, part| match machine.lazy {
-        Some(_) => pagemap.written_ranges(part),
-        None => pagemap.dirty_ranges(part),
-    })?;
+    let written = written(machine)?;
     let mut parts = Vec::new();
     for part in machine.vm.memory().host_ranges() {
         let start = std::ptr::with_exposed_provenance::<u8>(part.start);
@@ -218,7 +226,7 @@ pub(crate) struct State {
     pub(crate) ioapic: Vec<u8>,
     pub(crate) devices: Vec<Vec<u8>>,
     /// Pages that whoever begins here is going to use.
-    pub(crate) touched: Vec<Pages>,
+    pub(crate) first: WorkingSet,
 }
 
 impl State {
@@ -231,13 +239,14 @@ impl State {
         file.read_exact_at(&mut bytes, 0)
             .map_err(io("read the section file"))?;
         let sections = SectionFile::parse(&bytes)?;
-        sections.all_known(|name| [VM, VCPUS, IOAPIC, DEVICES, TOUCHED].contains(&name))?;
+        sections
+            .all_known(|name| [VM, VCPUS, IOAPIC, DEVICES, TOUCHED, WRITTEN].contains(&name))?;
         Ok(Self {
             vm: decode(VM, sections.get(VM, VERSION)?)?,
             vcpus: decode(VCPUS, sections.get(VCPUS, VERSION)?)?,
             ioapic: sections.get(IOAPIC, VERSION)?.to_vec(),
             devices: decode(DEVICES, sections.get(DEVICES, VERSION)?)?,
-            touched: touched(&sections, pages)?,
+            first: WorkingSet::of(&sections, pages)?,
         })
     }
 }

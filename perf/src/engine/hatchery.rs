@@ -5,7 +5,8 @@ use super::{Boot, Guest, now_ns};
 use crate::agent::Agent;
 use anyhow::{Context, Result, bail};
 use control::{DiskSpec, Event, Origin, Request, SaveSpec, SavedLink, Spawned, VmSpec, VmStats};
-use snapshot_memory::{Golden, Layer};
+use snapshot_format::SectionFile;
+use snapshot_memory::{Golden, Layer, WorkingSet};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -71,9 +72,6 @@ pub(crate) struct Saved {
     next_stream: u32,
     /// What the VM process said of the saving.
     pub(crate) report: control::Saved,
-    working_set: Option<File>,
-    /// The state as it was before it said what copies touch.
-    untouched: Option<OwnedFd>,
 }
 
 /// A machine that stands where another was saved, and has not run.
@@ -99,8 +97,6 @@ impl Vm {
             disk: files.disk,
             next_stream,
             report: files.report,
-            working_set: None,
-            untouched: None,
         })
     }
 
@@ -143,32 +139,30 @@ struct SavedFiles {
 }
 
 impl Saved {
-    /// Has husks begin with the pages that `trial`, a clone, has written. Ends it; returns how many
-    /// pages they are.
-    pub(crate) fn learn(&mut self, trial: Vm) -> Result<u64> {
+    /// Has husks begin with the pages that `trial`, a clone built to tell them, has used. Ends it.
+    pub(crate) fn learn(&mut self, trial: Vm) -> Result<WorkingSet> {
         let trial = trial.save_files()?;
-        let written = Layer::open(File::from(trial.memory))?;
-        let mut set = File::from(scratch_file()?);
-        let pages = snapshot_memory::write_working_set(&self.golden, &written, &mut set)?;
-        self.working_set = Some(set);
-        let state = snapshot_memory::with_touched(&whole(&self.state)?, &whole(&trial.state)?)?;
+        let state = WorkingSet::learn(&whole(&self.state)?, &whole(&trial.state)?)?;
         let learned = scratch_file()?;
         File::from(learned.try_clone()?).write_all(&state)?;
-        self.untouched = Some(std::mem::replace(&mut self.state, learned));
-        Ok(pages)
-    }
-
-    /// As the service does for a copy that somebody waits for: it maps what it uses when it uses it.
-    pub(crate) fn forget_touched(&mut self) {
-        if let Some(state) = self.untouched.take() {
-            self.state = state;
-        }
+        self.state = learned;
+        let state = SectionFile::parse(&state)?;
+        Ok(WorkingSet::of(&state, self.golden.pages())?)
     }
 }
 
 impl Husk {
     /// Builds a machine that stands where `saved` was saved.
     pub(crate) fn build(guest: &Guest, saved: &Saved) -> Result<Self> {
+        Self::new(guest, saved, false)
+    }
+
+    /// The same, of which is learned what clones use first.
+    pub(crate) fn trial(guest: &Guest, saved: &Saved) -> Result<Self> {
+        Self::new(guest, saved, true)
+    }
+
+    fn new(guest: &Guest, saved: &Saved, trial: bool) -> Result<Self> {
         let spawned_ns = now_ns();
         let (child, Spawned { control, .. }) = child::spawn(&guest.dist.join("hatchery-vmm"))?;
         let (link, theirs) = UnixStream::pair()?;
@@ -181,8 +175,9 @@ impl Husk {
             origin: Origin::Snapshot {
                 memory: 0,
                 state: 1,
-                layer: saved.working_set.as_ref().map(|_| 6),
+                layer: None,
                 link: SavedLink::Kept,
+                trial,
             },
             link: 2,
             disks: vec![DiskSpec {
@@ -192,7 +187,7 @@ impl Husk {
                 size,
             }],
         };
-        let mut fds = vec![
+        let fds = [
             saved.golden.as_fd(),
             saved.state.as_fd(),
             theirs.as_fd(),
@@ -200,7 +195,6 @@ impl Husk {
             saved.disk.as_fd(),
             layer.as_fd(),
         ];
-        fds.extend(saved.working_set.as_ref().map(File::as_fd));
         control::send(&control, &Request::Configure(Box::new(spec)), &fds)?;
         expect(&control, "Configure", |e| matches!(e, Event::Configured(_)))?;
         Ok(Self {

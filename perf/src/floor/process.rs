@@ -55,6 +55,7 @@ impl Process {
             state: 1,
             layer: None,
             link: SavedLink::Kept,
+            trial: false,
         };
         Self::build(program, origin, [bare.golden.as_fd(), bare.state.as_fd()])
     }

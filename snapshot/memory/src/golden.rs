@@ -55,13 +55,6 @@ impl Golden {
         self.pages
     }
 
-    /// Reads at an offset, all of `bytes`.
-    pub(crate) fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<(), MemoryError> {
-        let with = format!("{} bytes at {offset}", bytes.len());
-        let read = self.file.read_exact_at(bytes, offset);
-        read.map_err(io("Reading a memory file", with))
-    }
-
     /// Bytes that are resident; the rest are holes.
     ///
     /// # Errors

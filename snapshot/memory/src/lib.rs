@@ -17,15 +17,15 @@
 
 mod dirty;
 mod error;
+mod exact;
 mod golden;
 mod layer;
 pub mod pager;
-mod touched;
 mod working_set;
 
 pub use dirty::{Pagemap, Range, outside};
 pub use error::MemoryError;
+pub use exact::Exact;
 pub use golden::Golden;
 pub use layer::{Layer, write_layer};
-pub use touched::{TOUCHED, TOUCHED_VERSION, encode_touched, touched, with_touched};
-pub use working_set::write_working_set;
+pub use working_set::{PAGES_VERSION, TOUCHED, WRITTEN, WorkingSet, encode_pages};

@@ -1,89 +1,164 @@
-//! The pages that every clone of a machine is going to write, as a layer that changes nothing.
+//! Which pages copies of a machine use first, as sections of its state.
 //!
-//! A trial clone shows them: they are what it has written when it has done what all clones do first.
-//! Copied into a clone while it is built, they cost no fault when it runs, and no memory that it would
-//! not have taken then.
+//! A trial copy shows them: it does what all copies do first, and is saved. Whoever begins at the state
+//! maps them while it is built, off the path of whoever waits for it: a page that is there costs the
+//! guest neither an exit nor a copy.
 
-use crate::error::{MemoryError, io};
-use crate::golden::Golden;
-use crate::layer::Layer;
-use snapshot_format::{LayerIndex, UNIT};
-use std::io::Write;
+use crate::dirty::Range;
+use snapshot_format::{FormatError, Section, SectionFile, SectionName};
 
-/// Most pages of a working set: 8 MiB.
-const MAX_PAGES: usize = 2048;
-const PAGE: usize = 4096;
+/// Names the pages that are used. A state may lack it.
+pub const TOUCHED: &str = "touched";
+/// Names the pages that are written. A state may lack it.
+pub const WRITTEN: &str = "written";
+/// Of the sections' encoding: pairs of first page and end, 64-bit little-endian, rising.
+pub const PAGES_VERSION: u16 = 1;
+/// Most pages that a section names, 16 MiB: of a machine that used more, the first ones.
+const MAX_PAGES: u64 = 4096;
 
-/// Writes a layer with the golden file's own bytes of the pages that `trial`, saved from a clone,
-/// names, the first [`MAX_PAGES`] of them. Returns how many pages it has.
-///
-/// # Errors
-/// When the trial is of another machine, or a file cannot be read or written.
-pub fn write_working_set(
-    golden: &Golden,
-    trial: &Layer,
-    out: &mut impl Write,
-) -> Result<u64, MemoryError> {
-    let (found, wanted) = (trial.index().units(), golden.pages());
-    if found != wanted {
-        return Err(MemoryError::Size { found, wanted });
+/// The pages that are used first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkingSet {
+    /// All of them, rising.
+    pub touched: Vec<Range>,
+    /// Those that are written, rising: each copy has its own.
+    pub written: Vec<Range>,
+}
+
+impl WorkingSet {
+    /// What a state says of a memory of `pages` pages; nothing if it does not say.
+    ///
+    /// # Errors
+    /// For ranges that are empty, out of order, too many, or not of this memory.
+    pub fn of(state: &SectionFile<'_>, pages: u64) -> Result<Self, FormatError> {
+        Ok(Self {
+            touched: read(state, TOUCHED, pages)?,
+            written: read(state, WRITTEN, pages)?,
+        })
     }
-    let extents = trial.index().extents().iter();
-    let pages = extents.flat_map(|e| e.first..e.end()).take(MAX_PAGES);
-    let pages: Vec<u64> = pages.collect();
-    let runs = pages.iter().map(|page| (*page, 1, true));
-    let index = LayerIndex::new(wanted, runs)?;
-    let mut put = |bytes: &[u8]| {
-        let with = format!("{} bytes", bytes.len());
-        out.write_all(bytes)
-            .map_err(io("Writing a working set", with))
+
+    /// A machine's state with the working set that `trial`, a copy's state, tells.
+    ///
+    /// # Errors
+    /// When one of them is not a state, or `trial` does not say.
+    pub fn learn(state: &[u8], trial: &[u8]) -> Result<Vec<u8>, FormatError> {
+        let (state, trial) = (SectionFile::parse(state)?, SectionFile::parse(trial)?);
+        let own = state.sections().iter().copied();
+        let mut sections: Vec<_> = own
+            .filter(|s| ![TOUCHED, WRITTEN].contains(&s.name.as_str()))
+            .collect();
+        for name in [TOUCHED, WRITTEN] {
+            sections.push(Section {
+                name: SectionName::new(name)?,
+                version: PAGES_VERSION,
+                payload: trial.get(name, PAGES_VERSION)?,
+            });
+        }
+        SectionFile::encode(&sections)
+    }
+}
+
+/// Encodes the payload of a section.
+#[must_use]
+pub fn encode_pages(ranges: &[Range]) -> Vec<u8> {
+    let mut left = MAX_PAGES;
+    let mut bytes = Vec::new();
+    for range in ranges {
+        let end = range.end.min(range.first.saturating_add(left));
+        if left == 0 || end <= range.first {
+            break;
+        }
+        left -= end - range.first;
+        bytes.extend_from_slice(&range.first.to_le_bytes());
+        bytes.extend_from_slice(&end.to_le_bytes());
+    }
+    bytes
+}
+
+fn read(state: &SectionFile<'_>, name: &str, pages: u64) -> Result<Vec<Range>, FormatError> {
+    if !state.sections().iter().any(|s| s.name.as_str() == name) {
+        return Ok(Vec::new());
+    }
+    let bytes = state.get(name, PAGES_VERSION)?;
+    let invalid = |value: String| FormatError::Invalid {
+        what: "range of used pages",
+        value,
     };
-    put(&index.encode())?;
-    let mut page = [0; PAGE];
-    for number in &pages {
-        golden.read_at(&mut page, number * UNIT)?;
-        put(&page)?;
+    let (pairs, rest) = bytes.as_chunks::<16>();
+    if !rest.is_empty() {
+        return Err(invalid(format!("{} bytes", rest.len())));
     }
-    Ok(pages.len() as u64)
+    let (mut before, mut count) = (0, 0);
+    let mut ranges = Vec::with_capacity(pairs.len());
+    for pair in pairs {
+        let (words, _) = pair.as_chunks::<8>();
+        let [first, end] = [words[0], words[1]].map(u64::from_le_bytes);
+        if first < before || end <= first || end > pages || count + end - first > MAX_PAGES {
+            return Err(invalid(format!(
+                "{first} to {end} behind {before} of {pages} pages"
+            )));
+        }
+        count += end - first;
+        before = end;
+        ranges.push(Range { first, end });
+    }
+    Ok(ranges)
 }
 
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::dirty::Range;
-    use crate::layer::write_layer;
-    use std::fs::File;
+    use proptest::prelude::*;
 
-    fn layer(pages: &[u8], named: &[Range]) -> Layer {
-        let mut file = tempfile::tempfile().unwrap();
-        write_layer(&[pages], named, &mut file).unwrap();
-        Layer::open(file).unwrap()
+    fn state(sections: &[(&str, &[u8])]) -> Vec<u8> {
+        let sections = sections.iter().map(|&(name, payload)| Section {
+            name: SectionName::new(name).unwrap(),
+            version: PAGES_VERSION,
+            payload,
+        });
+        SectionFile::encode(&sections.collect::<Vec<_>>()).unwrap()
+    }
+
+    fn touched(payload: &[u8], pages: u64) -> Result<Vec<Range>, FormatError> {
+        let bytes = state(&[(TOUCHED, payload)]);
+        Ok(WorkingSet::of(&SectionFile::parse(&bytes).unwrap(), pages)?.touched)
+    }
+
+    fn pages(first: u64, end: u64) -> Vec<u8> {
+        encode_pages(&[Range { first, end }])
     }
 
     #[test]
-    fn it_has_the_trials_pages_and_the_golden_files_bytes() {
-        let size = PAGE;
-        let was: Vec<u8> = (0..8).flat_map(|n| vec![n; size]).collect();
-        let all = Range { first: 0, end: 8 };
-        let golden = Golden::flatten(8, &[layer(&was, &[all])]).unwrap();
-        let named = [Range { first: 0, end: 1 }, Range { first: 3, end: 5 }];
-        let trial = layer(&vec![0xff; 8 * size], &named);
-        let mut out: File = tempfile::tempfile().unwrap();
-        assert_eq!(write_working_set(&golden, &trial, &mut out).unwrap(), 3);
-        let mut seen = Vec::new();
-        let set = Layer::open(out).unwrap();
-        set.apply(|offset, bytes| {
-            seen.extend(
-                bytes
-                    .chunks(size)
-                    .zip(offset / UNIT..)
-                    .map(|(b, n)| (n, b[0])),
-            );
-            Ok(())
-        })
-        .unwrap();
-        assert_eq!(seen, [(0, 0), (3, 3), (4, 4)]);
-        let short = layer(&vec![1; size], &[Range { first: 0, end: 1 }]);
-        write_working_set(&golden, &short, &mut Vec::new()).unwrap_err();
+    fn what_is_wrong_is_refused() {
+        let all = [Range { first: 1, end: 4 }];
+        assert_eq!(touched(&pages(1, 4), 4).unwrap(), all);
+        touched(&pages(1, 5), 4).unwrap_err();
+        touched(&pages(1, 4)[1..], 4).unwrap_err();
+        touched(&[pages(2, 3), pages(1, 2)].concat(), 4).unwrap_err();
+        let much = [pages(0, MAX_PAGES), pages(MAX_PAGES, MAX_PAGES + 1)].concat();
+        touched(&much, u64::MAX).unwrap_err();
+        assert_eq!(pages(0, u64::MAX), pages(0, MAX_PAGES));
+    }
+
+    #[test]
+    fn a_trial_tells_both() {
+        let nothing = state(&[]);
+        let (used, own) = (pages(1, 4), pages(2, 3));
+        let trial = state(&[(TOUCHED, &used), (WRITTEN, &own), ("other", b"x")]);
+        WorkingSet::learn(&nothing, b"none").unwrap_err();
+        WorkingSet::learn(&nothing, &state(&[(TOUCHED, &used)])).unwrap_err();
+        let learned = WorkingSet::learn(&nothing, &trial).unwrap();
+        assert_eq!(learned, state(&[(TOUCHED, &used), (WRITTEN, &own)]));
+        assert_eq!(WorkingSet::learn(&learned, &trial).unwrap(), learned);
+        let set = WorkingSet::of(&SectionFile::parse(&learned).unwrap(), 4).unwrap();
+        assert_eq!(set.touched, [Range { first: 1, end: 4 }]);
+        assert_eq!(set.written, [Range { first: 2, end: 3 }]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let _ = touched(&bytes, 1 << 20);
+        }
     }
 }

@@ -336,7 +336,7 @@ fn status(name: &Name) -> Result<ExitCode> {
     let mode = if lab.state.icount {
         "counting instructions"
     } else {
-        "2 processors"
+        "in real time"
     };
     println(&format!(
         "{}: running, process {pid}, {mode}, {} MiB",

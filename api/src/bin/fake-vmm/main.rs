@@ -165,6 +165,7 @@ impl Machine {
                 state: to.state,
                 layer: to.layer,
                 link: to.after,
+                trial: false,
             },
             link: to.link,
             disks,

@@ -92,12 +92,15 @@ impl Start {
             version: 1,
             payload: self.agent.to_str().ok_or("an odd path")?.as_bytes(),
         };
-        let touched = Section {
-            name: SectionName::new(snapshot_memory::TOUCHED)?,
-            version: snapshot_memory::TOUCHED_VERSION,
-            payload: &[],
-        };
-        file(to.state)?.write_all(&SectionFile::encode(&[section, touched])?)?;
+        let mut sections = vec![section];
+        for name in [snapshot_memory::TOUCHED, snapshot_memory::WRITTEN] {
+            sections.push(Section {
+                name: SectionName::new(name)?,
+                version: snapshot_memory::PAGES_VERSION,
+                payload: &[],
+            });
+        }
+        file(to.state)?.write_all(&SectionFile::encode(&sections)?)?;
         for disk in &to.disks {
             file(*disk)?.write_all_at(&page, 0)?;
         }

@@ -47,6 +47,7 @@ pub(crate) fn from(layer: Option<u8>) -> VmSpec {
             state: 1,
             layer,
             link: SavedLink::Kept,
+            trial: false,
         },
         ..spec(2)
     }
