@@ -243,16 +243,16 @@ impl Image {
         trial: &Self,
     ) -> Result<(Self, WorkingSet), ImageError> {
         let mut state = file(launcher)?;
-        let (pages, own, trial) = (
-            self.basis.pages(),
-            Arc::clone(&self.state),
-            Arc::clone(&trial.state),
-        );
+        let (basis, own) = (Arc::clone(&self.basis), Arc::clone(&self.state));
+        let trial = Arc::clone(&trial.state);
         let work = tokio::task::spawn_blocking(move || {
+            let pages = basis.pages();
             let learned = WorkingSet::learn(&whole(&own)?, &whole(&trial)?);
             let learned = learned.map_err(MemoryError::from)?;
             let parsed = SectionFile::parse(&learned).map_err(MemoryError::from)?;
             let first = WorkingSet::of(&parsed, pages).map_err(MemoryError::from)?;
+            let huge = basis.whole()?.collapse(&first.only_read(pages))?;
+            tracing::debug!(huge, "memory that copies only read is in huge pages");
             state.write_all(&learned).map_err(again(pages))?;
             Ok::<_, ImageError>((Arc::new(state), first))
         });

@@ -70,8 +70,9 @@ pub(crate) fn install_in_lab(lab: &Lab, dist: &Dist) -> Result<PathBuf> {
              [ -e {LAB_DIST}/$f ] && [ ! $f -nt {LAB_DIST}/$f ] && continue
              cp -p $f {LAB_DIST}/.new && mv {LAB_DIST}/.new {LAB_DIST}/$f || exit 1
          done
-         ln -sf /image/{} {LAB_DIST}/base.ext4",
-        image.display()
+         [ -e {1} ] && ln -sf {1} {LAB_DIST}/base.ext4 || ln -sf /image/{0} {LAB_DIST}/base.ext4",
+        image.display(),
+        brought(image)
     );
     let done = lab.exec(&["sh", "-c", &script])?;
     if !done.status.success() {
@@ -81,6 +82,21 @@ pub(crate) fn install_in_lab(lab: &Lab, dist: &Dist) -> Result<PathBuf> {
         );
     }
     Ok(PathBuf::from(LAB_DIST))
+}
+
+/// Where an image of the cache is in the lab once it is copied into its memory.
+fn brought(image: &Path) -> String {
+    format!("{LAB_DIST}/{}", image.to_string_lossy().replace('/', "-"))
+}
+
+/// The same with the image in the lab's memory too, for what is measured.
+pub(crate) fn install_whole_in_lab(lab: &Lab, dist: &Dist) -> Result<PathBuf> {
+    let image = dist
+        .image
+        .strip_prefix(crate::cache::root()?.join("image"))?;
+    lab.exec(&["mkdir", "-p", LAB_DIST])?;
+    lab.bring(&dist.image, &brought(image))?;
+    install_in_lab(lab, dist)
 }
 
 /// A running server. Ends when dropped.

@@ -24,6 +24,7 @@ use vm_memory::{
 
 /// What the host can map by one entry of a page directory.
 pub(crate) const HUGE_PAGE: u64 = 2 << 20;
+const HUGE_BYTES: usize = 2 << 20;
 
 /// Guest memory as the devices see it. Cloning clones references, not memory.
 pub type GuestRam = GuestMemoryMmap<()>;
@@ -114,6 +115,15 @@ impl Memory {
         }
     }
 
+    /// Pages of it.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.ram
+            .iter()
+            .map(|region| region.len() / layout::PAGE)
+            .sum()
+    }
+
     /// Host address ranges of guest RAM, for accounting.
     #[must_use]
     pub fn host_ranges(&self) -> Vec<Range<usize>> {
@@ -141,6 +151,14 @@ impl Memory {
     /// [`Error::Layout`], [`Error::Advise`].
     pub fn own(&self, first: u64, end: u64) -> Result<()> {
         self.advise_pages(first, end, Advice::LinuxPopulateWrite)
+    }
+
+    /// Maps these pages for reading, and whatever the kernel maps with them.
+    ///
+    /// # Errors
+    /// [`Error::Layout`], [`Error::Advise`].
+    pub fn look(&self, first: u64, end: u64) -> Result<()> {
+        self.advise_pages(first, end, Advice::LinuxPopulateRead)
     }
 
     fn advise_pages(&self, first: u64, end: u64, advice: Advice) -> Result<()> {
@@ -208,26 +226,48 @@ fn advise(start: *mut u8, len: usize, advice: Advice) {
 
 fn map(spec: &MemorySpec, base: u64, bytes: u64, offset: u64) -> Result<GuestRegionMmap> {
     let size = usize::try_from(bytes).map_err(|_| Error::Layout(bytes))?;
-    let builder = MmapRegionBuilder::new(size).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
     let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
-    let builder = match &spec.backing {
-        Backing::Anonymous => builder.with_mmap_flags(flags | libc::MAP_ANONYMOUS),
-        Backing::Golden(file) => builder
-            .with_mmap_flags(flags)
-            .with_file_offset(FileOffset::from_arc(Arc::clone(file), offset)),
+    let new = |size, flags, file| {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let builder = MmapRegionBuilder::new(size).with_mmap_prot(protection);
+        let builder = match file {
+            Some(file) => builder.with_mmap_flags(flags).with_file_offset(file),
+            None => builder.with_mmap_flags(flags | libc::MAP_ANONYMOUS),
+        };
+        let failed = |source| Error::Map {
+            base,
+            bytes,
+            source,
+        };
+        builder.build().map_err(failed)
     };
-    let region = builder.build().map_err(|source| Error::Map {
-        base,
-        bytes,
-        source,
-    })?;
-    let advice = match spec.huge_pages {
-        HugePages::Never => Advice::LinuxNoHugepage,
-        HugePages::Advise => Advice::LinuxHugepage,
+    let region = match &spec.backing {
+        Backing::Anonymous => {
+            let region = new(size, flags, None)?;
+            let advice = match spec.huge_pages {
+                HugePages::Never => Advice::LinuxNoHugepage,
+                HugePages::Advise => Advice::LinuxHugepage,
+            };
+            advise(region.as_ptr(), size, advice);
+            region
+        }
+        // Its huge pages, if it has any, are mapped as such; a guest's own copies are small.
+        Backing::Golden(file) => {
+            let file = FileOffset::from_arc(Arc::clone(file), offset);
+            let region = new(size, flags, Some(file.clone()))?;
+            match region.as_ptr().addr() % HUGE_BYTES {
+                0 => region,
+                // The kernel fills address space from the top: behind a gap of so many bytes, the same
+                // mapping begins where huge pages can. If not, there will be small ones.
+                beyond => {
+                    drop(region);
+                    let _gap = new(beyond, flags, None)?;
+                    new(size, flags, Some(file))?
+                }
+            }
+        }
     };
-    for advice in [advice, Advice::LinuxDontDump] {
-        advise(region.as_ptr(), size, advice);
-    }
+    advise(region.as_ptr(), size, Advice::LinuxDontDump);
     GuestRegionMmap::new(region, GuestAddress(base)).ok_or(Error::Layout(bytes))
 }
 

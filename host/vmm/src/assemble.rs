@@ -134,17 +134,18 @@ pub(crate) fn assemble(
     let ports = Arc::new(port_bus(&console, &ending)?);
     let ioapic = Arc::new(Ioapic::new(Arc::new(Routes(vm.routes()))));
     let memory = Arc::new(memory_bus(&ioapic, &placed)?);
+    let pagemap = Pagemap::open()?;
     let fresh = Fresh {
         vm: &vm,
         processors: &processors,
         placed: &placed,
         ioapic: &ioapic,
+        pagemap: &pagemap,
         event_loop: &mut event_loop,
     };
     let watch = Watch::new(control, &ending, log);
     let trial = fresh.trial(spec, log);
     let saved = fresh.begin(spec, &mut fds, watch)?;
-    let pagemap = Pagemap::open()?;
     let accounts = Accounts::open(vm.memory().host_ranges()).map_err(AssembleError::Accounts)?;
     // Nothing is opened after this.
     drop(kvm);

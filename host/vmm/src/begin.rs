@@ -4,6 +4,7 @@ use crate::assemble::{AssembleError, Fds, Placed, Result};
 use crate::initrd;
 use crate::lazy::Watch;
 use crate::log::Log;
+use crate::prefault::prefault;
 use crate::save::State;
 use crate::supervise::chain;
 use control::{Origin, SavedLink, VmSpec};
@@ -11,8 +12,7 @@ use devices::{EventLoop, Ioapic, LinkAfter};
 use machine::acpi::{self, AcpiDevice};
 use machine::boot::{self, BootSpec};
 use machine::{Backing, HugePages, MemorySpec, Vcpu, Vm, layout};
-use snapshot_format::UNIT;
-use snapshot_memory::{Exact, Layer, WorkingSet};
+use snapshot_memory::{Exact, Layer, Pagemap};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -71,6 +71,7 @@ pub(crate) struct Fresh<'a> {
     pub(crate) processors: &'a [Vcpu],
     pub(crate) placed: &'a [Placed],
     pub(crate) ioapic: &'a Ioapic,
+    pub(crate) pagemap: &'a Pagemap,
     pub(crate) event_loop: &'a mut EventLoop,
 }
 
@@ -106,7 +107,7 @@ impl Fresh<'_> {
                     layer.apply(|offset, bytes| write_whole(self.vm, offset, bytes))?;
                 }
                 self.resume(&state, *link)?;
-                self.prefault(&state.first)?;
+                prefault(self.vm, self.processors, self.pagemap, &state.first)?;
                 Ok(Some(state))
             }
             Origin::Lazy {
@@ -146,24 +147,6 @@ impl Fresh<'_> {
         Some(Trial {
             _exact: exact.map_err(inexact).ok(),
         })
-    }
-
-    /// Maps pages that the machine is going to use.
-    fn prefault(&self, first: &WorkingSet) -> Result<()> {
-        for pages in &first.written {
-            self.vm.memory().own(pages.first, pages.end)?;
-        }
-        let Some(vcpu) = self.processors.first() else {
-            return Ok(());
-        };
-        for pages in &first.touched {
-            for (gpa, size) in placed(self.vm, pages.first * UNIT, pages.end * UNIT) {
-                if !vcpu.prefault(gpa, size)? {
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Puts kernel, agent and tables into guest memory, and the first vCPU at the kernel's entry.
@@ -247,21 +230,6 @@ pub(crate) fn write_whole(vm: &Vm, offset: u64, bytes: &[u8]) -> std::io::Result
         offset -= region.len();
     }
     Err(std::io::ErrorKind::InvalidInput.into())
-}
-
-/// Where the bytes `start..end` of the whole memory are in the guest: address and length of each part.
-fn placed(vm: &Vm, start: u64, end: u64) -> Vec<(u64, u64)> {
-    use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
-    let mut base = 0;
-    let mut parts = Vec::new();
-    for region in vm.memory().ram().iter() {
-        let (from, to) = (start.max(base), end.min(base + region.len()));
-        if from < to {
-            parts.push((region.start_addr().raw_value() + from - base, to - from));
-        }
-        base += region.len();
-    }
-    parts
 }
 
 fn read_agent(file: File) -> Result<Vec<u8>> {

@@ -210,11 +210,7 @@ mod test {
     }
 
     #[test]
-    fn no_call_is_listed_twice() {
-        let list = [COMMON, WORK].concat();
-        let mut calls: Vec<_> = list.iter().map(|(call, _)| *call).collect();
-        calls.sort_unstable();
-        calls.dedup();
-        assert_eq!(calls.len(), list.len());
+    fn the_list_makes_a_filter() {
+        filter().unwrap();
     }
 }

@@ -10,6 +10,7 @@ mod ending;
 mod initrd;
 mod lazy;
 mod log;
+mod prefault;
 mod prepared;
 mod probe;
 mod reset;

@@ -18,7 +18,7 @@ use crate::save::{SaveError, State, ranges};
 use control::{FdIndex, Reset, ResetSpec};
 use devices::{Beginning, EventLoop, LinkAfter};
 use machine::monotonic_ns;
-use snapshot_memory::{Layer, MemoryError, outside};
+use snapshot_memory::{Layer, MemoryError, Range, outside};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
@@ -82,7 +82,7 @@ impl Target {
             let fd = fds.get_mut(usize::from(index)).and_then(Option::take);
             fd.ok_or(ResetError::Descriptor { index, count })
         };
-        let pages = pages(machine);
+        let pages = machine.vm.memory().pages();
         let state = State::read(&File::from(take(spec.state)?), pages)?;
         let same = |what, asked, has| match asked == has {
             true => Ok(()),
@@ -109,11 +109,6 @@ impl Target {
             asked_ns,
         })
     }
-}
-
-fn pages(machine: &Machine) -> u64 {
-    let parts = machine.vm.memory().host_ranges();
-    parts.iter().map(|part| part.len() as u64 / 4096).sum()
 }
 
 /// Puts the machine back. The vCPUs are parked and the devices cleared; on an error the machine is
@@ -151,11 +146,22 @@ pub(crate) fn put_back(
     })
 }
 
+/// The pages that a layer has.
+fn named(layer: &Layer) -> impl Iterator<Item = Range> {
+    let extents = layer.index().extents().iter();
+    extents.map(|extent| Range {
+        first: extent.first,
+        end: extent.end(),
+    })
+}
+
 /// The golden file with the layer over it. Pages given up, and pages written.
 fn memory(machine: &Machine, layer: Option<&Layer>) -> Result<(u64, u64), ResetError> {
-    let own = ranges(machine, |pagemap, part| pagemap.dirty_ranges(part))?;
+    let own = ranges(machine.vm.memory(), |part| {
+        machine.pagemap.dirty_ranges(part)
+    })?;
     let extra = match layer {
-        Some(layer) => outside(&own, layer.index()),
+        Some(layer) => outside(&own, named(layer)),
         None => own,
     };
     let mut dropped = 0;
@@ -166,8 +172,7 @@ fn memory(machine: &Machine, layer: Option<&Layer>) -> Result<(u64, u64), ResetE
     let mut written = 0;
     if let Some(layer) = layer {
         layer.apply(|offset, bytes| write_whole(&machine.vm, offset, bytes))?;
-        let extents = layer.index().extents().iter();
-        written = extents.map(|e| u64::from(e.units)).sum();
+        written = named(layer).map(|pages| pages.end - pages.first).sum();
     }
     Ok((dropped, written))
 }

@@ -9,12 +9,12 @@
 use crate::assemble::Machine;
 use control::{SaveSpec, Saved};
 use devices::SavedDevices;
-use machine::{Vcpu, VcpuStateV1, VmStateV1, monotonic_ns};
+use machine::{Memory, Vcpu, VcpuStateV1, VmStateV1, monotonic_ns};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use snapshot_format::{FormatError, Section, SectionFile, SectionName};
 use snapshot_memory::{
-    MemoryError, Pagemap, Range as Pages, TOUCHED, WRITTEN, WorkingSet, encode_pages, write_layer,
+    MemoryError, Range as Pages, TOUCHED, WRITTEN, WorkingSet, encode_pages, write_layer,
 };
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -150,7 +150,9 @@ fn write_state(
         // Of memory that is streamed in, the page tables do not tell what was used.
         let used = match &machine.lazy {
             Some(known) => known.clone(),
-            None => ranges(machine, |pagemap, part| pagemap.present_ranges(part))?,
+            None => ranges(machine.vm.memory(), |part| {
+                machine.pagemap.present_ranges(part)
+            })?,
         };
         payloads.push((TOUCHED, encode_pages(&used)));
     }
@@ -173,13 +175,13 @@ fn write_state(
 
 /// Pages of the whole memory, asked for one part of it after the other.
 pub(crate) fn ranges(
-    machine: &Machine,
-    ask: impl Fn(&Pagemap, &Range<usize>) -> Result<Vec<Pages>, MemoryError>,
+    memory: &Memory,
+    ask: impl Fn(&Range<usize>) -> Result<Vec<Pages>, MemoryError>,
 ) -> Result<Vec<Pages>, MemoryError> {
     let mut all = Vec::new();
     let mut before = 0;
-    for part in machine.vm.memory().host_ranges() {
-        let of_part = ask(&machine.pagemap, &part)?;
+    for part in memory.host_ranges() {
+        let of_part = ask(&part)?;
         all.extend(of_part.into_iter().map(|pages| Pages {
             first: pages.first + before,
             end: pages.end + before,
@@ -191,9 +193,9 @@ pub(crate) fn ranges(
 
 /// The pages that are not what the machine began with.
 fn written(machine: &Machine) -> Result<Vec<Pages>, MemoryError> {
-    ranges(machine, |pagemap, part| match machine.lazy {
-        Some(_) => pagemap.written_ranges(part),
-        None => pagemap.dirty_ranges(part),
+    ranges(machine.vm.memory(), |part| match machine.lazy {
+        Some(_) => machine.pagemap.written_ranges(part),
+        None => machine.pagemap.dirty_ranges(part),
     })
 }
 

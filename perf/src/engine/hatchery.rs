@@ -67,6 +67,8 @@ impl Vm {
 /// A saved machine that clones begin at.
 pub(crate) struct Saved {
     golden: Golden,
+    /// The image under its disk, opened once for all.
+    base: File,
     state: OwnedFd,
     disk: OwnedFd,
     next_stream: u32,
@@ -92,6 +94,7 @@ impl Vm {
         let pages = u64::from(guest.memory_mib) << 20 >> 12;
         let golden = Golden::flatten(pages, &[Layer::open(File::from(files.memory))?])?;
         Ok(Saved {
+            base: base_image(guest)?.0,
             golden,
             state: files.state,
             disk: files.disk,
@@ -146,8 +149,10 @@ impl Saved {
         let learned = scratch_file()?;
         File::from(learned.try_clone()?).write_all(&state)?;
         self.state = learned;
-        let state = SectionFile::parse(&state)?;
-        Ok(WorkingSet::of(&state, self.golden.pages())?)
+        let (pages, state) = (self.golden.pages(), SectionFile::parse(&state)?);
+        let first = WorkingSet::of(&state, pages)?;
+        self.golden.collapse(&first.only_read(pages))?;
+        Ok(first)
     }
 }
 
@@ -166,7 +171,7 @@ impl Husk {
         let spawned_ns = now_ns();
         let (child, Spawned { control, .. }) = child::spawn(&guest.dist.join("hatchery-vmm"))?;
         let (link, theirs) = UnixStream::pair()?;
-        let (base, size) = base_image(guest)?;
+        let size = saved.base.metadata()?.len().next_multiple_of(4096);
         let layer = scratch_file()?;
         let spec = VmSpec {
             sandbox_id: "bench".into(),
@@ -191,7 +196,7 @@ impl Husk {
             saved.golden.as_fd(),
             saved.state.as_fd(),
             theirs.as_fd(),
-            base.as_fd(),
+            saved.base.as_fd(),
             saved.disk.as_fd(),
             layer.as_fd(),
         ];

@@ -5,7 +5,7 @@
 )]
 
 use crate::error::{MemoryError, io};
-use snapshot_format::{LayerIndex, UNIT};
+use snapshot_format::UNIT;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
@@ -18,22 +18,23 @@ pub struct Range {
     pub end: u64,
 }
 
-/// The parts of `ranges`, which rise and do not overlap, that no extent of `layer` names.
+/// The parts of `ranges`, which rise and do not overlap, that are in none of `others`, of which the same
+/// is true.
 #[must_use]
-pub fn outside(ranges: &[Range], layer: &LayerIndex) -> Vec<Range> {
+pub fn outside(ranges: &[Range], others: impl IntoIterator<Item = Range>) -> Vec<Range> {
     let mut left = Vec::with_capacity(ranges.len());
-    let mut extents = layer.extents().iter().peekable();
+    let mut others = others.into_iter().peekable();
     for range in ranges {
         let mut at = range.first;
         while at < range.end {
-            // An extent that ends here may not be needed any more; the next range begins later.
-            while extents.next_if(|e| e.end() <= at).is_some() {}
-            let end = match extents.peek() {
-                Some(extent) if extent.first <= at => {
-                    at = extent.end();
+            // One that ends here may not be needed any more; the next range begins later.
+            while others.next_if(|other| other.end <= at).is_some() {}
+            let end = match others.peek() {
+                Some(other) if other.first <= at => {
+                    at = other.end;
                     continue;
                 }
-                Some(extent) => range.end.min(extent.first),
+                Some(other) => range.end.min(other.first),
                 None => range.end,
             };
             left.push(Range { first: at, end });
@@ -75,6 +76,7 @@ const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
+const PAGE_IS_HUGE: u64 = 1 << 6;
 /// `_IOWR('f', 16, struct pm_scan_arg)`
 const PAGEMAP_SCAN: libc::c_ulong =
     3 << 30 | (size_of::<PmScanArg>() as libc::c_ulong) << 16 | (b'f' as libc::c_ulong) << 8 | 16;
@@ -136,6 +138,14 @@ impl Pagemap {
         mapping: &std::ops::Range<usize>,
     ) -> Result<Vec<Range>, MemoryError> {
         self.scan(mapping, (0, 0), PAGE_IS_PRESENT)
+    }
+
+    /// The pages of `mapping` that are mapped in huge pages.
+    ///
+    /// # Errors
+    /// As [`Pagemap::dirty_ranges`].
+    pub fn huge_ranges(&self, mapping: &std::ops::Range<usize>) -> Result<Vec<Range>, MemoryError> {
+        self.scan(mapping, (PAGE_IS_HUGE, 0), PAGE_IS_PRESENT)
     }
 
     /// The pages that have all of `with`, none of `without`, and any of `any`.
@@ -209,12 +219,11 @@ mod test {
 
     proptest! {
         #[test]
-        fn what_is_outside_is_in_no_extent(
+        fn what_is_outside_is_in_no_other(
             dirty in proptest::collection::btree_set(0u64..100, 0..100),
             named in proptest::collection::btree_set(0u64..100, 0..100),
         ) {
-            let layer = LayerIndex::new(100, named.iter().map(|n| (*n, 1, n % 3 == 0))).unwrap();
-            let left = outside(&runs(&dirty), &layer);
+            let left = outside(&runs(&dirty), runs(&named));
             let pages: Vec<u64> = left.iter().flat_map(|r| r.first..r.end).collect();
             let wanted: Vec<u64> = dirty.difference(&named).copied().collect();
             prop_assert_eq!(pages, wanted);

@@ -9,7 +9,7 @@ use super::peer;
 use super::results::Results;
 use crate::dist::Dist;
 use crate::lab::{Lab, Options, Stream};
-use crate::service::install_in_lab;
+use crate::service::install_whole_in_lab;
 use anyhow::{Context, Result, bail};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -80,8 +80,7 @@ impl Bench {
         if self.up.is_none() {
             eprintln!("the lab {:?} is started", self.options.name);
             let lab = Lab::ensure(&self.options)?;
-            let programs = install_in_lab(&lab, &self.dist)?;
-            lab.warm(&self.dist.image)?;
+            let programs = install_whole_in_lab(&lab, &self.dist)?;
             self.up = Some(Up {
                 lab,
                 programs,

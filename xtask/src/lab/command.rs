@@ -3,7 +3,7 @@
 use super::client::{Control, Stream};
 use super::package::Kernel;
 use super::state::Place;
-use super::{Lab, Options, agent, qemu, warm};
+use super::{Lab, Options, agent, bring, qemu};
 use crate::dist::Dist;
 use crate::service;
 use anyhow::{Context, Result, bail};
@@ -44,11 +44,13 @@ enum Verb {
     /// Serve commands (inside the lab)
     #[command(hide = true)]
     Agent,
-    /// Read the ranges of a file that standard input lists (inside the lab)
+    /// Copy the ranges of a file that standard input lists (inside the lab)
     #[command(hide = true)]
-    Read {
+    Copy {
         /// The file
-        path: PathBuf,
+        from: PathBuf,
+        /// The copy
+        to: PathBuf,
     },
 }
 
@@ -112,7 +114,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Verb::Logs(name) => return logs(name),
         Verb::Stop(name) => stop(name)?,
         Verb::Agent => agent::serve()?,
-        Verb::Read { path } => warm::read(path, std::io::stdin().lock())?,
+        Verb::Copy { from, to } => bring::copy(from, to, std::io::stdin().lock())?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -10,6 +10,7 @@
 mod agent;
 mod archive;
 mod awake;
+mod bring;
 mod client;
 mod command;
 mod detect;
@@ -21,7 +22,6 @@ mod qemu;
 mod qmp;
 mod root;
 mod state;
-mod warm;
 
 pub(crate) use client::{Control, Running, Stream};
 pub(crate) use command::{Args, run};

@@ -1,8 +1,9 @@
-//! Reads an image into the page cache of a counting lab.
+//! Copies an image into the memory of a counting lab.
 //!
 //! The counting lab skips the time in which it waits, from timer to timer: while this machine
 //! fetches a block for it, minutes may pass on its clock. So nothing that is measured, or that has
-//! a deadline, may wait for a first read. This machine knows which parts of a sparse image hold
+//! a deadline, may wait for this machine; and nothing that is measured should pay for 9p, of which a
+//! single open is 3 million instructions. This machine knows which parts of a sparse image hold
 //! data; the lab's 9p does not, and would read all the zeros too.
 
 use super::Lab;
@@ -18,21 +19,20 @@ use std::path::Path;
 const CHUNK: usize = 1 << 20;
 
 impl Lab {
-    /// Reads the data of an image of this machine's cache, unless the lab has done so already.
-    pub(crate) fn warm(&self, here: &Path) -> Result<()> {
+    /// Copies an image of this machine's cache to a path in the lab, unless it is there already.
+    pub(crate) fn bring(&self, here: &Path, there: &str) -> Result<()> {
         let image = here.strip_prefix(&self.place.images);
         let image = image.with_context(|| format!("{} is not in the cache", here.display()))?;
-        let there = Path::new("/image").join(image);
-        let there = there
+        let shared = Path::new("/image").join(image);
+        let shared = shared
             .to_str()
             .context("An image's path must be plain text")?;
-        let mark = format!("/run/warm{}", there.replace('/', "-"));
-        if self.exec(&["test", "-e", &mark])?.status.success() {
+        if self.exec(&["test", "-e", there])?.status.success() {
             return Ok(());
         }
-        eprintln!("lab: reading {} into the lab's page cache", here.display());
+        eprintln!("lab: copying {} into the lab's memory", here.display());
         let ranges = ranges(here)?;
-        let running = self.spawn(&["/sbin/xtask", "lab", "read", there])?;
+        let running = self.spawn(&["/sbin/xtask", "lab", "copy", shared, there])?;
         let control = running.control();
         let feeder = std::thread::spawn(move || control.feed(ranges.as_bytes()));
         let mut said = Vec::new();
@@ -42,15 +42,14 @@ impl Lab {
         })?;
         if !status.success() {
             bail!(
-                "Reading {there} in the lab: {}",
+                "Copying {shared} to {there} in the lab: {}",
                 String::from_utf8_lossy(&said).trim()
             );
         }
         feeder
             .join()
             .ok()
-            .context("The thread that lists the ranges panicked")??;
-        self.exec(&["touch", &mark]).map(drop)
+            .context("The thread that lists the ranges panicked")?
     }
 }
 
@@ -69,9 +68,13 @@ fn ranges(path: &Path) -> Result<String> {
     }
 }
 
-/// Inside the lab: reads the ranges that standard input lists.
-pub(super) fn read(path: &Path, list: impl BufRead) -> Result<()> {
-    let file = File::open(path).with_context(|| format!("Opening {}", path.display()))?;
+/// Inside the lab: copies the ranges that are listed; the rest of the copy is a hole. It has its name
+/// when it is whole.
+pub(super) fn copy(from: &Path, to: &Path, list: impl BufRead) -> Result<()> {
+    let file = File::open(from).with_context(|| format!("Opening {}", from.display()))?;
+    let part = to.with_extension("part");
+    let out = File::create(&part).with_context(|| format!("Creating {}", part.display()))?;
+    out.set_len(file.metadata()?.len())?;
     let mut buffer = vec![0; CHUNK];
     for line in list.lines() {
         let line = line?;
@@ -83,13 +86,17 @@ pub(super) fn read(path: &Path, list: impl BufRead) -> Result<()> {
             let rest = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
             match file.read_at(&mut buffer[..rest], at) {
                 Ok(0) => break,
-                Ok(length) => at += u64::try_from(length)?,
+                Ok(length) => {
+                    out.write_all_at(&buffer[..length], at)
+                        .with_context(|| format!("Writing at {at}"))?;
+                    at += u64::try_from(length)?;
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error).context(format!("Reading at {at}")),
             }
         }
     }
-    Ok(())
+    std::fs::rename(&part, to).with_context(|| format!("Naming {}", to.display()))
 }
 
 #[cfg(test)]
@@ -97,16 +104,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_data_is_listed_and_read() {
-        let path = std::env::temp_dir().join(format!("lab-warm-{}", std::process::id()));
+    fn only_data_is_listed_and_copied() {
+        let path = std::env::temp_dir().join(format!("lab-bring-{}", std::process::id()));
         let file = File::create(&path).unwrap();
         file.set_len(64 << 20).unwrap();
         file.write_all_at(&[1; 4096], 16 << 20).unwrap();
         file.write_all_at(&[1; 4096], 32 << 20).unwrap();
         let found = ranges(&path).unwrap();
-        let done = read(&path, found.as_bytes());
+        let to = path.with_extension("copy");
+        copy(&path, &to, found.as_bytes()).unwrap();
+        let copied = std::fs::read(&to).unwrap();
+        assert!(copied == std::fs::read(&path).unwrap());
         std::fs::remove_file(&path).unwrap();
-        done.unwrap();
+        std::fs::remove_file(&to).unwrap();
         let numbers: Vec<u64> = found
             .split_whitespace()
             .map(|n| n.parse().unwrap())
@@ -126,9 +136,15 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_list_is_an_error() {
-        read(Path::new("/proc/self/exe"), &b"1"[..]).unwrap_err();
-        read(Path::new("/proc/self/exe"), &b"1 x\n"[..]).unwrap_err();
-        read(Path::new("/proc/self/exe"), &b"0 4096\n"[..]).unwrap();
+    fn a_damaged_list_leaves_no_copy() {
+        let to = std::env::temp_dir().join(format!("lab-list-{}", std::process::id()));
+        let from = Path::new("/proc/self/exe");
+        for list in ["1", "1 x\n"] {
+            copy(from, &to, list.as_bytes()).unwrap_err();
+            assert!(!to.exists());
+            let _ = std::fs::remove_file(to.with_extension("part"));
+        }
+        copy(from, &to, &b"0 4096\n"[..]).unwrap();
+        std::fs::remove_file(&to).unwrap();
     }
 }
