@@ -138,6 +138,13 @@ pub(crate) fn private_kib(pid: u32) -> Result<u64> {
     Ok(kib(&text, "Private_Clean:")? + kib(&text, "Private_Dirty:")?)
 }
 
+/// Memory of a process that is no file's, KiB: what it has written.
+pub(crate) fn anonymous_kib(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let text = fs::read_to_string(&path).with_context(|| format!("Reading {path}"))?;
+    kib(&text, "Anonymous:")
+}
+
 /// CPU time of children that have been waited for, nanoseconds, as fine as the kernel's ticks.
 pub(crate) fn children_cpu_ns() -> Result<u64> {
     Ok(cpu_ticks()?.1 * NS_PER_TICK)

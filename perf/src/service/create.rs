@@ -74,9 +74,10 @@ pub(super) fn round(
         .map(|(all, own)| all - own);
     round.extend(refill.map(|ns| ("end_and_refill_each_time", ns / u64::from(clients))));
     round.insert("clients", clients.into());
+    // What a guest that hangs makes the processor do is no creation's.
+    anyhow::ensure!(!failed, "not all of {clients} sandboxes were made and used");
     let values: Vec<_> = round.into_iter().collect();
     context.keep(&format!("{name}-rounds"), Ok(Sample::new("", &values)));
-    anyhow::ensure!(!failed, "not all of {clients} sandboxes were made and used");
     Ok(())
 }
 
@@ -147,13 +148,13 @@ fn is_there(pid: u32) -> bool {
 pub(super) fn counted(context: &mut Context<'_>, name: &str, server: &Server) -> Result<()> {
     server.settle(0)?;
     let mut client = server.client()?;
-    let before = private(&server.machines()?);
+    let before = written(&server.machines()?);
     let counters = Counters::arm()?;
     let faults = host::faults()?;
     let (made, counts) = counters.of_others(|| make(&mut client, true))?;
     let faults = host::faults()? - faults;
     drop(counters);
-    let after = private(&server.machines()?);
+    let after = written(&server.machines()?);
     // A machine that was not there before has written all that it has.
     let grown = after.iter().map(|(pid, kib)| {
         let had = before.get(pid).copied().unwrap_or(0);
@@ -174,8 +175,8 @@ pub(super) fn counted(context: &mut Context<'_>, name: &str, server: &Server) ->
     Ok(())
 }
 
-/// Memory of their own, of processes that are there.
-fn private(pids: &[u32]) -> BTreeMap<u32, u64> {
-    let one = |pid: &u32| Some((*pid, host::private_kib(*pid).ok()?));
+/// What processes that are there have written, KiB.
+fn written(pids: &[u32]) -> BTreeMap<u32, u64> {
+    let one = |pid: &u32| Some((*pid, host::anonymous_kib(*pid).ok()?));
     pids.iter().filter_map(one).collect()
 }
