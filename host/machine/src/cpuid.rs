@@ -49,11 +49,11 @@ const EBX: Register = ("ebx", |e| e.ebx);
 const ECX: Register = ("ecx", |e| e.ecx);
 const EDX: Register = ("edx", |e| e.edx);
 
-/// Leaf, sub-leaf and register of each word of feature bits, and the bits of it that follow what
-/// the guest has switched on (OSXSAVE, OSPKE) and so are no features.
+/// Leaf, sub-leaf and register of each word of feature bits, and the bits of it that are no features:
+/// they follow what the guest has switched on (OSXSAVE, OSPKE) or its number of processors.
 const FEATURE_WORDS: &[(u32, u32, Register, u32)] = &[
     (0x1, 0, ECX, 1 << 27),
-    (0x1, 0, EDX, 0),
+    (0x1, 0, EDX, BIT_HTT),
     (0x7, 0, EBX, 0),
     (0x7, 0, ECX, 1 << 4),
     (0x7, 0, EDX, 0),
@@ -61,7 +61,7 @@ const FEATURE_WORDS: &[(u32, u32, Register, u32)] = &[
     (0xd, 0, EAX, 0),
     (0xd, 1, EAX, 0),
     (KVM_FEATURES, 0, EAX, 0),
-    (0x8000_0001, 0, ECX, 0),
+    (0x8000_0001, 0, ECX, BIT_CMP_LEGACY),
     (0x8000_0001, 0, EDX, 0),
     (0x8000_0007, 0, EDX, 0),
     (0x8000_0008, 0, EBX, 0),
@@ -80,12 +80,12 @@ pub struct CpuIdentity {
     pub xsave_size: u32,
 }
 
-/// What a guest with `vcpus` processors sees of the processor on this host.
+/// What guests see of the processor on this host.
 ///
 /// # Errors
 /// From the ioctl.
-pub fn identity(kvm: &Kvm, vcpus: u8) -> Result<CpuIdentity> {
-    Ok(identify(&for_vcpu(&supported(kvm)?, 0, vcpus)))
+pub fn identity(kvm: &Kvm) -> Result<CpuIdentity> {
+    Ok(identify(&for_vcpu(&kvm.offers()?.cpuid, 0, 1)))
 }
 
 fn identify(cpuid: &CpuId) -> CpuIdentity {

@@ -20,6 +20,7 @@ use devices::{
 };
 use jail::{Filter, JailError};
 use machine::{Bus, BusDevice, Exit, MachineSpec, Vcpu, VcpuThread, Vm, Wiring, layout};
+use snapshot_format::CpuContract;
 use snapshot_memory::{Pagemap, Range};
 use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -61,6 +62,8 @@ pub(crate) enum AssembleError {
     Pager(#[from] snapshot_memory::pager::PagerError),
     #[error("The pager cannot be watched")]
     Watch(#[source] std::io::Error),
+    #[error("It was saved on another kind of processor")]
+    Cpu(#[from] snapshot_format::CpuMismatch),
     #[error("Could not write guest memory")]
     Memory(#[from] snapshot_memory::MemoryError),
 }
@@ -74,6 +77,8 @@ pub(crate) struct Machine {
     pub(crate) vcpus: Vec<VcpuThread>,
     pub(crate) vm: Vm,
     pub(crate) ioapic: Arc<Ioapic>,
+    /// What its guest sees of the processor.
+    pub(crate) cpu: CpuContract,
     /// For saving; opened before files were given up.
     pub(crate) pagemap: Pagemap,
     /// Whether it began where another one was saved.
@@ -107,7 +112,7 @@ pub(crate) fn assemble(
     control: BorrowedFd<'_>,
     log: &Log,
 ) -> Result<Machine> {
-    let Prepared { kvm, filter } = prepared;
+    let Prepared { kvm, filter, cpu } = prepared;
     let mut fds = Fds(fds.into_iter().map(Some).collect());
     let ending = Arc::new(Ending::new().map_err(AssembleError::EventFd)?);
     let memory = memory(spec, &mut fds)?;
@@ -141,6 +146,7 @@ pub(crate) fn assemble(
         placed: &placed,
         ioapic: &ioapic,
         pagemap: &pagemap,
+        cpu: &cpu,
         event_loop: &mut event_loop,
     };
     let watch = Watch::new(control, &ending, log);
@@ -165,6 +171,7 @@ pub(crate) fn assemble(
         vcpus,
         vm,
         ioapic,
+        cpu,
         pagemap,
         is_clone: saved.is_some(),
         lazy: known(spec, saved.as_ref()),

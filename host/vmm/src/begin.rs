@@ -1,17 +1,18 @@
 //! Where a machine begins: at a kernel's entry, or where another one was saved.
 
 use crate::assemble::{AssembleError, Fds, Placed, Result};
-use crate::initrd;
 use crate::lazy::Watch;
 use crate::log::Log;
 use crate::prefault::prefault;
 use crate::save::State;
 use crate::supervise::chain;
+use crate::{cpu, initrd};
 use control::{Origin, SavedLink, VmSpec};
 use devices::{EventLoop, Ioapic, LinkAfter};
 use machine::acpi::{self, AcpiDevice};
 use machine::boot::{self, BootSpec};
 use machine::{Backing, HugePages, MemorySpec, Vcpu, Vm, layout};
+use snapshot_format::CpuContract;
 use snapshot_memory::{Exact, Layer, Pagemap};
 use std::fs::File;
 use std::io::Read;
@@ -72,6 +73,7 @@ pub(crate) struct Fresh<'a> {
     pub(crate) placed: &'a [Placed],
     pub(crate) ioapic: &'a Ioapic,
     pub(crate) pagemap: &'a Pagemap,
+    pub(crate) cpu: &'a CpuContract,
     pub(crate) event_loop: &'a mut EventLoop,
 }
 
@@ -101,7 +103,7 @@ impl Fresh<'_> {
             Origin::Snapshot {
                 state, layer, link, ..
             } => {
-                let state = State::read(&File::from(fds.take(*state)?), pages(spec))?;
+                let state = self.read(&File::from(fds.take(*state)?), spec)?;
                 let layer = layer.map(|fd| fds.take(fd)).transpose()?;
                 if let Some(layer) = layer.map(File::from).map(Layer::open).transpose()? {
                     layer.apply(|offset, bytes| write_whole(self.vm, offset, bytes))?;
@@ -116,7 +118,7 @@ impl Fresh<'_> {
                 state,
                 link,
             } => {
-                let state = State::read(&File::from(fds.take(*state)?), pages(spec))?;
+                let state = self.read(&File::from(fds.take(*state)?), spec)?;
                 let sockets = (fds.take(*pager)?, fds.take(*userfaultfd)?);
                 // Nothing before this has touched guest memory.
                 crate::lazy::begin(sockets, self.vm, &state.first.touched, watch)?;
@@ -124,6 +126,13 @@ impl Fresh<'_> {
                 Ok(Some(state))
             }
         }
+    }
+
+    /// A state that can go on here.
+    fn read(&self, file: &File, spec: &VmSpec) -> Result<State> {
+        let state = State::read(file, pages(spec))?;
+        cpu::check(state.cpu.as_ref(), self.cpu)?;
+        Ok(state)
     }
 
     /// Puts the machine, whose memory is as it was, where it was saved: processors, clock, devices.

@@ -1,10 +1,11 @@
 //! What every VM process needs and none of them changes: made once by a zygote, or by a VM process
 //! that was started by itself.
 
-use crate::confine;
+use crate::{confine, cpu};
 use anyhow::Result;
 use jail::Filter;
 use machine::Kvm;
+use snapshot_format::CpuContract;
 use std::os::fd::AsFd;
 
 /// The host's KVM with what it offers, and the compiled filter.
@@ -12,6 +13,8 @@ use std::os::fd::AsFd;
 pub(crate) struct Prepared {
     pub(crate) kvm: Kvm,
     pub(crate) filter: Filter,
+    /// What guests see of the processor.
+    pub(crate) cpu: CpuContract,
 }
 
 impl Prepared {
@@ -20,6 +23,7 @@ impl Prepared {
         let kvm = Kvm::open()?;
         kvm.prepare()?;
         Ok(Self {
+            cpu: cpu::contract(&kvm)?,
             kvm,
             filter: confine::filter()?,
         })

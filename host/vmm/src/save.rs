@@ -7,12 +7,13 @@
 //! ```
 
 use crate::assemble::Machine;
+use crate::cpu::CPU;
 use control::{SaveSpec, Saved};
 use devices::SavedDevices;
 use machine::{Memory, Vcpu, VcpuStateV1, VmStateV1, monotonic_ns};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use snapshot_format::{FormatError, Section, SectionFile, SectionName};
+use snapshot_format::{CpuContract, FormatError, Section, SectionFile, SectionName};
 use snapshot_memory::{
     MemoryError, Range as Pages, TOUCHED, WRITTEN, WorkingSet, encode_pages, write_layer,
 };
@@ -139,7 +140,12 @@ fn write_state(
         .iter()
         .map(|vcpu| vcpu.with_parked(Vcpu::save)?)
         .collect::<Result<Vec<_>, _>>()?;
+    let cpu = CpuContract {
+        tsc_khz: vcpus.first().and_then(VcpuStateV1::tsc_khz).unwrap_or(0),
+        ..machine.cpu.clone()
+    };
     let mut payloads = vec![
+        (CPU, encode(CPU, &cpu)?),
         (VM, encode(VM, &machine.vm.save()?)?),
         (VCPUS, encode(VCPUS, &vcpus)?),
         (IOAPIC, machine.ioapic.save()),
@@ -223,6 +229,8 @@ fn write_memory(machine: &Machine, file: File) -> Result<u64, SaveError> {
 /// What a section file says; each part is checked by its owner when it is loaded.
 #[derive(Debug)]
 pub(crate) struct State {
+    /// The processor its guest has seen.
+    pub(crate) cpu: Option<CpuContract>,
     pub(crate) vm: VmStateV1,
     pub(crate) vcpus: Vec<VcpuStateV1>,
     pub(crate) ioapic: Vec<u8>,
@@ -241,9 +249,13 @@ impl State {
         file.read_exact_at(&mut bytes, 0)
             .map_err(io("read the section file"))?;
         let sections = SectionFile::parse(&bytes)?;
-        sections
-            .all_known(|name| [VM, VCPUS, IOAPIC, DEVICES, TOUCHED, WRITTEN].contains(&name))?;
+        sections.all_known(|name| {
+            [VM, VCPUS, IOAPIC, DEVICES, CPU, TOUCHED, WRITTEN].contains(&name)
+        })?;
+        let cpu = sections.sections().iter().any(|s| s.name.as_str() == CPU);
+        let cpu = cpu.then(|| decode(CPU, sections.get(CPU, VERSION)?));
         Ok(Self {
+            cpu: cpu.transpose()?,
             vm: decode(VM, sections.get(VM, VERSION)?)?,
             vcpus: decode(VCPUS, sections.get(VCPUS, VERSION)?)?,
             ioapic: sections.get(IOAPIC, VERSION)?.to_vec(),

@@ -2,9 +2,10 @@
 
 mod common;
 
-use common::saved::{clone, empty, from, golden, save, start};
+use common::saved::{Change, clone, empty, from, golden, on_another, save, start};
 use common::{Machine, RESET, file, kvm, print, refused};
 use control::{Event, ExitCause, Request, SaveSpec};
+use snapshot_format::CpuContract;
 use snapshot_memory::Golden;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -97,6 +98,25 @@ fn what_cannot_be_continued_is_refused() {
         files.state.as_raw_fd()
     }))
     .unwrap();
+    for (seen, why) in [
+        (
+            Box::new(|cpu: &mut CpuContract| cpu.vendor = "AnotherVendor".into()) as Change,
+            "AnotherVendor",
+        ),
+        (
+            Box::new(|cpu| {
+                cpu.features.insert("00000001.0.ecx".into(), u32::MAX);
+            }),
+            "00000001.0.ecx",
+        ),
+        (Box::new(|cpu| cpu.xsave_size = u32::MAX), "XSAVE"),
+    ] {
+        let said = attempt(&sealed, &file(&on_another(&bytes, &seen)));
+        assert!(
+            said.contains("another kind of processor") && said.contains(why),
+            "{said}"
+        );
+    }
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     assert!(attempt(&sealed, &file(&bytes)).contains("checksum"));

@@ -3,6 +3,7 @@
 use super::{Machine, spec};
 use control::{Event, Origin, Request, SaveSpec, Saved, SavedLink, VmSpec};
 use rustix::fs::{MemfdFlags, memfd_create};
+use snapshot_format::{CpuContract, SectionFile};
 use snapshot_memory::{Golden, Layer};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -72,4 +73,22 @@ pub(crate) fn clone(golden: &Golden, files: &Files, layer: Option<&OwnedFd>) -> 
 pub(crate) fn start(machine: &Machine) {
     machine.send(&Request::Start, &[]);
     assert_eq!(machine.receive(), Some(Event::Started));
+}
+
+/// What another processor has that this one has not.
+pub(crate) type Change = Box<dyn Fn(&mut CpuContract)>;
+
+/// The state of a machine that has seen another processor.
+pub(crate) fn on_another(state: &[u8], change: &Change) -> Vec<u8> {
+    let state = SectionFile::parse(state).unwrap();
+    let mut sections = state.sections().to_vec();
+    let cpu = sections
+        .iter_mut()
+        .find(|s| s.name.as_str() == "cpu")
+        .unwrap();
+    let mut contract = postcard::from_bytes(cpu.payload).unwrap();
+    change(&mut contract);
+    let payload = postcard::to_allocvec(&contract).unwrap();
+    cpu.payload = &payload;
+    SectionFile::encode(&sections).unwrap()
 }
