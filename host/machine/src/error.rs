@@ -47,7 +47,18 @@ pub enum Error {
         /// Offset in the whole memory.
         offset: u64,
         /// How many.
-        bytes: u64,
+        bytes: usize,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Pages could not be overwritten with the golden file's.
+    #[error("Reading {bytes} bytes at {offset:#x} of the golden file into guest memory failed")]
+    Restore {
+        /// Offset in the whole memory.
+        offset: u64,
+        /// How many.
+        bytes: usize,
         /// What the kernel said.
         #[source]
         source: std::io::Error,

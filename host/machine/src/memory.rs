@@ -15,6 +15,7 @@ use kvm_ioctls::VmFd;
 use rustix::mm::{Advice, madvise};
 use std::fs::File;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
@@ -60,6 +61,16 @@ pub struct MemorySpec {
     pub backing: Backing,
     /// Page size policy.
     pub huge_pages: HugePages,
+}
+
+/// Pages that lie in one range.
+struct Part<'a> {
+    address: *mut u8,
+    bytes: usize,
+    /// In the whole memory.
+    offset: u64,
+    golden: &'a File,
+    in_file: u64,
 }
 
 /// Guest RAM, mapped.
@@ -145,10 +156,10 @@ impl Memory {
     }
 
     /// Gives this machine its own copies of these pages, as if each had been written to with what it
-    /// holds. Errors as of [`Memory::forget`].
+    /// holds.
     ///
     /// # Errors
-    /// [`Error::Layout`], [`Error::Advise`].
+    /// As of [`Memory::forget`].
     pub fn own(&self, first: u64, end: u64) -> Result<()> {
         self.advise_pages(first, end, Advice::LinuxPopulateWrite)
     }
@@ -156,34 +167,84 @@ impl Memory {
     /// Maps these pages for reading, and whatever the kernel maps with them.
     ///
     /// # Errors
-    /// [`Error::Layout`], [`Error::Advise`].
+    /// As of [`Memory::forget`].
     pub fn look(&self, first: u64, end: u64) -> Result<()> {
         self.advise_pages(first, end, Advice::LinuxPopulateRead)
     }
 
+    /// Overwrites these pages with what the golden file has; they stay, or become, this machine's own.
+    /// Nothing may write them meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Layout`] as of [`Memory::forget`], [`Error::Restore`] when the file cannot be read.
+    pub fn restore(&self, first: u64, end: u64) -> Result<()> {
+        self.each_part(first, end, |part| {
+            let failed = |source| Error::Restore {
+                offset: part.offset,
+                bytes: part.bytes,
+                source,
+            };
+            let mut done = 0;
+            while done < part.bytes {
+                let at = libc::off_t::try_from(part.in_file + done as u64);
+                let at = at.map_err(|_| Error::Layout(part.offset))?;
+                let (fd, left) = (part.golden.as_raw_fd(), part.bytes - done);
+                let to = part.address.wrapping_add(done);
+                // SAFETY: `done` is within the part, whose pages are mapped for writing and are a
+                // guest's memory, which may change at any time.
+                let read = unsafe { libc::pread(fd, to.cast(), left, at) };
+                match usize::try_from(read) {
+                    Ok(0) => return Err(failed(std::io::ErrorKind::UnexpectedEof.into())),
+                    Ok(read) => done += read,
+                    Err(_) => match std::io::Error::last_os_error() {
+                        error if error.kind() == std::io::ErrorKind::Interrupted => {}
+                        error => return Err(failed(error)),
+                    },
+                }
+            }
+            Ok(())
+        })
+    }
+
     fn advise_pages(&self, first: u64, end: u64, advice: Advice) -> Result<()> {
+        self.each_part(first, end, |part| {
+            // SAFETY: whole pages of a private mapping of a file, which are mapped before and after;
+            // what they hold changes, as a guest's memory may at any time.
+            unsafe { madvise(part.address.cast(), part.bytes, advice) }.map_err(|e| Error::Advise {
+                advice,
+                offset: part.offset,
+                bytes: part.bytes,
+                source: e.into(),
+            })
+        })
+    }
+
+    /// Does something with each range's part of pages `first..end`, which have a golden file under them.
+    fn each_part(
+        &self,
+        first: u64,
+        end: u64,
+        mut act: impl FnMut(Part<'_>) -> Result<()>,
+    ) -> Result<()> {
         let (mut at, end) = (first * layout::PAGE, end * layout::PAGE);
         let mut base = 0;
         for region in self.ram.iter() {
             let stop = end.min(base + region.len());
             if base <= at && at < stop {
-                let golden = region.file_offset().is_some();
-                let (Ok(offset), Ok(len), true) = (
+                let (Ok(within), Ok(bytes), Some(file)) = (
                     usize::try_from(at - base),
                     usize::try_from(stop - at),
-                    golden,
+                    region.file_offset(),
                 ) else {
                     return Err(Error::Layout(at));
                 };
-                // SAFETY: `at` lies in this region, which begins at `base`.
-                let address = unsafe { region.get_mmap().as_ptr().add(offset) };
-                // SAFETY: whole pages of a private mapping of a file, which are mapped before and
-                // after; what they hold changes, as a guest's memory may at any time.
-                unsafe { madvise(address.cast(), len, advice) }.map_err(|e| Error::Advise {
-                    advice,
+                act(Part {
+                    // SAFETY: `at` lies in this region, which begins at `base`.
+                    address: unsafe { region.get_mmap().as_ptr().add(within) },
+                    bytes,
                     offset: at,
-                    bytes: stop - at,
-                    source: e.into(),
+                    golden: file.file(),
+                    in_file: file.start() + (at - base),
                 })?;
                 at = stop;
             }
@@ -315,7 +376,12 @@ mod test {
         memory.ram().write_slice(&all, GuestAddress(0)).unwrap();
         memory.forget(1, 2).unwrap();
         assert_eq!(bytes(&memory), [9, 7, 9]);
+        memory.restore(2, 3).unwrap();
+        assert_eq!(bytes(&memory), [9, 7, 7]);
+        memory.own(0, 2).unwrap();
+        assert_eq!(bytes(&memory), [9, 7, 7]);
         assert!(matches!(memory.forget(2, 4), Err(Error::Layout(_))));
+        assert!(matches!(memory.restore(2, 4), Err(Error::Layout(_))));
         // Zeroes are not what a machine without a golden file began with.
         spec.backing = Backing::Anonymous;
         let memory = Memory::new(&spec).unwrap();

@@ -119,11 +119,9 @@ pub(crate) fn put_back(
     event_loop: &mut EventLoop,
 ) -> Result<Reset, ResetError> {
     let still_ns = monotonic_ns();
-    let (dropped_pages, written_pages) = memory(machine, target.layer.as_ref())?;
     let state = target.state;
-    for pages in &state.first.written {
-        machine.vm.memory().own(pages.first, pages.end)?;
-    }
+    let written = &state.first.written;
+    let (dropped_pages, written_pages) = memory(machine, target.layer.as_ref(), written)?;
     for (vcpu, state) in machine.vcpus.iter().zip(&state.vcpus) {
         vcpu.with_parked(|vcpu| vcpu.reload(state))??;
     }
@@ -155,24 +153,39 @@ fn named(layer: &Layer) -> impl Iterator<Item = Range> {
     })
 }
 
-/// The golden file with the layer over it. Pages given up, and pages written.
-fn memory(machine: &Machine, layer: Option<&Layer>) -> Result<(u64, u64), ResetError> {
-    let own = ranges(machine.vm.memory(), |part| {
-        machine.pagemap.dirty_ranges(part)
-    })?;
-    let extra = match layer {
+/// The golden file with the layer over it. `first` is what the machine is going to write: it has its own
+/// copies of them afterwards. Pages given up, and pages written.
+fn memory(
+    machine: &Machine,
+    layer: Option<&Layer>,
+    first: &[Range],
+) -> Result<(u64, u64), ResetError> {
+    let memory = machine.vm.memory();
+    let own = ranges(memory, |part| machine.pagemap.dirty_ranges(part))?;
+    let others = match layer {
         Some(layer) => outside(&own, named(layer)),
         None => own,
     };
-    let mut dropped = 0;
-    for pages in extra {
-        machine.vm.memory().forget(pages.first, pages.end)?;
-        dropped += pages.end - pages.first;
+    let dropped = outside(&others, first.iter().copied());
+    for pages in &dropped {
+        memory.forget(pages.first, pages.end)?;
+    }
+    // What it has anyway is overwritten: a copy, instead of a page freed, found, mapped and copied to.
+    for pages in outside(&others, dropped.iter().copied()) {
+        memory.restore(pages.first, pages.end)?;
+    }
+    for pages in outside(first, others) {
+        memory.own(pages.first, pages.end)?;
     }
     let mut written = 0;
     if let Some(layer) = layer {
         layer.apply(|offset, bytes| write_whole(&machine.vm, offset, bytes))?;
-        written = named(layer).map(|pages| pages.end - pages.first).sum();
+        written = count(named(layer));
     }
-    Ok((dropped, written))
+    Ok((count(dropped), written))
+}
+
+fn count(ranges: impl IntoIterator<Item = Range>) -> u64 {
+    let pages = ranges.into_iter().map(|range| range.end - range.first);
+    pages.sum()
 }

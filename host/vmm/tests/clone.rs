@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::saved::{Change, clone, empty, from, golden, on_another, save, start};
+use common::saved::{Change, clone, empty, from, golden, on_another, save, start, whole};
 use common::{Machine, RESET, file, kvm, print, refused};
 use control::{Event, ExitCause, Request, SaveSpec};
 use snapshot_format::CpuContract;
@@ -93,11 +93,7 @@ fn what_cannot_be_continued_is_refused() {
     assert!(attempt(&short, &files.state).contains("28672 bytes"));
     assert!(attempt(&sealed, &empty()).contains("section file"));
     // One bit of the state anywhere is noticed.
-    let mut bytes = std::fs::read(format!("/proc/self/fd/{}", {
-        use std::os::fd::AsRawFd;
-        files.state.as_raw_fd()
-    }))
-    .unwrap();
+    let mut bytes = whole(&files.state);
     for (seen, why) in [
         (
             Box::new(|cpu: &mut CpuContract| cpu.vendor = "AnotherVendor".into()) as Change,

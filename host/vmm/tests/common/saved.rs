@@ -3,10 +3,10 @@
 use super::{Machine, spec};
 use control::{Event, Origin, Request, SaveSpec, Saved, SavedLink, VmSpec};
 use rustix::fs::{MemfdFlags, memfd_create};
-use snapshot_format::{CpuContract, SectionFile};
-use snapshot_memory::{Golden, Layer};
+use snapshot_format::{CpuContract, Section, SectionFile, SectionName};
+use snapshot_memory::{Golden, Layer, PAGES_VERSION, TOUCHED, WRITTEN, WorkingSet, encode_pages};
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 const MEMORY_PAGES: u64 = 128 << 20 >> 12;
 
@@ -91,4 +91,22 @@ pub(crate) fn on_another(state: &[u8], change: &Change) -> Vec<u8> {
     let payload = postcard::to_allocvec(&contract).unwrap();
     cpu.payload = &payload;
     SectionFile::encode(&sections).unwrap()
+}
+
+/// The state with a working set that a trial would have told.
+pub(crate) fn with_working_set(state: &OwnedFd, set: &WorkingSet) -> OwnedFd {
+    let bytes = whole(state);
+    let (touched, written) = (encode_pages(&set.touched), encode_pages(&set.written));
+    let told = [(TOUCHED, &touched), (WRITTEN, &written)].map(|(name, payload)| Section {
+        name: SectionName::new(name).unwrap(),
+        version: PAGES_VERSION,
+        payload,
+    });
+    let trial = SectionFile::encode(&told).unwrap();
+    super::file(&WorkingSet::learn(&bytes, &trial).unwrap())
+}
+
+/// All bytes of a file, wherever its position is.
+pub(crate) fn whole(file: &OwnedFd) -> Vec<u8> {
+    std::fs::read(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap()
 }
