@@ -36,8 +36,8 @@ pub(crate) fn prefault(
     Ok(())
 }
 
-/// One page of each huge one: KVM maps it as the host does.
-fn blocks(huge: &Range) -> impl Iterator<Item = Range> + use<> {
+/// One page of each huge one, the first: KVM maps it as the host does.
+pub(crate) fn blocks(huge: &Range) -> impl Iterator<Item = Range> + use<> {
     let Range { first, end } = *huge;
     let count = (end - first) / HUGE;
     (0..count).map(move |block| Range {

@@ -8,6 +8,7 @@
 
 use crate::assemble::Machine;
 use crate::cpu::CPU;
+use crate::prefault::blocks;
 use control::{SaveSpec, Saved};
 use devices::SavedDevices;
 use machine::{Memory, Vcpu, VcpuStateV1, VmStateV1, monotonic_ns};
@@ -15,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use snapshot_format::{CpuContract, FormatError, Section, SectionFile, SectionName};
 use snapshot_memory::{
-    MemoryError, Range as Pages, TOUCHED, WRITTEN, WorkingSet, encode_pages, write_layer,
+    MemoryError, Range as Pages, TOUCHED, WRITTEN, WorkingSet, encode_pages, outside, write_layer,
 };
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -156,9 +157,7 @@ fn write_state(
         // Of memory that is streamed in, the page tables do not tell what was used.
         let used = match &machine.lazy {
             Some(known) => known.clone(),
-            None => ranges(machine.vm.memory(), |part| {
-                machine.pagemap.present_ranges(part)
-            })?,
+            None => touched(machine)?,
         };
         payloads.push((TOUCHED, encode_pages(&used)));
     }
@@ -195,6 +194,18 @@ pub(crate) fn ranges(
         before += part.len() as u64 / 4096;
     }
     Ok(all)
+}
+
+/// The pages that it has used. One stands for each huge page: whoever begins here gets it whole if it has
+/// huge pages too, and else, by a look at one of them, not 512 small ones.
+fn touched(machine: &Machine) -> Result<Vec<Pages>, MemoryError> {
+    let memory = machine.vm.memory();
+    let present = ranges(memory, |part| machine.pagemap.present_ranges(part))?;
+    let huge = ranges(memory, |part| machine.pagemap.huge_ranges(part))?;
+    let mut used = outside(&present, huge.iter().copied());
+    used.extend(huge.iter().flat_map(blocks));
+    used.sort_unstable_by_key(|pages| pages.first);
+    Ok(used)
 }
 
 /// The pages that are not what the machine began with.

@@ -126,6 +126,8 @@ fn run_group(context: &mut Context<'_>, group: &[(&LabScenario, u32)]) {
                 continue;
             }
             let scenario = turn.scenario;
+            // Some take minutes where instructions are emulated one by one.
+            eprintln!("  {}, round {} of {most}", scenario.name, round + 1);
             let done = one_round(context, scenario, &mut servers);
             match done {
                 Ok(()) => turn.failures = 0,
@@ -137,7 +139,6 @@ fn run_group(context: &mut Context<'_>, group: &[(&LabScenario, u32)]) {
                 }
             }
         }
-        eprintln!("  round {} of {most}", round + 1);
     }
 }
 
