@@ -15,6 +15,9 @@ pub(crate) fn prefault(
     pagemap: &Pagemap,
     first: &WorkingSet,
 ) -> Result<()> {
+    if first.touched.is_empty() {
+        return Ok(());
+    }
     let memory = vm.memory();
     for pages in &first.written {
         memory.own(pages.first, pages.end)?;
