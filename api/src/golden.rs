@@ -8,6 +8,7 @@ use crate::launcher::{Begin, LaunchError, Launched, Launcher, Plan, Timings};
 use crate::link::Link;
 use crate::name::Name;
 use crate::warm::{WarmError, first_command, warm};
+use snapshot_memory::Range;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -165,7 +166,7 @@ async fn learn(
     let tried: Result<Image, GoldenError> = tried.await;
     machine.stop().await;
     let (learned, first) = golden.learn(launcher, &tried?).await?;
-    let (touched, written) = (pages(&first.touched), pages(&first.written));
+    let (touched, written) = (Range::count(&first.touched), Range::count(&first.written));
     tracing::info!(
         template = template.name,
         touched,
@@ -173,8 +174,4 @@ async fn learn(
         "working set learned"
     );
     Ok(Arc::new(learned))
-}
-
-fn pages(ranges: &[snapshot_memory::Range]) -> u64 {
-    ranges.iter().map(|range| range.end - range.first).sum()
 }

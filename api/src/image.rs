@@ -14,7 +14,7 @@ use crate::launcher::{Launcher, files};
 use crate::machine::{Hand, NotReset};
 use crate::pager::LONGEST;
 use control::{Reset, ResetSpec, SaveSpec, Saved, SavedLink};
-use snapshot_format::{BlobRef, SectionFile};
+use snapshot_format::BlobRef;
 use snapshot_memory::{Layer, MemoryError, WorkingSet};
 use snapshot_store::Lease;
 use std::fs::File;
@@ -246,14 +246,8 @@ impl Image {
         let (basis, own) = (Arc::clone(&self.basis), Arc::clone(&self.state));
         let trial = Arc::clone(&trial.state);
         let work = tokio::task::spawn_blocking(move || {
-            let pages = basis.pages();
-            let learned = WorkingSet::learn(&whole(&own)?, &whole(&trial)?);
-            let learned = learned.map_err(MemoryError::from)?;
-            let parsed = SectionFile::parse(&learned).map_err(MemoryError::from)?;
-            let first = WorkingSet::of(&parsed, pages).map_err(MemoryError::from)?;
-            let huge = basis.whole()?.collapse(&first.only_read(pages))?;
-            tracing::debug!(huge, "memory that copies only read is in huge pages");
-            state.write_all(&learned).map_err(again(pages))?;
+            let (learned, first) = basis.whole()?.learn(&whole(&own)?, &whole(&trial)?)?;
+            state.write_all(&learned).map_err(again(basis.pages()))?;
             Ok::<_, ImageError>((Arc::new(state), first))
         });
         let (state, first) = work.await.map_err(|_| ImageError::GivenUp)??;

@@ -21,7 +21,8 @@ use std::time::Duration;
 const IDLE: Duration = Duration::from_millis(300);
 
 /// How long a husk is left alone in which a pool's is: what its making and the end of the life before
-/// have left the kernel to do is not a part of its claim.
+/// have left the kernel to do is not a part of its claim. It frees after grace periods, of whose end no event
+/// tells.
 pub(crate) const POOLED: Duration = Duration::from_millis(100);
 
 #[derive(clap::Args)]
@@ -91,11 +92,10 @@ pub(crate) fn template(guest: &Guest) -> Result<Saved> {
     run_true(&mut trial)?;
     std::thread::sleep(IDLE);
     let first = saved.learn(trial)?;
-    let pages = |ranges: &[Range]| ranges.iter().map(|r| r.end - r.first).sum::<u64>();
     say(&format!(
         "working set of a claim and an exec: {} pages, {} of them written",
-        pages(&first.touched),
-        pages(&first.written)
+        Range::count(&first.touched),
+        Range::count(&first.written)
     ));
     Ok(saved)
 }

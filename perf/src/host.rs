@@ -132,17 +132,20 @@ pub(crate) fn faults() -> Result<u64> {
 
 /// Memory that a process has of its own, KiB: what its end would give back.
 pub(crate) fn private_kib(pid: u32) -> Result<u64> {
-    let path = format!("/proc/{pid}/smaps_rollup");
-    let text = fs::read_to_string(&path).with_context(|| format!("Reading {path}"))?;
-    ensure!(text.contains("Private_Dirty:"), "{path} says nothing");
+    let text = mappings(pid)?;
     Ok(kib(&text, "Private_Clean:")? + kib(&text, "Private_Dirty:")?)
 }
 
 /// Memory of a process that is no file's, KiB: what it has written.
 pub(crate) fn anonymous_kib(pid: u32) -> Result<u64> {
+    kib(&mappings(pid)?, "Anonymous:")
+}
+
+fn mappings(pid: u32) -> Result<String> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = fs::read_to_string(&path).with_context(|| format!("Reading {path}"))?;
-    kib(&text, "Anonymous:")
+    ensure!(text.contains("Private_Dirty:"), "{path} says nothing");
+    Ok(text)
 }
 
 /// CPU time of children that have been waited for, nanoseconds, as fine as the kernel's ticks.

@@ -61,9 +61,7 @@ impl Place {
 
 /// Copies the programs to the lab's tmpfs; the image stays where the lab caches its pages.
 pub(crate) fn install_in_lab(lab: &Lab, dist: &Dist) -> Result<PathBuf> {
-    let image = dist
-        .image
-        .strip_prefix(crate::cache::root()?.join("image"))?;
+    let image = in_cache(dist)?;
     let script = format!(
         "mkdir -p {LAB_DIST} && cd /dist || exit 1
          for f in hatchery hatchery-vmm hatchery-pager hatchery-agent barometer vmlinux; do
@@ -84,6 +82,12 @@ pub(crate) fn install_in_lab(lab: &Lab, dist: &Dist) -> Result<PathBuf> {
     Ok(PathBuf::from(LAB_DIST))
 }
 
+/// The image's path in the cache.
+fn in_cache(dist: &Dist) -> Result<&Path> {
+    let images = crate::cache::root()?.join("image");
+    Ok(dist.image.strip_prefix(images)?)
+}
+
 /// Where an image of the cache is in the lab once it is copied into its memory.
 fn brought(image: &Path) -> String {
     format!("{LAB_DIST}/{}", image.to_string_lossy().replace('/', "-"))
@@ -91,11 +95,7 @@ fn brought(image: &Path) -> String {
 
 /// The same with the image in the lab's memory too, for what is measured.
 pub(crate) fn install_whole_in_lab(lab: &Lab, dist: &Dist) -> Result<PathBuf> {
-    let image = dist
-        .image
-        .strip_prefix(crate::cache::root()?.join("image"))?;
-    lab.exec(&["mkdir", "-p", LAB_DIST])?;
-    lab.bring(&dist.image, &brought(image))?;
+    lab.bring(&dist.image, &brought(in_cache(dist)?))?;
     install_in_lab(lab, dist)
 }
 

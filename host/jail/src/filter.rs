@@ -140,30 +140,29 @@ fn check(when: When) -> Result<Vec<sock_filter>, JailError> {
         ..ARGUMENT_COUNT => Ok(load(ARGUMENTS + 8 * u32::from(argument) + 4 * high)),
         _ => Err(JailError::Unfit(format!("argument {argument}"))),
     };
-    let ends = [answer(KILL_PROCESS), answer(ALLOW)];
-    match when {
-        When::Always => Ok(vec![answer(ALLOW)]),
+    let mut steps = match when {
+        When::Always => return Ok(vec![answer(ALLOW)]),
         When::OneOf(argument, values) => {
             let mut steps = vec![half(argument, 0)?];
             for (number, value) in values.iter().enumerate() {
                 // Over the other values, and the end that forbids.
                 steps.push(jump(JUMP_EQUAL, *value, values.len() - number, 0)?);
             }
-            Ok([steps, ends.to_vec()].concat())
+            steps
         }
         When::Without(argument, bits) => {
             let (low, high) = (bits & u64::from(u32::MAX), bits >> 32);
             let word = |bits: u64| u32::try_from(bits).unwrap_or(u32::MAX);
-            Ok(vec![
+            vec![
                 half(argument, 1)?,
                 jump(JUMP_ANY_BIT, word(high), 2, 0)?,
                 half(argument, 0)?,
                 jump(JUMP_ANY_BIT, word(low), 0, 1)?,
-                answer(KILL_PROCESS),
-                answer(ALLOW),
-            ])
+            ]
         }
-    }
+    };
+    steps.extend([answer(KILL_PROCESS), answer(ALLOW)]);
+    Ok(steps)
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use vm_memory::{
 
 /// What the host can map by one entry of a page directory.
 pub(crate) const HUGE_PAGE: u64 = 2 << 20;
-const HUGE_BYTES: usize = 2 << 20;
+const HUGE_BYTES: usize = 1 << HUGE_PAGE.trailing_zeros();
 
 /// Guest memory as the devices see it. Cloning clones references, not memory.
 pub type GuestRam = GuestMemoryMmap<()>;
@@ -67,10 +67,9 @@ pub struct MemorySpec {
 struct Part<'a> {
     address: *mut u8,
     bytes: usize,
-    /// In the whole memory.
+    /// In the whole memory, and so in the golden file.
     offset: u64,
     golden: &'a File,
-    in_file: u64,
 }
 
 /// Guest RAM, mapped.
@@ -186,7 +185,7 @@ impl Memory {
             };
             let mut done = 0;
             while done < part.bytes {
-                let at = libc::off_t::try_from(part.in_file + done as u64);
+                let at = libc::off_t::try_from(part.offset + done as u64);
                 let at = at.map_err(|_| Error::Layout(part.offset))?;
                 let (fd, left) = (part.golden.as_raw_fd(), part.bytes - done);
                 let to = part.address.wrapping_add(done);
@@ -244,7 +243,6 @@ impl Memory {
                     bytes,
                     offset: at,
                     golden: file.file(),
-                    in_file: file.start() + (at - base),
                 })?;
                 at = stop;
             }

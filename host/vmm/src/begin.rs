@@ -55,10 +55,6 @@ pub(crate) fn memory(spec: &VmSpec, fds: &mut Fds) -> Result<MemorySpec> {
     })
 }
 
-fn pages(spec: &VmSpec) -> u64 {
-    u64::from(spec.memory_mib) << 20 >> 12
-}
-
 /// A machine of which is learned what copies use first.
 #[derive(Debug)]
 pub(crate) struct Trial {
@@ -95,7 +91,8 @@ impl Fresh<'_> {
                 let programs = (fds.take(*kernel)?, fds.take(*agent)?);
                 self.boot(spec, cmdline_extra, programs)?;
                 if let Some(disks) = disks {
-                    let state = State::read(&File::from(fds.take(*disks)?), pages(spec))?;
+                    let disks = File::from(fds.take(*disks)?);
+                    let state = State::read(&disks, self.vm.memory().pages())?;
                     self.event_loop.load_disks(&state.devices)?;
                 }
                 Ok(None)
@@ -103,7 +100,7 @@ impl Fresh<'_> {
             Origin::Snapshot {
                 state, layer, link, ..
             } => {
-                let state = self.read(&File::from(fds.take(*state)?), spec)?;
+                let state = self.read(&File::from(fds.take(*state)?))?;
                 let layer = layer.map(|fd| fds.take(fd)).transpose()?;
                 if let Some(layer) = layer.map(File::from).map(Layer::open).transpose()? {
                     layer.apply(|offset, bytes| write_whole(self.vm, offset, bytes))?;
@@ -118,7 +115,7 @@ impl Fresh<'_> {
                 state,
                 link,
             } => {
-                let state = self.read(&File::from(fds.take(*state)?), spec)?;
+                let state = self.read(&File::from(fds.take(*state)?))?;
                 let sockets = (fds.take(*pager)?, fds.take(*userfaultfd)?);
                 // Nothing before this has touched guest memory.
                 crate::lazy::begin(sockets, self.vm, &state.first.touched, watch)?;
@@ -129,8 +126,8 @@ impl Fresh<'_> {
     }
 
     /// A state that can go on here.
-    fn read(&self, file: &File, spec: &VmSpec) -> Result<State> {
-        let state = State::read(file, pages(spec))?;
+    fn read(&self, file: &File) -> Result<State> {
+        let state = State::read(file, self.vm.memory().pages())?;
         cpu::check(state.cpu.as_ref(), self.cpu)?;
         Ok(state)
     }

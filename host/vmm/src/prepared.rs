@@ -8,7 +8,7 @@ use machine::Kvm;
 use snapshot_format::CpuContract;
 use std::os::fd::AsFd;
 
-/// The host's KVM with what it offers, and the compiled filter.
+/// The host's KVM with what it offers, what guests see of that, and the compiled filter.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) kvm: Kvm,

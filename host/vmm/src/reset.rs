@@ -180,12 +180,7 @@ fn memory(
     let mut written = 0;
     if let Some(layer) = layer {
         layer.apply(|offset, bytes| write_whole(&machine.vm, offset, bytes))?;
-        written = count(named(layer));
+        written = named(layer).map(|pages| pages.end - pages.first).sum();
     }
-    Ok((count(dropped), written))
-}
-
-fn count(ranges: impl IntoIterator<Item = Range>) -> u64 {
-    let pages = ranges.into_iter().map(|range| range.end - range.first);
-    pages.sum()
+    Ok((Range::count(&dropped), written))
 }

@@ -263,8 +263,8 @@ impl State {
         sections.all_known(|name| {
             [VM, VCPUS, IOAPIC, DEVICES, CPU, TOUCHED, WRITTEN].contains(&name)
         })?;
-        let cpu = sections.sections().iter().any(|s| s.name.as_str() == CPU);
-        let cpu = cpu.then(|| decode(CPU, sections.get(CPU, VERSION)?));
+        let cpu = sections.find(CPU, VERSION)?;
+        let cpu = cpu.map(|payload| decode(CPU, payload));
         Ok(Self {
             cpu: cpu.transpose()?,
             vm: decode(VM, sections.get(VM, VERSION)?)?,

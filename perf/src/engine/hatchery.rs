@@ -5,7 +5,6 @@ use super::{Boot, Guest, now_ns};
 use crate::agent::Agent;
 use anyhow::{Context, Result, bail};
 use control::{DiskSpec, Event, Origin, Request, SaveSpec, SavedLink, Spawned, VmSpec, VmStats};
-use snapshot_format::SectionFile;
 use snapshot_memory::{Golden, Layer, WorkingSet};
 use std::fs::File;
 use std::io::Write;
@@ -67,8 +66,8 @@ impl Vm {
 /// A saved machine that clones begin at.
 pub(crate) struct Saved {
     golden: Golden,
-    /// The image under its disk, opened once for all.
-    base: File,
+    /// The image under its disk, opened once for all, and the disk's size.
+    base: (File, u64),
     state: OwnedFd,
     disk: OwnedFd,
     next_stream: u32,
@@ -94,7 +93,7 @@ impl Vm {
         let pages = u64::from(guest.memory_mib) << 20 >> 12;
         let golden = Golden::flatten(pages, &[Layer::open(File::from(files.memory))?])?;
         Ok(Saved {
-            base: base_image(guest)?.0,
+            base: base_image(guest)?,
             golden,
             state: files.state,
             disk: files.disk,
@@ -145,13 +144,11 @@ impl Saved {
     /// Has husks begin with the pages that `trial`, a clone built to tell them, has used. Ends it.
     pub(crate) fn learn(&mut self, trial: Vm) -> Result<WorkingSet> {
         let trial = trial.save_files()?;
-        let state = WorkingSet::learn(&whole(&self.state)?, &whole(&trial.state)?)?;
+        let states = (whole(&self.state)?, whole(&trial.state)?);
+        let (state, first) = self.golden.learn(&states.0, &states.1)?;
         let learned = scratch_file()?;
         File::from(learned.try_clone()?).write_all(&state)?;
         self.state = learned;
-        let (pages, state) = (self.golden.pages(), SectionFile::parse(&state)?);
-        let first = WorkingSet::of(&state, pages)?;
-        self.golden.collapse(&first.only_read(pages))?;
         Ok(first)
     }
 }
@@ -171,7 +168,7 @@ impl Husk {
         let spawned_ns = now_ns();
         let (child, Spawned { control, .. }) = child::spawn(&guest.dist.join("hatchery-vmm"))?;
         let (link, theirs) = UnixStream::pair()?;
-        let size = saved.base.metadata()?.len().next_multiple_of(4096);
+        let (base, size) = &saved.base;
         let layer = scratch_file()?;
         let spec = VmSpec {
             sandbox_id: "bench".into(),
@@ -189,14 +186,14 @@ impl Husk {
                 base: 3,
                 parent: Some(4),
                 layer: Some(5),
-                size,
+                size: *size,
             }],
         };
         let fds = [
             saved.golden.as_fd(),
             saved.state.as_fd(),
             theirs.as_fd(),
-            saved.base.as_fd(),
+            base.as_fd(),
             saved.disk.as_fd(),
             layer.as_fd(),
         ];

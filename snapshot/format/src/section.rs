@@ -163,13 +163,23 @@ impl<'a> SectionFile<'a> {
     /// # Errors
     /// [`FormatError::MissingSection`] or [`FormatError::Version`].
     pub fn get(&self, name: &str, version: u16) -> Result<&'a [u8], FormatError> {
+        let found = self.find(name, version)?;
+        found.ok_or_else(|| FormatError::MissingSection(name.to_owned()))
+    }
+
+    /// The same for a section that a file may lack.
+    ///
+    /// # Errors
+    /// [`FormatError::Version`].
+    pub fn find(&self, name: &str, version: u16) -> Result<Option<&'a [u8]>, FormatError> {
         let found = self.sections.iter().find(|s| s.name.as_str() == name);
-        let section = found.ok_or_else(|| FormatError::MissingSection(name.to_owned()))?;
-        if section.version != version {
-            let what = format!("section {name:?}");
-            return Err(version_error(what, section.version.into(), version.into()));
+        match found {
+            Some(section) if section.version != version => {
+                let what = format!("section {name:?}");
+                Err(version_error(what, section.version.into(), version.into()))
+            }
+            found => Ok(found.map(|section| section.payload)),
         }
-        Ok(section.payload)
     }
 
     /// All sections, in the order of the file.

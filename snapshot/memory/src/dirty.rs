@@ -18,6 +18,15 @@ pub struct Range {
     pub end: u64,
 }
 
+impl Range {
+    /// How many pages ranges have together.
+    #[must_use]
+    pub fn count<'a>(ranges: impl IntoIterator<Item = &'a Self>) -> u64 {
+        let pages = ranges.into_iter().map(|range| range.end - range.first);
+        pages.sum()
+    }
+}
+
 /// The parts of `ranges`, which rise and do not overlap, that are in none of `others`, of which the same
 /// is true.
 #[must_use]

@@ -10,7 +10,7 @@ use crate::error::{MemoryError, io};
 use crate::golden::Golden;
 use crate::working_set::WorkingSet;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
-use snapshot_format::UNIT;
+use snapshot_format::{SectionFile, UNIT};
 use std::collections::BTreeSet;
 use std::ffi::c_void;
 use std::os::fd::AsFd;
@@ -40,12 +40,25 @@ impl WorkingSet {
 }
 
 impl Golden {
+    /// The state that copies begin at, with the working set that `trial`, the state of one of them, tells;
+    /// what they only read is in huge pages from then on, as far as the kernel has any.
+    ///
+    /// # Errors
+    /// When one of them is not a state of such a machine, `trial` does not say, or the file cannot be
+    /// mapped.
+    pub fn learn(&self, state: &[u8], trial: &[u8]) -> Result<(Vec<u8>, WorkingSet), MemoryError> {
+        let learned = WorkingSet::learn(state, trial)?;
+        let first = WorkingSet::of(&SectionFile::parse(&learned)?, self.pages())?;
+        self.collapse(&first.only_read(self.pages()))?;
+        Ok((learned, first))
+    }
+
     /// Holds these blocks, each of [`HUGE`] pages and aligned to as many, in huge pages from now on.
     /// Returns how many are; the first that the kernel refuses ends it (Linux 6.1 can).
     ///
     /// # Errors
     /// When the file cannot be mapped.
-    pub fn collapse(&self, blocks: &[Range]) -> Result<usize, MemoryError> {
+    fn collapse(&self, blocks: &[Range]) -> Result<usize, MemoryError> {
         let failed = |e: rustix::io::Errno| {
             let with = format!("{} blocks of 2 MiB", blocks.len());
             io("Mapping a memory file", with)(e.into())
@@ -64,7 +77,8 @@ impl Golden {
         let aligned = room.map_addr(|address| address.next_multiple_of(HUGE_BYTES));
         let mut collapsed = Ok(0);
         for block in blocks {
-            match self.collapse_at(aligned, block) {
+            // SAFETY: the first aligned address of twice a huge page has room for one.
+            match unsafe { self.collapse_at(aligned, block) } {
                 Ok(true) => collapsed = collapsed.map(|n| n + 1),
                 Ok(false) => break,
                 Err(error) => {
@@ -78,11 +92,18 @@ impl Golden {
         collapsed
     }
 
-    /// Maps a block at `address`, in the middle of address space that is ours, and has it collapsed.
-    fn collapse_at(&self, address: *mut c_void, block: &Range) -> Result<bool, rustix::io::Errno> {
+    /// Maps a block at `address`, and has it collapsed.
+    ///
+    /// # Safety
+    /// There must be address space for it that nobody else uses: what is mapped there is replaced.
+    unsafe fn collapse_at(
+        &self,
+        address: *mut c_void,
+        block: &Range,
+    ) -> Result<bool, rustix::io::Errno> {
         let flags = MapFlags::SHARED | MapFlags::FIXED;
         let (file, offset) = (self.as_fd(), block.first * UNIT);
-        // SAFETY: replaces a part of a mapping that is nobody's.
+        // SAFETY: replaces a part of a mapping that is nobody's, says the caller.
         let mapped = unsafe { mmap(address, HUGE_BYTES, ProtFlags::READ, flags, file, offset) }?;
         // SAFETY: the range has just been mapped; what it holds does not change.
         Ok(unsafe { libc::madvise(mapped, HUGE_BYTES, libc::MADV_COLLAPSE) } == 0)

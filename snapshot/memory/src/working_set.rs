@@ -76,10 +76,9 @@ pub fn encode_pages(ranges: &[Range]) -> Vec<u8> {
 }
 
 fn read(state: &SectionFile<'_>, name: &str, pages: u64) -> Result<Vec<Range>, FormatError> {
-    if !state.sections().iter().any(|s| s.name.as_str() == name) {
+    let Some(bytes) = state.find(name, PAGES_VERSION)? else {
         return Ok(Vec::new());
-    }
-    let bytes = state.get(name, PAGES_VERSION)?;
+    };
     let invalid = |value: String| FormatError::Invalid {
         what: "range of used pages",
         value,

@@ -72,6 +72,8 @@ fn ranges(path: &Path) -> Result<String> {
 /// when it is whole.
 pub(super) fn copy(from: &Path, to: &Path, list: impl BufRead) -> Result<()> {
     let file = File::open(from).with_context(|| format!("Opening {}", from.display()))?;
+    let folder = to.parent().context("A copy needs a folder")?;
+    std::fs::create_dir_all(folder).with_context(|| format!("Creating {}", folder.display()))?;
     let part = to.with_extension("part");
     let out = File::create(&part).with_context(|| format!("Creating {}", part.display()))?;
     out.set_len(file.metadata()?.len())?;
