@@ -29,9 +29,11 @@ const MAX_AGENT: u64 = 16 << 20;
 /// - only what goes wrong is printed (said first, so that it holds when the console appears), and
 ///   the boot console is the only one: no driver takes it over;
 /// - a panic resets at once, and a reset is the keyboard controller's;
-/// - no search for buses and timers that do not exist.
+/// - no search for buses and timers that do not exist;
+/// - no watchdog over the TSC: it wakes a guest twice a second, for ever, to look after what is the
+///   host's to look after.
 const CMDLINE: &str = "loglevel=4 earlycon=uart8250,io,0x3f8 keep_bootcon panic=-1 reboot=k \
-                       pci=off nomodule no_timer_check random.trust_cpu=on";
+                       pci=off nomodule no_timer_check random.trust_cpu=on tsc=nowatchdog";
 
 /// What small guests get besides: hash tables and slabs of a size for one tenant. The kernel fills
 /// its tables with zeros while it boots, so every entry is memory that each sandbox has of its own.

@@ -98,11 +98,46 @@ const BASE_FILES: &[File] = &[
         content: "LANG=C.UTF-8\n",
     },
     File {
+        path: "/etc/profile",
+        mode: 0o644,
+        content: PROFILE,
+    },
+    File {
         path: "/etc/sudoers.d/user",
         mode: 0o440,
         content: "user ALL=(ALL:ALL) NOPASSWD: ALL\n",
     },
 ];
+
+/// As Debian's, with one difference: a login shell, which every command of the E2B SDKs is, asks `id` who it
+/// runs for, and that is a second process for each command. Bash knows by itself.
+const PROFILE: &str = r#"# Read by login shells, and so by every command of the E2B SDKs: no process is started here.
+
+if [ "${EUID:-$(id -u)}" -eq 0 ]; then
+  PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+  prompt='# '
+else
+  PATH=/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games
+  prompt='$ '
+fi
+export PATH
+
+if [ -n "${PS1-}" ]; then
+  if [ -z "${BASH-}" ] || [ "$BASH" = /bin/sh ]; then
+    PS1=$prompt
+  elif [ -f /etc/bash.bashrc ]; then
+    . /etc/bash.bashrc
+  fi
+fi
+unset prompt
+
+for part in /etc/profile.d/*.sh; do
+  if [ -r "$part" ]; then
+    . "$part"
+  fi
+done
+unset part
+"#;
 
 /// Paths that the build removes: a folder ending in `/` is emptied, anything else deleted.
 const BASE_REMOVED: &[&str] = &[
@@ -203,6 +238,19 @@ mod tests {
     fn an_unknown_template_names_the_known_ones() {
         let error = Recipe::named("bse").err().unwrap().to_string();
         assert!(error.contains("`bse`") && error.contains("base"), "{error}");
+    }
+
+    #[test]
+    fn a_login_shell_starts_no_process() {
+        let profile = PROFILE.replace("/etc/profile.d", "/nowhere");
+        let script = format!("PATH=/nowhere; PS1=; {profile}\necho \"$PATH\"");
+        let ran = std::process::Command::new("/bin/bash")
+            .args(["--norc", "--noprofile", "-c", &script])
+            .output()
+            .unwrap();
+        // Any program at all would not have been found.
+        assert_eq!(String::from_utf8_lossy(&ran.stderr), "");
+        assert!(String::from_utf8_lossy(&ran.stdout).contains("/usr/local/bin:"));
     }
 
     #[test]
