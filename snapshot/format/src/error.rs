@@ -77,12 +77,12 @@ pub enum FormatError {
     Cpu(#[from] CpuMismatch),
 }
 
-/// What to tell about a version: older files are rebuilt, newer ones need a newer program.
+/// What to tell about a version: older files are not converted, newer ones need a newer program.
 pub(crate) fn version_error(what: impl Into<String>, found: u32, known: u32) -> FormatError {
     let remedy = if found > known {
         "update this program"
     } else {
-        "build the template again"
+        "an older program wrote it; use that one, or make it again"
     };
     FormatError::Version {
         what: what.into(),

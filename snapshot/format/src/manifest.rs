@@ -6,10 +6,10 @@ use crate::limits::{MAX_LAYERS, MAX_MANIFEST, MAX_UNITS};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Version of the manifest's schema.
-pub const MANIFEST_VERSION: u32 = 1;
+/// Version of the manifest's schema, and of what digests are: version 1 had SHA-256.
+pub const MANIFEST_VERSION: u32 = 2;
 
-/// The SHA-256 of a blob, which is also its name.
+/// The BLAKE3 hash of a blob, 256 bits, which is also its name.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest(pub [u8; 32]);
@@ -226,8 +226,8 @@ pub(crate) mod test {
         let text = String::from_utf8(sample().encode().unwrap()).unwrap();
         let with = |from: &str, to: &str| Manifest::parse(text.replace(from, to).as_bytes());
         let newer = with(
-            "\"manifest_version\": 1",
-            "\"manifest_version\": 2, \"more\": 1",
+            "\"manifest_version\": 2",
+            "\"manifest_version\": 3, \"more\": 1",
         );
         assert!(
             newer
@@ -235,12 +235,12 @@ pub(crate) mod test {
                 .to_string()
                 .contains("update this program")
         );
-        let older = with("\"manifest_version\": 1", "\"manifest_version\": 0");
+        let older = with("\"manifest_version\": 2", "\"manifest_version\": 1");
         assert!(
             older
                 .unwrap_err()
                 .to_string()
-                .contains("build the template again")
+                .contains("an older program wrote it")
         );
         let unknown = with("\"wire_version\"", "\"colour\": 1, \"wire_version\"");
         assert!(matches!(unknown, Err(FormatError::Manifest(_))));

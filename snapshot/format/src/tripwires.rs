@@ -3,7 +3,7 @@
 
 use crate::{LAYER_VERSION, MANIFEST_VERSION, SECTIONS_VERSION, UNIT};
 
-const _: () = assert!(SECTIONS_VERSION == 1 && LAYER_VERSION == 1 && MANIFEST_VERSION == 1);
+const _: () = assert!(SECTIONS_VERSION == 1 && LAYER_VERSION == 1 && MANIFEST_VERSION == 2);
 const _: () = assert!(UNIT == 4096);
 
 #[cfg(test)]
@@ -35,6 +35,6 @@ mod test {
 
     #[test]
     fn a_manifest_has_these_bytes() {
-        assert_eq!(crc32fast::hash(&sample().encode().unwrap()), 581_362_467);
+        assert_eq!(crc32fast::hash(&sample().encode().unwrap()), 1_012_173_397);
     }
 }
