@@ -157,7 +157,6 @@ impl Vault {
                 memory_mib: image.shape.memory_mib,
                 disk_size: image.shape.disk_size,
             },
-            cpu: None,
             machine,
             memory: diff.into_iter().chain(layers).collect(),
             disk: vec![disk],

@@ -5,7 +5,7 @@ mod common;
 use common::saved::{Change, clone, empty, from, golden, on_another, save, start, whole};
 use common::{Machine, RESET, file, kvm, print, refused};
 use control::{Event, ExitCause, Request, SaveSpec};
-use snapshot_format::CpuContract;
+use machine::CpuContract;
 use snapshot_memory::Golden;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;

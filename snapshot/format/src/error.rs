@@ -1,7 +1,5 @@
 //! Why bytes are not a snapshot.
 
-use crate::cpu::CpuMismatch;
-
 /// What is wrong, with the values.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
@@ -72,9 +70,6 @@ pub enum FormatError {
     /// The manifest is not such JSON.
     #[error("The manifest does not decode: {0}")]
     Manifest(String),
-    /// The host's processor cannot continue what another began.
-    #[error("Snapshot from another class of processor: {0}")]
-    Cpu(#[from] CpuMismatch),
 }
 
 /// What to tell about a version: older files are not converted, newer ones need a newer program.

@@ -39,7 +39,6 @@
 
 #![forbid(unsafe_code)]
 
-mod cpu;
 mod error;
 mod layer;
 mod limits;
@@ -48,7 +47,6 @@ mod section;
 mod sums;
 mod tripwires;
 
-pub use cpu::{CpuContract, CpuMismatch};
 pub use error::FormatError;
 pub use layer::{Extent, LayerIndex, UNIT};
 pub use limits::{MAX_EXTENTS, MAX_LAYERS, MAX_MANIFEST, MAX_SECTION, MAX_SECTIONS, MAX_UNITS};

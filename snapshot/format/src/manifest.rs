@@ -1,6 +1,5 @@
 //! The manifest: one JSON object that names everything a snapshot is made of.
 
-use crate::cpu::CpuContract;
 use crate::error::{FormatError, version_error};
 use crate::limits::{MAX_LAYERS, MAX_MANIFEST, MAX_UNITS};
 use serde::{Deserialize, Serialize};
@@ -88,10 +87,7 @@ pub struct Manifest {
     pub wire_version: u16,
     /// The machine's shape.
     pub guest: GuestShape,
-    /// The processor it needs; absent when the section file says it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cpu: Option<CpuContract>,
-    /// The section file.
+    /// The section file, which also says what processor the machine needs.
     pub machine: BlobRef,
     /// Memory layers, newest first; none: only the disk was kept, and the machine boots.
     pub memory: Vec<BlobRef>,
@@ -182,7 +178,6 @@ impl Manifest {
 #[cfg(test)]
 pub(crate) mod test {
     use super::*;
-    use std::collections::BTreeMap;
 
     pub(crate) fn sample() -> Manifest {
         let blob = |n| BlobRef {
@@ -197,12 +192,6 @@ pub(crate) mod test {
                 memory_mib: 512,
                 disk_size: 8 << 30,
             },
-            cpu: Some(CpuContract {
-                vendor: "AuthenticAMD".into(),
-                features: BTreeMap::from([("00000001.0.ecx".into(), 7)]),
-                xsave_size: 832,
-                tsc_khz: 1_000_000,
-            }),
             machine: blob(1),
             memory: vec![blob(2), blob(3)],
             disk: vec![],

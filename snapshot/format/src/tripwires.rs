@@ -35,6 +35,6 @@ mod test {
 
     #[test]
     fn a_manifest_has_these_bytes() {
-        assert_eq!(crc32fast::hash(&sample().encode().unwrap()), 1_012_173_397);
+        assert_eq!(crc32fast::hash(&sample().encode().unwrap()), 2_821_254_453);
     }
 }

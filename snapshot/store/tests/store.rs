@@ -43,7 +43,6 @@ fn manifest(machine: &BlobRef, memory: &[&BlobRef]) -> Manifest {
             memory_mib: 128,
             disk_size: 0,
         },
-        cpu: None,
         machine: machine.clone(),
         memory: memory.iter().map(|&b| b.clone()).collect(),
         disk: Vec::new(),
