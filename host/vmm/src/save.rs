@@ -299,3 +299,6 @@ fn decode<T: DeserializeOwned>(name: &'static str, bytes: &[u8]) -> Result<T, Sa
         source,
     })
 }
+
+#[cfg(test)]
+mod test;
