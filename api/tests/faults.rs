@@ -301,15 +301,15 @@ const TO_MANIFESTS: [Damage; 7] = [
         make: |path, _| {
             replace(
                 path,
-                "\"manifest_version\": 1",
+                "\"manifest_version\": 2",
                 "\"manifest_version\": 99, \"x\": 1",
             );
         },
     },
     Damage {
         name: "older",
-        words: "build the template again",
-        make: |path, _| replace(path, "\"manifest_version\": 1", "\"manifest_version\": 0"),
+        words: "an older program wrote it",
+        make: |path, _| replace(path, "\"manifest_version\": 2", "\"manifest_version\": 1"),
     },
     Damage {
         name: "of another agent",
@@ -512,7 +512,7 @@ async fn what_cannot_be_read_goes_when_it_is_killed() {
     let all = Stored::new(&server).await;
     let [sleeper, snapshot] = all.manifests(&server);
     for path in [&sleeper.0, &snapshot.0] {
-        replace(path, "\"manifest_version\": 1", "\"manifest_version\": 2");
+        replace(path, "\"manifest_version\": 2", "\"manifest_version\": 3");
     }
     let (dir, _) = server.close().await;
     let server = start(dir, None).await;

@@ -9,10 +9,10 @@
 //!
 //! The processor's name stays: programs choose code by it, and hiding it hides nothing.
 
+use crate::contract::CpuContract;
 use crate::error::{Result, ioctl};
 use crate::kvm::Kvm;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
-use std::collections::BTreeMap;
 
 /// CPUID leaf of KVM's paravirtual features.
 const KVM_FEATURES: u32 = 0x4000_0001;
@@ -68,27 +68,15 @@ const FEATURE_WORDS: &[(u32, u32, Register, u32)] = &[
     (0x8000_0021, 0, EAX, 0),
 ];
 
-/// What a guest may have kept in mind of its processor.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CpuIdentity {
-    /// The vendor's name, for example `AuthenticAMD`.
-    pub vendor: String,
-    /// Words of feature bits by leaf, sub-leaf and register, for example `00000001.0.ecx`. Words
-    /// that are zero are left out.
-    pub features: BTreeMap<String, u32>,
-    /// Bytes of the XSAVE area with everything in it; 0 without XSAVE.
-    pub xsave_size: u32,
-}
-
 /// What guests see of the processor on this host.
 ///
 /// # Errors
 /// From the ioctl.
-pub fn identity(kvm: &Kvm) -> Result<CpuIdentity> {
-    Ok(identify(&for_vcpu(&kvm.offers()?.cpuid, 0, 1)))
+pub fn contract(kvm: &Kvm) -> Result<CpuContract> {
+    Ok(seen(&for_vcpu(&kvm.offers()?.cpuid, 0, 1)))
 }
 
-fn identify(cpuid: &CpuId) -> CpuIdentity {
+fn seen(cpuid: &CpuId) -> CpuContract {
     let leaf = |function, index| {
         let mut all = cpuid.as_slice().iter();
         all.find(|e| e.function == function && e.index == index)
@@ -100,7 +88,7 @@ fn identify(cpuid: &CpuId) -> CpuIdentity {
         let bits = leaf(function, index).map_or(0, read) & !moving;
         (bits != 0).then(|| (format!("{function:08x}.{index}.{name}"), bits))
     };
-    CpuIdentity {
+    CpuContract {
         vendor: String::from_utf8_lossy(&vendor).into_owned(),
         features: FEATURE_WORDS.iter().filter_map(word).collect(),
         xsave_size: leaf(0xd, 0).map_or(0, |e| e.ecx),
@@ -272,19 +260,19 @@ mod test {
     }
 
     #[test]
-    fn the_identity_is_what_the_guest_is_offered() {
+    fn the_contract_is_what_the_guest_is_offered() {
         let mut host = host();
         host.as_mut_slice()[0].ebx = u32::from_le_bytes(*b"Auth");
         host.as_mut_slice()[0].edx = u32::from_le_bytes(*b"enti");
         host.as_mut_slice()[0].ecx = u32::from_le_bytes(*b"cAMD");
         host.as_mut_slice()[1].ecx |= 1 << 27 | 1;
-        let identity = identify(&for_vcpu(&host, 0, 1));
-        assert_eq!(identity.vendor, "AuthenticAMD");
-        let word = |name: &str| identity.features.get(name).copied();
+        let contract = seen(&for_vcpu(&host, 0, 1));
+        assert_eq!(contract.vendor, "AuthenticAMD");
+        let word = |name: &str| contract.features.get(name).copied();
         let offered = BIT_HYPERVISOR | BIT_TSC_DEADLINE | BIT_X2APIC | 1;
         assert_eq!(word("00000001.0.ecx"), Some(offered));
         assert_eq!(word("80000001.0.ecx"), Some(1));
         assert_eq!(word("0000000d.0.eax"), None);
-        assert_eq!(identity.xsave_size, 0);
+        assert_eq!(contract.xsave_size, 0);
     }
 }

@@ -15,6 +15,7 @@
 pub mod acpi;
 pub mod boot;
 mod bus;
+mod contract;
 pub mod cpuid;
 mod error;
 mod exit;
@@ -33,6 +34,7 @@ mod vcpu;
 mod vm;
 
 pub use bus::{Bus, BusDevice};
+pub use contract::{CpuContract, CpuMismatch};
 pub use error::{Error, Result};
 pub use exit::Exit;
 pub use irq::{IrqRoutes, Msi};

@@ -36,6 +36,7 @@ pub struct VcpuStateV1 {
     pub(crate) msrs: Vec<(u32, u64)>,
     pub(crate) tsc: u64,
     pub(crate) tsc_deadline: u64,
+    /// Frequency of the time stamp counter, if the host knew it.
     pub(crate) tsc_khz: Option<u32>,
 }
 
@@ -44,12 +45,6 @@ impl VcpuStateV1 {
     #[must_use]
     pub fn index(&self) -> u8 {
         self.index
-    }
-
-    /// Frequency of its time stamp counter in kHz, if the host knew it.
-    #[must_use]
-    pub fn tsc_khz(&self) -> Option<u32> {
-        self.tsc_khz
     }
 }
 

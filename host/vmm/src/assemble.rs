@@ -19,8 +19,9 @@ use devices::{
     VsockConfig, VsockMetrics,
 };
 use jail::{Filter, JailError};
-use machine::{Bus, BusDevice, Exit, MachineSpec, Vcpu, VcpuThread, Vm, Wiring, layout};
-use snapshot_format::CpuContract;
+use machine::{
+    Bus, BusDevice, CpuContract, Exit, MachineSpec, Vcpu, VcpuThread, Vm, Wiring, layout,
+};
 use snapshot_memory::{Pagemap, Range};
 use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -63,7 +64,7 @@ pub(crate) enum AssembleError {
     #[error("The pager cannot be watched")]
     Watch(#[source] std::io::Error),
     #[error("It was saved on another kind of processor")]
-    Cpu(#[from] snapshot_format::CpuMismatch),
+    Cpu(#[from] machine::CpuMismatch),
     #[error("Could not write guest memory")]
     Memory(#[from] snapshot_memory::MemoryError),
 }

@@ -1,18 +1,17 @@
 //! Where a machine begins: at a kernel's entry, or where another one was saved.
 
 use crate::assemble::{AssembleError, Fds, Placed, Result};
+use crate::initrd;
 use crate::lazy::Watch;
 use crate::log::Log;
 use crate::prefault::prefault;
 use crate::save::State;
 use crate::supervise::chain;
-use crate::{cpu, initrd};
 use control::{Origin, SavedLink, VmSpec};
 use devices::{EventLoop, Ioapic, LinkAfter};
 use machine::acpi::{self, AcpiDevice};
 use machine::boot::{self, BootSpec};
-use machine::{Backing, HugePages, MemorySpec, Vcpu, Vm, layout};
-use snapshot_format::CpuContract;
+use machine::{Backing, CpuContract, HugePages, MemorySpec, Vcpu, Vm, layout};
 use snapshot_memory::{Exact, Layer, Pagemap};
 use std::fs::File;
 use std::io::Read;
@@ -130,7 +129,7 @@ impl Fresh<'_> {
     /// A state that can go on here.
     fn read(&self, file: &File) -> Result<State> {
         let state = State::read(file, self.vm.memory().pages())?;
-        cpu::check(state.cpu.as_ref(), self.cpu)?;
+        state.cpu.fits(self.cpu)?;
         Ok(state)
     }
 

@@ -6,7 +6,6 @@
 mod assemble;
 mod begin;
 mod confine;
-mod cpu;
 mod ending;
 mod initrd;
 mod lazy;

@@ -1,11 +1,10 @@
 //! What every VM process needs and none of them changes: made once by a zygote, or by a VM process
 //! that was started by itself.
 
-use crate::{confine, cpu};
-use anyhow::Result;
+use crate::confine;
+use anyhow::{Context, Result};
 use jail::Filter;
-use machine::Kvm;
-use snapshot_format::CpuContract;
+use machine::{CpuContract, Kvm, cpuid};
 use std::os::fd::AsFd;
 
 /// The host's KVM with what it offers, what guests see of that, and the compiled filter.
@@ -23,7 +22,7 @@ impl Prepared {
         let kvm = Kvm::open()?;
         kvm.prepare()?;
         Ok(Self {
-            cpu: cpu::contract(&kvm)?,
+            cpu: cpuid::contract(&kvm).context("Asking what guests see of the processor")?,
             kvm,
             filter: confine::filter()?,
         })

@@ -7,16 +7,16 @@
 //! ```
 
 use crate::assemble::Machine;
-use crate::cpu::CPU;
 use crate::prefault::blocks;
 use control::{SaveSpec, Saved};
 use devices::SavedDevices;
-use machine::{Memory, Vcpu, VcpuStateV1, VmStateV1, monotonic_ns};
+use machine::{CpuContract, Memory, Vcpu, VcpuStateV1, VmStateV1, monotonic_ns};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use snapshot_format::{CpuContract, FormatError, Section, SectionFile, SectionName};
+use snapshot_format::{FormatError, Section, SectionFile, SectionName};
 use snapshot_memory::{
-    MemoryError, Range as Pages, TOUCHED, WRITTEN, WorkingSet, encode_pages, outside, write_layer,
+    MemoryError, PAGES_VERSION, Range as Pages, TOUCHED, WRITTEN, WorkingSet, encode_pages,
+    outside, write_layer,
 };
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -24,11 +24,16 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
+/// The processor its guest has seen. A guest keeps in mind what it was offered, and would fail much later,
+/// and anyhow, without it.
+const CPU: &str = "cpu";
+/// Version 1 had the counter's rate too, which each vCPU's state has.
+const CPU_VERSION: u16 = 2;
 const VM: &str = "vm";
 const VCPUS: &str = "vcpus";
 const IOAPIC: &str = "ioapic";
 const DEVICES: &str = "devices";
-/// Of each section's type.
+/// Of the types of the other sections.
 const VERSION: u16 = 1;
 /// Most bytes of a section file that are read.
 const MAX_STATE: u64 = 32 << 20;
@@ -141,16 +146,12 @@ fn write_state(
         .iter()
         .map(|vcpu| vcpu.with_parked(Vcpu::save)?)
         .collect::<Result<Vec<_>, _>>()?;
-    let cpu = CpuContract {
-        tsc_khz: vcpus.first().and_then(VcpuStateV1::tsc_khz).unwrap_or(0),
-        ..machine.cpu.clone()
-    };
     let mut payloads = vec![
-        (CPU, encode(CPU, &cpu)?),
-        (VM, encode(VM, &machine.vm.save()?)?),
-        (VCPUS, encode(VCPUS, &vcpus)?),
-        (IOAPIC, machine.ioapic.save()),
-        (DEVICES, encode(DEVICES, &devices.devices)?),
+        (CPU, CPU_VERSION, encode(CPU, &machine.cpu)?),
+        (VM, VERSION, encode(VM, &machine.vm.save()?)?),
+        (VCPUS, VERSION, encode(VCPUS, &vcpus)?),
+        (IOAPIC, VERSION, machine.ioapic.save()),
+        (DEVICES, VERSION, encode(DEVICES, &devices.devices)?),
     ];
     if machine.is_clone {
         // What a machine that booted has used, others like it need not.
@@ -159,17 +160,17 @@ fn write_state(
             Some(known) => known.clone(),
             None => touched(machine)?,
         };
-        payloads.push((TOUCHED, encode_pages(&used)));
+        payloads.push((TOUCHED, PAGES_VERSION, encode_pages(&used)));
     }
     if machine.trial.is_some() {
-        payloads.push((WRITTEN, encode_pages(&written(machine)?)));
+        payloads.push((WRITTEN, PAGES_VERSION, encode_pages(&written(machine)?)));
     }
     let sections = payloads
         .iter()
-        .map(|(name, payload)| {
+        .map(|(name, version, payload)| {
             Ok(Section {
                 name: SectionName::new(name)?,
-                version: VERSION,
+                version: *version,
                 payload,
             })
         })
@@ -241,7 +242,7 @@ fn write_memory(machine: &Machine, file: File) -> Result<u64, SaveError> {
 #[derive(Debug)]
 pub(crate) struct State {
     /// The processor its guest has seen.
-    pub(crate) cpu: Option<CpuContract>,
+    pub(crate) cpu: CpuContract,
     pub(crate) vm: VmStateV1,
     pub(crate) vcpus: Vec<VcpuStateV1>,
     pub(crate) ioapic: Vec<u8>,
@@ -263,10 +264,8 @@ impl State {
         sections.all_known(|name| {
             [VM, VCPUS, IOAPIC, DEVICES, CPU, TOUCHED, WRITTEN].contains(&name)
         })?;
-        let cpu = sections.find(CPU, VERSION)?;
-        let cpu = cpu.map(|payload| decode(CPU, payload));
         Ok(Self {
-            cpu: cpu.transpose()?,
+            cpu: decode(CPU, sections.get(CPU, CPU_VERSION)?)?,
             vm: decode(VM, sections.get(VM, VERSION)?)?,
             vcpus: decode(VCPUS, sections.get(VCPUS, VERSION)?)?,
             ioapic: sections.get(IOAPIC, VERSION)?.to_vec(),
@@ -300,3 +299,6 @@ fn decode<T: DeserializeOwned>(name: &'static str, bytes: &[u8]) -> Result<T, Sa
         source,
     })
 }
+
+#[cfg(test)]
+mod test;

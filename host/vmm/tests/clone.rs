@@ -5,7 +5,7 @@ mod common;
 use common::saved::{Change, clone, empty, from, golden, on_another, save, start, whole};
 use common::{Machine, RESET, file, kvm, print, refused};
 use control::{Event, ExitCause, Request, SaveSpec};
-use snapshot_format::CpuContract;
+use machine::CpuContract;
 use snapshot_memory::Golden;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -139,4 +139,23 @@ fn a_machine_that_stands_is_not_saved_again() {
     machine.send(&Request::Save(spec), &[]);
     assert!(matches!(machine.receive(), Some(Event::SaveFailed { .. })));
     assert_eq!(console(machine), b"12");
+}
+
+/// Stores a machine's state, which has seen a processor that nobody has, for `src/save/test.rs`.
+#[test]
+#[ignore = "writes into the tree"]
+fn make_golden() {
+    let machine = Machine::start(&counting());
+    let (files, _) = save(&machine);
+    let nobodys: Change = Box::new(|cpu| {
+        *cpu = CpuContract {
+            vendor: "AnotherVendor".into(),
+            features: [("00000001.0.ecx".into(), 1)].into(),
+            xsave_size: 832,
+        };
+    });
+    let place = concat!(env!("CARGO_MANIFEST_DIR"), "/src/save/goldens/state-v2");
+    std::fs::write(place, on_another(&whole(&files.state), &nobodys)).unwrap();
+    machine.send(&Request::Stop, &[]);
+    assert_eq!(machine.end().cause, ExitCause::Stopped);
 }

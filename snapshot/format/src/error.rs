@@ -1,7 +1,5 @@
 //! Why bytes are not a snapshot.
 
-use crate::cpu::CpuMismatch;
-
 /// What is wrong, with the values.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
@@ -72,17 +70,14 @@ pub enum FormatError {
     /// The manifest is not such JSON.
     #[error("The manifest does not decode: {0}")]
     Manifest(String),
-    /// The host's processor cannot continue what another began.
-    #[error("Snapshot from another class of processor: {0}")]
-    Cpu(#[from] CpuMismatch),
 }
 
-/// What to tell about a version: older files are rebuilt, newer ones need a newer program.
+/// What to tell about a version: older files are not converted, newer ones need a newer program.
 pub(crate) fn version_error(what: impl Into<String>, found: u32, known: u32) -> FormatError {
     let remedy = if found > known {
         "update this program"
     } else {
-        "build the template again"
+        "an older program wrote it; use that one, or make it again"
     };
     FormatError::Version {
         what: what.into(),

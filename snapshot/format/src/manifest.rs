@@ -1,15 +1,14 @@
 //! The manifest: one JSON object that names everything a snapshot is made of.
 
-use crate::cpu::CpuContract;
 use crate::error::{FormatError, version_error};
 use crate::limits::{MAX_LAYERS, MAX_MANIFEST, MAX_UNITS};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Version of the manifest's schema.
-pub const MANIFEST_VERSION: u32 = 1;
+/// Version of the manifest's schema, and of what digests are: version 1 had SHA-256.
+pub const MANIFEST_VERSION: u32 = 2;
 
-/// The SHA-256 of a blob, which is also its name.
+/// The BLAKE3 hash of a blob, 256 bits, which is also its name.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest(pub [u8; 32]);
@@ -88,10 +87,7 @@ pub struct Manifest {
     pub wire_version: u16,
     /// The machine's shape.
     pub guest: GuestShape,
-    /// The processor it needs; absent when the section file says it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cpu: Option<CpuContract>,
-    /// The section file.
+    /// The section file, which also says what processor the machine needs.
     pub machine: BlobRef,
     /// Memory layers, newest first; none: only the disk was kept, and the machine boots.
     pub memory: Vec<BlobRef>,
@@ -182,7 +178,6 @@ impl Manifest {
 #[cfg(test)]
 pub(crate) mod test {
     use super::*;
-    use std::collections::BTreeMap;
 
     pub(crate) fn sample() -> Manifest {
         let blob = |n| BlobRef {
@@ -197,12 +192,6 @@ pub(crate) mod test {
                 memory_mib: 512,
                 disk_size: 8 << 30,
             },
-            cpu: Some(CpuContract {
-                vendor: "AuthenticAMD".into(),
-                features: BTreeMap::from([("00000001.0.ecx".into(), 7)]),
-                xsave_size: 832,
-                tsc_khz: 1_000_000,
-            }),
             machine: blob(1),
             memory: vec![blob(2), blob(3)],
             disk: vec![],
@@ -226,8 +215,8 @@ pub(crate) mod test {
         let text = String::from_utf8(sample().encode().unwrap()).unwrap();
         let with = |from: &str, to: &str| Manifest::parse(text.replace(from, to).as_bytes());
         let newer = with(
-            "\"manifest_version\": 1",
-            "\"manifest_version\": 2, \"more\": 1",
+            "\"manifest_version\": 2",
+            "\"manifest_version\": 3, \"more\": 1",
         );
         assert!(
             newer
@@ -235,12 +224,12 @@ pub(crate) mod test {
                 .to_string()
                 .contains("update this program")
         );
-        let older = with("\"manifest_version\": 1", "\"manifest_version\": 0");
+        let older = with("\"manifest_version\": 2", "\"manifest_version\": 1");
         assert!(
             older
                 .unwrap_err()
                 .to_string()
-                .contains("build the template again")
+                .contains("an older program wrote it")
         );
         let unknown = with("\"wire_version\"", "\"colour\": 1, \"wire_version\"");
         assert!(matches!(unknown, Err(FormatError::Manifest(_))));

@@ -3,12 +3,16 @@
 
 use crate::{LAYER_VERSION, MANIFEST_VERSION, SECTIONS_VERSION, UNIT};
 
-const _: () = assert!(SECTIONS_VERSION == 1 && LAYER_VERSION == 1 && MANIFEST_VERSION == 1);
+const _: () = assert!(SECTIONS_VERSION == 1 && LAYER_VERSION == 1 && MANIFEST_VERSION == 2);
 const _: () = assert!(UNIT == 4096);
 
 #[cfg(test)]
 mod test {
     use crate::manifest::test::sample;
+    use crate::{
+        LAYER_VERSION, MANIFEST_VERSION, MAX_EXTENTS, MAX_LAYERS, MAX_MANIFEST, MAX_SECTION,
+        MAX_SECTIONS, MAX_UNITS, SECTIONS_VERSION,
+    };
     use crate::{LayerIndex, Section, SectionFile, SectionName};
 
     #[test]
@@ -33,8 +37,27 @@ mod test {
         assert_eq!(crc32fast::hash(&bytes), 4_149_571_847);
     }
 
+    /// The page that draws the files says these numbers too.
+    #[test]
+    fn the_page_is_true() {
+        let page = include_str!("../../FORMAT.md");
+        for line in [
+            format!("| `MAX_MANIFEST` | {MAX_MANIFEST} |"),
+            format!("| `MAX_LAYERS` | {MAX_LAYERS} |"),
+            format!("| `MAX_SECTIONS` | {MAX_SECTIONS} |"),
+            format!("| `MAX_SECTION` | {MAX_SECTION} |"),
+            format!("| `MAX_UNITS` | {MAX_UNITS} |"),
+            format!("| `MAX_EXTENTS` | {MAX_EXTENTS} |"),
+            format!("| manifest, and what digests are | {MANIFEST_VERSION} |"),
+            format!("| section file | {SECTIONS_VERSION} |"),
+            format!("| layer file, and sums | {LAYER_VERSION} |"),
+        ] {
+            assert!(page.contains(&line), "FORMAT.md lacks {line}");
+        }
+    }
+
     #[test]
     fn a_manifest_has_these_bytes() {
-        assert_eq!(crc32fast::hash(&sample().encode().unwrap()), 581_362_467);
+        assert_eq!(crc32fast::hash(&sample().encode().unwrap()), 2_821_254_453);
     }
 }

@@ -1,12 +1,16 @@
 //! Writing a blob: its name is known only when its last byte is.
 
 use crate::error::{StoreError, io};
+use crate::known::{self, Known};
 use crate::lease::{Lease, Leases};
-use sha2::{Digest as _, Sha256};
 use snapshot_format::{BlobRef, Digest};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+/// Bytes hashed at a time: enough for a hash that works on many kilobytes at once, few enough for a cache.
+const CHUNK: usize = 256 << 10;
 
 /// A blob that is being written. Dropped before [`BlobWriter::finish`], it leaves nothing.
 #[derive(Debug)]
@@ -15,12 +19,18 @@ pub struct BlobWriter {
     path: PathBuf,
     blobs: PathBuf,
     leases: Leases,
-    hash: Sha256,
+    known: Known,
+    hash: blake3::Hasher,
     size: u64,
 }
 
 impl BlobWriter {
-    pub(crate) fn create(tmp: &Path, blobs: &Path, leases: Leases) -> Result<Self, StoreError> {
+    pub(crate) fn create(
+        tmp: &Path,
+        blobs: &Path,
+        leases: Leases,
+        known: Known,
+    ) -> Result<Self, StoreError> {
         let path = crate::store::fresh(tmp)?;
         let file = File::create_new(&path).map_err(io("Creating", &path))?;
         let blobs = blobs.to_owned();
@@ -29,7 +39,8 @@ impl BlobWriter {
             path,
             blobs,
             leases,
-            hash: Sha256::new(),
+            known,
+            hash: blake3::Hasher::new(),
             size: 0,
         })
     }
@@ -40,15 +51,16 @@ impl BlobWriter {
     /// # Errors
     /// When the disk refuses; then nothing is left of it.
     pub fn finish(self) -> Result<(BlobRef, Lease), StoreError> {
-        self.file
-            .sync_all()
-            .map_err(io("Making durable", &self.path))?;
-        let digest = Digest(self.hash.clone().finalize().into());
+        let done = known::finish(&self.file).and_then(|()| self.file.sync_all());
+        let meta = done.and_then(|()| self.file.metadata());
+        let meta = meta.map_err(io("Making durable", &self.path))?;
+        let digest = Digest(self.hash.finalize().into());
         // The lease comes first: from here on no collection removes what is in place.
         let lease = self.leases.take([digest]);
         let place = self.blobs.join(digest.to_string());
         std::fs::rename(&self.path, &place).map_err(io("Putting in place", &place))?;
         crate::store::sync_dir(&self.blobs)?;
+        self.known.note(digest, &meta);
         Ok((
             BlobRef {
                 digest,
@@ -78,14 +90,17 @@ impl Drop for BlobWriter {
     }
 }
 
-/// The digest of everything `file` still has to give.
-pub(crate) fn digest(file: &mut impl Read) -> io::Result<Digest> {
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
+/// The digest of a whole file, wherever its position is.
+pub(crate) fn digest(file: &File) -> io::Result<Digest> {
+    let mut hash = blake3::Hasher::new();
+    let (mut buffer, mut at) = (vec![0; CHUNK], 0);
     loop {
-        match file.read(&mut buffer) {
+        match file.read_at(&mut buffer, at) {
             Ok(0) => return Ok(Digest(hash.finalize().into())),
-            Ok(n) => hash.update(&buffer[..n]),
+            Ok(n) => {
+                hash.update(&buffer[..n]);
+                at += n as u64;
+            }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <root>/lock                 held by the one process that uses the store
-//! <root>/blobs/<sha256>       bytes that never change, named by what they are
+//! <root>/blobs/<blake3>       bytes that never change, named by what they are
 //! <root>/manifests/<id>       one snapshot each; naming a blob here keeps it
 //! <root>/tmp/…                being written; emptied when the store is opened
 //! ```
@@ -15,6 +15,10 @@
 //! memory: they end with the process, and the lock says that there is only one. Collection takes the
 //! leases' own lock, so that a blob cannot gain its first lease while it is being removed.
 //!
+//! **A blob is believed** when its bytes were hashed and had the digest that is its name: by whoever opens
+//! it, or a moment ago while it was written (`known.rs`). Reading a manifest, listing and collecting look
+//! at names and sizes only.
+//!
 //! Ids and digests are checked types: no name can lead out of the store.
 
 #![forbid(unsafe_code)]
@@ -23,6 +27,7 @@ mod blob;
 mod error;
 mod flat;
 mod id;
+mod known;
 mod lease;
 mod store;
 

@@ -3,11 +3,12 @@
 use crate::blob::{BlobWriter, digest};
 use crate::error::{StoreError, io};
 use crate::id::SnapshotId;
+use crate::known::Known;
 use crate::lease::{Lease, Leases};
 use rustix::fs::{FlockOperation, flock};
 use snapshot_format::{BlobRef, Digest, MAX_MANIFEST, Manifest};
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ pub struct Store {
     manifests: PathBuf,
     tmp: PathBuf,
     leases: Leases,
+    known: Known,
     _lock: File,
 }
 
@@ -52,6 +54,7 @@ impl Store {
             manifests,
             tmp,
             leases: Leases::default(),
+            known: Known::default(),
             _lock: lock,
         };
         // What is in there is the memory and the disks of others' machines.
@@ -68,7 +71,8 @@ impl Store {
     /// # Errors
     /// When the disk refuses.
     pub fn write_blob(&self) -> Result<BlobWriter, StoreError> {
-        BlobWriter::create(&self.tmp, &self.blobs, self.leases.clone())
+        let (leases, known) = (self.leases.clone(), self.known.clone());
+        BlobWriter::create(&self.tmp, &self.blobs, leases, known)
     }
 
     /// Makes `manifest` a snapshot, with everything it names. The caller holds leases on its blobs
@@ -98,7 +102,7 @@ impl Store {
         let bytes = manifest.encode().map_err(format)?;
         let _keep = self.leases.take(digests(manifest));
         for blob in blobs(manifest) {
-            self.open_blob(blob)?;
+            self.find(blob)?;
         }
         let place = self.manifests.join(id.as_str());
         let path = fresh(&self.tmp)?;
@@ -153,46 +157,51 @@ impl Store {
         })
     }
 
-    /// Opens a blob for reading, and checks its size.
+    /// Opens a blob that is what its name says: its bytes were hashed, now or at most five minutes ago by
+    /// this store, and not changed since.
     ///
     /// # Errors
-    /// [`StoreError::Blob`].
+    /// [`StoreError::Digest`] or [`StoreError::Blob`].
     pub fn open_blob(&self, blob: &BlobRef) -> Result<File, StoreError> {
+        let (file, before) = self.find(blob)?;
+        if self.known.has(blob.digest, &before) {
+            return Ok(file);
+        }
+        let path = self.path(blob);
+        let found = digest(&file).map_err(io("Reading", &path))?;
+        if found != blob.digest {
+            return Err(StoreError::Digest {
+                wanted: blob.digest,
+                found,
+            });
+        }
+        // Whoever has changed it meanwhile has moved its time.
+        let after = file.metadata().map_err(io("Reading the size of", &path))?;
+        self.known.note(blob.digest, &after);
+        Ok(file)
+    }
+
+    /// The file of a blob, whose bytes may be others; only its size is checked.
+    fn find(&self, blob: &BlobRef) -> Result<(File, Metadata), StoreError> {
         let damaged = |found: String| StoreError::Blob {
             digest: blob.digest,
             found,
             wanted: blob.size,
         };
-        let path = self.blobs.join(blob.digest.to_string());
+        let path = self.path(blob);
         let file = match File::open(&path) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Err(damaged("missing".to_owned())),
             other => other.map_err(io("Opening", &path))?,
         };
-        let size = file
-            .metadata()
-            .map_err(io("Reading the size of", &path))?
-            .len();
-        if size != blob.size {
-            return Err(damaged(format!("{size} bytes long")));
+        let meta = file.metadata().map_err(io("Reading the size of", &path))?;
+        if meta.len() != blob.size {
+            return Err(damaged(format!("{} bytes long", meta.len())));
         }
-        Ok(file)
+        Ok((file, meta))
     }
 
-    /// Reads a whole blob and compares it with its name.
-    ///
-    /// # Errors
-    /// [`StoreError::Digest`] or [`StoreError::Blob`].
-    pub fn verify_blob(&self, blob: &BlobRef) -> Result<(), StoreError> {
-        let mut file = self.open_blob(blob)?;
-        let path = self.blobs.join(blob.digest.to_string());
-        let found = digest(&mut file).map_err(io("Reading", &path))?;
-        if found == blob.digest {
-            return Ok(());
-        }
-        Err(StoreError::Digest {
-            wanted: blob.digest,
-            found,
-        })
+    fn path(&self, blob: &BlobRef) -> PathBuf {
+        self.blobs.join(blob.digest.to_string())
     }
 
     /// The names of all snapshots, sorted.

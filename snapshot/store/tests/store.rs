@@ -14,6 +14,16 @@ fn open() -> (TempDir, Store) {
     (dir, store)
 }
 
+/// As another process would. A child that a test beside this one is just starting holds all locks for a moment.
+fn reopen(dir: &TempDir) -> Store {
+    loop {
+        match Store::open(dir.path()) {
+            Err(StoreError::InUse(_)) => std::thread::yield_now(),
+            other => return other.unwrap(),
+        }
+    }
+}
+
 fn put(store: &Store, bytes: &[u8]) -> (BlobRef, Lease) {
     let mut writer = store.write_blob().unwrap();
     writer.write_all(bytes).unwrap();
@@ -33,7 +43,6 @@ fn manifest(machine: &BlobRef, memory: &[&BlobRef]) -> Manifest {
             memory_mib: 128,
             disk_size: 0,
         },
-        cpu: None,
         machine: machine.clone(),
         memory: memory.iter().map(|&b| b.clone()).collect(),
         disk: Vec::new(),
@@ -63,7 +72,7 @@ fn a_snapshot_survives_a_restart_and_its_parts_a_collection() {
         .publish(&id("one"), &manifest(&machine, &[&memory]))
         .unwrap();
     drop((a, b, store));
-    let store = Store::open(dir.path()).unwrap();
+    let store = reopen(&dir);
     assert_eq!(store.collect().unwrap(), Collected::default());
     let (read, _lease) = store.load(&id("one")).unwrap();
     let mut text = String::new();
@@ -122,7 +131,7 @@ fn half_a_publication_leaves_nothing() {
     std::fs::write(dir.path().join("tmp/0123"), b"cut off").unwrap();
     drop(put(&store, b"finished, but never named"));
     drop(store);
-    let store = Store::open(dir.path()).unwrap();
+    let store = reopen(&dir);
     assert_eq!(store.collect().unwrap().blobs, 1);
     assert!(files(dir.path()).is_empty());
 }
@@ -170,7 +179,7 @@ fn a_snapshot_is_replaced_at_once() {
         });
         while !writer.is_finished() {
             let (found, _lease) = store.load(&id("one")).unwrap();
-            store.verify_blob(&found.machine).unwrap();
+            store.open_blob(&found.machine).unwrap();
         }
     });
     let missing = BlobRef {
@@ -180,7 +189,7 @@ fn a_snapshot_is_replaced_at_once() {
     let refused = store.replace(&id("one"), &manifest(&missing, &[&missing]));
     refused.expect_err("a blob is missing");
     let (found, lease) = store.load(&id("one")).unwrap();
-    store.verify_blob(&found.machine).unwrap();
+    store.open_blob(&found.machine).unwrap();
     drop(lease);
     store.collect().unwrap();
     assert_eq!(
@@ -198,10 +207,10 @@ fn damage_is_noticed_and_named() {
         .publish(&id("one"), &manifest(&blob, &[&blob]))
         .unwrap();
     let path = dir.path().join("blobs").join(blob.digest.to_string());
-    store.verify_blob(&blob).unwrap();
+    store.open_blob(&blob).unwrap();
     std::fs::write(&path, b"g0lden").unwrap();
     assert!(matches!(
-        store.verify_blob(&blob),
+        store.open_blob(&blob),
         Err(StoreError::Digest { .. })
     ));
     std::fs::write(&path, b"gold").unwrap();
@@ -221,6 +230,47 @@ fn damage_is_noticed_and_named() {
     assert!(matches!(newer, StoreError::Format { .. }));
     // It might name anything, so nothing is collected.
     store.collect().unwrap_err();
+}
+
+/// What was hashed a moment ago is not read again, unless somebody has been at it.
+#[test]
+fn a_blob_that_was_touched_is_hashed_again() {
+    use std::time::SystemTime;
+    let (dir, store) = open();
+    let (blob, lease) = put(&store, b"golden");
+    store
+        .publish(&id("one"), &manifest(&blob, &[&blob]))
+        .unwrap();
+    let path = dir.path().join("blobs").join(blob.digest.to_string());
+    let refused = |store: &Store| matches!(store.open_blob(&blob), Err(StoreError::Digest { .. }));
+    // As soon as it can be: the clock of files has not moved since.
+    std::fs::write(&path, b"g0lden").unwrap();
+    assert!(refused(&store));
+    std::fs::write(&path, b"golden").unwrap();
+    store.open_blob(&blob).unwrap();
+    std::fs::write(&path, b"g0lden").unwrap();
+    assert!(
+        refused(&store),
+        "what was touched once is not believed again"
+    );
+    // Another file in its place.
+    let (_, again) = put(&store, b"golden");
+    let pretend = |path: &Path| {
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    };
+    let other = dir.path().join("tmp/other");
+    std::fs::write(&other, b"g0lden").unwrap();
+    pretend(&other);
+    std::fs::rename(&other, &path).unwrap();
+    assert!(refused(&store));
+    // A disk that forgets leaves no trace; the next process notices, and this one in some minutes.
+    let (_, third) = put(&store, b"golden");
+    std::fs::write(&path, b"g0lden").unwrap();
+    pretend(&path);
+    store.open_blob(&blob).unwrap();
+    drop((lease, again, third, store));
+    assert!(refused(&reopen(&dir)));
 }
 
 #[test]
@@ -287,7 +337,7 @@ fn publishing_and_collecting_at_once_loses_nothing() {
             store.publish(&name, &manifest(&blob, &[&blob])).unwrap();
             drop(lease);
             let (read, _lease) = store.load(&name).unwrap();
-            store.verify_blob(&read.machine).unwrap();
+            store.open_blob(&read.machine).unwrap();
             store.remove(&name).unwrap();
         }
         done.store(true, std::sync::atomic::Ordering::Relaxed);

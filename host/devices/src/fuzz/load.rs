@@ -153,6 +153,39 @@ mod test {
         load(memory, devices, LinkAfter::Kept).unwrap().recovers();
     }
 
+    /// What version 1 of the saved state's section `devices` has for a socket, a block and an entropy device.
+    const GOLDENS: [&[u8]; 3] = [
+        include_bytes!("goldens/vsock-v1"),
+        include_bytes!("goldens/block-v1"),
+        include_bytes!("goldens/rng-v1"),
+    ];
+
+    /// A change that this does not pass needs another version of the section, and goldens of it, made by
+    /// `cargo test -p devices -- --ignored make_goldens`.
+    #[test]
+    fn stored_states_are_read_and_still_written_so() {
+        for (golden, kind) in GOLDENS
+            .iter()
+            .zip([DeviceV1::VSOCK, DeviceV1::BLOCK, DeviceV1::RNG])
+        {
+            let state: SlotV1 = crate::state::decode(golden, kind).unwrap();
+            assert_eq!(state.device.kind(), kind);
+            assert!(
+                postcard::to_allocvec(&state).unwrap() == *golden,
+                "{state:?}"
+            );
+        }
+    }
+
+    #[test]
+    #[ignore = "writes into the tree"]
+    fn make_goldens() {
+        let place = concat!(env!("CARGO_MANIFEST_DIR"), "/src/fuzz/goldens");
+        for (bytes, kind) in valid().1.iter().zip(["vsock", "block", "rng"]) {
+            std::fs::write(format!("{place}/{kind}-v1"), bytes).unwrap();
+        }
+    }
+
     #[test]
     fn what_is_not_the_state_of_these_devices_is_refused_by_name() {
         let (_, devices) = valid();

@@ -2,8 +2,9 @@
 
 use super::{Machine, spec};
 use control::{Event, Origin, Request, SaveSpec, Saved, SavedLink, VmSpec};
+use machine::CpuContract;
 use rustix::fs::{MemfdFlags, memfd_create};
-use snapshot_format::{CpuContract, Section, SectionFile, SectionName};
+use snapshot_format::{Section, SectionFile, SectionName};
 use snapshot_memory::{Golden, Layer, PAGES_VERSION, TOUCHED, WRITTEN, WorkingSet, encode_pages};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

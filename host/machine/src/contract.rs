@@ -1,21 +1,20 @@
-//! The processor a snapshot needs: recorded when it is taken, checked before it is continued.
+//! The processor a saved machine needs: recorded when it is saved, checked before it is continued. The rate
+//! of its time stamp counter is not here: each vCPU's state has it, and loading it sets the rate or refuses.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// What a guest has seen of its processor and may have kept.
+/// What a guest has seen of its processor and may have kept in mind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CpuContract {
     /// The vendor's name, for example `AuthenticAMD`.
     pub vendor: String,
-    /// Feature words by the leaf, sub-leaf and register they come from, for example
-    /// `00000001.0.ecx`; each bit that is set was offered to the guest.
+    /// Words of feature bits by leaf, sub-leaf and register, for example `00000001.0.ecx`; each bit that is
+    /// set was offered to the guest. Words that are zero are left out.
     pub features: BTreeMap<String, u32>,
-    /// Bytes of the XSAVE area.
+    /// Bytes of the XSAVE area with everything in it; 0 without XSAVE.
     pub xsave_size: u32,
-    /// Time stamp counter frequency, kHz.
-    pub tsc_khz: u32,
 }
 
 /// How a host falls short of a contract.
@@ -37,7 +36,7 @@ pub enum CpuMismatch {
         /// The bits.
         missing: u32,
     },
-    /// Another size of the saved extended state.
+    /// A smaller area for the saved extended state than it needs.
     #[error("its XSAVE area has {snapshot} bytes, this host's {host}")]
     Xsave {
         /// The snapshot's.
@@ -45,25 +44,14 @@ pub enum CpuMismatch {
         /// The host's.
         host: u32,
     },
-    /// The counter runs at another rate and cannot be scaled.
-    #[error("its counter runs at {snapshot} kHz, this host's at {host} kHz and does not scale")]
-    Tsc {
-        /// The snapshot's.
-        snapshot: u32,
-        /// The host's.
-        host: u32,
-    },
 }
-
-/// A guest tolerates a counter that is off by this much (parts per million), as clocks are.
-const TSC_TOLERANCE_PPM: u64 = 250;
 
 impl CpuContract {
     /// Whether a guest with this contract can continue on `host`.
     ///
     /// # Errors
     /// The first difference that a guest could notice.
-    pub fn fits(&self, host: &Self, tsc_scales: bool) -> Result<(), CpuMismatch> {
+    pub fn fits(&self, host: &Self) -> Result<(), CpuMismatch> {
         if self.vendor != host.vendor {
             let (snapshot, host) = (self.vendor.clone(), host.vendor.clone());
             return Err(CpuMismatch::Vendor { snapshot, host });
@@ -81,11 +69,6 @@ impl CpuContract {
             let (snapshot, host) = (self.xsave_size, host.xsave_size);
             return Err(CpuMismatch::Xsave { snapshot, host });
         }
-        let (ours, theirs) = (u64::from(self.tsc_khz), u64::from(host.tsc_khz));
-        if !tsc_scales && ours.abs_diff(theirs) * 1_000_000 > ours * TSC_TOLERANCE_PPM {
-            let (snapshot, host) = (self.tsc_khz, host.tsc_khz);
-            return Err(CpuMismatch::Tsc { snapshot, host });
-        }
         Ok(())
     }
 }
@@ -99,7 +82,6 @@ mod test {
             vendor: "AuthenticAMD".into(),
             features: BTreeMap::from([("00000001.0.ecx".into(), 0b1011)]),
             xsave_size: 832,
-            tsc_khz: 2_400_000,
         }
     }
 
@@ -107,27 +89,14 @@ mod test {
     fn a_richer_host_fits_and_a_poorer_one_is_named() {
         let mut host = cpu();
         host.features.insert("00000007.0.ebx".into(), 1);
-        host.tsc_khz += 100;
-        assert_eq!(cpu().fits(&host, false), Ok(()));
+        host.xsave_size += 1;
+        assert_eq!(cpu().fits(&host), Ok(()));
         host.features.insert("00000001.0.ecx".into(), 0b0011);
         let word = "00000001.0.ecx".to_owned();
         let mismatch = Err(CpuMismatch::Features {
             word,
             missing: 0b1000,
         });
-        assert_eq!(cpu().fits(&host, false), mismatch);
-    }
-
-    #[test]
-    fn another_clock_needs_scaling() {
-        let host = CpuContract {
-            tsc_khz: 3_000_000,
-            ..cpu()
-        };
-        assert!(matches!(
-            cpu().fits(&host, false),
-            Err(CpuMismatch::Tsc { .. })
-        ));
-        assert_eq!(cpu().fits(&host, true), Ok(()));
+        assert_eq!(cpu().fits(&host), mismatch);
     }
 }
