@@ -101,7 +101,7 @@ async fn build(
     let saved = match warm(&link, template).await {
         Ok(()) => {
             tokio::time::sleep(REST).await;
-            let saved = image::capture(launcher, &machine.hand(), None, shape).await;
+            let saved = image::capture(launcher, &machine.hand(), None, shape, false).await;
             saved.map_err(GoldenError::from)
         }
         Err(error) => Err(error.into()),
@@ -160,7 +160,7 @@ async fn learn(
         first_command(&link, template).await?;
         tokio::time::sleep(REST).await;
         let (basis, shape) = (Some(&golden.basis), golden.shape);
-        let (trial, _) = image::capture(launcher, &machine.hand(), basis, shape).await?;
+        let (trial, _) = image::capture(launcher, &machine.hand(), basis, shape, false).await?;
         Ok(trial)
     };
     let tried: Result<Image, GoldenError> = tried.await;

@@ -284,8 +284,8 @@ impl Image {
     }
 }
 
-/// Saves a machine that began at `basis`, or booted if there is none. It stands still when this
-/// returns: [`Hand::start`] lets it go on. Its agent's connection, which may be in use, is broken in
+/// Saves a machine that began at `basis`, or booted if there is none. With `ahead` most is copied while it
+/// runs, which takes longer but lets it stand still for a shorter time. It stands still when this returns: [`Hand::start`] lets it go on. Its agent's connection, which may be in use, is broken in
 /// machines that begin at the image; in the machine itself it goes on.
 ///
 /// # Errors
@@ -295,12 +295,14 @@ pub async fn capture(
     machine: &Hand,
     basis: Option<&Arc<Basis>>,
     shape: Shape,
+    ahead: bool,
 ) -> Result<(Image, Saved), ImageError> {
     let (memory, state, disk) = (file(launcher)?, file(launcher)?, file(launcher)?);
     let spec = SaveSpec {
         memory: 0,
         state: 1,
         disks: vec![2],
+        ahead,
     };
     let copy = |file: &File| {
         let again = file.try_clone();

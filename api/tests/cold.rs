@@ -23,12 +23,12 @@ fn layer(page: u64) -> Arc<File> {
     let mut memory = vec![0; 1 << 20];
     let number = usize::try_from(page).unwrap();
     memory[number * 4096] = u8::try_from(page + 1).unwrap();
-    let mut file = tempfile::tempfile().unwrap();
+    let file = tempfile::tempfile().unwrap();
     let range = Range {
         first: page,
         end: page + 1,
     };
-    write_layer(&[&memory], &[range], &mut file).unwrap();
+    write_layer(&[&memory], &[range], &file).unwrap();
     Arc::new(file)
 }
 

@@ -39,7 +39,7 @@ impl Registry {
         let registry = Arc::clone(self);
         let work = tokio::spawn(async move {
             let sandbox = &busy.sandbox;
-            let saved = registry.save(sandbox).await;
+            let saved = registry.save(sandbox, true).await;
             let processes = sandbox.processes.kept();
             sandbox.body.hand.start().await;
             if !registry.go_on(sandbox) {
@@ -60,9 +60,15 @@ impl Registry {
         work.await.map_err(lost)?
     }
 
-    pub(super) async fn save(&self, sandbox: &Sandbox) -> Result<(Image, Saved), ImageError> {
+    /// Saves its machine; see [`image::capture`].
+    pub(super) async fn save(
+        &self,
+        sandbox: &Sandbox,
+        ahead: bool,
+    ) -> Result<(Image, Saved), ImageError> {
         let body = &sandbox.body;
-        image::capture(&self.launcher, &body.hand, body.basis.as_ref(), body.shape).await
+        let basis = body.basis.as_ref();
+        image::capture(&self.launcher, &body.hand, basis, body.shape, ahead).await
     }
 
     /// Has the guest write its files out. Its file system would recover without: this saves what is

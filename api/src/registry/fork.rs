@@ -8,6 +8,7 @@ use crate::error::{ApiError, chain};
 use crate::launcher::{Begin, Timings};
 use crate::machine::Machine;
 use crate::sandbox::{Facts, Lifecycle, Origin, Sandbox};
+use control::Saved;
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ pub(super) type Children = Vec<Result<Arc<Sandbox>, ApiError>>;
 
 impl Registry {
     /// Makes `count` sandboxes that go on where a running one stands at this moment, or where one in any
-    /// state stood at a checkpoint, each with its own id, token, clock and randomness. A result for each.
+    /// state stood at a checkpoint, each with its own id, token, clock and randomness. A result for each; and how the running one was saved.
     ///
     /// # Errors
     /// [`ApiError::SandboxNotFound`], [`ApiError::CheckpointNotFound`], [`ApiError::Conflict`],
@@ -34,13 +35,16 @@ impl Registry {
         checkpoint: Option<&str>,
         count: usize,
         timeout: Duration,
-    ) -> Result<Children, ApiError> {
-        let (facts, start) = match checkpoint {
-            None => self.present(id).await?,
+    ) -> Result<(Children, Option<Saved>), ApiError> {
+        let (facts, start, saved) = match checkpoint {
+            None => {
+                let (facts, start, saved) = self.present(id).await?;
+                (facts, start, Some(saved))
+            }
             Some(word) => {
                 let (facts, tree) = self.tree_of(id)?;
                 let (_, start) = self.checkpoint_start(&facts, &tree, word).await?;
-                (facts, start)
+                (facts, start, None)
             }
         };
         let child = NewSandbox {
@@ -64,11 +68,14 @@ impl Registry {
             stream::iter(children).buffered(AT_ONCE).collect().await
         });
         let lost = |_| ApiError::StartFailed("The work was given up".into());
-        work.await.map_err(lost)
+        Ok((work.await.map_err(lost)?, saved))
     }
 
     /// A running sandbox's present moment.
-    async fn present(self: &Arc<Self>, id: &str) -> Result<(Arc<Facts>, Arc<Start>), ApiError> {
+    async fn present(
+        self: &Arc<Self>,
+        id: &str,
+    ) -> Result<(Arc<Facts>, Arc<Start>, Saved), ApiError> {
         let captured = self.capture(id).await?;
         let facts = Arc::clone(&captured.busy.sandbox.facts);
         let start = Start {
@@ -79,7 +86,7 @@ impl Registry {
                 ..facts.origin.clone()
             },
         };
-        Ok((facts, Arc::new(start)))
+        Ok((facts, Arc::new(start), captured.saved))
     }
 
     /// Puts a running sandbox back to where it began, or to a checkpoint of its own, from which it then

@@ -73,7 +73,10 @@ impl Registry {
         if kept == Kept::Files {
             self.sync(sandbox).await?;
         }
-        let (image, _) = self.save(sandbox).await.map_err(|error| failed(&error))?;
+        let (image, _) = self
+            .save(sandbox, false)
+            .await
+            .map_err(|error| failed(&error))?;
         let paused = Paused {
             facts: Arc::clone(&sandbox.facts),
             paused_at: Timestamp::now(),

@@ -9,11 +9,13 @@ use crate::registry::Snapshot;
 use crate::sandbox::Kept;
 use crate::sandboxes::create::seconds;
 use crate::sandboxes::view::Created;
+use control::Saved;
 use hyper::header::HeaderValue;
 use hyper::{Request, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Most children of one fork.
 const MAX_CHILDREN: usize = 100;
@@ -46,7 +48,8 @@ pub async fn fork(
         )));
     }
     let checkpoint = wanted.checkpoint.as_deref();
-    let children = app.registry.fork(id, checkpoint, count, timeout).await?;
+    let forked = app.registry.fork(id, checkpoint, count, timeout).await?;
+    let (children, saved) = forked;
     let views: Vec<Value> = children
         .into_iter()
         .map(|child| match child {
@@ -58,7 +61,21 @@ pub async fn fork(
             }),
         })
         .collect();
-    Ok(json_response(StatusCode::CREATED, &views))
+    let mut response = json_response(StatusCode::CREATED, &views);
+    if let Some(value) = saved.and_then(|saved| timing(&saved)) {
+        response.headers_mut().insert("server-timing", value);
+    }
+    Ok(response)
+}
+
+/// How a sandbox was saved that goes on, as a `Server-Timing` header: milliseconds that it was copied while
+/// it ran and that it stood still, and pages that were copied in the latter.
+fn timing(saved: &Saved) -> Option<HeaderValue> {
+    let ms = |ns: u64| Duration::from_nanos(ns).as_secs_f64() * 1e3;
+    let (ahead, still) = (ms(saved.ahead_ns), ms(saved.park_ns + saved.write_ns));
+    let pages = saved.still_pages;
+    let text = format!("ahead;dur={ahead:.3}, still;dur={still:.3}, still-pages;desc=\"{pages}\"");
+    text.try_into().ok()
 }
 
 #[derive(Deserialize)]

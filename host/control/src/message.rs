@@ -118,17 +118,24 @@ pub struct SaveSpec {
     /// For each disk's flat layer, in the order of the disks: what is not the base image's, each
     /// block at its place.
     pub disks: Vec<FdIndex>,
+    /// Whether memory is to be copied ahead while the machine runs, so that it stands still only for
+    /// what it writes meanwhile. All in all that is more work.
+    pub ahead: bool,
 }
 
 /// What was saved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved {
-    /// From the request's arrival to the vCPUs standing still, nanoseconds.
+    /// Copying ahead while the machine ran, nanoseconds; 0 where that was not asked for, or not possible.
+    pub ahead_ns: u64,
+    /// From there, or from the request's arrival, to the vCPUs standing still, nanoseconds.
     pub park_ns: u64,
     /// From there to everything being written, nanoseconds.
     pub write_ns: u64,
     /// Pages of memory that were written, 4 KiB each.
     pub memory_pages: u64,
+    /// How many pages of memory were looked at while the machine stood still.
+    pub still_pages: u64,
     /// Blocks of all disks that were written, 4 KiB each.
     pub disk_blocks: u64,
 }

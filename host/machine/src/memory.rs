@@ -19,8 +19,8 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
-    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap,
+    Address, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap,
+    GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress,
 };
 
 /// What the host can map by one entry of a page directory.
@@ -142,6 +142,23 @@ impl Memory {
             start..start + r.get_mmap().size()
         };
         self.ram.iter().map(range).collect()
+    }
+
+    /// Copies a page of the whole memory, whose ranges follow one another, into 4096 bytes; the machine may
+    /// write to it meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Layout`] for one that is not there.
+    pub fn copy_page(&self, page: u64, into: &mut [u8]) -> Result<()> {
+        let mut at = page * layout::PAGE;
+        for region in self.ram.iter() {
+            if at < region.len() {
+                let read = region.read_slice(into, MemoryRegionAddress(at));
+                return read.map_err(|_| Error::Layout(at));
+            }
+            at -= region.len();
+        }
+        Err(Error::Layout(page * layout::PAGE))
     }
 
     /// Gives up this machine's own copies of pages `first..end` of the whole memory, whose ranges

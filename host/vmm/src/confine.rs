@@ -50,6 +50,10 @@ const KVM_GET_XSAVE: u32 = 0x9000_aea4;
 const KVM_GET_XCRS: u32 = 0x8188_aea6;
 const PAGEMAP_SCAN: u32 = 0xc060_6610;
 const UFFDIO_COPY: u32 = 0xc028_aa03;
+const UFFDIO_API: u32 = 0xc018_aa3f;
+const UFFDIO_REGISTER: u32 = 0xc020_aa00;
+/// `O_CLOEXEC`, and `UFFD_USER_MODE_ONLY`: it cannot make the kernel itself wait.
+const UFFD_FLAGS: u32 = 0x8_0001;
 const UFFDIO_WAKE: u32 = 0x8010_aa02;
 const IORING_REGISTER_SYNC_CANCEL: u32 = 24;
 
@@ -118,29 +122,32 @@ const WORK: &[Allowed] = &[
                 PAGEMAP_SCAN,
                 UFFDIO_COPY,
                 UFFDIO_WAKE,
+                UFFDIO_API,
+                UFFDIO_REGISTER,
             ],
         ),
     ),
-    (libc::SYS_copy_file_range, Always), // a disk's layer
-    (libc::SYS_pwrite64, Always),        // a disk's layer
-    (libc::SYS_ftruncate, Always),       // a disk's layer, also to empty it
-    (libc::SYS_statx, OneOf(2, &[AT_EMPTY_PATH])), // sizes of the files a machine goes back to
-    (libc::SYS_io_uring_enter, Always),  // all device I/O
+    (libc::SYS_userfaultfd, OneOf(0, &[UFFD_FLAGS])), // memory that is copied ahead
+    (libc::SYS_copy_file_range, Always),              // a disk's layer
+    (libc::SYS_pwrite64, Always),                     // a disk's layer
+    (libc::SYS_ftruncate, Always),                    // a disk's layer, also to empty it
+    (libc::SYS_statx, OneOf(2, &[AT_EMPTY_PATH])),    // sizes of the files a machine goes back to
+    (libc::SYS_io_uring_enter, Always),               // all device I/O
     (
         libc::SYS_io_uring_register,
         OneOf(1, &[IORING_REGISTER_SYNC_CANCEL]),
     ), // end of the loop
-    (libc::SYS_getrandom, Always),       // the entropy device
-    (libc::SYS_recvmsg, Always),         // requests
-    (libc::SYS_sendmsg, Always),         // answers
-    (libc::SYS_poll, Always),            // the last word
-    (libc::SYS_ppoll, Always),           // the last word
-    (libc::SYS_pread64, Always),         // exit counters, a disk's layer
-    (libc::SYS_lseek, Always),           // memory accounts, a disk's layer
-    (libc::SYS_read, Always),            // memory accounts
-    (libc::SYS_getpid, Always),          // kicking vCPUs
-    (libc::SYS_tgkill, Always),          // kicking vCPUs
-    (libc::SYS_nanosleep, Always),       // before the last word, when the pager is gone
+    (libc::SYS_getrandom, Always),                    // the entropy device
+    (libc::SYS_recvmsg, Always),                      // requests
+    (libc::SYS_sendmsg, Always),                      // answers
+    (libc::SYS_poll, Always),                         // the last word
+    (libc::SYS_ppoll, Always),                        // the last word
+    (libc::SYS_pread64, Always),                      // exit counters, a disk's layer
+    (libc::SYS_lseek, Always),                        // memory accounts, a disk's layer
+    (libc::SYS_read, Always),                         // memory accounts
+    (libc::SYS_getpid, Always),                       // kicking vCPUs
+    (libc::SYS_tgkill, Always),                       // kicking vCPUs
+    (libc::SYS_nanosleep, Always), // before the last word, when the pager is gone
     (libc::SYS_clock_nanosleep, Always), // before the last word, when the pager is gone
 ];
 

@@ -6,6 +6,7 @@
 mod assemble;
 mod begin;
 mod confine;
+mod copying;
 mod ending;
 mod initrd;
 mod lazy;

@@ -7,6 +7,7 @@
 //! ```
 
 use crate::assemble::Machine;
+use crate::copying::Copying;
 use crate::prefault::blocks;
 use control::{SaveSpec, Saved};
 use devices::SavedDevices;
@@ -15,14 +16,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use snapshot_format::{FormatError, Section, SectionFile, SectionName};
 use snapshot_memory::{
-    MemoryError, PAGES_VERSION, Range as Pages, TOUCHED, WRITTEN, WorkingSet, encode_pages,
-    outside, write_layer,
+    MemoryError, PAGES_VERSION, Range as Pages, Rewritten, TOUCHED, WRITTEN, WorkingSet,
+    encode_pages, outside,
 };
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::time::Instant;
 
 /// The processor its guest has seen. A guest keeps in mind what it was offered, and would fail much later,
 /// and anyhow, without it.
@@ -37,8 +39,6 @@ const DEVICES: &str = "devices";
 const VERSION: u16 = 1;
 /// Most bytes of a section file that are read.
 const MAX_STATE: u64 = 32 << 20;
-/// Bytes of pages that go to the layer in one system call.
-const BUFFER: usize = 1 << 20;
 
 /// Why a machine could not be saved, or not be continued.
 #[derive(Debug, thiserror::Error)]
@@ -79,17 +79,25 @@ fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> SaveError {
 /// The files to save to.
 #[derive(Debug)]
 pub(crate) struct Targets {
-    memory: File,
+    /// The layer of memory.
+    pub(crate) memory: Copying,
     state: File,
     disks: Vec<File>,
-    /// When the request came, and when the vCPUs stood still; `CLOCK_MONOTONIC` nanoseconds.
-    pub(crate) asked_ns: u64,
+    /// When the request came.
+    pub(crate) asked: Instant,
+    /// The same, when the vCPUs were to stand still, and when they did; `CLOCK_MONOTONIC` nanoseconds.
+    asked_ns: u64,
+    pub(crate) halt_ns: u64,
     pub(crate) parked_ns: u64,
 }
 
 impl Targets {
     /// Sorts out the descriptors that came with a request. Each is used once.
-    pub(crate) fn new(spec: &SaveSpec, fds: Vec<OwnedFd>) -> Result<Self, SaveError> {
+    pub(crate) fn new(
+        spec: &SaveSpec,
+        fds: Vec<OwnedFd>,
+        memory: &Memory,
+    ) -> Result<Self, SaveError> {
         let asked_ns = monotonic_ns();
         let count = fds.len();
         let mut fds: Vec<_> = fds.into_iter().map(Some).collect();
@@ -99,41 +107,47 @@ impl Targets {
             fd.map(File::from).ok_or(missing)
         };
         Ok(Self {
-            memory: take(spec.memory)?,
+            memory: Copying::new(take(spec.memory)?, memory),
             state: take(spec.state)?,
             disks: spec
                 .disks
                 .iter()
                 .map(|i| take(*i))
                 .collect::<Result<_, _>>()?,
+            asked: Instant::now(),
             asked_ns,
+            halt_ns: asked_ns,
             parked_ns: asked_ns,
         })
     }
 }
 
-/// Writes everything. The vCPUs are parked and the devices still, and stay so.
+/// Writes everything. The vCPUs are parked and the devices still, and stay so. What comes beside the counts
+/// is to be dropped once they run again.
 pub(crate) fn write(
     machine: &Machine,
     devices: &SavedDevices,
     targets: Targets,
-) -> Result<Saved, SaveError> {
+) -> Result<(Saved, Vec<Rewritten>), SaveError> {
     let (asked, has) = (targets.disks.len(), devices.disks.len());
     if asked != has {
         return Err(SaveError::Disks { asked, has });
     }
     write_state(machine, devices, &targets.state)?;
-    let memory_pages = write_memory(machine, targets.memory)?;
+    let copied = targets.memory.finish(machine)?;
     let mut disk_blocks = 0;
     for (disk, target) in devices.disks.iter().zip(&targets.disks) {
         disk_blocks += disk.write_to(target).map_err(io("write a disk's layer"))?;
     }
-    Ok(Saved {
-        park_ns: targets.parked_ns - targets.asked_ns,
+    let saved = Saved {
+        ahead_ns: targets.halt_ns - targets.asked_ns,
+        park_ns: targets.parked_ns - targets.halt_ns,
         write_ns: monotonic_ns() - targets.parked_ns,
-        memory_pages,
+        memory_pages: copied.stored,
+        still_pages: copied.still,
         disk_blocks,
-    })
+    };
+    Ok((saved, copied.watches))
 }
 
 fn write_state(
@@ -210,32 +224,11 @@ fn touched(machine: &Machine) -> Result<Vec<Pages>, MemoryError> {
 }
 
 /// The pages that are not what the machine began with.
-fn written(machine: &Machine) -> Result<Vec<Pages>, MemoryError> {
+pub(crate) fn written(machine: &Machine) -> Result<Vec<Pages>, MemoryError> {
     ranges(machine.vm.memory(), |part| match machine.lazy {
         Some(_) => machine.pagemap.written_ranges(part),
         None => machine.pagemap.dirty_ranges(part),
     })
-}
-
-/// The number of pages.
-#[expect(
-    unsafe_code,
-    reason = "guest memory is read as bytes while nothing can write it"
-)]
-fn write_memory(machine: &Machine, file: File) -> Result<u64, SaveError> {
-    let written = written(machine)?;
-    let mut parts = Vec::new();
-    for part in machine.vm.memory().host_ranges() {
-        let start = std::ptr::with_exposed_provenance::<u8>(part.start);
-        // SAFETY: the range is guest memory, mapped as long as `machine` lives. Nobody writes it
-        // meanwhile: the vCPUs are parked, the devices are still and are served by this thread.
-        parts.push(unsafe { std::slice::from_raw_parts(start, part.len()) });
-    }
-    let mut out = BufWriter::with_capacity(BUFFER, file);
-    let index = write_layer(&parts, &written, &mut out)?;
-    out.flush().map_err(io("write the memory layer"))?;
-    let stored = index.extents().iter().filter(|e| e.data.is_some());
-    Ok(stored.map(|e| e.end() - e.first).sum())
 }
 
 /// What a section file says; each part is checked by its owner when it is loaded.

@@ -3,6 +3,8 @@
 //! ```text
 //! Idle ──Configure──> Standing ──Start──> Running ──(any end)──> Stopped
 //!                        ^                   │ Save, Reset
+//!                        │                   ├──> Copying ahead ──failed──> Running
+//!                        │                   │         v
 //!                        └─────written───────┼──> Saving ──failed──> Running
 //!                        └─────put back──────┴──> Resetting ──failed──> Stopped
 //! ```
@@ -19,14 +21,13 @@ use crate::reset::{self, ResetError, Target};
 use crate::save::{self, SaveError, Targets};
 use crate::trace::Trace;
 use crate::wiring::borrow;
-use control::{
-    ChannelError, Configured, Event, ExitReport, Request, ResetSpec, SaveSpec, VmSpec, VmStats,
-};
+use control::{ChannelError, Configured, Event, ExitReport, Request, ResetSpec, VmSpec, VmStats};
 use devices::{EventLoop, Host, LoopControl, SavedDevices, WatchId};
 use machine::monotonic_ns;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use snapshot_memory::Rewritten;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const CONTROL: WatchId = WatchId(0);
 const ENDING: WatchId = WatchId(1);
@@ -136,6 +137,8 @@ enum Phase {
     /// Has not run yet, or is saved.
     Standing,
     Running,
+    /// It runs, and is copied between the devices' turns.
+    Copying(Targets),
     /// The vCPUs are parked; the devices finish what they have begun.
     Saving(Targets),
     /// The vCPUs are parked; the devices drop what they have begun.
@@ -147,6 +150,7 @@ impl std::fmt::Debug for Phase {
         f.write_str(match self {
             Self::Standing => "standing",
             Self::Running => "running",
+            Self::Copying(_) => "being copied",
             Self::Saving(_) => "being saved",
             Self::Resetting(_) => "being reset",
         })
@@ -159,6 +163,8 @@ struct Supervisor {
     machine: Machine,
     log: Log,
     phase: Phase,
+    /// Of memory that was copied ahead: kept until the machine runs, since to end it takes time.
+    watches: Vec<Rewritten>,
 }
 
 impl Supervisor {
@@ -168,6 +174,7 @@ impl Supervisor {
             machine,
             log,
             phase: Phase::Standing,
+            watches: Vec::new(),
         }
     }
 
@@ -256,14 +263,14 @@ impl Supervisor {
                 }
                 self.run_vcpus();
                 self.send(&Event::Started);
+                self.watches.clear();
             }
-            (Request::Save(spec), Phase::Running) => match self.halt(spec, fds) {
-                Ok(targets) => {
-                    self.phase = Phase::Saving(targets);
-                    control.quiesce();
+            (Request::Save(spec), Phase::Running) => {
+                match Targets::new(spec, fds, self.machine.vm.memory()) {
+                    Ok(targets) => self.save(targets, spec.ahead, control),
+                    Err(error) => self.go_on(&error),
                 }
-                Err(error) => self.go_on(&error),
-            },
+            }
             (Request::Reset(spec), Phase::Standing | Phase::Running) => match self.aim(spec, fds) {
                 Ok(target) => {
                     self.phase = Phase::Resetting(Box::new(target));
@@ -296,14 +303,37 @@ impl Supervisor {
         self.machine.vcpus.iter().for_each(machine::VcpuThread::run);
     }
 
-    /// Brings every vCPU to a halt.
-    fn halt(&self, spec: &SaveSpec, fds: Vec<OwnedFd>) -> Result<Targets, SaveError> {
-        let mut targets = Targets::new(spec, fds)?;
-        for vcpu in &self.machine.vcpus {
-            vcpu.park(PARK_LIMIT).map_err(SaveError::Park)?;
+    /// Copies what can be copied ahead, if that is asked for and possible, or begins with the rest.
+    fn save(&mut self, mut targets: Targets, ahead: bool, control: &mut LoopControl) {
+        // Memory that a pager fills, and that of a trial, is watched by another userfaultfd already.
+        let free = self.machine.lazy.is_none() && self.machine.trial.is_none();
+        if ahead && free {
+            match targets.memory.begin_ahead(&self.machine) {
+                Ok(()) => {
+                    self.phase = Phase::Copying(targets);
+                    return;
+                }
+                Err(error) => {
+                    let why = format!("memory is not copied ahead: {}", chain(&error));
+                    self.log.line("warn", &why);
+                }
+            }
         }
-        targets.parked_ns = monotonic_ns();
-        Ok(targets)
+        self.halt(targets, control);
+    }
+
+    /// Brings every vCPU to a halt, and then the devices.
+    fn halt(&mut self, mut targets: Targets, control: &mut LoopControl) {
+        targets.halt_ns = monotonic_ns();
+        let mut vcpus = self.machine.vcpus.iter();
+        match vcpus.try_for_each(|vcpu| vcpu.park(PARK_LIMIT)) {
+            Ok(()) => {
+                targets.parked_ns = monotonic_ns();
+                self.phase = Phase::Saving(targets);
+                control.quiesce();
+            }
+            Err(error) => self.go_on(&SaveError::Park(error)),
+        }
     }
 
     /// Reads where the machine is to go, and brings every vCPU to a halt. On an error those that ran go
@@ -356,6 +386,25 @@ impl Host for Supervisor {
         }
     }
 
+    fn deadline(&self) -> Option<Instant> {
+        // After each turn of the devices there is more to copy.
+        match &self.phase {
+            Phase::Copying(targets) => Some(targets.asked),
+            _ => None,
+        }
+    }
+
+    fn tick(&mut self, _now: Instant, control: &mut LoopControl) {
+        let Phase::Copying(mut targets) = std::mem::replace(&mut self.phase, Phase::Running) else {
+            return;
+        };
+        match targets.memory.go_on(self.machine.vm.memory()) {
+            Ok(false) => self.phase = Phase::Copying(targets),
+            Ok(true) => self.halt(targets, control),
+            Err(error) => self.go_on(&error),
+        }
+    }
+
     fn quiesced(
         &mut self,
         devices: Result<SavedDevices, devices::SaveError>,
@@ -368,7 +417,10 @@ impl Host for Supervisor {
             .map_err(SaveError::from)
             .and_then(|devices| save::write(&self.machine, &devices, targets));
         match saved {
-            Ok(saved) => self.send(&Event::Saved(saved)),
+            Ok((saved, watches)) => {
+                self.watches = watches;
+                self.send(&Event::Saved(saved));
+            }
             Err(error) => self.go_on(&error),
         }
     }

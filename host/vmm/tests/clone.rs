@@ -131,6 +131,7 @@ fn a_machine_that_stands_is_not_saved_again() {
         memory: 0,
         state: 1,
         disks: Vec::new(),
+        ahead: false,
     };
     machine.send(&Request::Save(spec.clone()), &[empty(), empty()]);
     assert!(matches!(machine.receive(), Some(Event::SaveFailed { .. })));

@@ -7,6 +7,7 @@ use common::{Machine, RESET, kvm, print, spec};
 use control::{Event, ExitCause, Origin, Request, SaveSpec, SavedLink, VmSpec};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use snapshot_format::LayerIndex;
 use snapshot_memory::pager::{self, Job};
 use snapshot_memory::{Layer, write_layer};
 use std::fs::File;
@@ -128,6 +129,7 @@ fn save(machine: &Machine) -> Files {
         memory: 0,
         state: 1,
         disks: Vec::new(),
+        ahead: false,
     };
     machine.send(&Request::Save(spec), &files);
     match machine.receive() {
@@ -332,7 +334,7 @@ fn a_damaged_layer_ends_a_machine_with_the_right_words() {
     }
     let (files, pager) = (saved(), Pager::start());
     let layer = Layer::open(File::from(files.memory.try_clone().unwrap())).unwrap();
-    let place = layer.index().file_len() - 1;
+    let place = LayerIndex::data_at(layer.index().slots().into()) - 1;
     use std::os::unix::fs::FileExt;
     let file = File::from(files.memory.try_clone().unwrap());
     let mut byte = [0];
@@ -352,11 +354,11 @@ fn a_damaged_layer_ends_a_machine_with_the_right_words() {
         "{said}"
     );
     // Of another machine.
-    let mut other = File::from(empty());
+    let other = File::from(empty());
     write_layer(
         &[&[1; 8192]],
         &[snapshot_memory::Range { first: 0, end: 2 }],
-        &mut other,
+        &other,
     )
     .unwrap();
     let machine = configure(pager.job(&[&other.into()], None), &files);

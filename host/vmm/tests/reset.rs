@@ -7,6 +7,7 @@ use common::saved::{Files, clone, golden, save, start, with_working_set};
 use common::{HALT, Machine, RESET, kvm, print};
 use control::{Event, ExitCause, Request, Reset, ResetSpec, SavedLink};
 use snapshot_memory::{Range, WorkingSet};
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -207,7 +208,7 @@ fn what_cannot_be_put_back_runs_on() {
     };
     assert!(refused(&clone, &empty, None).contains("section file"));
     assert!(refused(&clone, &files, Some(&empty.memory)).contains("layer"));
-    let short = common::file(&short_layer());
+    let short = short_layer();
     assert!(refused(&clone, &files, Some(&short)).contains("pages"));
     let nothing = ResetSpec {
         state: 0,
@@ -229,9 +230,9 @@ fn what_cannot_be_put_back_runs_on() {
 }
 
 /// A layer of a memory of one page.
-fn short_layer() -> Vec<u8> {
-    let mut bytes = Vec::new();
+fn short_layer() -> OwnedFd {
+    let file = File::from(common::file(&[]));
     let range = Range { first: 0, end: 1 };
-    snapshot_memory::write_layer(&[&[1; 4096]], &[range], &mut bytes).unwrap();
-    bytes
+    snapshot_memory::write_layer(&[&[1; 4096]], &[range], &file).unwrap();
+    file.into()
 }

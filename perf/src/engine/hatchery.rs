@@ -108,6 +108,7 @@ impl Vm {
             memory: 0,
             state: 1,
             disks: vec![2],
+            ahead: false,
         };
         let fds = [memory.as_fd(), state.as_fd(), disk.as_fd()];
         control::send(&self.control, &Request::Save(spec), &fds)?;

@@ -177,12 +177,12 @@ fn control_page(nonce: u16, pages: u64, then: Then) -> Result<File> {
         slot.copy_from_slice(&field.to_le_bytes());
     }
     let first = u64::try_from(CONTROL / 4096)?;
-    let mut layer = File::from(file()?);
+    let layer = File::from(file()?);
     let range = Range {
         first,
         end: first + 1,
     };
-    write_layer(&[&memory], &[range], &mut layer)?;
+    write_layer(&[&memory], &[range], &layer)?;
     Ok(layer)
 }
 

@@ -148,6 +148,7 @@ impl Process {
             memory: 0,
             state: 1,
             disks: Vec::new(),
+            ahead: false,
         };
         let fds = [memory.as_fd(), state.as_fd()];
         control::send(&self.control, &Request::Save(spec), &fds)?;

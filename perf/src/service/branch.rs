@@ -73,7 +73,7 @@ pub(super) fn fork(
     let dirty = host::private_kib(parent.pid)? / 4;
     let meter = Meter::start(server.pid())?;
     let begin_ns = now_ns();
-    let (children, steps) = client.fork(&parent.sandbox.id, count)?;
+    let (children, steps, still) = client.fork(&parent.sandbox.id, count)?;
     let forked_ns = now_ns();
     let status = client.exec_true(&children[0])?;
     let over_ns = now_ns();
@@ -92,6 +92,8 @@ pub(super) fn fork(
             ("fork_time", forked_ns - begin_ns),
             ("first_exec_time", over_ns - begin_ns),
             ("dirty_pages", dirty),
+            ("paused_pages", still),
+            ("paused_pages_permille", still * 1000 / dirty.max(1)),
         ],
     );
     sample.add(&spent.each(count));

@@ -78,8 +78,9 @@ impl Client {
         answer.expect(204, "DELETE /sandboxes").map(drop)
     }
 
-    /// Makes children of a sandbox that all go on where it stands.
-    pub(crate) fn fork(&mut self, id: &str, count: u32) -> Result<(Vec<Sandbox>, Steps)> {
+    /// Makes children of a sandbox that all go on where it stands; and how many pages of it were copied while
+    /// it stood still.
+    pub(crate) fn fork(&mut self, id: &str, count: u32) -> Result<(Vec<Sandbox>, Steps, u64)> {
         let wanted = json!({ "count": count, "timeout": TIME_TO_LIVE });
         let answer = self.control("POST", &format!("/sandboxes/{id}/fork"), &wanted)?;
         let answer = answer.expect(201, "POST /sandboxes/…/fork")?;
@@ -95,7 +96,11 @@ impl Client {
             "{} children were made, not {count}",
             children.len()
         );
-        Ok((children, steps(&answer)))
+        let header = answer.field("server-timing").unwrap_or_default();
+        let still = header.split_once("still-pages;desc=\"");
+        let still = still.and_then(|(_, rest)| rest.split('"').next()?.parse().ok());
+        let still = still.context("A fork does not say how many pages it copied")?;
+        Ok((children, steps(&answer), still))
     }
 
     /// Puts a sandbox back to where it began.

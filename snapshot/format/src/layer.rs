@@ -1,4 +1,10 @@
 //! The layer file's index: which units a layer holds, and where their bytes are.
+//!
+//! ```text
+//! | header, one unit | data: slots of one unit each | extents | sums (see `sums`) |
+//! ```
+//!
+//! The extents lie behind the data, so that data can be written before it is known what else there will be.
 
 use crate::LAYER_VERSION;
 use crate::error::{FormatError, version_error};
@@ -8,7 +14,6 @@ use crate::section::{field, limit, split};
 /// Bytes of one unit: a page of memory, or a block of a disk.
 pub const UNIT: u64 = 4096;
 const MAGIC: &[u8; 8] = b"HATCHLYR";
-const HEADER: usize = 32;
 const EXTENT: usize = 16;
 const WHAT: &str = "layer file";
 
@@ -19,8 +24,8 @@ pub struct Extent {
     pub first: u64,
     /// How many, at least 1.
     pub units: u32,
-    /// `Some(offset)` of its bytes in the layer file; `None`: all zeros.
-    pub data: Option<u64>,
+    /// The slot in which the data of the first unit is; the others' follow. `None`: all zeros.
+    pub slot: Option<u32>,
 }
 
 impl Extent {
@@ -29,16 +34,49 @@ impl Extent {
     pub const fn end(&self) -> u64 {
         self.first + self.units as u64
     }
+
+    /// The slot of one of its units; `None` for zeros.
+    #[must_use]
+    pub fn slot_of(&self, unit: u64) -> Option<u64> {
+        Some(u64::from(self.slot?) + unit.checked_sub(self.first)?)
+    }
+
+    /// The offset in the layer file of the bytes of one of its units; `None` for zeros.
+    #[must_use]
+    pub fn data_of(&self, unit: u64) -> Option<u64> {
+        Some(LayerIndex::data_at(self.slot_of(unit)?))
+    }
+
+    /// Whether `next` says nothing that a longer one of this would not.
+    fn goes_on_in(&self, next: &Self) -> bool {
+        let slot = self.slot.map(|slot| slot.checked_add(self.units));
+        let same = match (slot, next.slot) {
+            (None, None) => true,
+            (Some(expected), Some(slot)) => expected == Some(slot),
+            _ => false,
+        };
+        self.end() == next.first && same && self.units.checked_add(next.units).is_some()
+    }
 }
 
 /// A checked index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerIndex {
     units: u64,
+    slots: u32,
     extents: Vec<Extent>,
 }
 
 impl LayerIndex {
+    /// Bytes of the header; data begins one unit into the file.
+    pub const HEADER: usize = 32;
+
+    /// The offset of a slot in the file.
+    #[must_use]
+    pub const fn data_at(slot: u64) -> u64 {
+        UNIT + slot * UNIT
+    }
+
     /// An index over `runs` of (first unit, units, holds data), sorted; runs of a kind that touch
     /// are joined. Data lies in the order of the runs.
     ///
@@ -48,63 +86,91 @@ impl LayerIndex {
         units: u64,
         runs: impl IntoIterator<Item = (u64, u32, bool)>,
     ) -> Result<Self, FormatError> {
-        let mut joined: Vec<(u64, u32, bool)> = Vec::new();
-        for (first, count, data) in runs {
-            match joined.last_mut() {
-                Some((start, n, kind))
-                    if *kind == data
-                        && *start + u64::from(*n) == first
-                        && n.checked_add(count).is_some() =>
-                {
-                    *n += count;
-                }
-                _ => joined.push((first, count, data)),
+        let mut slots = 0_u64;
+        let placed = runs.into_iter().map(|(first, units, data)| {
+            let slot = u32::try_from(slots).unwrap_or(u32::MAX);
+            slots += if data { units.into() } else { 0 };
+            Extent {
+                first,
+                units,
+                slot: data.then_some(slot),
             }
-        }
-        Self::place(units, joined)
+        });
+        let extents = joined(placed);
+        Self::checked(units, slots, extents)
     }
 
-    /// Checks runs and gives each data run its offset.
-    fn place(units: u64, runs: Vec<(u64, u32, bool)>) -> Result<Self, FormatError> {
-        if units > MAX_UNITS {
-            return Err(FormatError::Limit {
-                what: "layer size",
-                found: units,
-                limit: MAX_UNITS,
-            });
-        }
-        limit("number of extents", runs.len(), MAX_EXTENTS)?;
-        let mut offset = data_start(runs.len());
-        let mut extents: Vec<Extent> = Vec::with_capacity(runs.len());
-        for (first, count, data) in runs {
-            let before = extents.last().map_or(0, Extent::end);
-            let touches = extents.last().is_some_and(|e| {
-                e.end() == first && e.data.is_some() == data && e.units != u32::MAX
-            });
-            let end = first.checked_add(count.into());
-            if count == 0 || first < before || touches || end.is_none_or(|e| e > units) {
-                let value = format!("{count} units from {first}, after {before} of {units}");
+    /// An index over units whose data is in the given slots of `slots`, sorted; what can be joined is.
+    ///
+    /// # Errors
+    /// As [`LayerIndex::new`].
+    pub fn placed(
+        units: u64,
+        slots: u64,
+        extents: impl IntoIterator<Item = Extent>,
+    ) -> Result<Self, FormatError> {
+        Self::checked(units, slots, joined(extents))
+    }
+
+    fn checked(units: u64, slots: u64, extents: Vec<Extent>) -> Result<Self, FormatError> {
+        let bound = |what, found, most| match found > most {
+            true => Err(FormatError::Limit {
+                what,
+                found,
+                limit: most,
+            }),
+            false => Ok(()),
+        };
+        bound("layer size", units, MAX_UNITS)?;
+        // The largest number is not that of a slot: extents count from 1.
+        bound("slots of a layer", slots, (u32::MAX - 1).into())?;
+        limit("number of extents", extents.len(), MAX_EXTENTS)?;
+        let mut before: Option<&Extent> = None;
+        for extent in &extents {
+            let after = before.map_or(0, Extent::end);
+            let end = extent.first.checked_add(extent.units.into());
+            let last = extent
+                .slot
+                .map(|slot| u64::from(slot) + u64::from(extent.units));
+            if extent.units == 0
+                || extent.first < after
+                || end.is_none_or(|end| end > units)
+                || last.is_some_and(|last| last > slots)
+                || before.is_some_and(|before| before.goes_on_in(extent))
+            {
+                let Extent {
+                    first,
+                    units: count,
+                    slot,
+                } = extent;
+                let value = format!(
+                    "{count} units from {first}, after {after} of {units}, at {slot:?} of {slots} slots"
+                );
                 return Err(FormatError::Invalid {
                     what: "extent",
                     value,
                 });
             }
-            extents.push(Extent {
-                first,
-                units: count,
-                data: data.then_some(offset),
-            });
-            if data {
-                offset += u64::from(count) * UNIT;
-            }
+            before = Some(extent);
         }
-        Ok(Self { units, extents })
+        let slots = u32::try_from(slots).unwrap_or(u32::MAX);
+        Ok(Self {
+            units,
+            slots,
+            extents,
+        })
     }
 
     /// Units of the whole that the layer is a part of.
     #[must_use]
     pub const fn units(&self) -> u64 {
         self.units
+    }
+
+    /// Units of data in the file.
+    #[must_use]
+    pub const fn slots(&self) -> u32 {
+        self.slots
     }
 
     /// The extents, sorted.
@@ -121,47 +187,41 @@ impl LayerIndex {
         (unit < extent.end()).then_some(extent)
     }
 
-    /// Bytes of the whole file: index, padding and data.
+    /// Bytes of the file up to the end of the extents.
     #[must_use]
     pub fn file_len(&self) -> u64 {
-        let data = self.extents.iter().filter(|e| e.data.is_some());
-        let units: u64 = data.map(|e| u64::from(e.units)).sum();
-        data_start(self.extents.len()) + units * UNIT
+        Self::data_at(self.slots.into()) + (self.extents.len() * EXTENT) as u64
     }
 
-    /// The bytes before the data, padding included.
+    /// The bytes before the data, padding included, and those behind it.
     #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out =
-            Vec::with_capacity(usize::try_from(data_start(self.extents.len())).unwrap_or(0));
-        out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&LAYER_VERSION.to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
-        out.extend_from_slice(&self.units.to_le_bytes());
+    pub fn encode(&self) -> (Vec<u8>, Vec<u8>) {
+        let mut header = Vec::with_capacity(usize::try_from(UNIT).unwrap_or(0));
+        header.extend_from_slice(MAGIC);
+        header.extend_from_slice(&LAYER_VERSION.to_le_bytes());
+        header.extend_from_slice(&self.slots.to_le_bytes());
+        header.extend_from_slice(&self.units.to_le_bytes());
         let count = u32::try_from(self.extents.len()).unwrap_or(u32::MAX);
-        out.extend_from_slice(&count.to_le_bytes());
+        header.extend_from_slice(&count.to_le_bytes());
         let mut table = Vec::with_capacity(self.extents.len() * EXTENT);
         for e in &self.extents {
             table.extend_from_slice(&e.first.to_le_bytes());
             table.extend_from_slice(&e.units.to_le_bytes());
-            table.extend_from_slice(&u32::from(e.data.is_some()).to_le_bytes());
+            table.extend_from_slice(&e.slot.map_or(0, |slot| slot + 1).to_le_bytes());
         }
-        let sum = checksum(&out, &table);
-        out.extend_from_slice(&sum.to_le_bytes());
-        out.extend_from_slice(&table);
-        out.resize(
-            usize::try_from(data_start(self.extents.len())).unwrap_or(out.len()),
-            0,
-        );
-        out
+        let sum = checksum(&header, &table);
+        header.extend_from_slice(&sum.to_le_bytes());
+        header.resize(usize::try_from(UNIT).unwrap_or(0), 0);
+        (header, table)
     }
 
-    /// How many bytes [`LayerIndex::parse`] needs, from the first 32 of a file.
+    /// Where the extents are, from the first [`LayerIndex::HEADER`] bytes of a file: their offset, and
+    /// how many bytes.
     ///
     /// # Errors
     /// When they are not the header of a layer file.
-    pub fn index_len(header: &[u8]) -> Result<usize, FormatError> {
-        let (header, _) = split(header, HEADER, "header of the layer file")?;
+    pub fn table(header: &[u8]) -> Result<(u64, usize), FormatError> {
+        let (header, _) = split(header, Self::HEADER, "header of the layer file")?;
         if !header.starts_with(MAGIC) {
             return Err(FormatError::Magic {
                 what: WHAT,
@@ -175,16 +235,18 @@ impl LayerIndex {
         let count = u32::from_le_bytes(field(header, 24));
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         limit("number of extents", count, MAX_EXTENTS)?;
-        Ok(HEADER + count * EXTENT)
+        let slots = u32::from_le_bytes(field(header, 12));
+        Ok((Self::data_at(slots.into()), count * EXTENT))
     }
 
-    /// Reads an index; bytes after it are not looked at.
+    /// Reads an index from the header and what [`LayerIndex::table`] says; bytes after either are not
+    /// looked at.
     ///
     /// # Errors
     /// What is wrong first, in the order of the crate's introduction.
-    pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
-        let (index, _) = split(bytes, Self::index_len(bytes)?, "index of the layer file")?;
-        let (header, table) = split(index, HEADER, "header of the layer file")?;
+    pub fn parse(header: &[u8], table: &[u8]) -> Result<Self, FormatError> {
+        let (_, len) = Self::table(header)?;
+        let (table, _) = split(table, len, "index of the layer file")?;
         let stored = u32::from_le_bytes(field(header, 28));
         let found = checksum(&header[..28], table);
         if stored != found {
@@ -195,32 +257,27 @@ impl LayerIndex {
                 found,
             });
         }
-        let mut runs = Vec::with_capacity(table.len() / EXTENT);
-        for e in table.chunks_exact(EXTENT) {
-            let data = match u32::from_le_bytes(field(e, 12)) {
-                0 => false,
-                1 => true,
-                kind => {
-                    let value = kind.to_string();
-                    return Err(FormatError::Invalid {
-                        what: "kind of extent",
-                        value,
-                    });
-                }
-            };
-            runs.push((
-                u64::from_le_bytes(field(e, 0)),
-                u32::from_le_bytes(field(e, 8)),
-                data,
-            ));
-        }
-        Self::place(u64::from_le_bytes(field(header, 16)), runs)
+        let (entries, _) = table.as_chunks::<EXTENT>();
+        let extent = |e: &[u8; EXTENT]| Extent {
+            first: u64::from_le_bytes(field(e, 0)),
+            units: u32::from_le_bytes(field(e, 8)),
+            slot: u32::from_le_bytes(field(e, 12)).checked_sub(1),
+        };
+        let slots = u32::from_le_bytes(field(header, 12));
+        let units = u64::from_le_bytes(field(header, 16));
+        Self::checked(units, slots.into(), entries.iter().map(extent).collect())
     }
 }
 
-fn data_start(extents: usize) -> u64 {
-    let index = u64::try_from(HEADER + extents * EXTENT).unwrap_or(u64::MAX);
-    index.next_multiple_of(UNIT)
+fn joined(extents: impl IntoIterator<Item = Extent>) -> Vec<Extent> {
+    let mut joined: Vec<Extent> = Vec::new();
+    for extent in extents {
+        match joined.last_mut() {
+            Some(last) if last.goes_on_in(&extent) => last.units += extent.units,
+            _ => joined.push(extent),
+        }
+    }
+    joined
 }
 
 fn checksum(header: &[u8], table: &[u8]) -> u32 {
@@ -235,6 +292,10 @@ mod test {
     use super::*;
     use proptest::prelude::*;
 
+    const fn at(first: u64, units: u32, slot: Option<u32>) -> Extent {
+        Extent { first, units, slot }
+    }
+
     #[test]
     fn runs_are_joined_and_placed() {
         let index = LayerIndex::new(
@@ -242,43 +303,56 @@ mod test {
             [(0, 1, true), (1, 2, true), (3, 4, false), (50, 1, true)],
         )
         .unwrap();
-        let at = |first, units, data| Extent { first, units, data };
-        assert_eq!(
-            index.extents(),
-            [
-                at(0, 3, Some(4096)),
-                at(3, 4, None),
-                at(50, 1, Some(4096 * 4))
-            ]
-        );
+        let wanted = [at(0, 3, Some(0)), at(3, 4, None), at(50, 1, Some(3))];
+        assert_eq!(index.extents(), wanted);
         assert_eq!(index.find(6), Some(&at(3, 4, None)));
         assert_eq!(index.find(7), None);
-        assert_eq!(index.file_len(), 4096 * 5);
+        assert_eq!(index.find(2).unwrap().data_of(2), Some(3 * UNIT));
+        assert_eq!(index.file_len(), 5 * UNIT + 3 * 16);
+    }
+
+    #[test]
+    fn data_may_lie_in_any_order() {
+        let extents = [at(0, 1, Some(2)), at(1, 1, Some(0)), at(2, 1, Some(1))];
+        let index = LayerIndex::placed(3, 3, extents).unwrap();
+        assert_eq!(index.extents(), [at(0, 1, Some(2)), at(1, 2, Some(0))]);
+        let (header, table) = index.encode();
+        assert_eq!(LayerIndex::parse(&header, &table).unwrap(), index);
     }
 
     #[test]
     fn what_no_writer_writes_is_refused() {
-        for runs in [
-            vec![(5, 1, true), (4, 1, true)],
-            vec![(0, 0, true)],
-            vec![(99, 2, true)],
-            vec![(u64::MAX, 1, false)],
+        for extents in [
+            vec![at(5, 1, None), at(4, 1, None)],
+            vec![at(0, 0, Some(0))],
+            vec![at(99, 2, None)],
+            vec![at(u64::MAX, 1, None)],
+            vec![at(0, 2, Some(9))],
+            vec![at(0, 1, Some(u32::MAX - 1))],
         ] {
             assert!(matches!(
-                LayerIndex::new(100, runs),
+                LayerIndex::placed(100, 10, extents),
                 Err(FormatError::Invalid { .. })
             ));
         }
+        let apart = vec![at(0, 1, Some(0)), at(1, 1, Some(1))];
+        LayerIndex::checked(100, 10, apart).unwrap_err();
+        LayerIndex::placed(100, u64::from(u32::MAX), []).unwrap_err();
     }
 
     #[test]
     fn every_flipped_bit_is_noticed() {
         let index = LayerIndex::new(100, [(0, 3, true), (9, 1, false)]).unwrap();
-        let bytes = index.encode();
-        for bit in 0..(HEADER + 2 * EXTENT) * 8 {
-            let mut changed = bytes.clone();
+        let (header, table) = index.encode();
+        for bit in 0..LayerIndex::HEADER * 8 {
+            let mut changed = header.clone();
             changed[bit / 8] ^= 1 << (bit % 8);
-            LayerIndex::parse(&changed).expect_err("flipped");
+            LayerIndex::parse(&changed, &table).expect_err("flipped");
+        }
+        for bit in 0..2 * EXTENT * 8 {
+            let mut changed = table.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            LayerIndex::parse(&header, &changed).expect_err("flipped");
         }
     }
 
@@ -288,10 +362,11 @@ mod test {
             let runs = marks.iter().enumerate().filter(|(_, m)| **m != 0);
             let runs = runs.map(|(i, m)| (i as u64, 1, *m == 1));
             let index = LayerIndex::new(marks.len() as u64, runs).unwrap();
-            let read = LayerIndex::parse(&index.encode()).unwrap();
+            let (header, table) = index.encode();
+            let read = LayerIndex::parse(&header, &table).unwrap();
             prop_assert_eq!(&read, &index);
             for (i, mark) in marks.iter().enumerate() {
-                let found = read.find(i as u64).map(|e| e.data.is_some());
+                let found = read.find(i as u64).map(|e| e.slot.is_some());
                 let wanted = match mark { 0 => None, m => Some(*m == 1) };
                 prop_assert_eq!(found, wanted);
             }

@@ -1,7 +1,7 @@
-//! Checksums of a layer's units, behind its data: who reads single units can check them.
+//! Checksums of a layer's units, at its end: who reads single units can check them.
 //!
 //! ```text
-//! | index, padding, data of n units (see `layer`) | "HATCHSUM" | n: u64 | crc32 of the table: u32 | n × crc32 |
+//! | header, n slots of data, extents (see `layer`) | "HATCHSUM" | n: u64 | crc32 of the table: u32 | n × crc32 |
 //! ```
 //!
 //! A layer file may lack them. Whoever reads it whole checks its digest instead.
@@ -20,12 +20,12 @@ pub fn unit_sum(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
 }
 
-/// The checksums of all units with data of one layer, in the order of the data.
+/// The checksums of all units with data of one layer, in the order of their slots.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LayerSums(Vec<u32>);
 
 impl LayerSums {
-    /// With these sums, one for each unit that has data.
+    /// With these sums, one for each slot.
     #[must_use]
     pub const fn new(sums: Vec<u32>) -> Self {
         Self(sums)
@@ -34,10 +34,10 @@ impl LayerSums {
     /// Bytes of the table behind a layer with this index.
     #[must_use]
     pub fn table_len(index: &LayerIndex) -> u64 {
-        HEADER as u64 + data_units(index) * 4
+        HEADER as u64 + u64::from(index.slots()) * 4
     }
 
-    /// The bytes to put behind the data.
+    /// The bytes to put behind the extents.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let table: Vec<u8> = self.0.iter().flat_map(|sum| sum.to_le_bytes()).collect();
@@ -49,7 +49,7 @@ impl LayerSums {
         out
     }
 
-    /// Reads the [`LayerSums::table_len`] bytes behind the data of a layer.
+    /// Reads the [`LayerSums::table_len`] bytes at the end of a layer.
     ///
     /// # Errors
     /// For bytes that are not such a table, of another layer, cut off or damaged.
@@ -61,11 +61,14 @@ impl LayerSums {
                 found: header[..8].to_vec(),
             });
         }
-        let (count, wanted) = (u64::from_le_bytes(field(header, 8)), data_units(index));
+        let (count, wanted) = (
+            u64::from_le_bytes(field(header, 8)),
+            u64::from(index.slots()),
+        );
         if count != wanted {
             return Err(FormatError::Invalid {
                 what: "number of checksums",
-                value: format!("{count} for {wanted} units"),
+                value: format!("{count} for {wanted} slots"),
             });
         }
         let len = usize::try_from(count * 4).unwrap_or(usize::MAX);
@@ -85,27 +88,21 @@ impl LayerSums {
         Ok(Self(sums.iter().map(|b| u32::from_le_bytes(*b)).collect()))
     }
 
-    /// Checks the bytes of the `number`th unit with data.
+    /// Checks the bytes of a slot.
     ///
     /// # Errors
     /// [`FormatError::Checksum`] when they have changed.
-    pub fn check(&self, number: usize, bytes: &[u8]) -> Result<(), FormatError> {
+    pub fn check(&self, slot: usize, bytes: &[u8]) -> Result<(), FormatError> {
         let found = unit_sum(bytes);
-        match self.0.get(number) {
+        match self.0.get(slot) {
             Some(stored) if *stored == found => Ok(()),
             stored => Err(FormatError::Checksum {
-                what: format!("unit {number} of the layer file"),
+                what: format!("slot {slot} of the layer file"),
                 stored: stored.copied().unwrap_or(0),
                 found,
             }),
         }
     }
-}
-
-/// Units of a layer that have data.
-fn data_units(index: &LayerIndex) -> u64 {
-    let data = index.extents().iter().filter(|e| e.data.is_some());
-    data.map(|e| u64::from(e.units)).sum()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use crate::{LAYER_VERSION, MANIFEST_VERSION, SECTIONS_VERSION, UNIT};
 
-const _: () = assert!(SECTIONS_VERSION == 1 && LAYER_VERSION == 1 && MANIFEST_VERSION == 2);
+const _: () = assert!(SECTIONS_VERSION == 1 && LAYER_VERSION == 2 && MANIFEST_VERSION == 2);
 const _: () = assert!(UNIT == 4096);
 
 #[cfg(test)]
@@ -30,11 +30,11 @@ mod test {
 
     #[test]
     fn a_layer_index_has_these_bytes() {
-        let bytes = LayerIndex::new(64, [(0, 2, true), (8, 1, false)])
-            .unwrap()
-            .encode();
-        assert_eq!(bytes.len(), 4096);
-        assert_eq!(crc32fast::hash(&bytes), 4_149_571_847);
+        let index = LayerIndex::new(64, [(0, 2, true), (8, 1, false)]).unwrap();
+        let (mut bytes, table) = index.encode();
+        assert_eq!((bytes.len(), table.len()), (4096, 32));
+        bytes.extend(table);
+        assert_eq!(crc32fast::hash(&bytes), 819_797_117);
     }
 
     /// The page that draws the files says these numbers too.

@@ -86,6 +86,11 @@ const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
 const PAGE_IS_HUGE: u64 = 1 << 6;
+/// In memory or swapped out.
+const SOMEWHERE: u64 = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
+const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
+/// Without a userfaultfd that lifts protection by itself: refused.
+const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
 /// `_IOWR('f', 16, struct pm_scan_arg)`
 const PAGEMAP_SCAN: libc::c_ulong =
     3 << 30 | (size_of::<PmScanArg>() as libc::c_ulong) << 16 | (b'f' as libc::c_ulong) << 8 | 16;
@@ -116,12 +121,25 @@ impl Pagemap {
         &self,
         mapping: &std::ops::Range<usize>,
     ) -> Result<Vec<Range>, MemoryError> {
-        // Not the file's, and somewhere.
-        self.scan(
-            mapping,
-            (0, PAGE_IS_FILE),
-            PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-        )
+        self.scan(mapping, (0, PAGE_IS_FILE), SOMEWHERE, 0)
+    }
+
+    /// The same, and in the same moment each page is write-protected in a way that lifts itself. There must
+    /// be a userfaultfd for that ([`crate::Rewritten`]).
+    pub(crate) fn protect_dirty(
+        &self,
+        mapping: &std::ops::Range<usize>,
+    ) -> Result<Vec<Range>, MemoryError> {
+        let protect = PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC;
+        self.scan(mapping, (0, PAGE_IS_FILE), SOMEWHERE, protect)
+    }
+
+    /// Those of [`Pagemap::dirty_ranges`] that are not write-protected so.
+    pub(crate) fn unprotected_dirty_ranges(
+        &self,
+        mapping: &std::ops::Range<usize>,
+    ) -> Result<Vec<Range>, MemoryError> {
+        self.scan(mapping, (PAGE_IS_WRITTEN, PAGE_IS_FILE), SOMEWHERE, 0)
     }
 
     /// The pages of `mapping`, anonymous memory that a pager fills ([`crate::pager`]), that have been
@@ -134,8 +152,7 @@ impl Pagemap {
         &self,
         mapping: &std::ops::Range<usize>,
     ) -> Result<Vec<Range>, MemoryError> {
-        let somewhere = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
-        self.scan(mapping, (PAGE_IS_WRITTEN, PAGE_IS_PFNZERO), somewhere)
+        self.scan(mapping, (PAGE_IS_WRITTEN, PAGE_IS_PFNZERO), SOMEWHERE, 0)
     }
 
     /// The pages of `mapping` that are mapped, its own and the file's.
@@ -146,7 +163,7 @@ impl Pagemap {
         &self,
         mapping: &std::ops::Range<usize>,
     ) -> Result<Vec<Range>, MemoryError> {
-        self.scan(mapping, (0, 0), PAGE_IS_PRESENT)
+        self.scan(mapping, (0, 0), PAGE_IS_PRESENT, 0)
     }
 
     /// The pages of `mapping` that are mapped in huge pages.
@@ -154,15 +171,17 @@ impl Pagemap {
     /// # Errors
     /// As [`Pagemap::dirty_ranges`].
     pub fn huge_ranges(&self, mapping: &std::ops::Range<usize>) -> Result<Vec<Range>, MemoryError> {
-        self.scan(mapping, (PAGE_IS_HUGE, 0), PAGE_IS_PRESENT)
+        self.scan(mapping, (PAGE_IS_HUGE, 0), PAGE_IS_PRESENT, 0)
     }
 
-    /// The pages that have all of `with`, none of `without`, and any of `any`.
+    /// The pages that have all of `with`, none of `without`, and any of `any`; `flags` say what is done to
+    /// them.
     fn scan(
         &self,
         mapping: &std::ops::Range<usize>,
         (with, without): (u64, u64),
         any: u64,
+        flags: u64,
     ) -> Result<Vec<Range>, MemoryError> {
         let base = mapping.start as u64;
         let mut regions = vec![PageRegion::default(); BATCH];
@@ -171,6 +190,7 @@ impl Pagemap {
         while start < mapping.end as u64 {
             let mut arg = PmScanArg {
                 size: size_of::<PmScanArg>() as u64,
+                flags,
                 start,
                 end: mapping.end as u64,
                 vec: regions.as_mut_ptr().expose_provenance() as u64,
@@ -182,7 +202,7 @@ impl Pagemap {
                 ..PmScanArg::default()
             };
             // SAFETY: `arg` is the structure this request takes, and `vec` points to `vec_len` regions
-            // that live across the call; the scanned range is only looked at.
+            // that live across the call; of the scanned range nothing is changed that a program could notice.
             let found = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
             let Ok(found) = usize::try_from(found) else {
                 let with = format!("{start:#x} to {:#x}; needs Linux 6.7", mapping.end);

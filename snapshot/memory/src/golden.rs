@@ -82,7 +82,7 @@ pub(crate) fn visible(pages: u64, layers: &[Layer]) -> Vec<(u64, u64, usize)> {
     let mut runs: Vec<(u64, u64, Option<usize>)> = Vec::new();
     for (number, layer) in layers.iter().enumerate().rev() {
         let extents = layer.index().extents().iter();
-        let top = extents.map(|e| (e.first, e.end(), e.data.is_some().then_some(number)));
+        let top = extents.map(|e| (e.first, e.end(), e.slot.is_some().then_some(number)));
         runs = overlay(&runs, &top.collect::<Vec<_>>());
     }
     debug_assert!(runs.iter().all(|r| r.1 <= pages));

@@ -113,7 +113,8 @@ impl Golden {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::layer::{Layer, write_layer};
+    use crate::layer::Layer;
+    use crate::writer::write_layer;
 
     fn range(first: u64, end: u64) -> Range {
         Range { first, end }
@@ -136,8 +137,8 @@ mod test {
     fn what_is_collapsed_holds_the_same() {
         let byte = |n: u32| (n >> 12).to_le_bytes()[0] | 1;
         let bytes: Vec<u8> = (0..1024 * 4096).map(byte).collect();
-        let mut file = tempfile::tempfile().unwrap();
-        write_layer(&[&bytes], &[range(0, 3), range(700, 1024)], &mut file).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        write_layer(&[&bytes], &[range(0, 3), range(700, 1024)], &file).unwrap();
         let golden = Golden::flatten(1024, &[Layer::open(file).unwrap()]).unwrap();
         let read = || {
             let mut now = vec![0; bytes.len()];

@@ -22,12 +22,17 @@ mod golden;
 mod huge;
 mod layer;
 pub mod pager;
+mod rewritten;
+mod uffd;
 mod working_set;
+mod writer;
 
 pub use dirty::{Pagemap, Range, outside};
 pub use error::MemoryError;
 pub use exact::Exact;
 pub use golden::Golden;
 pub use huge::HUGE;
-pub use layer::{Layer, write_layer};
+pub use layer::Layer;
+pub use rewritten::Rewritten;
 pub use working_set::{PAGES_VERSION, TOUCHED, WRITTEN, WorkingSet, encode_pages};
+pub use writer::{LayerWriter, write_layer};

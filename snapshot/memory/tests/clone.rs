@@ -66,10 +66,10 @@ impl Drop for Clone {
 }
 
 fn layer(memory: &[u8], ranges: &[Range]) -> Layer {
-    let mut file = tempfile::tempfile().unwrap();
+    let file = tempfile::tempfile().unwrap();
     // In two parts, as the memory of a large guest is.
     let (low, high) = memory.split_at(memory.len() / 2 / 4096 * 4096);
-    write_layer(&[low, high], ranges, &mut file).unwrap();
+    write_layer(&[low, high], ranges, &file).unwrap();
     Layer::open(file).unwrap()
 }
 
@@ -146,7 +146,7 @@ fn more_ranges_than_one_call_returns() {
 fn a_cut_or_foreign_layer_is_refused() {
     let memory = vec![1; 4 * PAGE];
     let mut file = tempfile::tempfile().unwrap();
-    write_layer(&[&memory], &[Range { first: 0, end: 4 }], &mut file).unwrap();
+    write_layer(&[&memory], &[Range { first: 0, end: 4 }], &file).unwrap();
     file.set_len(5 * 4096 - 1).unwrap();
     file.rewind().unwrap();
     let cut = Layer::open(file).unwrap_err();

@@ -184,8 +184,8 @@ fn layer(marks: &[u8]) -> File {
             end: n + 1,
         })
         .collect();
-    let mut file = tempfile::tempfile().unwrap();
-    write_layer(&[&memory], &ranges, &mut file).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    write_layer(&[&memory], &ranges, &file).unwrap();
     file
 }
 

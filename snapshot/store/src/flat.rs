@@ -23,7 +23,8 @@ pub fn pack(flat: &File, size: u64, out: &mut impl Write) -> Result<LayerIndex, 
     let runs = pieces(flat).map_err(io("Finding the data of", place))?;
     let index = LayerIndex::new(size.div_ceil(UNIT), runs).map_err(refused)?;
     let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(io("Packing", place));
-    put(&index.encode())?;
+    let (header, table) = index.encode();
+    put(&header)?;
     for extent in index.extents() {
         copy(
             extent.first * UNIT,
@@ -43,6 +44,7 @@ pub fn pack(flat: &File, size: u64, out: &mut impl Write) -> Result<LayerIndex, 
             },
         )?;
     }
+    put(&table)?;
     Ok(index)
 }
 
@@ -52,13 +54,23 @@ pub fn pack(flat: &File, size: u64, out: &mut impl Write) -> Result<LayerIndex, 
 /// # Errors
 /// When `layer` is not a layer file of this size, or from the disk.
 pub fn unpack(layer: &File, size: u64, flat: &File) -> Result<(), StoreError> {
-    let place = Path::new("a layer file");
-    let read = |bytes: &mut [u8], at| layer.read_exact_at(bytes, at).map_err(io("Reading", place));
-    let mut head = vec![0; 32];
-    read(&mut head, 0)?;
-    head.resize(LayerIndex::index_len(&head).map_err(refused)?, 0);
-    read(&mut head, 0)?;
-    let index = LayerIndex::parse(&head).map_err(refused)?;
+    let file = Path::new("a layer file");
+    let read = |bytes: &mut [u8], at| layer.read_exact_at(bytes, at).map_err(io("Reading", file));
+    let mut header = [0; LayerIndex::HEADER];
+    read(&mut header, 0)?;
+    let (place, len) = LayerIndex::table(&header).map_err(refused)?;
+    let there = layer.metadata().map_err(io("Measuring", file))?.len();
+    let needed = place + len as u64;
+    if there < needed {
+        return Err(refused(FormatError::Truncated {
+            what: "layer file",
+            needed,
+            found: there,
+        }));
+    }
+    let mut table = vec![0; len];
+    read(&mut table, place)?;
+    let index = LayerIndex::parse(&header, &table).map_err(refused)?;
     if index.units() != size.div_ceil(UNIT) {
         return Err(refused(FormatError::Invalid {
             what: "layer of a disk",
@@ -66,11 +78,13 @@ pub fn unpack(layer: &File, size: u64, flat: &File) -> Result<(), StoreError> {
         }));
     }
     for extent in index.extents() {
-        let Some(data) = extent.data else { continue };
+        let Some(data) = extent.data_of(extent.first) else {
+            continue;
+        };
         let first = extent.first * UNIT;
         copy(first, u64::from(extent.units) * UNIT, |at, bytes| {
             read(bytes, data + (at - first))?;
-            flat.write_all_at(bytes, at).map_err(io("Unpacking", place))
+            flat.write_all_at(bytes, at).map_err(io("Unpacking", file))
         })?;
     }
     Ok(())

@@ -10,8 +10,8 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers may panic")]
 
 use snapshot_format::{
-    BaseImage, BlobRef, Extent, GuestShape, LayerIndex, LayerSums, MANIFEST_VERSION, Manifest,
-    Section, SectionFile, SectionName, UNIT, unit_sum,
+    BaseImage, BlobRef, Extent, FormatError, GuestShape, LayerIndex, LayerSums, MANIFEST_VERSION,
+    Manifest, Section, SectionFile, SectionName, UNIT, unit_sum,
 };
 use snapshot_store::{SnapshotId, Store, StoreError};
 use std::collections::BTreeMap;
@@ -44,10 +44,24 @@ fn parts() -> [Vec<u8>; 4] {
     let sums = LayerSums::new([PAGE, LAST].iter().map(|p| unit_sum(p)).collect());
     [
         SectionFile::encode(&state).unwrap(),
-        [&index.encode()[..], &PAGE, &LAST, &sums.encode()].concat(),
-        LayerIndex::new(16, []).unwrap().encode(),
+        layer(&index, &[&PAGE[..], &LAST].concat(), &sums.encode()),
+        layer(&LayerIndex::new(16, []).unwrap(), &[], &[]),
         b"{}".to_vec(),
     ]
+}
+
+fn layer(index: &LayerIndex, data: &[u8], sums: &[u8]) -> Vec<u8> {
+    let (header, table) = index.encode();
+    [&header[..], data, &table, sums].concat()
+}
+
+/// The index of a layer file, and its sums if it has any.
+fn index(layer: &[u8]) -> Result<(LayerIndex, &[u8]), FormatError> {
+    let place = usize::try_from(LayerIndex::table(layer)?.0).unwrap();
+    let table = layer.get(place..).unwrap_or_default();
+    let index = LayerIndex::parse(layer, table)?;
+    let sums = usize::try_from(index.file_len()).unwrap();
+    Ok((index, &layer[sums..]))
 }
 
 /// Writes the golden snapshot as this version does.
@@ -146,28 +160,25 @@ fn this_version_loads() {
     let state = SectionFile::parse(&state).unwrap();
     assert_eq!(state.get("vcpu.0", 3), Ok(&b"registers"[..]));
     let layer = read(&manifest.memory[0]);
-    let index = LayerIndex::parse(&layer).unwrap();
-    let at = |first, units, data| Extent { first, units, data };
+    let (found, sums) = index(&layer).unwrap();
+    let at = |first, units, slot| Extent { first, units, slot };
     assert_eq!(
-        (index.units(), index.extents()),
+        (found.units(), found.extents()),
         (
             64,
-            &[
-                at(3, 1, Some(4096)),
-                at(8, 2, None),
-                at(60, 1, Some(2 * 4096))
-            ][..]
+            &[at(3, 1, Some(0)), at(8, 2, None), at(60, 1, Some(1))][..]
         )
     );
     assert_eq!(
         (&layer[4096..8192], &layer[8192..12288]),
         (&PAGE[..], &LAST[..])
     );
-    let sums = LayerSums::parse(&layer[12288..], &index).unwrap();
+    let sums = LayerSums::parse(sums, &found).unwrap();
     sums.check(0, &PAGE).unwrap();
     sums.check(1, &LAST).unwrap();
     sums.check(1, &PAGE).unwrap_err();
-    let disk = LayerIndex::parse(&read(&manifest.disk[0])).unwrap();
+    let disk = read(&manifest.disk[0]);
+    let (disk, _) = index(&disk).unwrap();
     assert_eq!((disk.units(), disk.extents()), (16, &[][..]));
     assert_eq!(read(manifest.record.as_ref().unwrap()), b"{}");
 }
@@ -249,16 +260,16 @@ fn damaged_blobs_are_refused() {
 #[test]
 fn newer_and_damaged_files_are_refused_by_their_decoders() {
     let [state, layer, ..] = parts();
-    let index = LayerIndex::parse(&layer).unwrap();
+    let (found, _) = index(&layer).unwrap();
     let changed = |bytes: &[u8], at: usize, to: u8| {
         let mut bytes = bytes.to_vec();
         bytes[at] = to;
         bytes
     };
     let of_state = |bytes: Vec<u8>| SectionFile::parse(&bytes).unwrap_err().to_string();
-    let of_layer = |bytes: Vec<u8>| LayerIndex::parse(&bytes).unwrap_err().to_string();
-    let of_sums = |bytes: &[u8]| LayerSums::parse(bytes, &index).unwrap_err().to_string();
-    let (end, sums) = (state.len() - 1, 12288);
+    let of_layer = |bytes: Vec<u8>| index(&bytes).unwrap_err().to_string();
+    let of_sums = |bytes: &[u8]| LayerSums::parse(bytes, &found).unwrap_err().to_string();
+    let (end, sums) = (state.len() - 1, 12288 + 3 * 16);
     for (said, words) in [
         (
             of_state(changed(&state, 8, 99)),
@@ -279,15 +290,15 @@ fn newer_and_damaged_files_are_refused_by_their_decoders() {
         (of_state(layer.clone()), "Not a section file"),
         (
             of_layer(changed(&layer, 8, 99)),
-            "layer file of version 99; this program reads version 1: update",
+            "layer file of version 99; this program reads version 2: update",
         ),
         (
-            of_layer(changed(&layer, 40, 9)),
+            of_layer(changed(&layer, 12290, 9)),
             "Corrupt: the checksum of the index of the layer file",
         ),
         (
-            of_layer(layer[..40].to_vec()),
-            "Truncated: index of the layer file needs 80 bytes, 40",
+            of_layer(layer[..12300].to_vec()),
+            "Truncated: index of the layer file needs 48 bytes, 12",
         ),
         (of_layer(state), "Not a layer file"),
         (

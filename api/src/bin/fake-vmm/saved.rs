@@ -85,8 +85,8 @@ impl Start {
         page.resize(PAGE, 0);
         let index = LayerIndex::new(u64::from(spec.memory_mib) << 8, [(0, 1, true)])?;
         let mut memory = file(to.memory)?;
-        memory.write_all(&index.encode())?;
-        memory.write_all(&page)?;
+        let (header, table) = index.encode();
+        memory.write_all(&[&header[..], &page, &table].concat())?;
         let section = Section {
             name: SectionName::new("fake")?,
             version: 1,

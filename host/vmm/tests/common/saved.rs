@@ -21,11 +21,17 @@ pub(crate) struct Files {
 }
 
 pub(crate) fn save(machine: &Machine) -> (Files, Saved) {
+    save_as(machine, false)
+}
+
+/// `ahead`: memory is copied while the machine runs.
+pub(crate) fn save_as(machine: &Machine, ahead: bool) -> (Files, Saved) {
     let files = [empty(), empty()];
     let spec = SaveSpec {
         memory: 0,
         state: 1,
         disks: Vec::new(),
+        ahead,
     };
     machine.send(&Request::Save(spec), &files);
     let saved = match machine.receive() {

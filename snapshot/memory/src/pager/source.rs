@@ -5,7 +5,7 @@ use super::uffd::PAGE;
 use crate::error::MemoryError;
 use crate::golden::visible;
 use crate::layer::Layer;
-use snapshot_format::{LayerSums, UNIT};
+use snapshot_format::{LayerIndex, LayerSums, UNIT};
 use std::fs::File;
 use std::ops::Range;
 
@@ -34,8 +34,6 @@ pub(crate) struct Source {
 struct Checked {
     layer: Layer,
     sums: LayerSums,
-    /// For each extent of the index, how many units with data are before it.
-    before: Vec<usize>,
 }
 
 impl Source {
@@ -57,15 +55,7 @@ impl Source {
                 return Err(refused(MemoryError::Size { found, wanted }));
             }
             let sums = layer.sums().map_err(refused)?;
-            let mut units = 0;
-            let extents = layer.index().extents().iter();
-            let before = extents.map(|extent| {
-                let first = units;
-                units += extent.data.map_or(0, |_| extent.units as usize);
-                first
-            });
-            let before = before.collect();
-            opened.push((sums, before));
+            opened.push(sums);
             layers.push(layer);
         }
         let runs = visible(pages, &layers).into_iter();
@@ -76,11 +66,7 @@ impl Source {
         });
         let runs = runs.collect();
         let both = layers.into_iter().zip(opened);
-        let layers = both.map(|(layer, (sums, before))| Checked {
-            layer,
-            sums,
-            before,
-        });
+        let layers = both.map(|(layer, sums)| Checked { layer, sums });
         Ok(Self {
             layers: layers.collect(),
             runs,
@@ -129,20 +115,11 @@ impl Source {
         bytes: &mut [u8],
     ) -> Result<(), PagerError> {
         let read = || -> Result<(), MemoryError> {
-            let Checked {
-                layer,
-                sums,
-                before,
-            } = &self.layers[layer];
-            let extents = layer.index().extents();
+            let Checked { layer, sums } = &self.layers[layer];
             let (mut page, mut rest) = (first, bytes);
             while !rest.is_empty() {
-                let number = extents.partition_point(|e| e.end() <= page);
-                let Some((extent, data)) = extents
-                    .get(number)
-                    .filter(|e| e.first <= page)
-                    .and_then(|e| Some((e, e.data?)))
-                else {
+                let found = layer.index().find(page);
+                let Some((extent, slot)) = found.and_then(|e| Some((e, e.slot_of(page)?))) else {
                     return Err(snapshot_format::FormatError::Invalid {
                         what: "page of a layer",
                         value: page.to_string(),
@@ -151,11 +128,10 @@ impl Source {
                 };
                 let have = usize::try_from((extent.end() - page) * UNIT).unwrap_or(usize::MAX);
                 let (now, later) = rest.split_at_mut(have.min(rest.len()));
-                let skipped = page - extent.first;
-                layer.read_at(now, data + skipped * UNIT)?;
-                let unit = before[number] + usize::try_from(skipped).unwrap_or(usize::MAX);
-                for (unit, page) in (unit..).zip(now.chunks(PAGE)) {
-                    sums.check(unit, page)?;
+                layer.read_at(now, LayerIndex::data_at(slot))?;
+                let slot = usize::try_from(slot).unwrap_or(usize::MAX);
+                for (slot, page) in (slot..).zip(now.chunks(PAGE)) {
+                    sums.check(slot, page)?;
                 }
                 page += (now.len() / PAGE) as u64;
                 rest = later;

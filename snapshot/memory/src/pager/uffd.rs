@@ -4,6 +4,7 @@
 #![expect(unsafe_code, reason = "ioctls on addresses of another process")]
 
 use super::{PagerError, io};
+use crate::uffd::{PAGEFAULT_FLAG_WP, WP_ASYNC, prepare};
 use rustix::io::Errno;
 use std::ffi::c_void;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -14,25 +15,12 @@ pub(crate) const PAGE: usize = 4096;
 
 /// `_IO(0xaa, 0)`: a new descriptor.
 const USERFAULTFD_IOC_NEW: libc::c_ulong = 0xaa00;
-/// `_IOWR(0xaa, 0x3f, struct uffdio_api)`
-const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
 /// `_IOWR(0xaa, 0x03, struct uffdio_copy)`
 const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
-const UFFD_API: u64 = 0xaa;
-const PAGEFAULT_FLAG_WP: u64 = 1 << 0;
 const EVENT_REMOVE: u64 = 1 << 3;
-/// Linux 6.7, as `PAGEMAP_SCAN` is.
-const WP_ASYNC: u64 = 1 << 15;
 const COPY_MODE_WP: u64 = 1 << 1;
 /// Events read by one call.
 const EVENTS: usize = 32;
-
-#[repr(C)]
-struct Api {
-    api: u64,
-    features: u64,
-    ioctls: u64,
-}
 
 #[repr(C)]
 struct Copy {
@@ -91,18 +79,8 @@ pub(crate) fn create(device: BorrowedFd<'_>) -> Result<OwnedFd, PagerError> {
     // SAFETY: the kernel has just given it to us alone.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let features = PAGEFAULT_FLAG_WP | EVENT_REMOVE | WP_ASYNC;
-    let mut api = Api {
-        api: UFFD_API,
-        features,
-        ioctls: 0,
-    };
-    // SAFETY: `api` is the structure this request takes and fills.
-    if unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &raw mut api) } < 0 {
-        let with = format!("UFFDIO_API, features {features:#x}; needs Linux 6.7");
-        return Err(io("Preparing a userfaultfd", with)(
-            std::io::Error::last_os_error(),
-        ));
-    }
+    let with = format!("UFFDIO_API, features {features:#x}; needs Linux 6.7");
+    prepare(&fd, features).map_err(io("Preparing a userfaultfd", with))?;
     Ok(fd)
 }
 
@@ -267,7 +245,6 @@ mod test {
     fn the_numbers_are_the_kernels() {
         let iowr =
             |nr: libc::c_ulong, size: usize| 3 << 30 | (size as libc::c_ulong) << 16 | 0xaa00 | nr;
-        assert_eq!(UFFDIO_API, iowr(0x3f, size_of::<Api>()));
         assert_eq!(UFFDIO_COPY, iowr(0x03, size_of::<Copy>()));
     }
 }

@@ -1,0 +1,131 @@
+//! Copying a machine's memory into a layer: all of it while the machine stands still, or most of it before.
+
+use crate::assemble::Machine;
+use crate::save::{SaveError, written};
+use machine::Memory;
+use snapshot_memory::{LayerWriter, Range as Pages, Rewritten};
+use std::fs::File;
+
+/// Most pages that are copied before the devices have their turn again.
+const SLICE: u64 = 256;
+
+/// A layer of memory that is being written.
+#[derive(Debug)]
+pub(crate) struct Copying {
+    writer: LayerWriter,
+    ahead: Vec<Part>,
+}
+
+/// A part of the memory that is copied ahead.
+#[derive(Debug)]
+struct Part {
+    rewritten: Rewritten,
+    /// Its first page in the whole.
+    begin: u64,
+    /// What is still to be copied, last first.
+    left: Vec<Pages>,
+}
+
+/// What was copied.
+#[derive(Debug)]
+pub(crate) struct Copied {
+    /// Pages that the layer holds bytes of.
+    pub(crate) stored: u64,
+    /// Pages that were copied at the end.
+    pub(crate) still: u64,
+    /// What to drop once the machine runs again.
+    pub(crate) watches: Vec<Rewritten>,
+}
+
+impl Copying {
+    /// Into an empty file.
+    pub(crate) fn new(file: File, memory: &Memory) -> Self {
+        Self {
+            writer: LayerWriter::new(file, memory.pages()),
+            ahead: Vec::new(),
+        }
+    }
+
+    /// Begins to copy what the machine has written by now, while it runs. After an error all is left to the
+    /// end.
+    pub(crate) fn begin_ahead(&mut self, machine: &Machine) -> Result<(), SaveError> {
+        let mut begin = 0;
+        let mut ahead = Vec::new();
+        for part in machine.vm.memory().host_ranges() {
+            let pages = part.len() as u64 / 4096;
+            let (rewritten, mut left) = Rewritten::begin(part, &machine.pagemap)?;
+            left.reverse();
+            ahead.push(Part {
+                rewritten,
+                begin,
+                left,
+            });
+            begin += pages;
+        }
+        self.ahead = ahead;
+        Ok(())
+    }
+
+    /// Copies some more ahead; whether there is nothing left of that.
+    pub(crate) fn go_on(&mut self, memory: &Memory) -> Result<bool, SaveError> {
+        let mut room = SLICE;
+        for part in &mut self.ahead {
+            while room > 0
+                && let Some(pages) = part.left.pop()
+            {
+                let now = Pages {
+                    end: pages.end.min(pages.first + room),
+                    ..pages
+                };
+                if now.end < pages.end {
+                    part.left.push(Pages {
+                        first: now.end,
+                        ..pages
+                    });
+                }
+                room -= now.end - now.first;
+                copy(&mut self.writer, memory, part.begin, now)?;
+            }
+        }
+        Ok(room > 0)
+    }
+
+    /// Copies all the rest. Nothing runs meanwhile.
+    pub(crate) fn finish(mut self, machine: &Machine) -> Result<Copied, SaveError> {
+        let memory = machine.vm.memory();
+        let mut still = 0;
+        if self.ahead.is_empty() {
+            for pages in written(machine)? {
+                still += pages.end - pages.first;
+                copy(&mut self.writer, memory, 0, pages)?;
+            }
+        }
+        for part in &self.ahead {
+            let again = part.rewritten.ranges(&machine.pagemap)?;
+            for pages in again.iter().chain(part.left.iter().rev()) {
+                still += pages.end - pages.first;
+                copy(&mut self.writer, memory, part.begin, *pages)?;
+            }
+        }
+        let index = self.writer.finish()?;
+        Ok(Copied {
+            stored: index.slots().into(),
+            still,
+            watches: self.ahead.into_iter().map(|part| part.rewritten).collect(),
+        })
+    }
+}
+
+/// Copies pages that are numbered from the page `begin` of the whole.
+fn copy(
+    writer: &mut LayerWriter,
+    memory: &Memory,
+    begin: u64,
+    pages: Pages,
+) -> Result<(), SaveError> {
+    let whole = Pages {
+        first: begin + pages.first,
+        end: begin + pages.end,
+    };
+    writer.write(whole, |page, into| Ok(memory.copy_page(page, into)?))
+}
