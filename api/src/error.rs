@@ -194,6 +194,14 @@ pub enum ProxyError {
         /// The sandbox.
         id: String,
     },
+    /// It ended by itself while the request was under way. Begins with the words above.
+    #[error("The sandbox was not found any more: {how}")]
+    Ended {
+        /// The sandbox.
+        id: String,
+        /// What the host saw.
+        how: String,
+    },
     /// It is being paused.
     #[error("The sandbox is being paused")]
     Pausing {
@@ -244,7 +252,7 @@ impl ProxyError {
     pub fn response(&self) -> Response<Body> {
         let message = self.to_string();
         match self {
-            Self::NotFound { id } => json_response(
+            Self::NotFound { id } | Self::Ended { id, .. } => json_response(
                 StatusCode::BAD_GATEWAY,
                 &json!({ "sandboxId": id, "message": message, "code": 502 }),
             ),
@@ -337,6 +345,17 @@ mod test {
         assert_eq!(
             body,
             json!({ "sandboxId": "i1", "message": "The sandbox was not found", "code": 502 })
+        );
+        let ended = ProxyError::Ended {
+            id: "i1".into(),
+            how: "signal 9".into(),
+        };
+        let (status, _, body) = parts(ended.response()).await;
+        let message = body["message"].as_str().unwrap();
+        assert_eq!(status, 502);
+        assert!(
+            message.contains("was not found") && message.contains("signal 9"),
+            "{message}"
         );
         let closed = ProxyError::PortClosed {
             id: "i1".into(),

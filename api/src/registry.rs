@@ -354,6 +354,7 @@ fn embody(
         processes: crate::envd::Processes::default(),
         deadline: watch::Sender::new(deadline),
         gone: watch::Sender::new(false),
+        ended: OnceLock::new(),
         body: MachineBody {
             hand: machine.hand(),
             shape,
