@@ -55,6 +55,17 @@ pub enum ApiError {
         /// The limit.
         max: usize,
     },
+    /// The host is short of memory.
+    #[error(
+        "The host has {available} MiB of memory left, and below {least} nothing is begun \
+         (limits.min_memory_mb). Kill a sandbox, or come again later"
+    )]
+    NoMemory {
+        /// What is left, MiB.
+        available: u64,
+        /// What has to be, MiB.
+        least: u64,
+    },
     /// No such checkpoint, now.
     #[error("Sandbox {sandbox_id:?} has no checkpoint {checkpoint:?}")]
     CheckpointNotFound {
@@ -120,7 +131,7 @@ impl ApiError {
             }
             Self::TooManySandboxes { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::NotYet(_) => StatusCode::NOT_IMPLEMENTED,
-            Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::ShuttingDown | Self::NoMemory { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::StartFailed(_)
             | Self::PauseFailed(_)
             | Self::EndedMeanwhile(_)
@@ -135,6 +146,7 @@ impl ApiError {
     pub fn error_code(&self) -> Option<&'static str> {
         match self {
             Self::TooManySandboxes { .. } => Some("sandbox_limit_reached"),
+            Self::NoMemory { .. } => Some("host_memory_low"),
             Self::TemplateNotFound(_) => Some("template_not_found"),
             Self::CheckpointNotFound { .. } => Some("checkpoint_not_found"),
             Self::TooManyCheckpoints { .. } => Some("checkpoint_limit_reached"),
@@ -156,6 +168,7 @@ impl ApiError {
             Self::ShuttingDown => (Some(true), Some(2)),
             // Time alone does not help, but a sandbox that ends does.
             Self::TooManySandboxes { .. } => (Some(false), Some(1)),
+            Self::NoMemory { .. } => (Some(false), Some(5)),
             _ if self.status().is_server_error() => (Some(false), None),
             _ => (None, None),
         }

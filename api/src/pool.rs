@@ -16,6 +16,7 @@ use crate::golden::{self, GoldenError};
 use crate::image::Image;
 use crate::launcher::{Begin, Built, LaunchError, Launcher, Plan, Timings};
 use crate::name::Name;
+use crate::room::Room;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -78,6 +79,7 @@ pub struct Pools {
 #[derive(Clone, Debug)]
 struct Shared {
     slots: Arc<Semaphore>,
+    room: Arc<Room>,
     makers: Arc<Semaphore>,
     turn: Arc<Semaphore>,
     idle: Arc<AtomicUsize>,
@@ -105,7 +107,7 @@ impl Pools {
     pub fn open(
         launcher: &Launcher,
         settings: &Settings,
-        slots: &Arc<Semaphore>,
+        (slots, room): (Arc<Semaphore>, Arc<Room>),
         closing: &watch::Receiver<bool>,
     ) -> Self {
         let templates = settings
@@ -127,7 +129,8 @@ impl Pools {
             .collect();
         let count = u32::try_from(pools.len()).unwrap_or(u32::MAX);
         let shared = Shared {
-            slots: Arc::clone(slots),
+            slots,
+            room,
             makers: Arc::new(Semaphore::new(pools.len())),
             turn: Arc::new(Semaphore::new(1)),
             idle: Arc::default(),
@@ -313,7 +316,7 @@ impl Pool {
         }
     }
 
-    /// Builds what is missing, as far as there are slots.
+    /// Builds what is missing, as far as there are slots and memory.
     async fn fill(self: &Arc<Self>, golden: &Arc<Image>, shared: &Shared) {
         while self.missing() && self.ready().is_some() {
             let setbacks = self.setbacks.load(Relaxed);
@@ -323,6 +326,9 @@ impl Pool {
             let Ok(_turn) = shared.turn.acquire().await else {
                 return;
             };
+            if shared.room.check().is_err() {
+                return;
+            }
             let Ok(slot) = Arc::clone(&shared.slots).try_acquire_owned() else {
                 return;
             };

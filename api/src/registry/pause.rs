@@ -188,6 +188,7 @@ impl Registry {
         let facts = &paused.facts;
         let name = &facts.origin.base;
         let template = self.template_of(&facts.origin)?;
+        self.room.check()?;
         let slot = self.slot().await?;
         timings.step("slot");
         let failed = |error: String| ApiError::ResumeFailed(error);
