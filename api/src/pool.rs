@@ -22,10 +22,13 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-/// So many copies in a row that fail when they are claimed make an end of copying.
+/// So many copies in a row that fail when they are claimed make an end of copying, for a while.
 const MAX_FAULTS: u32 = 3;
+/// How long sandboxes boot then. It may have been want of memory, which passes; a template whose copies are
+/// bad costs one creation some time as often as this.
+const REST: Duration = Duration::from_secs(60);
 /// The wait after the first husk that died or could not be built; it doubles up to 51 s.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const MAX_DOUBLINGS: u32 = 9;
@@ -62,6 +65,9 @@ impl Drop for Idle {
 enum State {
     Building,
     Ready(Arc<Image>),
+    /// Copies have failed: not before then.
+    Rests(Arc<Image>, Instant),
+    /// There is nothing to copy.
     Boots,
 }
 
@@ -187,11 +193,16 @@ impl Pool {
     pub async fn golden(&self, bound: Duration) -> Option<Arc<Image>> {
         let mut state = self.state.subscribe();
         let decided = state.wait_for(|state| !matches!(state, State::Building));
-        match timeout(bound, decided).await {
-            Ok(Ok(state)) => match &*state {
-                State::Ready(golden) => Some(Arc::clone(golden)),
-                _ => None,
-            },
+        match timeout(bound, decided)
+            .await
+            .map(|state| state.map(|s| s.clone()))
+        {
+            Ok(Ok(State::Ready(golden))) => Some(golden),
+            Ok(Ok(State::Rests(golden, until))) if Instant::now() >= until => {
+                self.try_again(&golden);
+                Some(golden)
+            }
+            Ok(Ok(_)) => None,
             _ => {
                 tracing::warn!(
                     template = self.template.name,
@@ -258,7 +269,7 @@ impl Pool {
     }
 
     /// A husk could not be built on the spot, or did not become a sandbox. After some of these
-    /// without a success, sandboxes of this template boot.
+    /// without a success, sandboxes of this template boot for a while.
     pub fn failed(&self) {
         self.wake.notify_one();
         if self.faults.fetch_add(1, Relaxed) + 1 != MAX_FAULTS {
@@ -267,10 +278,22 @@ impl Pool {
         tracing::warn!(
             template = self.template.name,
             failures = MAX_FAULTS,
-            "copies do not become sandboxes: from now on they boot"
+            rest = ?REST,
+            "copies do not become sandboxes: they boot for a while"
         );
-        self.state.send_replace(State::Boots);
+        if let Some(golden) = self.ready() {
+            let until = Instant::now() + REST;
+            self.state.send_replace(State::Rests(golden, until));
+        }
         self.lock().clear();
+    }
+
+    /// After a rest: the first copy that fails makes it another one.
+    fn try_again(&self, golden: &Arc<Image>) {
+        tracing::info!(template = self.template.name, "copies are tried again");
+        self.faults.store(MAX_FAULTS - 1, Relaxed);
+        self.state.send_replace(State::Ready(Arc::clone(golden)));
+        self.wake.notify_one();
     }
 
     /// Makes the golden machine and keeps the pool full until the server closes.
@@ -297,8 +320,10 @@ impl Pool {
                 return;
             }
         };
-        while let Some(golden) = self.ready() {
-            self.fill(&golden, shared).await;
+        loop {
+            if let Some(golden) = self.ready() {
+                self.fill(&golden, shared).await;
+            }
             self.wake.notified().await;
         }
     }
