@@ -57,14 +57,14 @@ pub enum ApiError {
     },
     /// The host is short of memory.
     #[error(
-        "The host has {available} MiB of memory left, and below {least} nothing is begun \
-         (limits.min_memory_mb). Kill a sandbox, or come again later"
+        "The host has {available} MiB of memory left, and {needed} have to be for this to begin \
+         (limits.min_memory_mb, and what is to be loaded). Kill a sandbox, or come again later"
     )]
     NoMemory {
         /// What is left, MiB.
         available: u64,
         /// What has to be, MiB.
-        least: u64,
+        needed: u64,
     },
     /// No such checkpoint, now.
     #[error("Sandbox {sandbox_id:?} has no checkpoint {checkpoint:?}")]

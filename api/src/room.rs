@@ -43,13 +43,20 @@ impl Room {
     /// # Errors
     /// [`ApiError::NoMemory`].
     pub fn check(&self) -> Result<(), ApiError> {
+        self.check_for(0)
+    }
+
+    /// The same for something that takes so many bytes at once.
+    ///
+    /// # Errors
+    /// [`ApiError::NoMemory`].
+    pub fn check_for(&self, bytes: u64) -> Result<(), ApiError> {
         if self.least == 0 {
             return Ok(());
         }
-        let available = self.available();
-        if available < self.least {
-            let least = self.least;
-            return Err(ApiError::NoMemory { available, least });
+        let (available, needed) = (self.available(), self.least + (bytes >> 20));
+        if available < needed {
+            return Err(ApiError::NoMemory { available, needed });
         }
         Ok(())
     }
@@ -110,8 +117,12 @@ mod test {
     #[test]
     fn what_is_asked_for_has_to_be_left() {
         assert!(Room::new(0).check().is_ok() && Room::new(1).check().is_ok());
-        let error = Room::new(1 << 40).check().unwrap_err();
-        assert!(matches!(error, ApiError::NoMemory { .. }), "{error}");
+        for error in [
+            Room::new(1 << 40).check().unwrap_err(),
+            Room::new(1).check_for(1 << 60).unwrap_err(),
+        ] {
+            assert!(matches!(error, ApiError::NoMemory { .. }), "{error}");
+        }
     }
 
     #[test]
