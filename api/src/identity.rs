@@ -2,8 +2,9 @@
 
 use crate::link::{Identity, Link, LinkError};
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::time::timeout;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// How long the agent may take to accept its identity.
 const IDENTITY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -11,7 +12,9 @@ const IDENTITY_TIMEOUT: Duration = Duration::from_secs(20);
 /// The guest's clock is late by the message's way, which nobody but its answer tells. After an answer that
 /// took longer than this it is set again.
 const LATE: Duration = Duration::from_millis(25);
-/// For so long: on a host that is so busy that no answer comes in time, a clock that is late is better than
+/// By one after the other: all at once would be in each other's way.
+static TURN: Semaphore = Semaphore::const_new(1);
+/// For so long, also when others have their turn: on a host that is so busy that no answer comes in time, a clock that is late is better than
 /// no sandbox.
 const SET_AGAIN: Duration = Duration::from_secs(2);
 
@@ -38,6 +41,7 @@ pub async fn identify(
     let mut entropy = [0; 32];
     getrandom::fill(&mut entropy).map_err(|e| format!("The host gave no random bytes: {e}"))?;
     let given = async {
+        let mut turn = None;
         let mut end = None;
         loop {
             let begin = Instant::now();
@@ -52,6 +56,12 @@ pub async fn identify(
             let end = *end.get_or_insert_with(|| Instant::now() + SET_AGAIN);
             if begin.elapsed() <= LATE || Instant::now() >= end {
                 return Ok::<_, LinkError>(());
+            }
+            if turn.is_none() {
+                turn = timeout_at(end, TURN.acquire()).await.ok();
+            }
+            if turn.is_none() {
+                return Ok(());
             }
         }
     };
