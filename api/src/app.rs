@@ -251,11 +251,23 @@ async fn envd_request(sandbox: &Arc<Sandbox>, request: Request<Lingering>) -> Re
     let span = tracing::info_span!("envd", sandbox_id = sandbox.id);
     tokio::select! {
         biased;
-        () = sandbox.gone() => ProxyError::NotFound { id: sandbox.id.clone() }.response(),
+        () = sandbox.gone() => ended(sandbox).response(),
         response = envd::serve(sandbox, request).instrument(span) => {
             let sandbox = Arc::clone(sandbox);
             response.map(|inner| UntilGone::wrap(sandbox, inner))
         }
+    }
+}
+
+/// What the requests to a sandbox get that had no answer yet when it ended.
+fn ended(sandbox: &Sandbox) -> ProxyError {
+    let id = sandbox.id.clone();
+    match sandbox.ended.get() {
+        Some(how) => ProxyError::Ended {
+            id,
+            how: how.clone(),
+        },
+        None => ProxyError::NotFound { id },
     }
 }
 

@@ -54,6 +54,9 @@ pub struct LimitsFile {
     pub max_sandboxes: Option<usize>,
     /// Most checkpoints of one sandbox; more are refused with 409. Default 64.
     pub max_checkpoints: Option<usize>,
+    /// Memory that has to be left for something to begin, MiB; else it is refused with 503. 0: nobody looks.
+    /// Default 128.
+    pub min_memory_mb: Option<u64>,
     /// Longest time to live a client may ask for, seconds. Default 86400.
     pub max_timeout: Option<u32>,
     /// Longest wait for a new sandbox's agent, seconds. Default 60.
@@ -171,6 +174,8 @@ pub struct Limits {
     pub max_sandboxes: usize,
     /// Most checkpoints of one sandbox.
     pub max_checkpoints: usize,
+    /// Memory that has to be left for something to begin, MiB.
+    pub min_memory_mb: u64,
     /// Longest time to live.
     pub max_timeout: Duration,
     /// Longest wait for a new sandbox's agent.
@@ -378,6 +383,12 @@ impl Limits {
                 64,
                 4096,
                 "1 to 4096",
+            )?,
+            min_memory_mb: in_range(
+                "limits.min_memory_mb",
+                file.min_memory_mb.unwrap_or(128),
+                0..=1 << 24,
+                "0 to 16777216",
             )?,
             max_timeout: seconds("limits.max_timeout", file.max_timeout, 86_400)?,
             boot_timeout: seconds("limits.boot_timeout", file.boot_timeout, 60)?,

@@ -55,6 +55,17 @@ pub enum ApiError {
         /// The limit.
         max: usize,
     },
+    /// The host is short of memory.
+    #[error(
+        "The host has {available} MiB of memory left, and {needed} have to be for this to begin \
+         (limits.min_memory_mb, and what is to be loaded). Kill a sandbox, or come again later"
+    )]
+    NoMemory {
+        /// What is left, MiB.
+        available: u64,
+        /// What has to be, MiB.
+        needed: u64,
+    },
     /// No such checkpoint, now.
     #[error("Sandbox {sandbox_id:?} has no checkpoint {checkpoint:?}")]
     CheckpointNotFound {
@@ -120,7 +131,7 @@ impl ApiError {
             }
             Self::TooManySandboxes { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::NotYet(_) => StatusCode::NOT_IMPLEMENTED,
-            Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::ShuttingDown | Self::NoMemory { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::StartFailed(_)
             | Self::PauseFailed(_)
             | Self::EndedMeanwhile(_)
@@ -135,6 +146,7 @@ impl ApiError {
     pub fn error_code(&self) -> Option<&'static str> {
         match self {
             Self::TooManySandboxes { .. } => Some("sandbox_limit_reached"),
+            Self::NoMemory { .. } => Some("host_memory_low"),
             Self::TemplateNotFound(_) => Some("template_not_found"),
             Self::CheckpointNotFound { .. } => Some("checkpoint_not_found"),
             Self::TooManyCheckpoints { .. } => Some("checkpoint_limit_reached"),
@@ -156,6 +168,7 @@ impl ApiError {
             Self::ShuttingDown => (Some(true), Some(2)),
             // Time alone does not help, but a sandbox that ends does.
             Self::TooManySandboxes { .. } => (Some(false), Some(1)),
+            Self::NoMemory { .. } => (Some(false), Some(5)),
             _ if self.status().is_server_error() => (Some(false), None),
             _ => (None, None),
         }
@@ -193,6 +206,14 @@ pub enum ProxyError {
     NotFound {
         /// The sandbox.
         id: String,
+    },
+    /// It ended by itself while the request was under way. Begins with the words above.
+    #[error("The sandbox was not found any more: {how}")]
+    Ended {
+        /// The sandbox.
+        id: String,
+        /// What the host saw.
+        how: String,
     },
     /// It is being paused.
     #[error("The sandbox is being paused")]
@@ -244,7 +265,7 @@ impl ProxyError {
     pub fn response(&self) -> Response<Body> {
         let message = self.to_string();
         match self {
-            Self::NotFound { id } => json_response(
+            Self::NotFound { id } | Self::Ended { id, .. } => json_response(
                 StatusCode::BAD_GATEWAY,
                 &json!({ "sandboxId": id, "message": message, "code": 502 }),
             ),
@@ -337,6 +358,17 @@ mod test {
         assert_eq!(
             body,
             json!({ "sandboxId": "i1", "message": "The sandbox was not found", "code": 502 })
+        );
+        let ended = ProxyError::Ended {
+            id: "i1".into(),
+            how: "signal 9".into(),
+        };
+        let (status, _, body) = parts(ended.response()).await;
+        let message = body["message"].as_str().unwrap();
+        assert_eq!(status, 502);
+        assert!(
+            message.contains("was not found") && message.contains("signal 9"),
+            "{message}"
         );
         let closed = ProxyError::PortClosed {
             id: "i1".into(),

@@ -21,7 +21,7 @@ use crate::config::Template;
 use crate::error::chain;
 use crate::image::{Basis, Image};
 use crate::link::Link;
-use crate::machine::{Machine, Phase};
+use crate::machine::{LAST_WORD, Machine, Phase};
 use crate::name::Name;
 use crate::pager::{Brought, Pagers};
 use crate::record::Record;
@@ -218,7 +218,7 @@ impl Launcher {
             }
             Ok(Ok(Err(error))) => {
                 // A link that breaks is most often a machine that ends: give it time to say so.
-                match tokio::time::timeout(Duration::from_secs(1), machine.ended()).await {
+                match tokio::time::timeout(LAST_WORD, machine.ended()).await {
                     Ok(Some(end)) => Err(LaunchError::Ended { doing, end }),
                     _ => Err(failed(error)),
                 }

@@ -34,6 +34,7 @@ pub mod query;
 mod ready;
 pub mod record;
 pub mod registry;
+pub mod room;
 pub mod route;
 pub mod sandbox;
 pub mod sandboxes;

@@ -27,6 +27,10 @@ use tokio::time::{Instant, sleep_until, timeout};
 /// How long a process may take to end after it was asked to, before it is killed.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// How long a machine whose link broke may take to end and say why: its word is better than ours. One whose
+/// pager is gone takes a second, in which its other threads may end in order.
+pub const LAST_WORD: Duration = Duration::from_secs(3);
+
 /// How far a machine is.
 #[derive(Clone, Debug)]
 pub enum Phase {

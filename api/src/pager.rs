@@ -4,7 +4,7 @@
 //! not yet whole have ended with it by themselves, each with its own word about it.
 
 use crate::error::chain;
-use snapshot_memory::pager::{Job, MAX_LAYERS, PagerError, send_job};
+use snapshot_memory::pager::{self, Job, MAX_LAYERS, PagerError, send_job};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Error};
 use std::os::fd::OwnedFd;
@@ -41,20 +41,27 @@ impl Pagers {
     /// cannot have one: memory is put together before a machine begins then.
     #[must_use]
     pub fn find(vmm: &Path) -> Option<Arc<Self>> {
-        let program = vmm.with_file_name(PROGRAM);
-        let missing = match (std::fs::metadata(&program), device()) {
-            (Ok(_), Ok(_)) => {
+        let program = Self::program(vmm);
+        let missing = match (std::fs::metadata(&program), device().map(pager::check)) {
+            (Ok(_), Ok(Ok(()))) => {
                 let running = Mutex::default();
                 return Some(Arc::new(Self { program, running }));
             }
             (Err(error), _) => format!("{}: {error}", program.display()),
             (_, Err(error)) => format!("{DEVICE}: {error}"),
+            (_, Ok(Err(error))) => chain(&error),
         };
         tracing::warn!(
             missing,
             "stored machines are put into memory whole before they run"
         );
         None
+    }
+
+    /// Its program, which lies beside `vmm`.
+    #[must_use]
+    pub fn program(vmm: &Path) -> PathBuf {
+        vmm.with_file_name(PROGRAM)
     }
 
     /// Has the memory of a machine brought: `layers`, newest first, of `pages` pages. Blocks while the

@@ -16,15 +16,19 @@ use crate::golden::{self, GoldenError};
 use crate::image::Image;
 use crate::launcher::{Begin, Built, LaunchError, Launcher, Plan, Timings};
 use crate::name::Name;
+use crate::room::Room;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-/// So many copies in a row that fail when they are claimed make an end of copying.
+/// So many copies in a row that fail when they are claimed make an end of copying, for a while.
 const MAX_FAULTS: u32 = 3;
+/// How long sandboxes boot then. It may have been want of memory, which passes; a template whose copies are
+/// bad costs one creation some time as often as this.
+const REST: Duration = Duration::from_secs(60);
 /// The wait after the first husk that died or could not be built; it doubles up to 51 s.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const MAX_DOUBLINGS: u32 = 9;
@@ -61,6 +65,9 @@ impl Drop for Idle {
 enum State {
     Building,
     Ready(Arc<Image>),
+    /// Copies have failed: not before then.
+    Rests(Arc<Image>, Instant),
+    /// There is nothing to copy.
     Boots,
 }
 
@@ -78,6 +85,7 @@ pub struct Pools {
 #[derive(Clone, Debug)]
 struct Shared {
     slots: Arc<Semaphore>,
+    room: Arc<Room>,
     makers: Arc<Semaphore>,
     turn: Arc<Semaphore>,
     idle: Arc<AtomicUsize>,
@@ -105,7 +113,7 @@ impl Pools {
     pub fn open(
         launcher: &Launcher,
         settings: &Settings,
-        slots: &Arc<Semaphore>,
+        (slots, room): (Arc<Semaphore>, Arc<Room>),
         closing: &watch::Receiver<bool>,
     ) -> Self {
         let templates = settings
@@ -127,7 +135,8 @@ impl Pools {
             .collect();
         let count = u32::try_from(pools.len()).unwrap_or(u32::MAX);
         let shared = Shared {
-            slots: Arc::clone(slots),
+            slots,
+            room,
             makers: Arc::new(Semaphore::new(pools.len())),
             turn: Arc::new(Semaphore::new(1)),
             idle: Arc::default(),
@@ -184,11 +193,16 @@ impl Pool {
     pub async fn golden(&self, bound: Duration) -> Option<Arc<Image>> {
         let mut state = self.state.subscribe();
         let decided = state.wait_for(|state| !matches!(state, State::Building));
-        match timeout(bound, decided).await {
-            Ok(Ok(state)) => match &*state {
-                State::Ready(golden) => Some(Arc::clone(golden)),
-                _ => None,
-            },
+        match timeout(bound, decided)
+            .await
+            .map(|state| state.map(|s| s.clone()))
+        {
+            Ok(Ok(State::Ready(golden))) => Some(golden),
+            Ok(Ok(State::Rests(golden, until))) if Instant::now() >= until => {
+                self.try_again(&golden);
+                Some(golden)
+            }
+            Ok(Ok(_)) => None,
             _ => {
                 tracing::warn!(
                     template = self.template.name,
@@ -255,7 +269,7 @@ impl Pool {
     }
 
     /// A husk could not be built on the spot, or did not become a sandbox. After some of these
-    /// without a success, sandboxes of this template boot.
+    /// without a success, sandboxes of this template boot for a while.
     pub fn failed(&self) {
         self.wake.notify_one();
         if self.faults.fetch_add(1, Relaxed) + 1 != MAX_FAULTS {
@@ -264,10 +278,22 @@ impl Pool {
         tracing::warn!(
             template = self.template.name,
             failures = MAX_FAULTS,
-            "copies do not become sandboxes: from now on they boot"
+            rest = ?REST,
+            "copies do not become sandboxes: they boot for a while"
         );
-        self.state.send_replace(State::Boots);
+        if let Some(golden) = self.ready() {
+            let until = Instant::now() + REST;
+            self.state.send_replace(State::Rests(golden, until));
+        }
         self.lock().clear();
+    }
+
+    /// After a rest: the first copy that fails makes it another one.
+    fn try_again(&self, golden: &Arc<Image>) {
+        tracing::info!(template = self.template.name, "copies are tried again");
+        self.faults.store(MAX_FAULTS - 1, Relaxed);
+        self.state.send_replace(State::Ready(Arc::clone(golden)));
+        self.wake.notify_one();
     }
 
     /// Makes the golden machine and keeps the pool full until the server closes.
@@ -294,8 +320,10 @@ impl Pool {
                 return;
             }
         };
-        while let Some(golden) = self.ready() {
-            self.fill(&golden, shared).await;
+        loop {
+            if let Some(golden) = self.ready() {
+                self.fill(&golden, shared).await;
+            }
             self.wake.notified().await;
         }
     }
@@ -313,7 +341,7 @@ impl Pool {
         }
     }
 
-    /// Builds what is missing, as far as there are slots.
+    /// Builds what is missing, as far as there are slots and memory.
     async fn fill(self: &Arc<Self>, golden: &Arc<Image>, shared: &Shared) {
         while self.missing() && self.ready().is_some() {
             let setbacks = self.setbacks.load(Relaxed);
@@ -323,6 +351,9 @@ impl Pool {
             let Ok(_turn) = shared.turn.acquire().await else {
                 return;
             };
+            if shared.room.check().is_err() {
+                return;
+            }
             let Ok(slot) = Arc::clone(&shared.slots).try_acquire_owned() else {
                 return;
             };

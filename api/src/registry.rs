@@ -36,6 +36,7 @@ use crate::image::Shape;
 use crate::launcher::{Launched, Launcher, Timings};
 use crate::machine::Machine;
 use crate::pool::Pools;
+use crate::room::Room;
 use crate::sandbox::{Deadline, Facts, Lifecycle, MachineBody, Origin, Sandbox};
 use crate::vault::{self, Vault};
 use jiff::Timestamp;
@@ -94,6 +95,7 @@ pub enum Reason {
 pub struct Registry {
     table: Mutex<HashMap<String, Entry>>,
     slots: Arc<Semaphore>,
+    room: Arc<Room>,
     max: usize,
     /// Most checkpoints of one sandbox.
     max_checkpoints: usize,
@@ -122,11 +124,14 @@ impl Registry {
         let max = settings.limits.max_sandboxes;
         let slots = Arc::new(Semaphore::new(max));
         let closing = watch::Sender::new(false);
-        let pools = Pools::open(&launcher, settings, &slots, &closing.subscribe());
+        let room = Arc::new(Room::new(settings.limits.min_memory_mb));
+        let given = (Arc::clone(&slots), Arc::clone(&room));
+        let pools = Pools::open(&launcher, settings, given, &closing.subscribe());
         let paused = paused_ones(&vault);
         Arc::new(Self {
             table: Mutex::new(paused),
             slots,
+            room,
             max,
             max_checkpoints: settings.limits.max_checkpoints,
             launcher,
@@ -147,7 +152,8 @@ impl Registry {
     /// before. Cancel-safe: a dropped creation leaves nothing.
     ///
     /// # Errors
-    /// [`ApiError::TooManySandboxes`], [`ApiError::ShuttingDown`], [`ApiError::StartFailed`].
+    /// [`ApiError::TooManySandboxes`], [`ApiError::NoMemory`], [`ApiError::ShuttingDown`],
+    /// [`ApiError::StartFailed`].
     pub async fn create(
         self: &Arc<Self>,
         new: NewSandbox,
@@ -183,6 +189,7 @@ impl Registry {
         new: NewSandbox,
         timings: &mut Timings,
     ) -> Result<Arc<Sandbox>, ApiError> {
+        self.room.check()?;
         // Until the end: it is the entry in the table.
         let (reservation, given) = place.open();
         let id = reservation.id.clone();
@@ -354,6 +361,7 @@ fn embody(
         processes: crate::envd::Processes::default(),
         deadline: watch::Sender::new(deadline),
         gone: watch::Sender::new(false),
+        ended: OnceLock::new(),
         body: MachineBody {
             hand: machine.hand(),
             shape,

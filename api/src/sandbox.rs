@@ -8,7 +8,7 @@ use crate::machine::Hand;
 use crate::registry::{Handover, Start};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -114,6 +114,8 @@ pub struct Sandbox {
     pub(crate) processes: crate::envd::Processes,
     pub(crate) deadline: watch::Sender<Deadline>,
     pub(crate) gone: watch::Sender<bool>,
+    /// How, if it ended by itself.
+    pub(crate) ended: OnceLock<String>,
     pub(crate) body: MachineBody,
 }
 

@@ -266,6 +266,20 @@ impl Vault {
         })
     }
 
+    /// Bytes of memory that have to be loaded for a stored machine to go on.
+    ///
+    /// # Errors
+    /// There is no such machine, or its manifest cannot be read.
+    pub fn weight(&self, id: &SnapshotId) -> Result<u64, VaultError> {
+        let (manifest, _lease) = self.store.load(id)?;
+        let all = manifest.memory.as_slice();
+        let missing = match all {
+            [_, layers @ ..] if !layers.is_empty() && self.in_use(layers).is_some() => &all[..1],
+            all => all,
+        };
+        Ok(missing.iter().map(|layer| layer.size).sum())
+    }
+
     fn in_use(&self, layers: &[BlobRef]) -> Option<Arc<Basis>> {
         lock(&self.bases).get(&digests(layers))?.upgrade()
     }

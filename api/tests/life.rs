@@ -345,6 +345,42 @@ async fn a_vm_process_that_is_killed_takes_only_its_sandbox() {
     assert!(server.stop().await);
 }
 
+/// With what the host saw, unlike a request that comes later.
+#[tokio::test]
+async fn a_request_under_way_is_told_how_its_sandbox_ended() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let server = Server::start().await;
+    let made = server.create(json!({})).await;
+    let (id, made) = (made.id(), made.json());
+    let first = |text: &str| text.split_whitespace().next().unwrap().parse().unwrap();
+    let vm: i32 = first(&children()[0]);
+    let agent = std::fs::read_to_string(format!("/proc/{vm}/task/{vm}/children"));
+    let kill = |pid, signal| {
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    };
+    // It does not answer.
+    kill(first(&agent.unwrap()), rustix::process::Signal::STOP);
+    let headers = [
+        ("e2b-sandbox-id", id.as_str()),
+        ("e2b-sandbox-port", "49983"),
+        ("x-access-token", made["envdAccessToken"].as_str().unwrap()),
+    ];
+    let asked = server.send("GET", "/files?path=/etc/passwd", &headers, "");
+    let killed = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        kill(vm, rustix::process::Signal::KILL);
+    };
+    let (answer, ()) = tokio::join!(asked, killed);
+    assert_eq!(answer.status, 502, "{answer:?}");
+    let message = answer.json()["message"].as_str().unwrap().to_owned();
+    let words = ["was not found", "signal 9"];
+    assert!(words.iter().all(|word| message.contains(word)), "{message}");
+    let later = server.send("GET", "/health", &headers, "").await;
+    assert_eq!(later.json()["message"], "The sandbox was not found");
+    assert!(server.stop().await);
+}
+
 #[tokio::test]
 async fn a_vm_process_that_ignores_stop_is_killed() {
     let _alone = ONE_AT_A_TIME.lock().await;

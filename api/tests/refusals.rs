@@ -38,6 +38,38 @@ async fn only_health_is_open() {
     assert!(server.stop().await);
 }
 
+/// Before anything is made; the clients are told when to come again.
+#[tokio::test]
+async fn a_host_without_memory_to_spare_begins_nothing() {
+    let limits = LimitsFile {
+        min_memory_mb: Some(1 << 24),
+        ..short()
+    };
+    let server = Server::start_with("refuse", limits).await;
+    for (path, body) in [
+        ("/sandboxes", json!({ "templateID": "base" })),
+        ("/v2/sandboxes", json!({ "templateID": "base" })),
+        (
+            "/sandboxes:batch",
+            json!({ "templateID": "base", "count": 3 }),
+        ),
+    ] {
+        let answer = server.api("POST", path, body).await;
+        assert_eq!(answer.status, 503, "{path}: {answer:?}");
+        let retry = ["should-retry", "retry-after"].map(|name| answer.header(name));
+        assert_eq!(retry, [Some("false"), Some("5")], "{path}");
+        let said = answer.json();
+        assert_eq!(said["error_code"], "host_memory_low", "{path}");
+        let message = said["message"].as_str().unwrap();
+        assert!(
+            message.contains("16777216") && message.contains("limits.min_memory_mb"),
+            "{message}"
+        );
+    }
+    assert_eq!(server.registry.in_use(), 0);
+    assert!(server.stop().await);
+}
+
 #[tokio::test]
 async fn bad_creations_are_told_what_is_wrong() {
     let server = Server::start_with("refuse", short()).await;

@@ -2,6 +2,8 @@
 
 use super::probe::{self, Probe};
 use crate::config::{ConfigError, Settings};
+use crate::pager::Pagers;
+use crate::room;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, getrlimit};
 use std::path::{Path, PathBuf};
@@ -35,6 +37,8 @@ pub struct Facts {
     pub files: Vec<(String, PathBuf, Option<String>)>,
     /// Most sandboxes at one time, as configured.
     pub max_sandboxes: usize,
+    /// With `clones.lazy`: why the pager's program cannot be read, or that it can. `None`: it is off.
+    pub lazy: Option<Result<(), String>>,
     /// The largest template's memory, MiB.
     pub largest_mb: u32,
     /// What the VM program says, or why it says nothing.
@@ -66,8 +70,8 @@ pub fn look(settings: &Settings, problem: Option<&ConfigError>) -> Facts {
         debugfs: read("/proc/filesystems").is_some_and(|text| has_word(&text, "debugfs")),
         open_files: getrlimit(Resource::Nofile).maximum,
         tasks: task_limit(),
-        memory_mb: meminfo(&memory, "MemTotal:"),
-        available_mb: meminfo(&memory, "MemAvailable:"),
+        memory_mb: mebibytes(&memory, "MemTotal:"),
+        available_mb: mebibytes(&memory, "MemAvailable:"),
         overcommit: number("/proc/sys/vm/overcommit_memory").unwrap_or(0),
         disk: disk(&settings.data_dir),
         config: match problem {
@@ -77,6 +81,7 @@ pub fn look(settings: &Settings, problem: Option<&ConfigError>) -> Facts {
         has_key: !matches!(problem, Some(ConfigError::NoKeys)),
         files: files(settings),
         max_sandboxes: settings.limits.max_sandboxes,
+        lazy: settings.clones.lazy.then(|| pager(&settings.vmm)),
         largest_mb: settings
             .templates
             .values()
@@ -107,17 +112,8 @@ fn virtualizes(cpuinfo: &str) -> bool {
     has_word(flags, "vmx") || has_word(flags, "svm")
 }
 
-fn meminfo(text: &str, key: &str) -> u64 {
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix(key))
-        .unwrap_or_default();
-    let kib: u64 = line
-        .split_whitespace()
-        .next()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(0);
-    kib >> 10
+fn mebibytes(meminfo: &str, key: &str) -> u64 {
+    room::number(meminfo, key).unwrap_or(0) >> 10
 }
 
 /// The least of: this user's processes, the kernel's threads and numbers, this cgroup's tasks.
@@ -167,6 +163,14 @@ fn files(settings: &Settings) -> Vec<(String, PathBuf, Option<String>)> {
     files.into_iter().map(check).collect()
 }
 
+fn pager(vmm: &Path) -> Result<(), String> {
+    let path = Pagers::program(vmm);
+    match std::fs::File::open(&path) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("{}: {error}", path.display())),
+    }
+}
+
 fn disk(dir: &Path) -> Result<Disk, String> {
     let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
     let path = dir
@@ -205,7 +209,7 @@ mod test {
     fn memory_is_read_in_mebibytes() {
         let text = "MemTotal:       24576000 kB\nMemFree: 1 kB\n";
         assert_eq!(
-            (meminfo(text, "MemTotal:"), meminfo(text, "Swap:")),
+            (mebibytes(text, "MemTotal:"), mebibytes(text, "Swap:")),
             (24_000, 0)
         );
     }

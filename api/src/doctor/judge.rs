@@ -1,7 +1,7 @@
 //! What the facts mean.
 
 use super::host::Facts;
-use super::probe::{Kvm, Probe};
+use super::probe::{Kvm, Outcome, Probe, Userfaultfd};
 use super::{Finding, Level};
 
 /// Below this a guest kernel does not come up in useful time: real hardware runs thousands, full
@@ -100,25 +100,45 @@ fn virtualization(facts: &Facts, probe: &Probe) -> Vec<Finding> {
              profile.",
         ),
     });
-    let fault = &probe.userfaultfd;
-    findings.push(if fault.syscall.ok || fault.device.ok {
-        Finding::fine("userfaultfd", "allowed")
-    } else {
-        let error = fault
-            .syscall
-            .error
-            .clone()
-            .unwrap_or_else(|| "not allowed".into());
-        Finding::bad(
-            Level::Degraded,
-            "userfaultfd",
-            error,
-            "Snapshots whose memory is not resident cannot be resumed lazily.",
-            "Run as root, give access to /dev/userfaultfd, or set \
-             vm.unprivileged_userfaultfd=1.",
-        )
-    });
+    findings.push(userfaultfd(facts, &probe.userfaultfd));
     findings
+}
+
+/// Needed with `clones.lazy` only.
+fn userfaultfd(facts: &Facts, fault: &Userfaultfd) -> Finding {
+    let why = |outcome: &Outcome| outcome.error.clone().unwrap_or("not allowed".into());
+    let setting = match fault.unprivileged {
+        Some(true) => ", vm.unprivileged_userfaultfd=1",
+        Some(false) => ", vm.unprivileged_userfaultfd=0",
+        None => "",
+    };
+    let (found, remedy) = match (&fault.features, &facts.lazy) {
+        _ if !fault.device.ok => (
+            format!("/dev/userfaultfd: {}{setting}", why(&fault.device)),
+            "Run as root, or give this user access to /dev/userfaultfd; the sysctl alone is not \
+             enough, because VM processes may not make the system call.",
+        ),
+        (Some(features), _) if !features.ok => (why(features), "Use Linux 6.7 or newer."),
+        (_, Some(Err(error))) => (
+            error.clone(),
+            "Put hatchery-pager beside the VM program (`cargo xtask up` builds it).",
+        ),
+        _ => {
+            let found = format!("/dev/userfaultfd has all that is needed{setting}");
+            return Finding::fine("userfaultfd", found);
+        }
+    };
+    let (level, consequence) = match facts.lazy {
+        Some(_) => (
+            Level::Degraded,
+            "clones.lazy is set, but stored machines are put into memory whole before they run.",
+        ),
+        None => (
+            Level::Note,
+            "clones.lazy, which is off, would not do anything.",
+        ),
+    };
+    Finding::bad(level, "userfaultfd", found, consequence, remedy)
 }
 
 fn kvm(facts: &Facts, kvm: &Kvm) -> Finding {

@@ -39,12 +39,14 @@ fn good() -> Facts {
         has_key: true,
         files: vec![("VM program".into(), "/x/vmm".into(), None)],
         max_sandboxes: 64,
+        lazy: None,
         largest_mb: 512,
         probe: Ok(Probe {
             kvm,
             userfaultfd: Userfaultfd {
-                syscall: ok(),
                 device: ok(),
+                features: Some(ok()),
+                unprivileged: Some(false),
             },
             io_uring: ok(),
         }),
@@ -116,8 +118,18 @@ fn what_stops_sandboxes_is_unusable() {
 
 #[test]
 fn what_only_takes_away_is_degraded() {
-    let cases: [(&str, Change); 6] = [
-        ("userfaultfd", |_, p| p.userfaultfd = Userfaultfd::default()),
+    let cases: [(&str, Change); 8] = [
+        ("userfaultfd", |f, p| {
+            f.lazy = Some(Ok(()));
+            p.userfaultfd = Userfaultfd::default();
+        }),
+        ("userfaultfd", |f, p| {
+            f.lazy = Some(Ok(()));
+            p.userfaultfd.features = Some(Outcome::default());
+        }),
+        ("userfaultfd", |f, _| {
+            f.lazy = Some(Err("No such file".into()));
+        }),
         ("guest speed", |_, p| {
             p.kvm.supervisor_speed = Speed::default();
         }),
@@ -134,8 +146,9 @@ fn what_only_takes_away_is_degraded() {
 
 #[test]
 fn what_is_only_worth_knowing_does_not_spoil_the_verdict() {
-    let cases: [(&str, Change); 5] = [
+    let cases: [(&str, Change); 6] = [
         ("configuration", |f, _| f.has_key = false),
+        ("userfaultfd", |_, p| p.userfaultfd = Userfaultfd::default()),
         ("memory slots", |_, p| {
             p.kvm.times_us.slot_after_full_irqchip = Some(6400.0);
         }),

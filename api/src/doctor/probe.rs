@@ -95,12 +95,13 @@ fn number<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<f64>, D::E
 /// Page-fault handling.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Userfaultfd {
-    /// By the system call.
-    #[serde(default)]
-    pub syscall: Outcome,
-    /// By the device file.
+    /// This user may open the device.
     #[serde(default)]
     pub device: Outcome,
+    /// What it gives has the features that are needed; `None` without the device.
+    pub features: Option<Outcome>,
+    /// `vm.unprivileged_userfaultfd`.
+    pub unprivileged: Option<bool>,
 }
 
 /// Asks the VM program.

@@ -39,7 +39,8 @@ impl Registry {
     /// them is not refused for want of room.
     ///
     /// # Errors
-    /// [`ApiError::TooManySandboxes`], [`ApiError::ShuttingDown`]: nothing is set aside.
+    /// [`ApiError::TooManySandboxes`], [`ApiError::NoMemory`], [`ApiError::ShuttingDown`]: nothing is set
+    /// aside.
     pub async fn set_aside(
         self: &Arc<Self>,
         like: &NewSandbox,
@@ -49,6 +50,7 @@ impl Registry {
         if *self.closing.borrow() {
             return Err(ApiError::ShuttingDown);
         }
+        self.room.check()?;
         let ids = (0..count).map(|_| ids::sandbox_id());
         let ids = ids.collect::<Result<Vec<_>, _>>();
         let ids = ids.map_err(|error| no_entropy(&error))?;

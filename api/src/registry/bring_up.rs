@@ -10,7 +10,7 @@ use crate::identity::identify;
 use crate::image::{AgentLink, Image};
 use crate::launcher::{Begin, Launched, Plan, Timings};
 use crate::link::Link;
-use crate::machine::Machine;
+use crate::machine::{LAST_WORD, Machine};
 use crate::name::Name;
 use crate::pool::{Husk, Pool};
 use crate::sandbox::Origin;
@@ -18,14 +18,11 @@ use futures_util::FutureExt as _;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 /// How often a copy is tried before the sandbox boots.
 const COPIES: usize = 2;
-/// How long a machine whose link broke may take to say why.
-const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// A machine with its identity.
 pub(super) struct Up {

@@ -2,10 +2,9 @@
 
 use super::{Reason, Registry};
 use crate::error::ApiError;
-use crate::machine::{End, Machine};
+use crate::machine::{End, LAST_WORD, Machine};
 use crate::sandbox::Sandbox;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -108,7 +107,7 @@ async fn next(
         }
         () = sandbox.link.closed() => {
             // Most often the machine is ending: its own word is better than ours.
-            let end = timeout(Duration::from_secs(1), machine.ended()).await;
+            let end = timeout(LAST_WORD, machine.ended()).await;
             let text = match end {
                 Ok(end) => ended_text(&sandbox.id, end.as_deref()),
                 Err(_) => "the link to the guest agent broke".to_owned(),

@@ -191,10 +191,14 @@ impl Registry {
         let facts = &paused.facts;
         let name = &facts.origin.base;
         let template = self.template_of(&facts.origin)?;
-        let slot = self.slot().await?;
-        timings.step("slot");
         let failed = |error: String| ApiError::ResumeFailed(error);
         let stored = stored_name(&facts.id).map_err(|error| failed(chain(&error)))?;
+        let weighed = stored.clone();
+        let weight = self.in_vault(move |vault| vault.weight(&weighed)).await;
+        let weight = weight.map_err(|error| failed(chain(&error)))?;
+        self.room.check_for(weight)?;
+        let slot = self.slot().await?;
+        timings.step("slot");
         let (name, path, kept) = (name.clone(), template.image.clone(), paused.kept);
         let image = self.in_vault(move |vault| {
             let base = vault::look(&name, &path)?;

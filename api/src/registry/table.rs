@@ -185,6 +185,9 @@ impl Registry {
             }
             table.remove(&sandbox.id);
         }
+        if let Reason::Ended(how) = reason {
+            let _ = sandbox.ended.set(how.clone());
+        }
         cut(sandbox);
         self.fell(&sandbox.body.tree);
         let id = &sandbox.id;

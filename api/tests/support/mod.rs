@@ -6,6 +6,8 @@
     reason = "clippy only knows test functions, not their helpers"
 )]
 
+pub(crate) mod told;
+
 use api::app::App;
 use api::config::{ClonesFile, File, LimitsFile, Overrides, Settings};
 use api::launcher::{Launcher, Nursery};

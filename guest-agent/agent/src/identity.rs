@@ -51,7 +51,7 @@ impl Identity {
         Strings::Packed(&self.env[..self.env_len])
     }
 
-    /// Takes a new one. Randomness first: nothing that follows may use the old. The template's hook
+    /// Takes a new one, or sets the clock again for the one that it has. Randomness first: nothing that follows may use the old. The template's hook
     /// last: it finds everything else done.
     ///
     /// # Errors
@@ -61,6 +61,10 @@ impl Identity {
         new: &SetIdentity<'_>,
         cgroup: Option<&Fd>,
     ) -> Result<(), Failed> {
+        if new.generation != 0 && new.generation == self.generation {
+            let set = self.set_clock(new);
+            return set.map_err(Failed::Change);
+        }
         if !self.borrowed {
             self.change_machine(new).map_err(Failed::Change)?;
         }
@@ -76,14 +80,19 @@ impl Identity {
         Ok(())
     }
 
+    fn set_clock(&self, new: &SetIdentity<'_>) -> Result<(), Errno> {
+        if self.borrowed || new.wall_clock_ns == 0 {
+            return Ok(());
+        }
+        set_wall_ns(new.wall_clock_ns)
+    }
+
     fn change_machine(&mut self, new: &SetIdentity<'_>) -> Result<(), Errno> {
         let random = open(Dir::Cwd, c"/dev/urandom", O_RDWR, 0)?;
         if !new.entropy.is_empty() {
             system::add_entropy(&random, new.entropy)?;
         }
-        if new.wall_clock_ns != 0 {
-            set_wall_ns(new.wall_clock_ns)?;
-        }
+        self.set_clock(new)?;
         if !new.hostname.is_empty() && *new.hostname != self.name[..self.name_len] {
             system::set_hostname(new.hostname)?;
             name_in_hosts(new.hostname);

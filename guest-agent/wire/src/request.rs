@@ -137,7 +137,8 @@ pub struct WriteFile<'a> {
 }
 
 /// Gives a guest a new identity. Replies `Done(generation)` when all of it has taken effect: no
-/// tenant code may run in a clone before.
+/// tenant code may run in a clone before. With the generation that the guest has already it sets the
+/// clock and nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SetIdentity<'a> {
     /// Nanoseconds since 1970 for the wall clock; 0 leaves it.

@@ -5,7 +5,7 @@
 //!    │                   │     away from files, network and other processes' names, stays alone
 //!    │ ── Spawn + fds ──> │
 //!    │                   └─ fork ──> VM process: a child of the *service*, with its own control socket
-//!    │ <──── Spawned(pid) ─
+//!    │ <──── Spawned(pid) ────────────────┘
 //! ```
 //!
 //! A VM process made so costs a fork of a small process instead of a program start: no loading, no
@@ -43,7 +43,7 @@ enum Event {
         /// One line each; empty if all holds.
         lacks: Vec<String>,
     },
-    /// A VM process is there, as a child of the service.
+    /// A VM process is there, as a child of the service; its own first word.
     Spawned {
         /// Its number.
         pid: i32,

@@ -20,6 +20,7 @@ pub mod cpuid;
 mod error;
 mod exit;
 mod irq;
+mod keep;
 mod kvm;
 mod kvm_stats;
 pub mod layout;

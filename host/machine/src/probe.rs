@@ -1,12 +1,10 @@
 //! Single KVM calls, timed, for a report about a host.
-#![expect(unsafe_code, reason = "a memory slot and userfaultfd take raw values")]
 
 use crate::error::{Result, ioctl};
 use crate::kvm::Kvm;
 use crate::memory::{Backing, HugePages, Memory, MemorySpec};
 use crate::vm::use_split_irqchip;
 use kvm_bindings::kvm_pit_config;
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// Which interrupt controllers are in the kernel when a memory slot is set.
@@ -65,20 +63,4 @@ pub fn slot(kvm: &Kvm, irqchip: Irqchip) -> Result<Duration> {
     let time = start.elapsed();
     drop(vm);
     Ok(time)
-}
-
-/// Whether this process may make a userfaultfd that sees faults of the kernel's too, as KVM's are.
-///
-/// # Errors
-/// The kernel's answer.
-pub fn userfaultfd() -> std::io::Result<()> {
-    // SAFETY: the call takes flags only.
-    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) };
-    let fd = i32::try_from(fd).unwrap_or(-1);
-    if fd < 0 {
-        return Err(std::io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just given us this descriptor; nobody else has it.
-    drop(unsafe { OwnedFd::from_raw_fd(fd) });
-    Ok(())
 }

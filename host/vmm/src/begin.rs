@@ -119,7 +119,8 @@ impl Fresh<'_> {
                 let state = self.read(&File::from(fds.take(*state)?))?;
                 let sockets = (fds.take(*pager)?, fds.take(*userfaultfd)?);
                 // Nothing before this has touched guest memory.
-                crate::lazy::begin(sockets, self.vm, &state.first.touched, watch)?;
+                let machine = (self.vm, self.processors);
+                crate::lazy::begin(sockets, machine, &state.first.touched, watch)?;
                 self.resume(&state, *link)?;
                 Ok(Some(state))
             }

@@ -5,6 +5,12 @@
 //! memory and needs nobody else: it gives the machine a second to end in order, then says itself why it
 //! ends, and ends the process. The descriptor of the userfaultfd stays open until then, so that no missing
 //! page ever reads as zeros.
+//!
+//! A thread of the kernel's may wait for a page too, on behalf of a vCPU that it has put to sleep meanwhile
+//! (asynchronous page faults). No signal ends that wait, but the end of the userfaultfd does; and KVM takes
+//! no machine down before it is over. So the userfaultfd has to go first, in whatever order the kernel
+//! closes what a process leaves behind. While the thread waits it keeps the process's memory, so a mapping
+//! of a vCPU keeps the machine ([`Vcpu::keep`]).
 
 use crate::assemble::{AssembleError, Result};
 use crate::confine;
@@ -12,7 +18,7 @@ use crate::ending::{Ending, Reason, classify};
 use crate::log::Log;
 use crate::supervise::chain;
 use control::{Event, ExitReport, VmStats};
-use machine::Vm;
+use machine::{Vcpu, Vm};
 use snapshot_memory::Range;
 use snapshot_memory::pager::{Lazy, Over};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -52,7 +58,7 @@ struct Follower {
 /// to use.
 pub(crate) fn begin(
     (pager, device): (OwnedFd, OwnedFd),
-    vm: &Vm,
+    (vm, processors): (&Vm, &[Vcpu]),
     first: &[Range],
     watch: Watch<'_>,
 ) -> Result<()> {
@@ -62,6 +68,9 @@ pub(crate) fn begin(
         ending: Arc::clone(watch.ending),
         log: watch.log.clone(),
     };
+    for vcpu in processors {
+        vcpu.keep()?;
+    }
     let parts = vm.memory().host_ranges();
     let lazy = Lazy::begin(pager, device, &parts, first)?;
     let thread = std::thread::Builder::new().name("pager watch".into());

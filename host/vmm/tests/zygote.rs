@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
-use control::{Event, Request, Spawned, Zygote};
+use control::{Event, Request, Spawned, Zygote, ZygoteError};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use std::fs;
 
@@ -59,6 +59,48 @@ fn a_vm_process_outlives_its_zygote() {
     let (event, _) = control::recv::<Event>(&vm.control).unwrap().unwrap();
     assert!(matches!(event, Event::Failed { .. }), "{event:?}");
     assert_eq!(reap(vm.pid), Some(1));
+}
+
+/// Children of this process in a zygote's group, with their states; the zygote itself is not among them.
+fn made_by(zygote: Pid) -> Vec<(Pid, char)> {
+    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
+    let numbers = fs::read_dir("/proc").unwrap();
+    let numbers = numbers.filter_map(|entry| number(entry.unwrap()));
+    let child = |number: i32| {
+        let stat = fs::read_to_string(format!("/proc/{number}/stat")).ok()?;
+        let mut words = stat.rsplit_once(')')?.1.split_whitespace();
+        let state = words.next()?.chars().next()?;
+        let mut next = || words.next()?.parse::<i32>().ok();
+        let (parent, group) = (next()?, next()?);
+        let ours = i32::try_from(std::process::id()).unwrap();
+        let is = (parent, group) == (ours, zygote.as_raw_nonzero().get());
+        Some((Pid::from_raw(number)?, state)).filter(|(pid, _)| is && *pid != zygote)
+    };
+    numbers.filter_map(child).collect()
+}
+
+/// A zygote that stands still over its time, and then goes on.
+#[test]
+fn what_is_made_too_late_is_reaped_and_given_to_nobody() {
+    let Some(zygote) = zygote() else { return };
+    let number = i32::try_from(zygote.pid()).unwrap();
+    let number = Pid::from_raw(number).unwrap();
+    kill_process(number, Signal::STOP).unwrap();
+    let error = zygote.spawn().unwrap_err();
+    assert!(error.is_lost(), "{error:?}");
+    assert_eq!(made_by(number), []);
+    kill_process(number, Signal::CONT).unwrap();
+    // Its control socket is closed, so it ends at once, and stays until somebody asks for its status.
+    let ended = (0..1000).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        matches!(made_by(number)[..], [(_, 'Z')])
+    });
+    assert!(ended, "{:?}", made_by(number));
+    // The late answer is not taken for the answer to another request.
+    let next = zygote.spawn();
+    assert!(matches!(next, Err(ZygoteError::Gone)), "{next:?}");
+    drop(zygote);
+    assert_eq!(made_by(number), []);
 }
 
 #[test]

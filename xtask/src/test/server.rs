@@ -97,6 +97,7 @@ impl Mortal {
         target
             .set("HATCHERY_HOST_CMD", self.host_command.join(" "))
             .set("HATCHERY_STATE_DIR", format!("{}/data", self.dir))
+            .set("HATCHERY_SERVER_LOG", format!("{}/log", self.dir))
             .set("HATCHERY_SERVER_PID", self.pid_file())
             .set("HATCHERY_SERVER_START", self.start.as_str());
     }

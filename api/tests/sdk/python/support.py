@@ -8,6 +8,7 @@ HATCHERY_NATIVE=1     the agent runs as an ordinary process: tests marked `vm` a
 HATCHERY_HOST_CMD     a command line that runs its last argument by a shell on the server's host
 HATCHERY_STATE_DIR    the server's state folder on that host
 HATCHERY_SERVER_START a shell command, run on that host, that starts the server again
+HATCHERY_SERVER_LOG   the server's log on that host
 HATCHERY_SERVER_PID   a file on that host that holds the server's process id; else the one `hatchery`
 HATCHERY_VMM_NAME     the name of the VM processes, `hatchery-vmm` unless told
 """
@@ -30,6 +31,7 @@ NATIVE = os.environ.get("HATCHERY_NATIVE") == "1"
 HOST_CMD = shlex.split(os.environ.get("HATCHERY_HOST_CMD", ""))
 STATE_DIR = os.environ.get("HATCHERY_STATE_DIR", "")
 SERVER_START = os.environ.get("HATCHERY_SERVER_START", "")
+SERVER_LOG = os.environ.get("HATCHERY_SERVER_LOG", "")
 SERVER_PID = os.environ.get("HATCHERY_SERVER_PID", "")
 VMM_NAME = os.environ.get("HATCHERY_VMM_NAME", "hatchery-vmm")
 
@@ -85,7 +87,7 @@ def on_host(script, timeout=60):
     return done.stdout
 
 
-def _pids(name, parent="*"):
+def pids_script(name, parent="*"):
     """Processes on the host by name and parent, by the shell alone: a lab has little else. A zombie
     counts: somebody forgot to wait for it."""
     return f"""for s in /proc/[0-9]*/stat; do
@@ -97,16 +99,42 @@ def _pids(name, parent="*"):
 def server_pid():
     if SERVER_PID:
         return on_host(f"cat '{SERVER_PID}'").strip()
-    return on_host(_pids("hatchery")).split()[0]
+    return on_host(pids_script("hatchery")).split()[0]
 
 
 def vm_pids_script(server):
-    return _pids(VMM_NAME, server)
+    return pids_script(VMM_NAME, server)
 
 
 def vm_pids():
     """The server's VM processes."""
     return set(on_host(vm_pids_script(server_pid())).split())
+
+
+def living(pids):
+    """Those of these processes that run; one that is dead and not waited for yet does not."""
+    return on_host(f"for p in {pids}; do grep -hs '^State:' /proc/$p/status | grep -v Z; done; true")
+
+
+def healthy():
+    try:
+        return http_call("GET", "/health", key=None).status < 300
+    except OSError:
+        return False
+
+
+def start_server(first=""):
+    """Starts the server again; `first` is done before by the shell that starts it."""
+    on_host(f"{first}\n{SERVER_START}")
+    eventually("the server answers", 30, healthy)
+
+
+def restart_server(first=""):
+    """The same with one that runs, which ends in order."""
+    old = server_pid()
+    on_host(f"kill {old}")
+    eventually("the server ends", 30, lambda: living(old) == "")
+    start_server(first)
 
 
 # Raw HTTP, for what no SDK would send.

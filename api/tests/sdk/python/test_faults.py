@@ -15,10 +15,12 @@ from support import (
     create,
     eventually,
     http_call,
+    living,
     on_host,
     patient,
     run,
     server_pid,
+    start_server,
     vm_pids,
 )
 from test_branches import tell
@@ -138,9 +140,8 @@ def test_the_server_is_killed_and_started_again():
     with pytest.raises(Exception):  # noqa: B017 - no server: the SDK can only tell of the connection
         handle.wait()
     assert time.monotonic() - start < patient(PROMPT)
-    eventually("no VM process outlives the server", 15, lambda: _living(orphans) == "")
-    on_host(SERVER_START)
-    eventually("the server answers", 30, _healthy)
+    eventually("no VM process outlives the server", 15, lambda: living(orphans) == "")
+    start_server()
     assert http_call("GET", "/v2/sandboxes").json() == []
     assert not box.is_running()
     with pytest.raises(SandboxNotFound):
@@ -164,8 +165,7 @@ def test_what_is_paused_outlives_the_server():
         snapshot = http_call("GET", f"/sandboxes/{box.sandbox_id}").json()
         assert snapshot["state"] == "paused"
         on_host(f"kill -9 {server_pid()}")
-        on_host(SERVER_START)
-        eventually("the server answers", 30, _healthy)
+        start_server()
         assert http_call("GET", f"/sandboxes/{box.sandbox_id}").json() == snapshot
         again = resume(box)
         first = count(again)
@@ -270,9 +270,8 @@ def test_the_server_is_killed_at_a_step(step):
         else:
             call = lambda: post(victim, step, body)  # noqa: E731
         status = while_killing(call, server_pid(), after)
-        eventually("no VM process outlives the server", 15, lambda: _living(orphans) == "")
-        on_host(SERVER_START)
-        eventually("the server answers", 30, _healthy)
+        eventually("no VM process outlives the server", 15, lambda: living(orphans) == "")
+        start_server()
         answer = http_call("GET", f"/sandboxes/{victim.sandbox_id}")
         if step == "pause" and status == good:
             assert answer.json()["state"] == "paused"
@@ -373,25 +372,12 @@ def test_the_server_is_asked_to_stop():
     vms, server = " ".join(vm_pids()), server_pid()
     on_host(f"kill -TERM {server}")
     dies_promptly(handle)
-    eventually("the server ends", 30, lambda: _living(server) == "")
-    assert _living(vms) == "", "a VM process outlives the server"
+    eventually("the server ends", 30, lambda: living(server) == "")
+    assert living(vms) == "", "a VM process outlives the server"
     if STATE_DIR:
         assert on_host(f'find "{STATE_DIR}" -name "*{box.sandbox_id}*"; find "{STATE_DIR}" -type s') == ""
-    on_host(SERVER_START)
-    eventually("the server answers", 30, _healthy)
+    start_server()
     works()
-
-
-def _living(pids):
-    """Those of these processes that run; one that is dead and not waited for yet does not."""
-    return on_host(f"for p in {pids}; do grep -hs '^State:' /proc/$p/status | grep -v Z; done; true")
-
-
-def _healthy():
-    try:
-        return http_call("GET", "/health", key=None).status < 300
-    except OSError:
-        return False
 
 
 @restarts
@@ -406,8 +392,7 @@ def test_one_sandbox_through_all_of_it():
         before = count(box)
         assert box.pause(request_timeout=patient(60))
         on_host(f"kill -9 {server_pid()}")
-        on_host(SERVER_START)
-        eventually("the server answers", 30, _healthy)
+        start_server()
         box = resume(box)
         assert box.sandbox_id == boxes[0].sandbox_id
         assert count(box)[1:] == before[1:] and count(box)[0] >= before[0]

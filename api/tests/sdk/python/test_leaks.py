@@ -49,10 +49,10 @@ def one_life(number):
 def test_nothing_stays(capsys):
     for number in range(3):  # caches, pools and allocator arenas fill up
         one_life(number)
-    before = _steady()
+    before = steady()
     for number in range(ROUNDS):
         one_life(number)
-    after = _steady()
+    after = steady()
     with capsys.disabled():
         print(f"\nafter {ROUNDS} sandboxes:")
         for name, was in before.items():
@@ -66,7 +66,7 @@ def test_nothing_stays(capsys):
     assert [each for each in http_call("GET", "/v2/sandboxes").json() if "round" in each.get("metadata", {})] == []
 
 
-def _steady():
+def steady():
     last = {}
 
     def same_twice():

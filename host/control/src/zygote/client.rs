@@ -4,7 +4,7 @@ use super::{Event, Request, ZYGOTE_ARGUMENT};
 use crate::{ChannelError, pair, recv, send};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, ChildStderr};
@@ -53,12 +53,21 @@ pub struct Spawned {
     pub stderr: OwnedFd,
 }
 
-/// A running zygote; killed and reaped when dropped. VM processes that came from it live on.
+/// A running zygote; killed and reaped when dropped, with what it has made and nobody took. VM processes
+/// that came from it live on.
 #[derive(Debug)]
 pub struct Zygote {
-    socket: Mutex<OwnedFd>,
+    line: Mutex<Line>,
     child: Child,
     lacks: Vec<String>,
+}
+
+/// The socket to a zygote.
+#[derive(Debug)]
+struct Line {
+    socket: OwnedFd,
+    /// A request was not answered in time: what comes now is not the answer to the next one.
+    late: bool,
 }
 
 impl Zygote {
@@ -70,17 +79,20 @@ impl Zygote {
         let (child, socket) =
             crate::spawn(program, &[ZYGOTE_ARGUMENT]).map_err(ZygoteError::Start)?;
         let mut zygote = Self {
-            socket: Mutex::new(socket),
+            line: Mutex::new(Line {
+                socket,
+                late: false,
+            }),
             child,
             lacks: Vec::new(),
         };
         let ready = {
-            let socket = zygote.lock();
+            let line = zygote.lock();
             for way in [Timeout::Recv, Timeout::Send] {
-                set_socket_timeout(&*socket, way, Some(PATIENCE))
+                set_socket_timeout(&line.socket, way, Some(PATIENCE))
                     .map_err(|e| ZygoteError::Start(e.into()))?;
             }
-            recv::<Event>(&*socket)?
+            recv::<Event>(&line.socket)?
         };
         match ready {
             Some((Event::Ready { lacks }, _)) => zygote.lacks = lacks,
@@ -115,9 +127,14 @@ impl Zygote {
         let descriptors = |e: std::io::Error| ZygoteError::Descriptors(e);
         let (control, theirs) = pair().map_err(descriptors)?;
         let (stderr, log) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| descriptors(e.into()))?;
-        let socket = self.lock();
-        send(&*socket, &Request::Spawn, &[theirs.as_fd(), log.as_fd()]).map_err(lost)?;
-        match recv::<Event>(&*socket)? {
+        let mut line = self.lock();
+        if line.late {
+            return Err(ZygoteError::Gone);
+        }
+        let files = [theirs.as_fd(), log.as_fd()];
+        send(&line.socket, &Request::Spawn, &files).map_err(lost)?;
+        let answer = recv::<Event>(&line.socket).inspect_err(|_| line.late = true);
+        match answer? {
             Some((Event::Spawned { pid }, _)) => Ok(Spawned {
                 pid: Pid::from_raw(pid).ok_or(ZygoteError::Gone)?,
                 control,
@@ -128,9 +145,9 @@ impl Zygote {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, OwnedFd> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Line> {
         // Nothing panics while it holds the lock.
-        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -146,5 +163,15 @@ impl Drop for Zygote {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // Its end of the socket is closed, so this ends. What answered late has no other parent than us.
+        let line = self.line.get_mut().unwrap_or_else(PoisonError::into_inner);
+        while let Ok(Some((event, _))) = recv::<Event>(&line.socket) {
+            if let Event::Spawned { pid } = event
+                && let Some(pid) = Pid::from_raw(pid)
+            {
+                let _ = kill_process(pid, Signal::KILL);
+                let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED);
+            }
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::io;
 /// Who one is after a fork.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Fork {
-    Parent { pid: i32 },
+    Parent,
     Child,
 }
 
@@ -39,7 +39,7 @@ pub(super) fn fork_sibling() -> io::Result<Fork> {
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size) };
     match i32::try_from(pid) {
         Ok(0) => Ok(Fork::Child),
-        Ok(pid @ 1..) => Ok(Fork::Parent { pid }),
+        Ok(1..) => Ok(Fork::Parent),
         _ => Err(io::Error::last_os_error()),
     }
 }

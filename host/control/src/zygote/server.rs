@@ -47,12 +47,16 @@ pub fn serve(socket: OwnedFd, lacks: Vec<String>) -> Result<Role, ChannelError> 
         };
         match fork_sibling() {
             Ok(Fork::Child) => {
+                // The child says it, not the zygote: of a zygote that is killed right after its fork the
+                // service would not hear whom it has to reap.
+                let pid = rustix::process::getpid().as_raw_nonzero().get();
+                send(&socket, &Event::Spawned { pid }, &[])?;
                 // Held here, it would hide the zygote's end from the service.
                 drop(socket);
                 let _ = own_name.map(|name| rustix::thread::set_name(&name));
                 return Ok(Role::Vm { control, stderr });
             }
-            Ok(Fork::Parent { pid }) => send(&socket, &Event::Spawned { pid }, &[])?,
+            Ok(Fork::Parent) => {}
             Err(error) => {
                 let message = error.to_string();
                 send(&socket, &Event::Failed { message }, &[])?;

@@ -30,6 +30,14 @@ pub struct Lazy {
     parts: Vec<Range<usize>>,
 }
 
+/// Whether memory can be brought to processes that are given `device`, which is `/dev/userfaultfd`, open.
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn check(device: impl AsFd) -> Result<(), PagerError> {
+    create(device.as_fd()).map(drop)
+}
+
 impl Lazy {
     /// Gives this process's memory in `parts`, private, anonymous and never touched, to the pager behind
     /// `socket`. `device` is `/dev/userfaultfd`, open; `first` is fetched before the rest.

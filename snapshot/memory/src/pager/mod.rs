@@ -33,7 +33,7 @@ mod server;
 mod source;
 mod uffd;
 
-pub use client::{Lazy, Over};
+pub use client::{Lazy, Over, check};
 pub use message::{Job, MAX_LAYERS, send_job};
 pub use server::{MAX_MACHINES, serve};
 
