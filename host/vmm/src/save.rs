@@ -81,6 +81,8 @@ fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> SaveError {
 pub(crate) struct Targets {
     /// The layer of memory.
     pub(crate) memory: Copying,
+    /// The pages that the machine has used, if that was looked at before it stood still.
+    touched: Option<Vec<Pages>>,
     state: File,
     disks: Vec<File>,
     /// When the request came.
@@ -108,6 +110,7 @@ impl Targets {
         };
         Ok(Self {
             memory: Copying::new(take(spec.memory)?, memory),
+            touched: None,
             state: take(spec.state)?,
             disks: spec
                 .disks
@@ -119,6 +122,16 @@ impl Targets {
             halt_ns: asked_ns,
             parked_ns: asked_ns,
         })
+    }
+
+    /// Copies some more while the machine runs; whether there is nothing left of that.
+    pub(crate) fn go_on(&mut self, machine: &Machine) -> Result<bool, SaveError> {
+        let over = self.memory.go_on(machine.vm.memory())?;
+        if over && machine.is_clone {
+            // A hint, so it need not be of the very moment; and it takes as long as all the rest.
+            self.touched = Some(touched(machine)?);
+        }
+        Ok(over)
     }
 }
 
@@ -133,7 +146,7 @@ pub(crate) fn write(
     if asked != has {
         return Err(SaveError::Disks { asked, has });
     }
-    write_state(machine, devices, &targets.state)?;
+    write_state(machine, devices, targets.touched, &targets.state)?;
     let copied = targets.memory.finish(machine)?;
     let mut disk_blocks = 0;
     for (disk, target) in devices.disks.iter().zip(&targets.disks) {
@@ -153,6 +166,7 @@ pub(crate) fn write(
 fn write_state(
     machine: &Machine,
     devices: &SavedDevices,
+    used: Option<Vec<Pages>>,
     mut file: &File,
 ) -> Result<(), SaveError> {
     let vcpus = machine
@@ -170,9 +184,10 @@ fn write_state(
     if machine.is_clone {
         // What a machine that booted has used, others like it need not.
         // Of memory that is streamed in, the page tables do not tell what was used.
-        let used = match &machine.lazy {
-            Some(known) => known.clone(),
-            None => touched(machine)?,
+        let used = match (&machine.lazy, used) {
+            (Some(known), _) => known.clone(),
+            (None, Some(used)) => used,
+            (None, None) => touched(machine)?,
         };
         payloads.push((TOUCHED, PAGES_VERSION, encode_pages(&used)));
     }

@@ -398,7 +398,7 @@ impl Host for Supervisor {
         let Phase::Copying(mut targets) = std::mem::replace(&mut self.phase, Phase::Running) else {
             return;
         };
-        match targets.memory.go_on(self.machine.vm.memory()) {
+        match targets.go_on(&self.machine) {
             Ok(false) => self.phase = Phase::Copying(targets),
             Ok(true) => self.halt(targets, control),
             Err(error) => self.go_on(&error),
