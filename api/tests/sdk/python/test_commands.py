@@ -334,3 +334,14 @@ def test_out_of_memory_ends_the_command_only(fresh):
     with pytest.raises(e2b.CommandExitException):
         run(fresh, hog, timeout=max(60, patient(60)))
     assert run(fresh, "echo alive").stdout == "alive\n"
+
+
+def test_a_real_time_process_leaves_time_for_others(box):
+    """The guest kernel's server for this begins only where a real-time process wants to run."""
+    spin = "chrt -f 50 sh -c 'echo spins; while :; do :; done'"
+    hog = box.commands.run(spin, background=True, user="root", timeout=0)
+    try:
+        eventually("a real-time process", 20, lambda: "FF" in run(box, "ps -eo cls,args | grep [s]pins").stdout)
+        assert run(box, "echo on").stdout == "on\n"
+    finally:
+        hog.kill()
