@@ -17,7 +17,7 @@ use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
 /// A lab that says nothing for so long has died, or its barometer has.
-const SILENCE: Duration = Duration::from_secs(400);
+const SILENCE: Duration = Duration::from_secs(200);
 /// How often a part is tried.
 const TRIES: u32 = 2;
 
