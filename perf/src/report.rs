@@ -207,7 +207,7 @@ impl Page {
                 "Steps of a creation, medians, counted",
                 phases::bars(&self.tables, COUNTED),
             ),
-            ("Memory of many", density::curve(&self.tables, COUNTED)),
+            ("Memory of many", density::curve(&self.tables, UNCOUNTED)),
         ] {
             if !plot.is_empty() {
                 let _ = writeln!(text, "<h2>{title}</h2>\n{plot}");
@@ -356,7 +356,7 @@ mod test {
         for clones in [50, 100] {
             let sample = Sample::new("x", &[("clones", clones), ("clone_kib", 2_048)]);
             let name = format!("density-{clones}");
-            lab.keep(&name, "hatchery", Ok(sample)).unwrap();
+            wall.keep(&name, "hatchery", Ok(sample)).unwrap();
         }
         let args = Args {
             results: folder.path().into(),

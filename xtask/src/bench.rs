@@ -34,7 +34,7 @@ enum What {
     },
     /// The whole system and QEMU's microvm beside it, in the lab: counted, and ratios of real time
     Lab {
-        /// Only these parts: clone, versus, boot, or groups of scenarios (create, burst, branch, density,
+        /// Only these parts: clone, versus, boot, or groups of scenarios (create, burst, branch, idle, density,
         /// cycles)
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
@@ -182,9 +182,9 @@ fn all(peers: &Peers) -> Result<ExitCode> {
 }
 
 /// The groups of the lab's scenarios that have rounds where the clock counts.
-const COUNTED: [&str; 4] = ["create", "burst", "branch", "density"];
+const COUNTED: [&str; 4] = ["create", "burst", "branch", "idle"];
 /// And where it does not.
-const WALL: [&str; 4] = ["create", "burst", "branch", "cycles"];
+const WALL: [&str; 5] = ["create", "burst", "branch", "density", "cycles"];
 
 /// Measures in the counting lab and then in an ordinary one, if that is wanted; the names of parts that
 /// failed.
