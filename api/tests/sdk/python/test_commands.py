@@ -336,6 +336,7 @@ def test_out_of_memory_ends_the_command_only(fresh):
     assert run(fresh, "echo alive").stdout == "alive\n"
 
 
+@pytest.mark.vm
 def test_a_real_time_process_leaves_time_for_others(box):
     """The guest kernel's server for this begins only where a real-time process wants to run."""
     spin = "chrt -f 50 sh -c 'echo spins; while :; do :; done'"
