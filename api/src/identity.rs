@@ -14,8 +14,8 @@ const IDENTITY_TIMEOUT: Duration = Duration::from_secs(20);
 const LATE: Duration = Duration::from_millis(25);
 /// By one after the other: all at once would be in each other's way.
 static TURN: Semaphore = Semaphore::const_new(1);
-/// For so long, also when others have their turn: on a host that is so busy that no answer comes in time, a clock that is late is better than
-/// no sandbox.
+/// For so long, also when others have their turn: on a host that is so busy that no answer comes in time, a
+/// clock that is late is better than no sandbox.
 const SET_AGAIN: Duration = Duration::from_secs(2);
 
 /// The wall clock.

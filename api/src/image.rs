@@ -285,8 +285,9 @@ impl Image {
 }
 
 /// Saves a machine that began at `basis`, or booted if there is none. With `ahead` most is copied while it
-/// runs, which takes longer but lets it stand still for a shorter time. It stands still when this returns: [`Hand::start`] lets it go on. Its agent's connection, which may be in use, is broken in
-/// machines that begin at the image; in the machine itself it goes on.
+/// runs, which takes longer but lets it stand still for a shorter time. It stands still when this returns:
+/// [`Hand::start`] lets it go on. Its agent's connection, which may be in use, is broken in machines that begin
+/// at the image; in the machine itself it goes on.
 ///
 /// # Errors
 /// [`ImageError`]; the machine then stands still or runs on: let it go on in any case.

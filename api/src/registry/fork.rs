@@ -24,7 +24,8 @@ pub(super) type Children = Vec<Result<Arc<Sandbox>, ApiError>>;
 
 impl Registry {
     /// Makes `count` sandboxes that go on where a running one stands at this moment, or where one in any
-    /// state stood at a checkpoint, each with its own id, token, clock and randomness. A result for each; and how the running one was saved.
+    /// state stood at a checkpoint, each with its own id, token, clock and randomness. A result for each;
+    /// and how the running one was saved.
     ///
     /// # Errors
     /// [`ApiError::SandboxNotFound`], [`ApiError::CheckpointNotFound`], [`ApiError::Conflict`],

@@ -51,8 +51,8 @@ impl Identity {
         Strings::Packed(&self.env[..self.env_len])
     }
 
-    /// Takes a new one, or sets the clock again for the one that it has. Randomness first: nothing that follows may use the old. The template's hook
-    /// last: it finds everything else done.
+    /// Takes a new one, or sets the clock again for the one that it has. Randomness first: nothing that
+    /// follows may use the old. The template's hook last: it finds everything else done.
     ///
     /// # Errors
     /// At the first part that fails; the generation changes only when all have succeeded.

@@ -11,7 +11,7 @@ use crate::copying::Copying;
 use crate::prefault::blocks;
 use control::{SaveSpec, Saved};
 use devices::SavedDevices;
-use machine::{CpuContract, Memory, Vcpu, VcpuStateV1, VmStateV1, monotonic_ns};
+use machine::{CpuContract, Memory, Vcpu, VcpuStateV1, VmStateV1};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use snapshot_format::{FormatError, Section, SectionFile, SectionName};
@@ -24,7 +24,7 @@ use std::io::Write;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The processor its guest has seen. A guest keeps in mind what it was offered, and would fail much later,
 /// and anyhow, without it.
@@ -85,12 +85,10 @@ pub(crate) struct Targets {
     touched: Option<Vec<Pages>>,
     state: File,
     disks: Vec<File>,
-    /// When the request came.
+    /// When the request came, when the vCPUs were to stand still, and when they did.
     pub(crate) asked: Instant,
-    /// The same, when the vCPUs were to stand still, and when they did; `CLOCK_MONOTONIC` nanoseconds.
-    asked_ns: u64,
-    pub(crate) halt_ns: u64,
-    pub(crate) parked_ns: u64,
+    pub(crate) halt: Instant,
+    pub(crate) parked: Instant,
 }
 
 impl Targets {
@@ -100,7 +98,7 @@ impl Targets {
         fds: Vec<OwnedFd>,
         memory: &Memory,
     ) -> Result<Self, SaveError> {
-        let asked_ns = monotonic_ns();
+        let asked = Instant::now();
         let count = fds.len();
         let mut fds: Vec<_> = fds.into_iter().map(Some).collect();
         let mut take = |index: u8| {
@@ -117,10 +115,9 @@ impl Targets {
                 .iter()
                 .map(|i| take(*i))
                 .collect::<Result<_, _>>()?,
-            asked: Instant::now(),
-            asked_ns,
-            halt_ns: asked_ns,
-            parked_ns: asked_ns,
+            asked,
+            halt: asked,
+            parked: asked,
         })
     }
 
@@ -152,10 +149,11 @@ pub(crate) fn write(
     for (disk, target) in devices.disks.iter().zip(&targets.disks) {
         disk_blocks += disk.write_to(target).map_err(io("write a disk's layer"))?;
     }
+    let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     let saved = Saved {
-        ahead_ns: targets.halt_ns - targets.asked_ns,
-        park_ns: targets.parked_ns - targets.halt_ns,
-        write_ns: monotonic_ns() - targets.parked_ns,
+        ahead_ns: ns(targets.halt - targets.asked),
+        park_ns: ns(targets.parked - targets.halt),
+        write_ns: ns(targets.parked.elapsed()),
         memory_pages: copied.stored,
         still_pages: copied.still,
         disk_blocks,

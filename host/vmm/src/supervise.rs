@@ -324,11 +324,11 @@ impl Supervisor {
 
     /// Brings every vCPU to a halt, and then the devices.
     fn halt(&mut self, mut targets: Targets, control: &mut LoopControl) {
-        targets.halt_ns = monotonic_ns();
+        targets.halt = Instant::now();
         let mut vcpus = self.machine.vcpus.iter();
         match vcpus.try_for_each(|vcpu| vcpu.park(PARK_LIMIT)) {
             Ok(()) => {
-                targets.parked_ns = monotonic_ns();
+                targets.parked = Instant::now();
                 self.phase = Phase::Saving(targets);
                 control.quiesce();
             }

@@ -239,6 +239,31 @@ impl LayerIndex {
         Ok((Self::data_at(slots.into()), count * EXTENT))
     }
 
+    /// Reads the index of a file of `len` bytes; `read` fills a buffer from an offset of it.
+    ///
+    /// # Errors
+    /// From `read`; and, by way of `refused`, for a file that is cut off or no layer file.
+    pub fn read<E>(
+        len: u64,
+        read: impl Fn(&mut [u8], u64) -> Result<(), E>,
+        refused: impl Fn(FormatError) -> E,
+    ) -> Result<Self, E> {
+        let mut header = [0; Self::HEADER];
+        read(&mut header, 0)?;
+        let (place, bytes) = Self::table(&header).map_err(&refused)?;
+        let needed = place + bytes as u64;
+        if len < needed {
+            return Err(refused(FormatError::Truncated {
+                what: WHAT,
+                needed,
+                found: len,
+            }));
+        }
+        let mut table = vec![0; bytes];
+        read(&mut table, place)?;
+        Self::parse(&header, &table).map_err(refused)
+    }
+
     /// Reads an index from the header and what [`LayerIndex::table`] says; bytes after either are not
     /// looked at.
     ///

@@ -18,21 +18,8 @@ impl Layer {
     /// # Errors
     /// [`MemoryError::Format`] when it is not one or is cut off, or the system's error.
     pub fn open(file: File) -> Result<Self, MemoryError> {
-        let mut header = [0; LayerIndex::HEADER];
-        read(&file, &mut header, 0)?;
-        let (place, len) = LayerIndex::table(&header)?;
-        let (found, needed) = (length(&file)?, place + len as u64);
-        if found < needed {
-            return Err(FormatError::Truncated {
-                what: "layer file",
-                needed,
-                found,
-            }
-            .into());
-        }
-        let mut table = vec![0; len];
-        read(&file, &mut table, place)?;
-        let index = LayerIndex::parse(&header, &table)?;
+        let part = |bytes: &mut [u8], at| read(&file, bytes, at);
+        let index = LayerIndex::read(length(&file)?, part, MemoryError::Format)?;
         Ok(Self { index, file })
     }
 

@@ -42,12 +42,6 @@ impl LayerWriter {
         }
     }
 
-    /// How many pages it has by now, zeros among them.
-    #[must_use]
-    pub fn pages(&self) -> u64 {
-        self.pages.len() as u64
-    }
-
     /// Adds pages; `read` fills a buffer of 4096 bytes with one.
     ///
     /// # Errors
@@ -202,7 +196,7 @@ mod test {
                     Ok::<_, MemoryError>(())
                 }).unwrap();
             }
-            prop_assert_eq!(writer.pages(), wanted.len() as u64);
+            prop_assert_eq!(writer.pages.len(), wanted.len());
             let index = writer.finish().unwrap();
             let layer = Layer::open(file).unwrap();
             prop_assert_eq!(layer.index(), &index);

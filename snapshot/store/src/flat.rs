@@ -56,21 +56,8 @@ pub fn pack(flat: &File, size: u64, out: &mut impl Write) -> Result<LayerIndex, 
 pub fn unpack(layer: &File, size: u64, flat: &File) -> Result<(), StoreError> {
     let file = Path::new("a layer file");
     let read = |bytes: &mut [u8], at| layer.read_exact_at(bytes, at).map_err(io("Reading", file));
-    let mut header = [0; LayerIndex::HEADER];
-    read(&mut header, 0)?;
-    let (place, len) = LayerIndex::table(&header).map_err(refused)?;
     let there = layer.metadata().map_err(io("Measuring", file))?.len();
-    let needed = place + len as u64;
-    if there < needed {
-        return Err(refused(FormatError::Truncated {
-            what: "layer file",
-            needed,
-            found: there,
-        }));
-    }
-    let mut table = vec![0; len];
-    read(&mut table, place)?;
-    let index = LayerIndex::parse(&header, &table).map_err(refused)?;
+    let index = LayerIndex::read(there, read, refused)?;
     if index.units() != size.div_ceil(UNIT) {
         return Err(refused(FormatError::Invalid {
             what: "layer of a disk",

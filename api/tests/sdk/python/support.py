@@ -24,6 +24,7 @@ import time
 import urllib.parse
 
 import e2b
+import pytest
 
 SCALE = float(os.environ.get("HATCHERY_TIME_SCALE", "1"))
 BIG_MIB = int(os.environ.get("HATCHERY_BIG_MIB", "100"))
@@ -43,6 +44,11 @@ ENVD_PORT = 49983
 NotRunning = getattr(e2b, "SandboxNotRunningException", e2b.TimeoutException)
 SandboxNotFound = getattr(e2b, "SandboxNotFoundException", e2b.NotFoundException)
 FileNotFound = getattr(e2b, "FileNotFoundException", e2b.NotFoundException)
+
+# A mark for tests that end the server.
+restarts = pytest.mark.skipif(
+    not SERVER_START, reason="HATCHERY_SERVER_START is not set: cannot restart the server"
+)
 
 
 def patient(seconds):

@@ -10,7 +10,6 @@ from support import (
     NATIVE,
     NotRunning,
     SandboxNotFound,
-    SERVER_START,
     STATE_DIR,
     create,
     eventually,
@@ -18,6 +17,7 @@ from support import (
     living,
     on_host,
     patient,
+    restarts,
     run,
     server_pid,
     start_server,
@@ -123,11 +123,6 @@ def test_one_death_leaves_the_others_alone(box):
     eventually("the victim is gone", 20, lambda: not victim.is_running())
     box.commands.send_stdin(handle.pid, "unharmed\n")
     assert handle.wait().stdout == "unharmed\n"
-
-
-restarts = pytest.mark.skipif(
-    not SERVER_START, reason="HATCHERY_SERVER_START is not set: cannot restart the server"
-)
 
 
 @restarts

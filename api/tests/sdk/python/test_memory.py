@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 import e2b
 import pytest
 from support import (
-    SERVER_START,
     STATE_DIR,
     create,
     eventually,
@@ -14,16 +13,13 @@ from support import (
     on_host,
     patient,
     restart_server,
+    restarts,
     run,
     server_pid,
     vm_pids,
 )
 
-pytestmark = [
-    pytest.mark.vm,
-    pytest.mark.fault,
-    pytest.mark.skipif(not SERVER_START, reason="HATCHERY_SERVER_START is not set: cannot restart the server"),
-]
+pytestmark = [pytest.mark.vm, pytest.mark.fault, restarts]
 
 GROUP = "/sys/fs/cgroup/hatchery-small"
 

@@ -7,7 +7,6 @@ import e2b
 import pytest
 from support import (
     SERVER_LOG,
-    SERVER_START,
     STATE_DIR,
     create,
     eventually,
@@ -16,6 +15,7 @@ from support import (
     patient,
     pids_script,
     restart_server,
+    restarts,
     run,
     server_pid,
     vm_pids,
@@ -24,11 +24,7 @@ from test_faults import PROMPT, is_gone
 from test_leaks import steady
 from test_pause import resume
 
-pytestmark = [
-    pytest.mark.vm,
-    pytest.mark.fault,
-    pytest.mark.skipif(not SERVER_START, reason="HATCHERY_SERVER_START is not set: cannot restart the server"),
-]
+pytestmark = [pytest.mark.vm, pytest.mark.fault, restarts]
 
 # So much of a sandbox's memory is its own: more than comes while a client gets its answer.
 MIB = 128
