@@ -8,9 +8,6 @@ use anyhow::Result;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// The engine that bars are about.
-const OURS: &str = "hatchery";
-
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The folder with the raw records
@@ -41,6 +38,8 @@ pub(crate) struct Judged {
     pub(crate) verdict: Verdict,
     /// Samples with a value, and samples that were tried.
     pub(crate) samples: (u64, u64),
+    /// Of a ratio: the figure, and what it is divided by.
+    pub(crate) pair: Option<(u64, u64)>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
@@ -72,23 +71,23 @@ pub(crate) fn values(records: &[Record], place: &str, scenario: &str, value: &st
 
 /// Holds every bar against the records.
 pub(crate) fn judge(bars: &[Bar], records: &[Record]) -> Vec<Judged> {
-    // Bars are about us, not about engines that are measured beside.
-    let ours: Vec<_> = records
-        .iter()
-        .filter(|r| r.engine == OURS)
-        .cloned()
-        .collect();
-    let records = &ours;
     let judge = |bar: &Bar| {
-        let summary = values(records, &bar.place, &bar.scenario, &bar.value);
-        let figure = bar.statistic.and_then(|s| summary.get(s));
-        let figure = match &bar.over {
-            None => figure,
-            Some(other) => {
-                let other = values(records, &bar.place, other, &bar.value);
-                let other = bar.statistic.and_then(|s| other.get(s));
-                figure.zip(other).and_then(|(a, b)| permille(a, b))
-            }
+        let of = |engine: &str, scenario: &str| {
+            let own = |r: &&Record| r.engine == engine;
+            let own: Vec<_> = records.iter().filter(own).cloned().collect();
+            values(&own, &bar.place, scenario, &bar.value)
+        };
+        let figure_of = |summary: &Summary| bar.statistic.and_then(|s| summary.get(s));
+        let summary = of(&bar.engine, &bar.scenario);
+        let own = figure_of(&summary);
+        let other = bar
+            .over
+            .as_ref()
+            .map(|o| figure_of(&of(&o.engine, &o.scenario)));
+        let pair = own.zip(other.flatten());
+        let figure = match other {
+            None => own,
+            Some(_) => pair.and_then(|(own, other)| permille(own, other)),
         };
         let good = |figure| {
             if bar.at_least {
@@ -113,6 +112,7 @@ pub(crate) fn judge(bars: &[Bar], records: &[Record]) -> Vec<Judged> {
             bar: bar.clone(),
             verdict,
             samples: (summary.count(), summary.tried),
+            pair,
         }
     };
     bars.iter().map(judge).collect()
@@ -166,10 +166,12 @@ impl Judged {
             Verdict::Met(figure) | Verdict::Missed(figure) => {
                 let statistic = self.bar.statistic.map_or("", |s| s.name());
                 let figure = human(self.unit(), *figure);
-                format!(
-                    "{statistic} {figure} of {}/{}",
-                    self.samples.0, self.samples.1
-                )
+                let pair = self.pair.map_or_else(String::new, |(own, other)| {
+                    let name = &self.bar.value;
+                    format!(" ({} over {})", human(name, own), human(name, other))
+                });
+                let (good, tried) = self.samples;
+                format!("{statistic} {figure}{pair} of {good}/{tried}")
             }
         }
     }
@@ -194,16 +196,11 @@ impl Judged {
             Verdict::NotMeasured(why) => {
                 format!("{head}: not measured ({why}); bar {relation} {limit}")
             }
-            Verdict::Met(figure) | Verdict::Missed(figure) => {
+            Verdict::Met(_) | Verdict::Missed(_) => {
                 let word = if self.missed() { "MISSED" } else { "met" };
-                format!(
-                    "{head}: {} {} of {}/{} samples; bar {relation} {limit}; ratio {}; {word}",
-                    bar.statistic.map_or("", |s| s.name()),
-                    human(self.unit(), *figure),
-                    self.samples.0,
-                    self.samples.1,
-                    self.ratio().unwrap_or_default(),
-                )
+                let ratio = self.ratio().unwrap_or_default();
+                let figure = self.figure();
+                format!("{head}: {figure} samples; bar {relation} {limit}; ratio {ratio}; {word}")
             }
         }
     }
@@ -228,12 +225,14 @@ pub(crate) fn human(name: &str, figure: u64) -> String {
 #[cfg(test)]
 mod test {
     use super::*;
+    use crate::definition::Other;
     use crate::record::SCHEMA;
     use crate::statistics::Statistic;
 
     fn bar() -> Bar {
         Bar {
             what: "claim".into(),
+            engine: "hatchery".into(),
             place: "floor".into(),
             scenario: "claim".into(),
             value: "entry_ns".into(),
@@ -299,16 +298,20 @@ mod test {
     #[test]
     fn a_bar_can_be_of_a_ratio() {
         let bar = Bar {
-            over: Some("build".into()),
+            over: Some(Other {
+                engine: "peer".into(),
+                scenario: "build".into(),
+            }),
             bar: 1300,
             ..bar()
         };
         let mut one = record("floor", true, 100);
-        one.scenario = "build".into();
+        (one.scenario, one.engine) = ("build".into(), "peer".into());
         let both = [one, record("floor", true, 130)];
         assert_eq!(verdict(&bar, &both), Verdict::Met(1300));
         let judged = &judge(std::slice::from_ref(&bar), &both)[0];
-        assert!(judged.line().contains("1.300 ×"), "{}", judged.line());
+        let figure = "1.300 × (0.000 ms over 0.000 ms) of 1/1 samples";
+        assert!(judged.line().contains(figure), "{}", judged.line());
         let worse = [both[0].clone(), record("floor", true, 131)];
         assert_eq!(verdict(&bar, &worse), Verdict::Missed(1310));
         assert!(matches!(verdict(&bar, &both[1..]), Verdict::NotMeasured(_)));

@@ -194,6 +194,9 @@ pub(crate) struct Bars {
 pub(crate) struct Bar {
     /// What is measured, in words.
     pub(crate) what: String,
+    /// Whose samples it is about, as records name them.
+    #[serde(default = "ours")]
+    pub(crate) engine: String,
     /// `floor`, `lab` or `metal`.
     pub(crate) place: String,
     /// The scenario whose samples it is about.
@@ -206,9 +209,9 @@ pub(crate) struct Bar {
     pub(crate) statistic: Option<Statistic>,
     /// The bar, in the value's unit.
     pub(crate) bar: u64,
-    /// A scenario of the same place by whose figure this one is divided: then the bar is of the ratio, in
+    /// The figure of the same place by which this one is divided: then the bar is of the ratio, in
     /// thousandths.
-    pub(crate) over: Option<String>,
+    pub(crate) over: Option<Other>,
     /// Whether more is better.
     #[serde(default)]
     pub(crate) at_least: bool,
@@ -217,6 +220,22 @@ pub(crate) struct Bar {
     pub(crate) peer: String,
     /// Why there is nothing to measure.
     pub(crate) missing: Option<String>,
+}
+
+/// A figure that another is held against; the value's name and the statistic are the same.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Other {
+    /// Whose samples.
+    #[serde(default = "ours")]
+    pub(crate) engine: String,
+    /// Of which scenario.
+    pub(crate) scenario: String,
+}
+
+/// What records call us.
+fn ours() -> String {
+    "hatchery".into()
 }
 
 /// The floor's scenarios, from `folder` or our own.
@@ -263,7 +282,14 @@ mod test {
     #[test]
     fn every_bar_of_the_service_is_about_a_scenario_there_is() {
         // What single VMs are measured by is not in a file.
-        const OF_PROGRAM: [&str; 4] = ["clone", "density", "clone-counts", "boot"];
+        const OF_PROGRAM: [&str; 6] = [
+            "clone",
+            "density",
+            "clone-counts",
+            "boot",
+            "versus",
+            "versus-counts",
+        ];
         let lab = lab(None).unwrap();
         for bar in bars(None)
             .unwrap()
@@ -271,10 +297,8 @@ mod test {
             .iter()
             .filter(|b| b.place.starts_with("lab"))
         {
-            for name in [Some(&bar.scenario), bar.over.as_ref()]
-                .into_iter()
-                .flatten()
-            {
+            let other = bar.over.as_ref().map(|over| &over.scenario);
+            for name in [Some(&bar.scenario), other].into_iter().flatten() {
                 let known = lab.scenario.iter().any(|s| match &s.kind {
                     LabKind::Density { steps } => {
                         steps.iter().any(|n| *name == format!("{}-{n}", s.name))

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: runs the barometer where its figures mean something.
 
+mod firecracker;
 mod floor;
 mod lab;
 mod lines;
@@ -87,10 +88,10 @@ enum What {
     },
 }
 
-/// Engines to measure beside ours and QEMU, which is always there.
+/// Engines to measure beside ours and QEMU, which Debian has.
 #[derive(clap::Args, Default)]
 struct Peers {
-    /// A static Firecracker, any release
+    /// A static Firecracker, any release; v1.12.1 is fetched otherwise
     #[arg(long)]
     firecracker: Option<PathBuf>,
     /// A static Cloud Hypervisor, any release
@@ -104,14 +105,24 @@ struct Peers {
 impl Peers {
     fn files(&self) -> Vec<(&'static str, PathBuf)> {
         let all = [
-            ("--firecracker", &self.firecracker),
-            ("--cloud-hypervisor", &self.cloud_hypervisor),
-            ("--cloud-hypervisor-kernel", &self.cloud_hypervisor_kernel),
+            ("--firecracker", self.firecracker.clone().or_else(fetched)),
+            ("--cloud-hypervisor", self.cloud_hypervisor.clone()),
+            (
+                "--cloud-hypervisor-kernel",
+                self.cloud_hypervisor_kernel.clone(),
+            ),
         ];
-        let given =
-            |(option, path): (&'static str, &Option<PathBuf>)| Some((option, path.clone()?));
+        let given = |(option, path): (&'static str, Option<PathBuf>)| Some((option, path?));
         all.into_iter().filter_map(given).collect()
     }
+}
+
+/// Without it the bench goes on, and the bars that are a part of it are not measured.
+fn fetched() -> Option<PathBuf> {
+    let fetched = firecracker::program();
+    fetched
+        .inspect_err(|error| eprintln!("bench: Firecracker is left out: {error:#}"))
+        .ok()
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
@@ -200,7 +211,11 @@ fn in_labs(
         let mut parts = vec![
             Part::new("clone", &["clone", "--samples", "10", "--density", "50"]),
             Part {
-                files: peers.files(),
+                files: if wanted("versus") {
+                    peers.files()
+                } else {
+                    Vec::new()
+                },
                 ..Part::new("versus", &["versus", "--samples", "5"]).beside_peer()
             },
             Part::new("boot", &["boot", "--samples", "3", "--report-only"]).beside_peer(),

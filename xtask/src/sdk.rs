@@ -269,7 +269,8 @@ fn beside_modules(folder: &Path, from: &str) -> Result<PathBuf> {
     Ok(copy)
 }
 
-fn run(command: &mut Command) -> Result<()> {
+/// Runs to success; what it says is passed through.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command
         .status()
         .with_context(|| format!("Running {command:?}"))?;

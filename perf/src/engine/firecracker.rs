@@ -4,14 +4,17 @@
 //! fastest way that it has without another process. No jailer and no network, both of which would cost it
 //! more.
 
-use super::Guest;
 use super::peer::{CMDLINE, Machine, Peer, disk, vsock_path};
 use super::started::{Started, api};
+use super::{Guest, no_xsave};
 use crate::http::Http;
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+
+/// As a CPU template of it says that `KVM_CAP_XCRS` (`linux/kvm.h`) need not be there.
+const NO_XCRS: &str = "!56";
 
 /// A Firecracker program.
 #[derive(Clone, Debug)]
@@ -47,6 +50,13 @@ impl Peer for Firecracker {
         let api = &mut started.api;
         let machine = json!({ "vcpu_count": guest.vcpus, "mem_size_mib": guest.memory_mib });
         put(api, "/machine-config", &machine)?;
+        if no_xsave::here() {
+            put(
+                api,
+                "/cpu-config",
+                &json!({ "kvm_capabilities": [NO_XCRS] }),
+            )?;
+        }
         let source = json!({
             "kernel_image_path": guest.dist.join("vmlinux"),
             "initrd_path": guest.dist.join("initrd.cpio"),

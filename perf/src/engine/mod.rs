@@ -4,6 +4,7 @@ pub(crate) mod child;
 pub(crate) mod cloud_hypervisor;
 pub(crate) mod firecracker;
 pub(crate) mod hatchery;
+mod no_xsave;
 pub(crate) mod peer;
 pub(crate) mod qemu;
 mod qmp;

@@ -1,7 +1,7 @@
 //! A peer's process that answers on its HTTP socket, with nothing in it yet.
 
-use super::now_ns;
 use super::peer::{Machine, Process, listen, remove};
+use super::{no_xsave, now_ns};
 use crate::http::Http;
 use anyhow::{Context, Result};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -25,13 +25,14 @@ impl Started {
         remove(&socket)?;
         let listener = listen(place)?;
         let asked_ns = now_ns();
-        let child = Command::new(program)
-            .arg(flag)
-            .arg(&socket)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .with_context(|| format!("Starting {}", program.display()))?;
+        let mut command = Command::new(program);
+        command.arg(flag).arg(&socket);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let child = match no_xsave::here() {
+            true => no_xsave::spawn(&mut command),
+            false => command.spawn().map_err(Into::into),
+        };
+        let child = child.with_context(|| format!("Starting {}", program.display()))?;
         let mut process = Process(child);
         let api = api(&mut process, place)?;
         Ok(Self {
