@@ -12,6 +12,8 @@ use wire::{MAX_DEFAULT_ENV, MAX_NAME, SetIdentity, Strings};
 pub(crate) const GENERATION: &CStr = c"/run/hatchery/generation";
 /// Mounted over `/etc/machine-id`, so that no clone writes to its disk for it.
 pub(crate) const MACHINE_ID: &CStr = c"/run/hatchery/machine-id";
+/// Where the guest's own name is told to programs.
+pub(crate) const HOSTS: &CStr = c"/etc/hosts";
 
 /// The identity last taken.
 pub(crate) struct Identity {
@@ -132,7 +134,7 @@ fn replace_text(path: &CStr, text: &[u8]) -> Result<(), Errno> {
 /// Lets programs resolve the guest's own name (`sudo` complains otherwise). An image without the
 /// file, or a full disk, only costs that.
 fn name_in_hosts(name: &[u8]) {
-    let Ok(hosts) = open(Dir::Cwd, c"/etc/hosts", O_WRONLY | O_APPEND, 0) else {
+    let Ok(hosts) = open(Dir::Cwd, HOSTS, O_WRONLY | O_APPEND, 0) else {
         return;
     };
     let name = core::str::from_utf8(name).unwrap_or("");
