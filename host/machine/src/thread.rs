@@ -72,10 +72,12 @@ impl Shared {
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        state.1 = state.0;
+        let wanted = state.0;
+        state.1 = wanted;
         self.look.store(false, Ordering::Release);
+        drop(state);
         self.changed.notify_all();
-        state.0
+        wanted
     }
 }
 
@@ -133,6 +135,9 @@ impl VcpuThread {
         let vcpu = Arc::new(Mutex::new(vcpu));
         let ours = Arc::downgrade(&vcpu);
         let body = move || {
+            // With its first entry KVM makes a thread of its own for the machine: no claim shall wait for
+            // that. What fails here fails again when the guest is let go.
+            let _ = hold(&vcpu).settle(&wiring.ports, &wiring.memory);
             let exit = match theirs.arrive(State::Parked) {
                 State::Finished => None,
                 _ => run(&vcpu, &wiring, &theirs),
@@ -221,6 +226,8 @@ impl VcpuThread {
             state.0 = wanted;
         }
         self.shared.look.store(true, Ordering::Release);
+        // Who is woken finds the lock free.
+        drop(state);
         self.shared.changed.notify_all();
     }
 
