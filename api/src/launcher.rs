@@ -1,7 +1,7 @@
 //! From a template to a VM process, and on to a machine whose agent is on the line.
 //!
 //! ```text
-//! boot:   files, layer, sockets ─> fork ─> Configure ─> Configured ─> Start ─> Started ─> Hello
+//! boot:   files, layer, sockets ─> fork ─> Configure ─> Configured ─> Start ─> Hello
 //! clone:  golden, layer, sockets ─> fork ─> Configure ─> Configured: a husk, until it is claimed
 //! ```
 //!
@@ -187,9 +187,6 @@ impl Launcher {
         timings: &mut Timings,
     ) -> Result<Link, LaunchError> {
         machine.start().await;
-        let started = |p: &Phase| matches!(p, Phase::Started);
-        reach(machine, started, "starting the machine").await?;
-        timings.step("start");
         let link = self.hello(machine, stream).await?;
         timings.step("hello");
         Ok(link)

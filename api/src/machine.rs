@@ -38,7 +38,7 @@ pub enum Phase {
     Spawned,
     /// Built, not running.
     Configured(Configured),
-    /// The vCPUs run.
+    /// The vCPUs run, or are about to.
     Started,
     /// The process is gone and reaped.
     Ended(Arc<End>),
@@ -329,7 +329,10 @@ impl Task {
                     return;
                 }
                 command = commands.recv(), if stop_by.is_none() => match command {
-                    Some(Command::Start) => Request::Start,
+                    Some(Command::Start) => {
+                        self.phase.send_replace(Phase::Started);
+                        Request::Start
+                    }
                     Some(Command::Stats(reply)) => {
                         waiting.stats = Some(reply);
                         Request::Stats
@@ -367,9 +370,6 @@ impl Task {
         match event {
             Event::Configured(configured) => {
                 self.phase.send_replace(Phase::Configured(configured));
-            }
-            Event::Started => {
-                self.phase.send_replace(Phase::Started);
             }
             Event::Stats(counters) => {
                 if let Some(reply) = waiting.stats.take() {

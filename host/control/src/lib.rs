@@ -10,7 +10,6 @@
 //!   | -- Configure(VmSpec) + fds ------->  |   builds KVM objects and devices, runs nothing
 //!   | <------------------ Configured ----  |
 //!   | -- Start ------------------------->  |   lets the vCPUs go
-//!   | <--------------------- Started ----  |
 //!   | -- Stats ------------------------->  |
 //!   | <---------------- Stats(VmStats) --  |
 //!   | -- Stop -------------------------->  |

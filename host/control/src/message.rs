@@ -23,8 +23,9 @@ pub type FdIndex = u8;
 pub enum Request {
     /// Build the machine. Answered by [`Event::Configured`] or [`Event::Failed`]. Once only.
     Configure(Box<VmSpec>),
-    /// Run the vCPUs, for the first time or on after a [`Request::Save`]. Answered by
-    /// [`Event::Started`].
+    /// Run the vCPUs, for the first time or on after a [`Request::Save`]. Not answered, but by
+    /// [`Event::Failed`] where there is nothing to run: the guest is heard soon enough, and a claim would
+    /// pay for waking the service.
     Start,
     /// Bring the machine to a halt and write all of its state. Answered by [`Event::Saved`], after
     /// which it stands still until [`Request::Start`] or [`Request::Stop`]; or by
@@ -295,8 +296,6 @@ impl VmSpec {
 pub enum Event {
     /// The machine is built and has not run.
     Configured(Configured),
-    /// The vCPUs run.
-    Started,
     /// Counters, as asked.
     Stats(VmStats),
     /// The machine is saved and stands still.

@@ -167,7 +167,6 @@ fn converse(service: &OwnedFd, timeout: Duration) -> Result<u64> {
                 say(&format!("built in {:?}", Duration::from_nanos(c.build_ns)));
                 control::send(service, &Request::Start, &[])?;
             }
-            Some((Event::Started, _)) => say("started"),
             Some((Event::Stats(stats), _)) => say(&format!("{stats:#?}")),
             Some((Event::Exited(report), _)) => {
                 say(&format!("ended: {:?}\n{:#?}", report.cause, report.stats));

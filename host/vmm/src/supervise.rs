@@ -262,7 +262,6 @@ impl Supervisor {
                     return self.machine.ending.report(Reason::Host(chain(&error)));
                 }
                 self.run_vcpus();
-                self.send(&Event::Started);
                 self.watches.clear();
             }
             (Request::Save(spec), Phase::Running) => {

@@ -31,7 +31,6 @@ impl Vm {
         configure(guest, &control, theirs)?;
         expect(&control, "Configure", |e| matches!(e, Event::Configured(_)))?;
         control::send(&control, &Request::Start, &[])?;
-        expect(&control, "Start", |e| matches!(e, Event::Started))?;
         let (agent, ready) = Agent::greet(ours)?;
         let greeted_ns = now_ns();
         let first_run_ns = stats(&control)?.first_run_ns;
@@ -219,7 +218,6 @@ impl Husk {
         control::send(&self.control, &Request::Start, &[])?;
         let mut agent = Agent::resume(self.link, self.next_stream);
         agent.set_identity(generation, entropy)?;
-        expect(&self.control, "Start", |e| matches!(e, Event::Started))?;
         Ok(Vm {
             child: self.child,
             control: self.control,

@@ -109,7 +109,6 @@ impl Waiting {
         process.start()?;
         let (said, _) = process.answer()?;
         ensure!(said == READY, "the bare guest said {said:?}, not {READY:?}");
-        process.started()?;
         let (memory, state) = (file()?, file()?);
         process
             .save(&memory, &state)

@@ -17,7 +17,6 @@ pub(super) fn boot(context: &Context) -> Result<Sample> {
     let asked_ns = process.start()?;
     let (said, here_ns) = process.answer()?;
     ensure!(said == "ready", "the guest said {said:?}");
-    process.started()?;
     let (spawned_ns, configured_ns) = (process.spawned_ns, process.configured_ns);
     let report = process.stop()?;
     let first_ns = report.stats.first_run_ns;
@@ -89,7 +88,6 @@ fn live(mut husk: Process, bare: &Bare) -> Result<Sample> {
         "the guest said {said:?}, not {:?}",
         bare.value
     );
-    husk.started()?;
     let report = husk.stop()?;
     let first_ns = report.stats.first_run_ns;
     ensure!(first_ns >= asked_ns, "the guest ran before it was let go");
@@ -123,7 +121,6 @@ fn cost(sample: &mut Sample, report: &ExitReport) {
 pub(super) fn save(context: &Context, bare: &Bare) -> Result<Sample> {
     let mut process = Process::husk(&context.program, bare)?;
     answer(&mut process, bare)?;
-    process.started()?;
     let (memory, state) = (scratch_file()?, scratch_file()?);
     let asked_ns = now_ns();
     let saved = process.save(&memory, &state)?;
@@ -147,12 +144,10 @@ pub(super) fn save(context: &Context, bare: &Bare) -> Result<Sample> {
 pub(super) fn reset(context: &Context, bare: &Bare) -> Result<Sample> {
     let mut process = Process::husk(&context.program, bare)?;
     answer(&mut process, bare)?;
-    process.started()?;
     let asked_ns = now_ns();
     let reset = process.reset(bare)?;
     let took_ns = now_ns() - asked_ns;
     answer(&mut process, bare)?;
-    process.started()?;
     let report = process.stop()?;
     ensure!(
         reset.dropped_pages >= bare.pages,

@@ -102,14 +102,6 @@ impl Process {
         Ok(asked_ns)
     }
 
-    /// Takes the word that it runs.
-    pub(crate) fn started(&self) -> Result<()> {
-        match self.receive()? {
-            Event::Started => Ok(()),
-            other => bail!("Start: the VM process answered {other:?}"),
-        }
-    }
-
     /// The guest's next line, and when it was here.
     pub(crate) fn answer(&mut self) -> Result<(String, u64)> {
         loop {

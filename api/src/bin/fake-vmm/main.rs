@@ -277,10 +277,7 @@ fn serve(
                 return Ok(ExitCause::AgentDied);
             }
             News::Request(request, fds) => match *request {
-                Request::Start if machine.agent.is_some() => {
-                    machine.signal(Signal::CONT);
-                    say(&Event::Started)?;
-                }
+                Request::Start if machine.agent.is_some() => machine.signal(Signal::CONT),
                 Request::Start => {
                     let panic = match mode {
                         "panic" => true,
@@ -297,7 +294,6 @@ fn serve(
                         let sender = sender.clone();
                         std::thread::spawn(move || wait(child, &sender));
                     }
-                    say(&Event::Started)?;
                     if panic {
                         return Ok(ExitCause::GuestPanic);
                     }
