@@ -14,7 +14,11 @@ use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// See [`tick`]: shorter than what requests wait for.
+const TICK: Duration = Duration::from_secs(1);
 
 #[derive(Parser)]
 #[command(
@@ -141,19 +145,30 @@ fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
         tracing::info!(listen = %listener.local_addr()?, "hatchery is ready");
         let registry = Registry::new(launcher, vault, &settings);
         let app = App::new(settings, registry);
-        let stop = async {
+        let stop = async move {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
         };
-        anyhow::Ok(api::server::serve(app, listener, stop).await)
+        tokio::spawn(tick());
+        // In a worker, where a new connection is handled: this thread would have to be woken for each.
+        let served = tokio::spawn(api::server::serve(app, listener, stop));
+        served.await.context("Serving")
     })?;
     Ok(if clean {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Keeps the runtime's next timer near. Whoever sets one that is nearer than all others has it write to an
+/// event of its own and look again, which each request would do several times.
+async fn tick() {
+    loop {
+        tokio::time::sleep(TICK).await;
+    }
 }
 
 #[expect(clippy::print_stdout, reason = "this is what was asked for")]

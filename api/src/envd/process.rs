@@ -198,6 +198,8 @@ impl Processes {
             stream,
             deadline,
         ));
+        // What has come of it already, as of a short command its end, leaves in one piece with the beginning.
+        tokio::task::yield_now().await;
         Ok(items)
     }
 }
