@@ -29,8 +29,9 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 const BUDGET: usize = 256;
 /// Used tx buffers that are worth an interrupt of their own.
 const REPORT_TX: u16 = 32;
-/// The longest a used tx buffer goes unreported.
-const REPORT_AFTER: Duration = Duration::from_millis(10);
+/// The longest a used tx buffer goes unreported. It only holds a little of the guest's memory, and a command
+/// that is over shall not wake its sandbox once more for that.
+const REPORT_AFTER: Duration = Duration::from_millis(500);
 
 /// Keys of the device's operations.
 const RECEIVE: u32 = 0;
