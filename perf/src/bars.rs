@@ -87,7 +87,7 @@ pub(crate) fn judge(bars: &[Bar], records: &[Record]) -> Vec<Judged> {
         let pair = own.zip(other.flatten());
         let figure = match other {
             None => own,
-            Some(_) => pair.and_then(|(own, other)| permille(own, other)),
+            Some(_) => pair.and_then(|(own, other)| permille(own, other, bar.at_least)),
         };
         let good = |figure| {
             if bar.at_least {
@@ -118,10 +118,12 @@ pub(crate) fn judge(bars: &[Bar], records: &[Record]) -> Vec<Judged> {
     bars.iter().map(judge).collect()
 }
 
-/// The first in thousandths of the second.
-fn permille(figure: u64, of: u64) -> Option<u64> {
-    let scaled = u128::from(figure) * 1000;
-    scaled.checked_div(of.into())?.try_into().ok()
+/// The first in thousandths of the second, rounded to the worse side.
+fn permille(figure: u64, of: u64, at_least: bool) -> Option<u64> {
+    let (scaled, of) = (u128::from(figure) * 1000, u128::from(of));
+    let down = scaled.checked_div(of)?;
+    let up = u128::from(!at_least && scaled % of > 0);
+    (down + up).try_into().ok()
 }
 
 impl Judged {
@@ -315,6 +317,12 @@ mod test {
         let worse = [both[0].clone(), record("floor", true, 131)];
         assert_eq!(verdict(&bar, &worse), Verdict::Missed(1310));
         assert!(matches!(verdict(&bar, &both[1..]), Verdict::NotMeasured(_)));
+        assert_eq!(
+            permille(1, 3, false),
+            Some(334),
+            "no bar is met by rounding"
+        );
+        assert_eq!(permille(2, 3, true), Some(666));
     }
 
     #[test]

@@ -42,7 +42,8 @@ pub(crate) struct Ran {
 }
 
 impl Client {
-    /// Connects, and makes sure that the server is well. Waits at most `patience` for bytes.
+    /// Connects, and makes sure that the server is well and takes the key: a client that has spoken before,
+    /// with its memory in place. Waits at most `patience` for bytes.
     pub(crate) fn connect(address: SocketAddr, patience: Duration) -> Result<Self> {
         let stream =
             TcpStream::connect(address).with_context(|| format!("Connecting to {address}"))?;
@@ -52,6 +53,8 @@ impl Client {
             http: Http::new(stream, &address.to_string()),
         };
         client.http.ask("GET", "/health", &[], b"")?;
+        let templates = client.control("GET", "/templates", &Value::Null)?;
+        templates.expect(200, "GET /templates")?.json()?;
         Ok(client)
     }
 

@@ -299,7 +299,14 @@ fn copy(lab: &Lab, file: &Path, to: &str) -> Result<()> {
     const SCRIPT: &str = r#"mkdir -p "$(dirname "$2")" && cat > "$2.new" && chmod "$1" "$2.new" && mv "$2.new" "$2""#;
     let content =
         std::fs::File::open(file).with_context(|| format!("Opening {}", file.display()))?;
-    let mode = format!("{:o}", content.metadata()?.permissions().mode() & 0o777);
+    let metadata = content.metadata()?;
+    if !metadata.is_file() {
+        bail!(
+            "{} is not a plain file; pack a folder with `tar` first",
+            file.display()
+        );
+    }
+    let mode = format!("{:o}", metadata.permissions().mode() & 0o777);
     let running = lab.spawn(&["sh", "-c", SCRIPT, "push", &mode, to])?;
     let control = running.control();
     let feeder = std::thread::spawn(move || control.feed(content));
