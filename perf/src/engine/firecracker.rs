@@ -120,7 +120,8 @@ mod test {
         let paths = |asked: &[(String, String, Value)]| -> Vec<String> {
             asked.iter().map(|(m, p, _)| format!("{m} {p}")).collect()
         };
-        let asked = stand_in.asked();
+        let mut asked = stand_in.asked();
+        asked.retain(|(_, path, _)| path != "/cpu-config"); // where there is no XSAVE
         let expected = [
             "PUT /machine-config",
             "PUT /boot-source",
