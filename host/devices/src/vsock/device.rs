@@ -4,8 +4,9 @@
 //! `sendmsg` with up to 128 pieces and one interrupt; receiving repeats by itself.
 //!
 //! Interrupts cost the guest three exits each (delivery, status, acknowledge), so they are saved:
-//! used tx buffers are reported together with the next rx interrupt, when [`REPORT_TX`] of them
-//! have gathered, or after [`REPORT_AFTER`].
+//! used tx buffers are reported together with the next rx interrupt, or when [`REPORT_TX`] of them or
+//! [`REPORT_BYTES`] have gathered. Until then they hold a little of the guest's memory, and a command that
+//! is over does not wake its sandbox once more for that.
 
 use super::VsockConfig;
 use super::inbox::Inbox;
@@ -22,16 +23,14 @@ use crate::state::{DeviceV1, Invalid, LinkAfter};
 use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 /// Packets per turn in each direction.
 const BUDGET: usize = 256;
 /// Used tx buffers that are worth an interrupt of their own.
 const REPORT_TX: u16 = 32;
-/// The longest a used tx buffer goes unreported. It only holds a little of the guest's memory, and a command
-/// that is over shall not wake its sandbox once more for that.
-const REPORT_AFTER: Duration = Duration::from_millis(500);
+/// And so many bytes in them.
+const REPORT_BYTES: usize = 64 << 10;
 
 /// Keys of the device's operations.
 const RECEIVE: u32 = 0;
@@ -58,7 +57,7 @@ pub(crate) struct Vsock {
     rx_added: bool,
     tx_pending: bool,
     tx_unreported: u16,
-    report_at: Option<Instant>,
+    tx_unreported_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -85,7 +84,7 @@ impl Vsock {
             rx_added: false,
             tx_pending: false,
             tx_unreported: 0,
-            report_at: None,
+            tx_unreported_bytes: 0,
         };
         (device, metrics)
     }
@@ -242,8 +241,8 @@ impl Vsock {
         Ok(Next::Wait)
     }
 
-    /// Gives used tx chains back and interrupts if it is worth it.
-    fn report(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+    /// Gives used tx chains back and interrupts if it is worth it, or `due` anyway.
+    fn report(&mut self, cx: &mut Context<'_>, due: bool) -> Result<(), Trouble> {
         let Some(queues) = &mut self.queues else {
             self.heads.clear();
             return Ok(());
@@ -253,19 +252,13 @@ impl Vsock {
             self.tx_unreported = self.tx_unreported.saturating_add(1);
         }
         let rx_wants = mem::take(&mut self.rx_added) && queues.rx.needs_notification(cx.memory)?;
-        let due = self.report_at.is_some_and(|at| at <= cx.now);
-        let tx_wants =
-            self.tx_unreported > 0 && (rx_wants || due || self.tx_unreported >= REPORT_TX) && {
-                self.tx_unreported = 0;
-                queues.tx.needs_notification(cx.memory)?
-            };
+        let many = self.tx_unreported >= REPORT_TX || self.tx_unreported_bytes >= REPORT_BYTES;
+        let tx_wants = self.tx_unreported > 0 && (rx_wants || due || many) && {
+            (self.tx_unreported, self.tx_unreported_bytes) = (0, 0);
+            queues.tx.needs_notification(cx.memory)?
+        };
         if rx_wants || tx_wants {
             cx.interrupt()?;
-        }
-        if self.tx_unreported == 0 {
-            self.report_at = None;
-        } else if self.report_at.is_none() {
-            self.report_at = Some(cx.now + REPORT_AFTER);
         }
         Ok(())
     }
@@ -298,6 +291,7 @@ impl Vsock {
 
     fn sent(&mut self, done: Completion, cx: &mut Context<'_>) {
         let sent = self.outbox.sent(done.pieces, &mut self.heads);
+        self.tx_unreported_bytes = self.tx_unreported_bytes.saturating_add(sent.bytes);
         let complete = done
             .result
             .is_ok_and(|n| usize::try_from(n) == Ok(sent.bytes));
@@ -365,13 +359,9 @@ impl Device for Vsock {
         let next = self.give_packets(cx)?;
         // Buffers that became free just now let receiving go on.
         self.drive_link(cx)?;
-        self.report(cx)?;
+        self.report(cx, false)?;
         let more_tx = self.tx_pending && !self.muxer.is_full();
         Ok(if more_tx { Next::Again } else { next })
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        self.report_at
     }
 
     fn stop(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
@@ -382,8 +372,7 @@ impl Device for Vsock {
         self.heads.clear();
         self.rx_added = false;
         self.tx_pending = false;
-        self.tx_unreported = 0;
-        self.report_at = None;
+        (self.tx_unreported, self.tx_unreported_bytes) = (0, 0);
         if self.outbox.in_flight() {
             cx.cancel(SEND)?;
         }
@@ -420,8 +409,7 @@ impl Device for Vsock {
     fn settle(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
         self.send(cx)?;
         // At once: the driver is to know of all buffers it has back.
-        self.report_at = Some(cx.now);
-        self.report(cx)
+        self.report(cx, true)
     }
 
     fn still(&self) -> bool {
