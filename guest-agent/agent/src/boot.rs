@@ -7,17 +7,16 @@
 //! panic and the line.
 
 use crate::agent::Agent;
-use crate::identity::{GENERATION, HOSTS, MACHINE_ID};
+use crate::identity::{GENERATION, MACHINE_ID};
 use crate::link::Link;
 use crate::sys::file::{
-    Dir, O_CREAT, O_DIRECTORY, O_PATH, O_RDONLY, O_RDWR, O_WRONLY, chmod, mkdir, open, replace,
-    symlink, sync,
+    Dir, O_CREAT, O_DIRECTORY, O_PATH, O_RDWR, O_WRONLY, chmod, mkdir, open, replace, symlink, sync,
 };
 use crate::sys::system::{
     MS_BIND, MS_MOVE, MS_NOATIME, MS_NODEV, MS_NOEXEC, MS_NOSUID, chdir, chroot, log, loopback_up,
     mount,
 };
-use crate::sys::{Errno, Fd, read, spawn, system, write};
+use crate::sys::{Errno, Fd, spawn, system, write};
 use agent_core::Text;
 use core::ffi::CStr;
 use wire::boot_flags;
@@ -104,6 +103,7 @@ pub(crate) fn run(agent: &mut Agent, start_ns: u64) -> ! {
         spawn::exit(1);
     }
     furnish();
+    agent.tasks.identity.look();
     match make_cgroup() {
         Ok(cgroup) => {
             agent.tasks.launcher.confine(cgroup);
@@ -218,10 +218,6 @@ fn identity_files() -> Result<(), Errno> {
     mkdir(Dir::Cwd, c"/run/hatchery", 0o755)?;
     for path in [GENERATION, MACHINE_ID] {
         open(Dir::Cwd, path, O_WRONLY | O_CREAT, 0o444)?;
-    }
-    // An identity appends to this one, which is on the disk: no copy shall wait for its first page.
-    if let Ok(hosts) = open(Dir::Cwd, HOSTS, O_RDONLY, 0) {
-        let _ = read(&hosts, &mut [0; 64]);
     }
     mount(MACHINE_ID, c"/etc/machine-id", c"", MS_BIND, c"")
 }

@@ -2,7 +2,7 @@
 
 use crate::clone_hook::{self, Failed};
 use crate::sys::event::set_wall_ns;
-use crate::sys::file::{Dir, O_APPEND, O_CREAT, O_RDWR, O_WRONLY, open, truncate};
+use crate::sys::file::{Dir, O_APPEND, O_CREAT, O_RDONLY, O_RDWR, O_WRONLY, open, truncate};
 use crate::sys::{Errno, Fd, read, system, write, write_all};
 use agent_core::Text;
 use core::ffi::CStr;
@@ -12,8 +12,10 @@ use wire::{MAX_DEFAULT_ENV, MAX_NAME, SetIdentity, Strings};
 pub(crate) const GENERATION: &CStr = c"/run/hatchery/generation";
 /// Mounted over `/etc/machine-id`, so that no clone writes to its disk for it.
 pub(crate) const MACHINE_ID: &CStr = c"/run/hatchery/machine-id";
-/// Where the guest's own name is told to programs.
-pub(crate) const HOSTS: &CStr = c"/etc/hosts";
+/// Where programs find names without asking anybody.
+const HOSTS: &CStr = c"/etc/hosts";
+/// Where an image says who is asked for names.
+const LOOKUP: &CStr = c"/etc/nsswitch.conf";
 
 /// The identity last taken.
 pub(crate) struct Identity {
@@ -22,6 +24,8 @@ pub(crate) struct Identity {
     name_len: usize,
     /// The clock, name and randomness are not this program's to change.
     borrowed: bool,
+    /// Programs find the guest's own name without the hosts file.
+    named_by_kernel: bool,
     env: [u8; MAX_DEFAULT_ENV],
     env_len: usize,
 }
@@ -33,6 +37,7 @@ impl Identity {
             name: [0; MAX_NAME],
             name_len: 0,
             borrowed: false,
+            named_by_kernel: false,
             env: [0; MAX_DEFAULT_ENV],
             env_len: 0,
         }
@@ -41,6 +46,21 @@ impl Identity {
     /// Its number; 0 before the first.
     pub(crate) fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// Looks how programs of this image find the guest's own name: C libraries that have a module `myhostname`
+    /// ask the kernel. Others read the hosts file, which is on the disk: each copy writes to it then, and
+    /// shall not wait for its first page.
+    pub(crate) fn look(&mut self) {
+        let mut text = [0; 2048];
+        let file = open(Dir::Cwd, LOOKUP, O_RDONLY, 0);
+        let len = file.and_then(|file| read(&file, &mut text)).unwrap_or(0);
+        self.named_by_kernel = asks_kernel(text.get(..len).unwrap_or(&[]));
+        if !self.named_by_kernel
+            && let Ok(hosts) = open(Dir::Cwd, HOSTS, O_RDONLY, 0)
+        {
+            let _ = read(&hosts, &mut text);
+        }
     }
 
     /// For tests: from now on only the generation and the environment are taken.
@@ -97,7 +117,9 @@ impl Identity {
         self.set_clock(new)?;
         if !new.hostname.is_empty() && *new.hostname != self.name[..self.name_len] {
             system::set_hostname(new.hostname)?;
-            name_in_hosts(new.hostname);
+            if !self.named_by_kernel {
+                name_in_hosts(new.hostname);
+            }
             let name = self.name.get_mut(..new.hostname.len());
             name.ok_or(Errno::NAMETOOLONG)?
                 .copy_from_slice(new.hostname);
@@ -129,6 +151,14 @@ fn replace_text(path: &CStr, text: &[u8]) -> Result<(), Errno> {
     let file = open(Dir::Cwd, path, O_WRONLY | O_CREAT, 0o444)?;
     truncate(&file)?;
     write_all(&file, text)
+}
+
+/// Whether the text of `nsswitch.conf` has hosts looked up by `myhostname`.
+fn asks_kernel(text: &[u8]) -> bool {
+    const MODULE: &[u8] = b"myhostname";
+    text.split(|byte| *byte == b'\n')
+        .filter_map(|line| line.strip_prefix(b"hosts:"))
+        .any(|modules| modules.split(u8::is_ascii_whitespace).any(|m| m == MODULE))
 }
 
 /// Lets programs resolve the guest's own name (`sudo` complains otherwise). An image without the

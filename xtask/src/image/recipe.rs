@@ -54,6 +54,7 @@ const BASE_PACKAGES: &[&str] = &[
     "fuse3",
     "iproute2",
     "iputils-ping",
+    "libnss-myhostname",
     "netbase",
     "sudo",
     "tzdata",
@@ -79,6 +80,12 @@ const BASE_FILES: &[File] = &[
         path: "/etc/hosts",
         mode: 0o644,
         content: "127.0.0.1 localhost sandbox\n::1 localhost ip6-localhost ip6-loopback\n",
+    },
+    // A sandbox's own name is the kernel's to tell: no sandbox has to write it to its disk.
+    File {
+        path: "/etc/nsswitch.conf",
+        mode: 0o644,
+        content: LOOKUP,
     },
     // Debian's tools copy the build machine's; a sandbox's own is written when it has a network.
     File {
@@ -108,6 +115,23 @@ const BASE_FILES: &[File] = &[
         content: "user ALL=(ALL:ALL) NOPASSWD: ALL\n",
     },
 ];
+
+/// As Debian's, with `myhostname` before the network.
+const LOOKUP: &str = "passwd: files
+group: files
+shadow: files
+gshadow: files
+
+hosts: files myhostname dns
+networks: files
+
+protocols: db files
+services: db files
+ethers: db files
+rpc: db files
+
+netgroup: nis
+";
 
 /// As Debian's, with one difference: a login shell, which every command of the E2B SDKs is, asks `id` who it
 /// runs for, and that is a second process for each command. Bash knows by itself.
