@@ -153,6 +153,15 @@ def test_sandboxes_do_not_see_each_other(box, fresh):
     assert names[0] != names[1], "each sandbox has a name of its own"
 
 
+@pytest.mark.vm
+def test_a_sandbox_finds_itself_by_name(box):
+    ask = "python3 -c 'import socket; print(socket.gethostbyname(socket.gethostname()))'"
+    assert run(box, ask).stdout.startswith("127.")
+    assert run(box, "sudo true 2>&1").stdout == "", "sudo warns of names that it does not find"
+    told = run(box, "cat /etc/hosts").stdout
+    assert box.sandbox_id not in told, "a sandbox does not write to its disk to be found"
+
+
 def test_an_unknown_template_is_refused():
     with pytest.raises(e2b.SandboxException, match="404"):
         create(template="no-such-template")
