@@ -60,9 +60,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     })
 }
 
-/// The values of one name in a place's scenario.
-pub(crate) fn values(records: &[Record], place: &str, scenario: &str, value: &str) -> Summary {
-    let of = |r: &&Record| r.place == place && r.scenario == scenario;
+/// The values of one name in an engine's samples of a place's scenario.
+pub(crate) fn values(
+    records: &[Record],
+    engine: &str,
+    (place, scenario): (&str, &str),
+    value: &str,
+) -> Summary {
+    let of = |r: &&Record| r.engine == engine && r.place == place && r.scenario == scenario;
     let tried = records.iter().filter(of).count();
     let good = records.iter().filter(of).filter(|r| r.ok);
     let values = good.filter_map(|r| r.values.get(value).copied());
@@ -73,9 +78,7 @@ pub(crate) fn values(records: &[Record], place: &str, scenario: &str, value: &st
 pub(crate) fn judge(bars: &[Bar], records: &[Record]) -> Vec<Judged> {
     let judge = |bar: &Bar| {
         let of = |engine: &str, scenario: &str| {
-            let own = |r: &&Record| r.engine == engine;
-            let own: Vec<_> = records.iter().filter(own).cloned().collect();
-            values(&own, &bar.place, scenario, &bar.value)
+            values(records, engine, (&bar.place, scenario), &bar.value)
         };
         let figure_of = |summary: &Summary| bar.statistic.and_then(|s| summary.get(s));
         let summary = of(&bar.engine, &bar.scenario);

@@ -234,8 +234,10 @@ pub(crate) struct Other {
 }
 
 /// What records call us.
+pub(crate) const OURS: &str = "hatchery";
+
 fn ours() -> String {
-    "hatchery".into()
+    OURS.into()
 }
 
 /// The floor's scenarios, from `folder` or our own.

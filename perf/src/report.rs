@@ -7,7 +7,7 @@ mod plot;
 
 use crate::bars::{self, Judged, human};
 use crate::boot::say;
-use crate::definition;
+use crate::definition::{self, OURS};
 use crate::host::{self, Description};
 use crate::record::{self, COUNTED, Record, UNCOUNTED};
 use crate::statistics::{Statistic, Summary};
@@ -111,7 +111,7 @@ fn tables(records: &[Record]) -> Vec<Table> {
         let own: Vec<_> = records.iter().filter(own).cloned().collect();
         let names: BTreeSet<_> = own.iter().flat_map(|r| r.values.keys().cloned()).collect();
         let summary = |name: String| {
-            let summary = bars::values(&own, &place, &scenario, &name);
+            let summary = bars::values(&own, &engine, (&place, &scenario), &name);
             (name, summary)
         };
         Table {
@@ -127,7 +127,7 @@ fn tables(records: &[Record]) -> Vec<Table> {
 
 /// One client's creation and first command from a full pool, where only ratios to it mean something.
 fn base_of(records: &[Record], place: &str) -> Option<u64> {
-    let base = bars::values(records, place, "create-warm-c1", "first_exec_ns");
+    let base = bars::values(records, OURS, (place, "create-warm-c1"), "first_exec_ns");
     (place == UNCOUNTED).then(|| base.get(Statistic::P50).unwrap_or(0))
 }
 

@@ -19,11 +19,16 @@ pub(super) fn here() -> bool {
     !flags.split_whitespace().any(|flag| flag == "xsave")
 }
 
+/// What [`spawn`] needs, if it is needed here.
+pub(super) fn needed() -> Result<Option<BpfProgram>> {
+    let program = here().then(filter).transpose();
+    program.context("A filter for a host without XSAVE")
+}
+
 /// Spawns a process that believes it wrote XCR0: it has the filter of the thread that spawned it.
-pub(super) fn spawn(command: &mut Command) -> Result<Child> {
-    let program = filter().context("A filter for a host without XSAVE")?;
+pub(super) fn spawn(command: &mut Command, program: &BpfProgram) -> Result<Child> {
     let spawn = || {
-        seccompiler::apply_filter(&program)?;
+        seccompiler::apply_filter(program)?;
         Ok(command.spawn()?)
     };
     std::thread::scope(|scope| scope.spawn(spawn).join())
@@ -58,7 +63,10 @@ mod test {
                 .arg("-c")
                 .arg(script)
                 .stdout(std::process::Stdio::piped());
-            let output = spawn(&mut command).unwrap().wait_with_output().unwrap();
+            let output = spawn(&mut command, &filter().unwrap())
+                .unwrap()
+                .wait_with_output()
+                .unwrap();
             String::from_utf8(output.stdout).unwrap()
         };
         assert_eq!(ask(SET_XCRS), "0\n");

@@ -24,13 +24,15 @@ impl Started {
         let socket = place.join("api");
         remove(&socket)?;
         let listener = listen(place)?;
+        // Ours to do, not the peer's.
+        let no_xsave = no_xsave::needed()?;
         let asked_ns = now_ns();
         let mut command = Command::new(program);
         command.arg(flag).arg(&socket);
         command.stdin(Stdio::null()).stdout(Stdio::null());
-        let child = match no_xsave::here() {
-            true => no_xsave::spawn(&mut command),
-            false => command.spawn().map_err(Into::into),
+        let child = match &no_xsave {
+            Some(program) => no_xsave::spawn(&mut command, program),
+            None => command.spawn().map_err(Into::into),
         };
         let child = child.with_context(|| format!("Starting {}", program.display()))?;
         let mut process = Process(child);
