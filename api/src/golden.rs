@@ -17,8 +17,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// How long the guest is left alone before it is saved, so that nothing is under way.
 const REST: Duration = Duration::from_millis(200);
 
-/// How long a golden machine may take to write its files out.
-const SYNC_TIMEOUT: Duration = Duration::from_secs(20);
 /// The generation of a copy that nobody gets: below all that sandboxes have.
 const TRIAL: u64 = 1;
 
@@ -133,17 +131,14 @@ async fn build(
 /// Has the machine write its files to its disk: what it has not written, each copy would write to its own,
 /// seconds after it began. It is right without, too.
 async fn write_out(link: &Link, template: &Template) {
-    let why = match tokio::time::timeout(SYNC_TIMEOUT, link.sync()).await {
-        Ok(Ok(())) => return,
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("it took more than {SYNC_TIMEOUT:?}"),
-    };
-    let template = &template.name;
-    tracing::warn!(
-        template,
-        why,
-        "a golden machine has not written its files out"
-    );
+    if let Err(why) = image::sync(link).await {
+        let template = &template.name;
+        tracing::warn!(
+            template,
+            why,
+            "a golden machine has not written its files out"
+        );
+    }
 }
 
 /// Has a copy do what every sandbox does first: take an identity and run a command. What it has used by

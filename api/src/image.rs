@@ -10,7 +10,9 @@
 //! A machine that began at an image has its diff among its private pages, so what is captured of it
 //! is again one layer over the same basis: chains do not grow.
 
+use crate::error::chain;
 use crate::launcher::{Launcher, files};
+use crate::link::Link;
 use crate::machine::{Hand, NotReset};
 use crate::pager::LONGEST;
 use control::{Reset, ResetSpec, SaveSpec, Saved, SavedLink};
@@ -32,6 +34,8 @@ const SAVE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How long putting a machine back may take.
 const RESET_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a guest may take to write its files out.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Most bytes of a section file.
 const MAX_STATE: u64 = 32 << 20;
@@ -281,6 +285,17 @@ impl Image {
             shape: self.shape,
             link: self.link,
         }))
+    }
+}
+
+/// Has a guest write its files to its disk.
+///
+/// # Errors
+/// Why it did not, in words.
+pub async fn sync(link: &Link) -> Result<(), String> {
+    match timeout(SYNC_TIMEOUT, link.sync()).await {
+        Ok(done) => done.map_err(|error| chain(&error)),
+        Err(_) => Err("The guest does not sync".into()),
     }
 }
 

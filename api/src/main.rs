@@ -163,11 +163,12 @@ fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Keeps the runtime's next timer near. Whoever sets one that is nearer than all others has it write to an
-/// event of its own and look again, which each request would do several times.
+/// Keeps the runtime's next timer near; nothing waits for it. Whoever sets one that is nearer than all others has
+/// the runtime write to an event of its own and look again, which each request would do several times.
 async fn tick() {
+    let mut ticks = tokio::time::interval(TICK);
     loop {
-        tokio::time::sleep(TICK).await;
+        ticks.tick().await;
     }
 }
 

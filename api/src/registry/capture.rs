@@ -11,11 +11,6 @@ use crate::vault::{Vault, VaultError};
 use control::Saved;
 use snapshot_format::BaseImage;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::time::timeout;
-
-/// How long the guest may take to write its files out.
-const SYNC_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A sandbox as it was at one moment.
 pub(super) struct Captured {
@@ -74,11 +69,8 @@ impl Registry {
     /// Has the guest write its files out. Its file system would recover without: this saves what is
     /// not yet written.
     pub(super) async fn sync(&self, sandbox: &Sandbox) -> Result<(), ApiError> {
-        match timeout(SYNC_TIMEOUT, sandbox.link.sync()).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(failed(&error)),
-            Err(_) => Err(ApiError::PauseFailed("The guest does not sync".into())),
-        }
+        let synced = image::sync(&sandbox.link).await;
+        synced.map_err(ApiError::PauseFailed)
     }
 
     /// How the image under a sandbox's disk looked when the server started.
