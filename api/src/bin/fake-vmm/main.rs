@@ -373,12 +373,14 @@ fn start_agent(machine: &Machine, lie: Lie) -> Result<Child, Box<dyn Error>> {
     };
     // Only the link may reach the agent; nothing else is started by this process.
     rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty())?;
-    let child = Command::new(&machine.start.agent)
+    let mut command = Command::new(&machine.start.agent);
+    command
         .args(["--fd", &theirs.as_raw_fd().to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .process_group(0)
-        .spawn()?;
+        .process_group(0);
+    dies_with_us(&mut command);
+    let child = command.spawn()?;
     drop(theirs);
     if let Some(mut ours) = ours {
         if kept {
@@ -387,6 +389,20 @@ fn start_agent(machine: &Machine, lie: Lie) -> Result<Child, Box<dyn Error>> {
         relay::connect(&ours, &link.into(), lie, Pid::from_child(&child))?;
     }
     Ok(child)
+}
+
+/// A guest is gone with its VM process. An agent would go on, even one that was stopped: the kernel
+/// continues a stopped process group that is orphaned.
+#[expect(unsafe_code, reason = "a system call between fork and exec")]
+fn dies_with_us(command: &mut Command) {
+    use std::os::unix::process::CommandExt;
+    let ask = || {
+        Ok(rustix::process::set_parent_process_death_signal(Some(
+            Signal::KILL,
+        ))?)
+    };
+    // SAFETY: it is one system call; it takes no lock and no memory.
+    unsafe { command.pre_exec(ask) };
 }
 
 fn wait(mut child: Child, news: &Sender<News>) {
