@@ -73,12 +73,13 @@ pub async fn warm(link: &Link, template: &Template) -> Result<(), WarmError> {
     // The stream of the process ends here: what it writes from now on is thrown away.
 }
 
-/// Runs what clients' commands begin with, as a sandbox's first one.
+/// Runs what clients' commands begin with, as a sandbox's first one: a shell that reads its profile, and
+/// then a program.
 ///
 /// # Errors
 /// As [`warm`].
 pub async fn first_command(link: &Link, template: &Template) -> Result<(), WarmError> {
-    let command = ["/bin/bash", "-l", "-c", "true"];
+    let command = ["/bin/bash", "-l", "-c", "/bin/true"];
     run(link, &template.default_user, &command).await.map(drop)
 }
 
