@@ -1,6 +1,6 @@
 //! The host's KVM: opened once, checked once.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ioctl};
 use crate::{cpuid, msr};
 use kvm_bindings::CpuId;
 use kvm_ioctls::Cap;
@@ -39,6 +39,10 @@ pub struct Kvm {
     fd: kvm_ioctls::Kvm,
     offers: OnceLock<Offers>,
 }
+
+/// A VM that does nothing ([`Kvm::keep_awake`]).
+#[derive(Debug)]
+pub struct Awake(#[expect(dead_code, reason = "it only has to be")] kvm_ioctls::VmFd);
 
 /// What this KVM offers to guests; asked once, because the answer costs as much as making a VM.
 #[derive(Debug)]
@@ -79,6 +83,18 @@ impl Kvm {
     /// From the ioctls.
     pub fn prepare(&self) -> Result<()> {
         self.offers().map(drop)
+    }
+
+    /// Keeps KVM from going to sleep: while no VM exists it switches virtualization off on every
+    /// processor and its hooks out of the scheduler, by rewriting kernel code, and back when the next one
+    /// is made.
+    ///
+    /// # Errors
+    /// From the ioctl.
+    pub fn keep_awake(&self) -> Result<Awake> {
+        let vm = self.fd.create_vm();
+        vm.map(Awake)
+            .map_err(ioctl("KVM_CREATE_VM", "one that does nothing"))
     }
 
     pub(crate) fn offers(&self) -> Result<&Offers> {

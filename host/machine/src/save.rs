@@ -9,12 +9,21 @@ use crate::msr;
 use crate::state::{Checked, VcpuStateV1, VmStateV1, bytes, mismatch};
 use crate::vcpu::Vcpu;
 use crate::vm::Vm;
-use kvm_bindings::{kvm_clock_data, kvm_xsave};
+use kvm_bindings::{kvm_clock_data, kvm_debugregs, kvm_xsave};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::errno;
 
 /// Far from every time stamp that the guest can have had, see [`Vcpu::load_time`].
 const FAR: u64 = 1 << 62;
+
+/// What the debug registers hold after a reset (Intel SDM volume 3, table 10-1).
+const UNUSED_DEBUG: kvm_debugregs = kvm_debugregs {
+    db: [0; 4],
+    dr6: 0xffff_0ff0,
+    dr7: 0x400,
+    flags: 0,
+    reserved: [0; 9],
+};
 
 impl Vcpu {
     /// Saves the vCPU. It must not be in the guest, must be settled ([`Vcpu::settle`]; a parked
@@ -68,6 +77,11 @@ impl Vcpu {
     /// [`crate::Error::State`] for a state that does not fit, before anything is changed. From the
     /// ioctls when KVM refuses a part of it; the vCPU is then of no use.
     pub fn load(&self, state: &VcpuStateV1) -> Result<()> {
+        self.load_into(state, true)
+    }
+
+    /// Into a `fresh` vCPU, what it has from its reset is not written.
+    fn load_into(&self, state: &VcpuStateV1, fresh: bool) -> Result<()> {
         let checked = Checked::new(state, self.index(), &self.msrs)?;
         let fd = &self.fd;
         self.match_tsc_khz(state.tsc_khz)?;
@@ -81,7 +95,8 @@ impl Vcpu {
             fd.set_xcrs(xcrs).map_err(self.at("KVM_SET_XCRS"))?;
         }
         self.set_xsave(&checked.xsave)?;
-        if let Some(debug) = &checked.debug {
+        let debug = checked.debug.as_ref();
+        if let Some(debug) = debug.filter(|debug| !fresh || **debug != UNUSED_DEBUG) {
             fd.set_debug_regs(debug)
                 .map_err(self.at("KVM_SET_DEBUGREGS"))?;
         }
@@ -109,7 +124,7 @@ impl Vcpu {
         // Takes in a pending INIT or start-up message, which would reset the loaded registers.
         fd.get_mp_state().map_err(self.at("KVM_GET_MP_STATE"))?;
         msr::forget(fd, self.index(), &self.msrs, &state.msrs)?;
-        self.load(state)
+        self.load_into(state, false)
     }
 
     /// Sets the time stamp counter and its deadline to what was saved. [`Vcpu::load`] does this

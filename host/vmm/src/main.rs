@@ -66,11 +66,13 @@ fn close_inherited() -> anyhow::Result<()> {
 /// A VM process that was started by itself.
 fn alone() -> anyhow::Result<()> {
     close_inherited()?;
+    one_heap();
     serve(None)
 }
 
 fn zygote() -> anyhow::Result<()> {
     close_inherited()?;
+    one_heap();
     match prepared::zygote()? {
         Some(prepared) => serve(Some(prepared)),
         None => Ok(()),
@@ -78,7 +80,6 @@ fn zygote() -> anyhow::Result<()> {
 }
 
 fn serve(prepared: Option<Prepared>) -> anyhow::Result<()> {
-    one_heap();
     let control = std::io::stdin().as_fd().try_clone_to_owned()?;
     // Nobody who reads log lines slowly may stop a guest.
     let _ = rustix::io::ioctl_fionbio(std::io::stderr(), true);

@@ -34,6 +34,9 @@ impl Prepared {
 pub(crate) fn zygote() -> Result<Option<Prepared>> {
     let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
     let prepared = Prepared::new()?;
+    // The first thread of a process has the standard library look for what the C library offers.
+    let _ = std::thread::spawn(|| ()).join();
+    let awake = prepared.kvm.keep_awake()?;
     let mut lacks = Vec::new();
     if let Err(error) = confine::rooms() {
         lacks.push(format!("{:#}", anyhow::Error::new(error)));
@@ -41,6 +44,7 @@ pub(crate) fn zygote() -> Result<Option<Prepared>> {
     match control::serve_zygote(socket, lacks)? {
         control::Role::Ended => Ok(None),
         control::Role::Vm { control, stderr } => {
+            drop(awake);
             rustix::stdio::dup2_stdin(&control)?;
             rustix::stdio::dup2_stderr(&stderr)?;
             Ok(Some(prepared))
