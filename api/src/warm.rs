@@ -54,6 +54,7 @@ pub enum WarmError {
 /// # Errors
 /// Anything that would be under way, or missing, in every copy.
 pub async fn warm(link: &Link, template: &Template) -> Result<(), WarmError> {
+    read_first(link).await?;
     let user = &template.default_user;
     for command in COMMANDS {
         match run(link, user, command).await {
@@ -71,6 +72,28 @@ pub async fn warm(link: &Link, template: &Template) -> Result<(), WarmError> {
     let process = begin(link, user, &["/bin/bash", "-l", "-c", start]).await?;
     ready(link, template, start, process).await
     // The stream of the process ends here: what it writes from now on is thrown away.
+}
+
+/// Has the files that programs begin with come to lie together in the machine's memory
+/// ([`wire::READ_FIRST`]).
+async fn read_first(link: &Link) -> Result<(), WarmError> {
+    let all = async {
+        for (path, bytes) in wire::READ_FIRST {
+            let failed = |source| failed(&["reading", path], source);
+            match link.read_file(path.as_bytes(), 0, bytes).await {
+                Ok((_, mut file)) => {
+                    while file.next().await.transpose().map_err(failed)?.is_some() {}
+                }
+                Err(LinkError::Refused(_)) => {}
+                Err(source) => return Err(failed(source)),
+            }
+        }
+        Ok(())
+    };
+    let slow = |_| WarmError::Slow {
+        command: "reading files".into(),
+    };
+    timeout(COMMAND_TIMEOUT, all).await.map_err(slow)?
 }
 
 /// Runs what clients' commands begin with, as a sandbox's first one: a shell that reads its profile, and

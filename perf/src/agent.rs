@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use std::io::{Read, Write};
 use wire::{
     Channel, Event, Exit, Frame, FrameBuffer, Hello, Limits, MAX_FRAME, Message, Open,
-    PROTOCOL_VERSION, RecvWindow, Reply, Request, Start, Stdin, Strings,
+    PROTOCOL_VERSION, ReadFile, RecvWindow, Reply, Request, Start, Stdin, Strings,
 };
 
 /// Room for several frames, so that one read can bring many.
@@ -27,6 +27,14 @@ pub(crate) struct Ran {
     pub(crate) bytes: u64,
     /// The exit status.
     pub(crate) status: u8,
+}
+
+/// How a request ended.
+enum End {
+    Exited(u8),
+    Done,
+    /// The agent's word for it.
+    Refused(String),
 }
 
 /// A connection to a guest agent.
@@ -85,20 +93,15 @@ impl<S: Read + Write> Agent<S> {
         let stream = self.next_stream;
         self.next_stream += 1;
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
-        let mut request = vec![0; 4096];
-        let len = Request::SetIdentity(wire::SetIdentity {
+        let hostname = format!("clone{generation}");
+        let identity = Request::SetIdentity(wire::SetIdentity {
             wall_clock_ns: u64::try_from(now.as_nanos())?,
             generation,
-            hostname: format!("clone{generation}").as_bytes(),
+            hostname: hostname.as_bytes(),
             entropy,
             env: Strings::EMPTY,
-        })
-        .encode(&mut request)
-        .ok()
-        .context("Encoding an identity")?;
-        for part in Open::parts(&request[..len]) {
-            self.send(stream, &Message::Open(part))?;
-        }
+        });
+        self.open(stream, &identity)?;
         self.next(|from, message| match message {
             _ if from != stream => Ok(None),
             Message::Reply(Reply::Done(_)) => Ok(Some(())),
@@ -108,19 +111,54 @@ impl<S: Read + Write> Agent<S> {
 
     /// Runs a program as root to its end, consuming its output as it comes.
     pub(crate) fn run(&mut self, argv: &[&[u8]]) -> Result<Ran> {
+        let start = Request::Start(Start {
+            argv: Strings::Slices(argv),
+            env: Strings::EMPTY,
+            cwd: b"/",
+            user: b"",
+            stdin: Stdin::Null,
+            pty: None,
+            tag: b"",
+            limits: Limits::default(),
+        });
+        let (bytes, end) = self.stream_of(&start)?;
+        match end {
+            End::Exited(status) => Ok(Ran { bytes, status }),
+            End::Refused(why) => bail!("The agent refused to start a program: {why}"),
+            End::Done => bail!("The agent ended a program without its exit status"),
+        }
+    }
+
+    /// Has the files that programs begin with come to lie together, as a service does
+    /// ([`wire::READ_FIRST`]).
+    pub(crate) fn read_first(&mut self) -> Result<()> {
+        for (path, len) in wire::READ_FIRST {
+            let file = Request::ReadFile(ReadFile {
+                path: path.as_bytes(),
+                offset: 0,
+                len,
+            });
+            self.stream_of(&file)
+                .with_context(|| format!("Reading {path}"))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a request and consumes what comes of it, to its end: bytes, without those of standard error.
+    fn stream_of(&mut self, request: &Request<'_>) -> Result<(u64, End)> {
         let stream = self.next_stream;
         self.next_stream += 1;
-        self.open(stream, argv)?;
+        self.open(stream, request)?;
         let mut window = RecvWindow::new(wire::OUTPUT_WINDOW);
         let mut bytes = 0u64;
         loop {
             let mut grant = None;
-            let status = self.next(|from, message| {
+            let end = self.next(|from, message| {
                 if from != stream {
                     return Ok(Some(None));
                 }
                 match message {
-                    Message::Event(Event::Started { .. }) => {}
+                    Message::Event(Event::Started { .. } | Event::Opened(_)) => {}
                     Message::Data {
                         channel,
                         bytes: data,
@@ -132,19 +170,23 @@ impl<S: Read + Write> Agent<S> {
                             .context("The agent overran its window")?;
                         window.consume(len);
                         grant = window.take_grant();
-                        if channel == Channel::Stdout {
+                        if channel != Channel::Stderr {
                             bytes += u64::from(len);
                         }
                     }
                     Message::Reply(Reply::Exited(Exit::Code(status))) => {
-                        return Ok(Some(Some(status)));
+                        return Ok(Some(Some(End::Exited(status))));
                     }
-                    other => bail!("The agent answered a start with {other:?}"),
+                    Message::Reply(Reply::Done(_)) => return Ok(Some(Some(End::Done))),
+                    Message::Reply(Reply::Error(why)) => {
+                        return Ok(Some(Some(End::Refused(format!("{why:?}")))));
+                    }
+                    other => bail!("The agent answered a request with {other:?}"),
                 }
                 Ok(Some(None))
             })?;
-            if let Some(status) = status {
-                return Ok(Ran { bytes, status });
+            if let Some(end) = end {
+                return Ok((bytes, end));
             }
             if let Some(grant) = grant {
                 self.send(stream, &Message::Credit(grant))?;
@@ -152,22 +194,11 @@ impl<S: Read + Write> Agent<S> {
         }
     }
 
-    fn open(&mut self, stream: u32, argv: &[&[u8]]) -> Result<()> {
-        let mut request = vec![0; 4096];
-        let len = Request::Start(Start {
-            argv: Strings::Slices(argv),
-            env: Strings::EMPTY,
-            cwd: b"/",
-            user: b"",
-            stdin: Stdin::Null,
-            pty: None,
-            tag: b"",
-            limits: Limits::default(),
-        })
-        .encode(&mut request)
-        .ok()
-        .context("Encoding a start request")?;
-        for part in Open::parts(&request[..len]) {
+    fn open(&mut self, stream: u32, request: &Request<'_>) -> Result<()> {
+        let mut bytes = vec![0; 4096];
+        let len = request.encode(&mut bytes).ok();
+        let len = len.context("Encoding a request")?;
+        for part in Open::parts(&bytes[..len]) {
             self.send(stream, &Message::Open(part))?;
         }
         Ok(())

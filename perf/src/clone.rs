@@ -81,10 +81,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Boots a guest, runs a first program in it a few times, and saves it.
+/// Boots a guest, reads and runs in it what programs begin with, and saves it.
 pub(crate) fn template(guest: &Guest) -> Result<Saved> {
     eprintln!("booting and saving the guest that is cloned");
     let mut vm = Vm::boot(guest)?;
+    vm.agent.read_first()?;
     (0..3).try_for_each(|_| run_true(&mut vm))?;
     std::thread::sleep(IDLE);
     let mut saved = vm.save(guest)?;

@@ -140,6 +140,7 @@ fn prepare(guest: &Guest, peer: Box<dyn Peer>, printer: &mut Printer) -> Result<
     let [asked_ns, _, _, greeted_ns] = machine.times;
     let values = [("from_nothing_time", greeted_ns - asked_ns)];
     printer.keep("versus-boot", peer.name(), &values);
+    machine.agent.read_first()?;
     (0..3).try_for_each(|_| first_command(&mut machine.agent).map(drop))?;
     std::thread::sleep(IDLE);
     peer.save(machine, place.path()).context("Saving")?;

@@ -46,6 +46,7 @@ mod error;
 mod flow;
 mod frame;
 mod message;
+mod read_first;
 mod reply;
 mod request;
 mod strings;
@@ -55,6 +56,7 @@ pub use error::{ErrorCode, GoAwayCode, ResetCode};
 pub use flow::{FlowError, RecvWindow, SendWindow};
 pub use frame::{Frame, FrameBuffer, FrameError, Header, Kind};
 pub use message::{Channel, Hello, Message, boot_flags};
+pub use read_first::READ_FIRST;
 pub use reply::{
     EntryInfo, Event, Exit, FileKind, ProcessInfo, Record, Records, Reply, ReplyError, Sysinfo,
     User,
