@@ -3,7 +3,7 @@
 use crate::path::Path;
 use crate::sys::Errno;
 use crate::sys::Fd;
-use crate::sys::file::{Dir, O_PATH, S_IFDIR, S_IFLNK, S_IFREG, Stat, open, readlink, stat};
+use crate::sys::file::{Dir, O_PATH, S_IFDIR, S_IFLNK, S_IFREG, Stat, fstat, open, readlink, stat};
 use agent_core::{Accounts, Text};
 use core::ffi::CStr;
 use wire::{EntryInfo, FileKind, MAX_PATH};
@@ -20,13 +20,42 @@ pub(crate) fn describe<R>(
     tell: impl FnOnce(&EntryInfo<'_>) -> R,
 ) -> Result<R, Errno> {
     let own = stat(dir, name, false)?;
+    Ok(describe_as(own, dir, name, path, accounts, tell))
+}
+
+/// The same for a file that is open, which somebody may have moved or removed meanwhile.
+///
+/// # Errors
+/// When it cannot be looked at.
+pub(crate) fn describe_open<R>(
+    file: &Fd,
+    path: &Path,
+    accounts: &Accounts<'_>,
+    tell: impl FnOnce(&EntryInfo<'_>) -> R,
+) -> Result<R, Errno> {
+    let own = stat(Dir::Cwd, path.c(), false).or_else(|_| fstat(file))?;
+    Ok(describe_as(
+        own,
+        Dir::Cwd,
+        path.c(),
+        path.bytes(),
+        accounts,
+        tell,
+    ))
+}
+
+fn describe_as<R>(
+    own: Stat,
+    dir: Dir<'_>,
+    name: &CStr,
+    path: &[u8],
+    accounts: &Accounts<'_>,
+    tell: impl FnOnce(&EntryInfo<'_>) -> R,
+) -> R {
     let mut buffer = [0; MAX_PATH + 1];
     let (behind, target): (Option<Stat>, &[u8]) = if own.is(S_IFLNK) {
         match open(dir, name, O_PATH, 0) {
-            Ok(fd) => (
-                crate::sys::file::fstat(&fd).ok(),
-                resolved(&fd, &mut buffer).unwrap_or(path),
-            ),
+            Ok(fd) => (fstat(&fd).ok(), resolved(&fd, &mut buffer).unwrap_or(path)),
             Err(_) => (None, path),
         }
     } else {
@@ -48,7 +77,7 @@ pub(crate) fn describe<R>(
             .saturating_add(own.mtime[1]),
         symlink_target: target,
     };
-    Ok(tell(&entry))
+    tell(&entry)
 }
 
 /// The path the kernel has for an open file.

@@ -1,7 +1,7 @@
 //! What goes on for the streams: one task per slot, each a bounded step per turn.
 
 use crate::clone_hook::Failed;
-use crate::entry::describe;
+use crate::entry::{describe, describe_open};
 use crate::failure::fail;
 use crate::files::{Step, make_dir, move_to, open_read, open_write, send_piece};
 use crate::identity::Identity;
@@ -153,16 +153,13 @@ impl Tasks {
             Request::Stat { .. } => self.tell_entry(slot, session, "look at it"),
             Request::ReadFile(f) => match open_read(f, path) {
                 Ok(file) => {
-                    let told = describe(Dir::Cwd, path.c(), path.bytes(), &accounts, |e| {
+                    let told = describe_open(&file, path, &accounts, |e| {
                         session.event(slot, &Event::Opened(*e));
                     });
                     match told {
                         Ok(()) => {
-                            self.table[slot] = Task::Read {
-                                file,
-                                left: f.len,
-                                sent: 0,
-                            }
+                            let (left, sent) = (f.len, 0);
+                            self.table[slot] = Task::Read { file, left, sent };
                         }
                         Err(e) => fail(session, slot, "look at a file", e),
                     }
@@ -200,9 +197,7 @@ impl Tasks {
         let told = describe(Dir::Cwd, path.c(), path.bytes(), &accounts, |e| {
             session.reply(slot, &Reply::Entry(*e));
         });
-        if let Err(e) = told {
-            fail(session, slot, what, e);
-        }
+        told.unwrap_or_else(|e| fail(session, slot, what, e));
     }
 
     fn start(&mut self, slot: usize, start: &Start<'_>, session: &mut Session, epoll: &Epoll) {
@@ -311,13 +306,16 @@ impl Tasks {
 
     /// The host has no more bytes.
     pub(crate) fn end(&mut self, slot: usize, session: &mut Session) {
-        match &self.table[slot] {
-            Task::Process(i) => self.procs.end_input(*i),
-            Task::Write { .. } => {
-                self.table[slot] = Task::Free;
-                self.tell_entry(slot, session, "look at what was written");
-            }
-            _ => {}
+        if let Task::Process(i) = &self.table[slot] {
+            self.procs.end_input(*i);
+        } else if let Task::Write { file } = &self.table[slot] {
+            let accounts = self.users.now();
+            let path = &self.paths[slot];
+            let told = describe_open(file, path, &accounts, |e| {
+                session.reply(slot, &Reply::Entry(*e));
+            });
+            told.unwrap_or_else(|e| fail(session, slot, "look at what was written", e));
+            self.table[slot] = Task::Free;
         }
     }
 

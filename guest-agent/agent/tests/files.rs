@@ -6,6 +6,7 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::time::{Duration, Instant};
 use support::{Got, Host};
 use wire::{
     Channel, ErrorCode, FileKind, INPUT_WINDOW, MAX_PAYLOAD, Message, ReadFile, Request, WriteFile,
@@ -82,6 +83,32 @@ fn a_slow_upload_and_a_stalled_download_stop_nobody() {
     host.stalled.clear();
     host.send(stalled, &Message::Credit(5 << 20));
     assert_eq!(host.all(stalled).bytes(Channel::File).len(), 4 << 20);
+}
+
+/// A program that waits for a file may take it away as soon as it is there.
+#[test]
+fn a_file_that_is_taken_away_meanwhile_was_written() {
+    let mut host = Host::new();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("letter");
+    let text = path.to_str().unwrap().to_owned();
+    let upload = host.open(&Request::WriteFile(WriteFile {
+        path: text.as_bytes(),
+        user: b"",
+        mode: 0o600,
+        truncate: true,
+        parents: false,
+    }));
+    host.data(upload, Channel::File, b"taken");
+    let begin = Instant::now();
+    while fs::metadata(&path).map_or(0, |m| m.len()) < 5 {
+        assert!(begin.elapsed() < Duration::from_secs(10), "not written");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    fs::remove_file(&path).unwrap();
+    host.send(upload, &Message::End);
+    let end = host.all(upload).end;
+    assert!(matches!(&end, Some(Got::Entry(e)) if e.size == 5 && e.kind == FileKind::File));
 }
 
 #[test]
