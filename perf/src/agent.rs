@@ -90,8 +90,6 @@ impl<S: Read + Write> Agent<S> {
 
     /// Makes the guest another one; returns when it has said so.
     pub(crate) fn set_identity(&mut self, generation: u64, entropy: &[u8; 32]) -> Result<()> {
-        let stream = self.next_stream;
-        self.next_stream += 1;
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
         let hostname = format!("clone{generation}");
         let identity = Request::SetIdentity(wire::SetIdentity {
@@ -101,7 +99,7 @@ impl<S: Read + Write> Agent<S> {
             entropy,
             env: Strings::EMPTY,
         });
-        self.open(stream, &identity)?;
+        let stream = self.open(&identity)?;
         self.next(|from, message| match message {
             _ if from != stream => Ok(None),
             Message::Reply(Reply::Done(_)) => Ok(Some(())),
@@ -146,9 +144,7 @@ impl<S: Read + Write> Agent<S> {
 
     /// Makes a request and consumes what comes of it, to its end: bytes, without those of standard error.
     fn stream_of(&mut self, request: &Request<'_>) -> Result<(u64, End)> {
-        let stream = self.next_stream;
-        self.next_stream += 1;
-        self.open(stream, request)?;
+        let stream = self.open(request)?;
         let mut window = RecvWindow::new(wire::OUTPUT_WINDOW);
         let mut bytes = 0u64;
         loop {
@@ -194,14 +190,17 @@ impl<S: Read + Write> Agent<S> {
         }
     }
 
-    fn open(&mut self, stream: u32, request: &Request<'_>) -> Result<()> {
+    /// Makes a request; its stream.
+    fn open(&mut self, request: &Request<'_>) -> Result<u32> {
+        let stream = self.next_stream;
+        self.next_stream += 1;
         let mut bytes = vec![0; 4096];
         let len = request.encode(&mut bytes).ok();
         let len = len.context("Encoding a request")?;
         for part in Open::parts(&bytes[..len]) {
             self.send(stream, &Message::Open(part))?;
         }
-        Ok(())
+        Ok(stream)
     }
 
     fn send(&mut self, stream: u32, message: &Message<'_>) -> Result<()> {

@@ -52,9 +52,6 @@ pub(crate) fn descendants(pid: u32) -> Result<BTreeSet<u32>> {
 /// The processes below `server` that have a virtual machine, which a zygote's is not: it does nothing.
 pub(crate) fn machines(server: u32) -> Result<Vec<u32>> {
     let has_machine = |pid: &u32| {
-        if is_zygote(*pid) {
-            return false;
-        }
         let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else {
             return false; // it has ended
         };
@@ -63,7 +60,7 @@ pub(crate) fn machines(server: u32) -> Result<Vec<u32>> {
     };
     Ok(descendants(server)?
         .into_iter()
-        .filter(has_machine)
+        .filter(|pid| !is_zygote(*pid) && has_machine(pid))
         .collect())
 }
 

@@ -8,7 +8,22 @@ use agent_core::{Accounts, Text};
 use core::ffi::CStr;
 use wire::{EntryInfo, FileKind, MAX_PATH};
 
-/// Looks at `name` in `dir`, known to the host as `path`, and hands the description to `tell`.
+/// As [`describe`], for a path from the root.
+///
+/// # Errors
+/// As of [`describe`].
+pub(crate) fn describe_path<R>(
+    path: &Path,
+    open_file: Option<&Fd>,
+    accounts: &Accounts<'_>,
+    tell: impl FnOnce(&EntryInfo<'_>) -> R,
+) -> Result<R, Errno> {
+    let (name, bytes) = (path.c(), path.bytes());
+    describe(Dir::Cwd, name, bytes, open_file, accounts, tell)
+}
+
+/// Looks at `name` in `dir`, known to the host as `path`, and hands the description to `tell`. Of an
+/// `open_file`, which somebody may have moved or removed meanwhile, there is always something to tell.
 ///
 /// # Errors
 /// When there is nothing, or it cannot be looked at.
@@ -16,42 +31,11 @@ pub(crate) fn describe<R>(
     dir: Dir<'_>,
     name: &CStr,
     path: &[u8],
+    open_file: Option<&Fd>,
     accounts: &Accounts<'_>,
     tell: impl FnOnce(&EntryInfo<'_>) -> R,
 ) -> Result<R, Errno> {
-    let own = stat(dir, name, false)?;
-    Ok(describe_as(own, dir, name, path, accounts, tell))
-}
-
-/// The same for a file that is open, which somebody may have moved or removed meanwhile.
-///
-/// # Errors
-/// When it cannot be looked at.
-pub(crate) fn describe_open<R>(
-    file: &Fd,
-    path: &Path,
-    accounts: &Accounts<'_>,
-    tell: impl FnOnce(&EntryInfo<'_>) -> R,
-) -> Result<R, Errno> {
-    let own = stat(Dir::Cwd, path.c(), false).or_else(|_| fstat(file))?;
-    Ok(describe_as(
-        own,
-        Dir::Cwd,
-        path.c(),
-        path.bytes(),
-        accounts,
-        tell,
-    ))
-}
-
-fn describe_as<R>(
-    own: Stat,
-    dir: Dir<'_>,
-    name: &CStr,
-    path: &[u8],
-    accounts: &Accounts<'_>,
-    tell: impl FnOnce(&EntryInfo<'_>) -> R,
-) -> R {
+    let own = stat(dir, name, false).or_else(|e| open_file.map_or(Err(e), fstat))?;
     let mut buffer = [0; MAX_PATH + 1];
     let (behind, target): (Option<Stat>, &[u8]) = if own.is(S_IFLNK) {
         match open(dir, name, O_PATH, 0) {
@@ -77,7 +61,7 @@ fn describe_as<R>(
             .saturating_add(own.mtime[1]),
         symlink_target: target,
     };
-    tell(&entry)
+    Ok(tell(&entry))
 }
 
 /// The path the kernel has for an open file.

@@ -1,7 +1,7 @@
 //! What goes on for the streams: one task per slot, each a bounded step per turn.
 
 use crate::clone_hook::Failed;
-use crate::entry::{describe, describe_open};
+use crate::entry::describe_path;
 use crate::failure::fail;
 use crate::files::{Step, make_dir, move_to, open_read, open_write, send_piece};
 use crate::identity::Identity;
@@ -9,11 +9,12 @@ use crate::launch::{Launcher, Refused};
 use crate::path::Path;
 use crate::procs::Procs;
 use crate::sys::event::{Epoll, monotonic_ns};
-use crate::sys::file::{Dir, sync};
+use crate::sys::file::sync;
 use crate::sys::{Errno, Fd, write_all};
 use crate::users::Users;
 use crate::walk::{Removal, Walked, Walks};
 use agent_core::Session;
+use core::mem;
 use wire::{
     Channel, ErrorCode, Event, Exit, MAX_STREAMS, Record, Reply, Request, ResetCode, Start, User,
 };
@@ -73,7 +74,7 @@ impl Tasks {
 
     /// The stream is gone.
     pub(crate) fn abandon(&mut self, slot: usize) {
-        match core::mem::replace(&mut self.table[slot], Task::Free) {
+        match mem::replace(&mut self.table[slot], Task::Free) {
             Task::Process(i) => self.procs.detach(i, slot),
             Task::Walk(w) => self.walks.stop(w),
             _ => {}
@@ -150,10 +151,10 @@ impl Tasks {
         };
         let path = &self.paths[slot];
         match request {
-            Request::Stat { .. } => self.tell_entry(slot, session, "look at it"),
+            Request::Stat { .. } => self.tell_entry(slot, None, session, "look at it"),
             Request::ReadFile(f) => match open_read(f, path) {
                 Ok(file) => {
-                    let told = describe_open(&file, path, &accounts, |e| {
+                    let told = describe_path(path, Some(&file), &accounts, |e| {
                         session.event(slot, &Event::Opened(*e));
                     });
                     match told {
@@ -171,11 +172,11 @@ impl Tasks {
                 Err(e) => fail(session, slot, "open a file to write", e),
             },
             Request::MakeDir { .. } => match make_dir(path, &user) {
-                Ok(()) => self.tell_entry(slot, session, "look at a new directory"),
+                Ok(()) => self.tell_entry(slot, None, session, "look at a new directory"),
                 Err(e) => fail(session, slot, "make a directory", e),
             },
             Request::Move { .. } => match move_to(&self.other_path, path, &user) {
-                Ok(()) => self.tell_entry(slot, session, "look at what was moved"),
+                Ok(()) => self.tell_entry(slot, None, session, "look at what was moved"),
                 Err(e) => fail(session, slot, "move", e),
             },
             Request::ListDir { depth, .. } => match self.walks.list(path, *depth) {
@@ -190,11 +191,11 @@ impl Tasks {
         }
     }
 
-    /// Answers with what is at the slot's path.
-    fn tell_entry(&mut self, slot: usize, session: &mut Session, what: &str) {
+    /// Answers with what is at the slot's path, or was there when `file` was opened.
+    fn tell_entry(&mut self, slot: usize, file: Option<&Fd>, session: &mut Session, what: &str) {
         let accounts = self.users.now();
         let path = &self.paths[slot];
-        let told = describe(Dir::Cwd, path.c(), path.bytes(), &accounts, |e| {
+        let told = describe_path(path, file, &accounts, |e| {
             session.reply(slot, &Reply::Entry(*e));
         });
         told.unwrap_or_else(|e| fail(session, slot, what, e));
@@ -306,16 +307,16 @@ impl Tasks {
 
     /// The host has no more bytes.
     pub(crate) fn end(&mut self, slot: usize, session: &mut Session) {
-        if let Task::Process(i) = &self.table[slot] {
-            self.procs.end_input(*i);
-        } else if let Task::Write { file } = &self.table[slot] {
-            let accounts = self.users.now();
-            let path = &self.paths[slot];
-            let told = describe_open(file, path, &accounts, |e| {
-                session.reply(slot, &Reply::Entry(*e));
-            });
-            told.unwrap_or_else(|e| fail(session, slot, "look at what was written", e));
-            self.table[slot] = Task::Free;
+        match mem::replace(&mut self.table[slot], Task::Free) {
+            Task::Write { file } => {
+                self.tell_entry(slot, Some(&file), session, "look at what was written");
+            }
+            other => {
+                if let Task::Process(i) = other {
+                    self.procs.end_input(i);
+                }
+                self.table[slot] = other;
+            }
         }
     }
 

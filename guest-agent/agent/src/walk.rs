@@ -293,9 +293,14 @@ impl Walk {
             self.pos = behind;
             return Ok(Some(0));
         }
-        let told = describe(Dir::At(dir), entry.name, self.path.bytes(), accounts, |e| {
-            (e.write(space), e.kind == wire::FileKind::Directory)
-        });
+        let told = describe(
+            Dir::At(dir),
+            entry.name,
+            self.path.bytes(),
+            None,
+            accounts,
+            |e| (e.write(space), e.kind == wire::FileKind::Directory),
+        );
         self.path.truncate(here);
         match told {
             Err(Errno::NOENT) => {

@@ -6,7 +6,6 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::time::{Duration, Instant};
 use support::{Got, Host};
 use wire::{
     Channel, ErrorCode, FileKind, INPUT_WINDOW, MAX_PAYLOAD, Message, ReadFile, Request, WriteFile,
@@ -23,6 +22,17 @@ fn noise(n: usize) -> Vec<u8> {
     }
     out.truncate(n);
     out
+}
+
+/// Its stream.
+fn begin_upload(host: &mut Host, path: &str) -> u32 {
+    host.open(&Request::WriteFile(WriteFile {
+        path: path.as_bytes(),
+        user: b"",
+        mode: 0o600,
+        truncate: true,
+        parents: false,
+    }))
 }
 
 #[test]
@@ -69,13 +79,7 @@ fn a_slow_upload_and_a_stalled_download_stop_nobody() {
     let stalled = host.open(&Request::ReadFile(all));
     host.stalled.push(stalled);
     let slow = format!("{}/slow", dir.path().display());
-    let upload = host.open(&Request::WriteFile(WriteFile {
-        path: slow.as_bytes(),
-        user: b"",
-        mode: 0o600,
-        truncate: true,
-        parents: false,
-    }));
+    let upload = begin_upload(&mut host, &slow);
     host.data(upload, Channel::File, b"begun");
     assert_eq!(host.download(&large).bytes(Channel::File).len(), 4 << 20);
     host.send(upload, &Message::End);
@@ -92,19 +96,15 @@ fn a_file_that_is_taken_away_meanwhile_was_written() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("letter");
     let text = path.to_str().unwrap().to_owned();
-    let upload = host.open(&Request::WriteFile(WriteFile {
-        path: text.as_bytes(),
-        user: b"",
-        mode: 0o600,
-        truncate: true,
-        parents: false,
-    }));
+    let upload = begin_upload(&mut host, &text);
     host.data(upload, Channel::File, b"taken");
-    let begin = Instant::now();
-    while fs::metadata(&path).map_or(0, |m| m.len()) < 5 {
-        assert!(begin.elapsed() < Duration::from_secs(10), "not written");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    // Requests are taken in order: an answer to a later one shows that it is there.
+    let there = host
+        .ask(&Request::Stat {
+            path: text.as_bytes(),
+        })
+        .end;
+    assert!(matches!(there, Some(Got::Entry(e)) if e.size == 5));
     fs::remove_file(&path).unwrap();
     host.send(upload, &Message::End);
     let end = host.all(upload).end;

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result, ioctl};
 use crate::{cpuid, msr};
 use kvm_bindings::CpuId;
-use kvm_ioctls::Cap;
+use kvm_ioctls::{Cap, VmFd};
 use std::sync::{Arc, OnceLock};
 
 /// What a host's KVM must have, with the kernel's names.
@@ -39,10 +39,6 @@ pub struct Kvm {
     fd: kvm_ioctls::Kvm,
     offers: OnceLock<Offers>,
 }
-
-/// A VM that does nothing ([`Kvm::keep_awake`]).
-#[derive(Debug)]
-pub struct Awake(#[expect(dead_code, reason = "it only has to be")] kvm_ioctls::VmFd);
 
 /// What this KVM offers to guests; asked once, because the answer costs as much as making a VM.
 #[derive(Debug)]
@@ -85,16 +81,15 @@ impl Kvm {
         self.offers().map(drop)
     }
 
-    /// Keeps KVM from going to sleep: while no VM exists it switches virtualization off on every
-    /// processor and its hooks out of the scheduler, by rewriting kernel code, and back when the next one
-    /// is made.
+    /// A VM that does nothing but keep KVM from going to sleep: while none exists, it switches
+    /// virtualization off on every processor and its hooks out of the scheduler, by rewriting kernel code,
+    /// and back when the next one is made.
     ///
     /// # Errors
     /// From the ioctl.
-    pub fn keep_awake(&self) -> Result<Awake> {
-        let vm = self.fd.create_vm();
-        vm.map(Awake)
-            .map_err(ioctl("KVM_CREATE_VM", "one that does nothing"))
+    pub fn keep_awake(&self) -> Result<VmFd> {
+        let failed = ioctl("KVM_CREATE_VM", "one that does nothing");
+        self.fd.create_vm().map_err(failed)
     }
 
     pub(crate) fn offers(&self) -> Result<&Offers> {

@@ -39,7 +39,7 @@ pub use contract::{CpuContract, CpuMismatch};
 pub use error::{Error, Result};
 pub use exit::Exit;
 pub use irq::{IrqRoutes, Msi};
-pub use kvm::{API_VERSION, Awake, Kvm, OPTIONAL, REQUIRED};
+pub use kvm::{API_VERSION, Kvm, OPTIONAL, REQUIRED};
 pub use memory::{Backing, GuestRam, HugePages, Memory, MemorySpec};
 pub use state::{VcpuStateV1, VmStateV1};
 pub use thread::{VcpuCounters, VcpuThread, Wiring, monotonic_ns};
