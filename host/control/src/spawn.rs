@@ -16,20 +16,10 @@ use std::process::{Child, Command, Stdio};
 /// # Errors
 /// When the program cannot be started or the process is out of descriptors.
 pub fn spawn(program: impl AsRef<OsStr>, args: &[&str]) -> io::Result<(Child, OwnedFd)> {
-    spawn_with(program, args, &[])
-}
-
-/// The same with an environment.
-pub(crate) fn spawn_with(
-    program: impl AsRef<OsStr>,
-    args: &[&str],
-    environment: &[(&str, &str)],
-) -> io::Result<(Child, OwnedFd)> {
     let (ours, theirs) = crate::pair()?;
     let child = Command::new(program)
         .args(args)
         .env_clear()
-        .envs(environment.iter().copied())
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

@@ -1,7 +1,6 @@
 //! The service's side.
 
 use super::{Event, Request, ZYGOTE_ARGUMENT};
-use crate::spawn::spawn_with;
 use crate::{ChannelError, pair, recv, send};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -71,18 +70,14 @@ struct Line {
     late: bool,
 }
 
-/// Has the dynamic linker look up all functions of all libraries at once, or each VM process would look up
-/// again those that it calls.
-const BIND_NOW: (&str, &str) = ("LD_BIND_NOW", "1");
-
 impl Zygote {
     /// Starts `program` as a zygote and waits until it stands ready.
     ///
     /// # Errors
     /// [`ZygoteError`]; a program that is no zygote is [`ZygoteError::Gone`].
     pub fn start(program: impl AsRef<OsStr>) -> Result<Self, ZygoteError> {
-        let started = spawn_with(program, &[ZYGOTE_ARGUMENT], &[BIND_NOW]);
-        let (child, socket) = started.map_err(ZygoteError::Start)?;
+        let (child, socket) =
+            crate::spawn(program, &[ZYGOTE_ARGUMENT]).map_err(ZygoteError::Start)?;
         let mut zygote = Self {
             line: Mutex::new(Line {
                 socket,
