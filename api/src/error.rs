@@ -6,7 +6,7 @@ use hyper::{Response, StatusCode};
 use serde_json::json;
 
 /// What went wrong with a control-plane request. The body is `{"code": <status>, "message": …}`;
-/// the JavaScript SDK decides by the body's code, not by the status (e2b.md §2.1).
+/// the JavaScript SDK decides by the body's code, not by the status (api/PROTOCOL.md §3.3).
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     /// No key, or a wrong one.
@@ -175,7 +175,7 @@ impl ApiError {
     }
 
     /// The whole response. `Should-Retry: false` stops the SDKs from repeating what would fail again
-    /// (e2b.md §2.1).
+    /// (api/PROTOCOL.md §3.5).
     #[must_use]
     pub fn response(&self) -> Response<Body> {
         let status = self.status();
@@ -198,7 +198,7 @@ impl ApiError {
 }
 
 /// What went wrong before a request reached a sandbox. The SDKs look for the words "was not found"
-/// and "port is not open" in a 502 (e2b.md §1.7).
+/// and "port is not open" in a 502 (api/PROTOCOL.md §2.3).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProxyError {
     /// Unknown, killed or ended.

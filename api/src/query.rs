@@ -73,7 +73,8 @@ impl Query {
 }
 
 /// Decodes the `metadata` filter, whose keys and values the SDKs encode twice within a parameter
-/// that is itself encoded (e2b.md §2.3). `parameter` has been decoded once, as every parameter.
+/// that is itself encoded (api/PROTOCOL.md §4.3). `parameter` has been decoded once, as every
+/// parameter.
 #[must_use]
 pub fn metadata_filter(parameter: &str) -> Option<Vec<(String, String)>> {
     let pairs = Query::parse(parameter)?.into_pairs();

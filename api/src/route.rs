@@ -1,5 +1,5 @@
-//! Where a request goes: the single-port rules (e2b.md §1.6) and the whole control-plane API, on
-//! one page each.
+//! Where a request goes: the single-port rules (api/PROTOCOL.md §2.1) and the whole control-plane
+//! API, on one page each.
 
 use crate::error::{ApiError, ProxyError};
 use crate::query::percent_decode;

@@ -59,9 +59,10 @@ pub struct Facts {
     /// Set at creation, never changed.
     pub metadata: BTreeMap<String, String>,
     /// Environment that every process of the sandbox starts with, before its own: `E2B_SANDBOX`,
-    /// `E2B_SANDBOX_ID`, `E2B_TEMPLATE_ID`, then the creator's `envVars` (e2b.md §3.2).
+    /// `E2B_SANDBOX_ID`, `E2B_TEMPLATE_ID`, then the creator's `envVars` (api/PROTOCOL.md §7.8).
     pub env: BTreeMap<String, String>,
-    /// What `X-Access-Token` must equal on the data plane; `None` leaves it open (e2b.md §3.1).
+    /// What `X-Access-Token` must equal on the data plane; `None` leaves it open
+    /// (api/PROTOCOL.md §7.5).
     pub access_token: Option<String>,
     /// The user when a request names none.
     pub default_user: String,

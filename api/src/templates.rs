@@ -1,4 +1,4 @@
-//! Templates, read only (e2b.md §2.7).
+//! Templates, read only (api/PROTOCOL.md §5.1).
 
 use crate::Body;
 use crate::app::App;

@@ -1,4 +1,4 @@
-//! Connect's status codes, and the error that carries one (e2b.md §3.1).
+//! Connect's status codes, and the error that carries one (api/PROTOCOL.md §7.4).
 
 use hyper::StatusCode;
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! Envelopes: one flag byte, a big-endian length, a payload (e2b.md §3.1).
+//! Envelopes: one flag byte, a big-endian length, a payload (api/PROTOCOL.md §7.2).
 
 use super::{Code, ConnectError, MAX_MESSAGE};
 use bytes::{Buf, BufMut, Bytes, BytesMut};

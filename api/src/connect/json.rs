@@ -1,6 +1,6 @@
-//! Protobuf's JSON conventions as serde helpers (e2b.md §3.1): bytes in any base64, integers as
-//! numbers or strings, `null` for "not set". Enums and field names are the messages' own business;
-//! unknown fields are ignored by serde's default.
+//! Protobuf's JSON conventions as serde helpers (api/PROTOCOL.md §7.3): bytes in any base64,
+//! integers as numbers or strings, `null` for "not set". Enums and field names are the messages'
+//! own business; unknown fields are ignored by serde's default.
 
 use base64::{
     Engine,

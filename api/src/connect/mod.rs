@@ -1,5 +1,5 @@
-//! The Connect protocol with JSON, as E2B's SDKs speak it (e2b.md §3.1): unary calls, server
-//! streams, client streams. Knows nothing of sandboxes.
+//! The Connect protocol with JSON, as E2B's SDKs speak it (api/PROTOCOL.md §7.2): unary calls,
+//! server streams, client streams. Knows nothing of sandboxes.
 //!
 //! One message is bounded by [`MAX_MESSAGE`]; streams are never buffered beyond one message.
 //! Nothing is ever compressed, which every client accepts.

@@ -68,7 +68,7 @@ pub fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, ConnectError> {
     Ok((millis > 0).then(|| Duration::from_millis(millis)))
 }
 
-/// Refuses a compressed request. `identity` is no compression (e2b.md §1.5).
+/// Refuses a compressed request. `identity` is no compression (api/PROTOCOL.md §1.5).
 ///
 /// # Errors
 /// `unimplemented` for any other encoding.

@@ -25,7 +25,7 @@ pub enum Item {
     Last(Bytes),
     /// The stream is over; nothing follows.
     End(Result<(), ConnectError>),
-    /// Drop the connection without a word: the sandbox is gone (e2b.md §3.1, mid-stream death).
+    /// Drop the connection without a word: the sandbox is gone (api/PROTOCOL.md §7.6).
     Abort(BodyError),
 }
 
@@ -156,7 +156,7 @@ pub fn response(body: StreamBody) -> Response<Body> {
 }
 
 /// The 200 response of a stream that is over before it began. Stream errors are never HTTP errors:
-/// the JavaScript SDK would discard their text (e2b.md §3.1).
+/// the JavaScript SDK would discard their text (api/PROTOCOL.md §7.4).
 #[must_use]
 pub fn finished(message: Option<Bytes>, result: Result<(), &ConnectError>) -> Response<Body> {
     let mut bytes = message.map(Vec::from).unwrap_or_default();

@@ -1,4 +1,5 @@
-//! Who may, and as whom: access tokens, Basic usernames, signed file URLs (e2b.md §3.1, §3.6).
+//! Who may, and as whom: access tokens, Basic usernames, signed file URLs
+//! (api/PROTOCOL.md §7.5, §7.13).
 
 use crate::{connect::Code, connect::ConnectError, query::Query};
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
@@ -144,7 +145,8 @@ impl FileQuery {
     }
 }
 
-/// Whether `query` of `GET|POST /files` carries a signature made with `token` (e2b.md §3.6).
+/// Whether `query` of `GET|POST /files` carries a signature made with `token`
+/// (api/PROTOCOL.md §7.13).
 /// Used to find the sandbox of a signed URL that does not name it (§1.6, rule 4). Only compares the
 /// hash; expiry is checked when the request is served. `write` is true for `POST`.
 #[must_use]

@@ -1,4 +1,4 @@
-//! `GET /files` and the door of `POST /files` (e2b.md §3.4).
+//! `GET /files` and the door of `POST /files` (api/PROTOCOL.md §7.11).
 
 use super::{
     auth::{self, FileQuery},

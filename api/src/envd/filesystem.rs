@@ -1,4 +1,4 @@
-//! `filesystem.Filesystem` (e2b.md §3.3).
+//! `filesystem.Filesystem` (api/PROTOCOL.md §7.9).
 
 use super::{fail, paths::Caller};
 use crate::{

@@ -1,4 +1,4 @@
-//! The plain HTTP side of envd: error bodies and CORS (e2b.md §3.4, §1.7).
+//! The plain HTTP side of envd: error bodies and CORS (api/PROTOCOL.md §7.14, §2.5).
 
 use crate::{Body, body, connect::ConnectError};
 use hyper::{

@@ -1,4 +1,4 @@
-//! `GET /metrics` (e2b.md §3.4).
+//! `GET /metrics` (api/PROTOCOL.md §7.14).
 
 use super::{fail, http};
 use crate::{Body, sandbox::Sandbox};

@@ -1,5 +1,5 @@
-//! The envd facade: port 49983 of a sandbox (e2b.md §3). Everything E2B's guest daemon answers is
-//! answered here, on the host, in terms of the link to the guest agent.
+//! The envd facade: port 49983 of a sandbox (api/PROTOCOL.md §7). Everything E2B's guest daemon
+//! answers is answered here, on the host, in terms of the link to the guest agent.
 //!
 //! | Path | Where |
 //! |---|---|
@@ -54,8 +54,8 @@ use serde_json::Value;
 use std::sync::Arc;
 
 /// Answers one request to port 49983 of `sandbox`. The caller has resolved the sandbox; the access
-/// token is checked here (e2b.md §3.1). Never fails: errors are responses. A body that cannot be
-/// finished because the sandbox ended yields an error, so that the connection is dropped.
+/// token is checked here (api/PROTOCOL.md §7.5). Never fails: errors are responses. A body that
+/// cannot be finished because the sandbox ended yields an error, so that the connection is dropped.
 pub async fn serve(sandbox: &Arc<Sandbox>, request: Request<Lingering>) -> Response<Body> {
     let (parts, body) = request.into_parts();
     serve_parts(sandbox, &parts, body.map_err(Into::into).boxed_unsync()).await

@@ -1,5 +1,5 @@
 //! `multipart/form-data` as a stream of events (RFC 7578), without I/O. Own code, because a part's
-//! file name is a path here and must keep its slashes (e2b.md §3.4).
+//! file name is a path here and must keep its slashes (api/PROTOCOL.md §7.12).
 
 use bytes::{Buf, Bytes, BytesMut};
 

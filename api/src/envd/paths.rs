@@ -1,4 +1,4 @@
-//! Users and paths as clients name them (e2b.md §3.1, §3.4).
+//! Users and paths as clients name them (api/PROTOCOL.md §7.5, §7.15).
 
 use super::fail;
 use crate::{

@@ -1,5 +1,5 @@
 //! The processes of one sandbox as clients see them: who listens, who feeds, how each ended
-//! (e2b.md §3.2).
+//! (api/PROTOCOL.md §7.8).
 //!
 //! One task per process, the *pump*, owns the process's stream. It hands each event to every
 //! listener in turn and waits for the slowest, so that a client that does not read blocks the

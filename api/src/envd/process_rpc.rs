@@ -1,4 +1,4 @@
-//! The methods of `process.Process` (e2b.md §3.2).
+//! The methods of `process.Process` (api/PROTOCOL.md §7.7).
 
 use super::{
     fail,

@@ -1,4 +1,4 @@
-//! `POST /files`: uploads, streamed with back-pressure, never held (e2b.md §3.4).
+//! `POST /files`: uploads, streamed with back-pressure, never held (api/PROTOCOL.md §7.12).
 
 use super::{
     fail, filesystem,

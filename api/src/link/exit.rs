@@ -3,7 +3,7 @@
 use wire::Exit;
 
 /// Exit code, whether it exited by itself, and the words: the Go strings of E2B's agent
-/// (e2b.md §3.2).
+/// (api/PROTOCOL.md §7.8).
 #[must_use]
 pub fn exit_status(exit: Exit) -> (i32, bool, String) {
     match exit {

@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 use wire::Channel;
 
-/// Longest piece handed to a consumer (e2b.md §3.2, chunking).
+/// Longest piece handed to a consumer (api/PROTOCOL.md §7.8).
 const PIECE: usize = 32 * 1024;
 /// Payloads below this are copied, so that a byte never pins a whole read buffer.
 const SMALL: usize = 4 * 1024;

@@ -1,4 +1,4 @@
-//! `POST /sandboxes/{id}/fork`, `…/snapshots` and `GET /snapshots` (e2b.md §2.5).
+//! `POST /sandboxes/{id}/fork`, `…/snapshots` and `GET /snapshots` (api/PROTOCOL.md §4.9, §4.10).
 
 use crate::Body;
 use crate::app::{App, no_content};

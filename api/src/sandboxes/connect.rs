@@ -1,4 +1,4 @@
-//! `POST /sandboxes/{id}/connect` and `/v2/…` (e2b.md §2.4): what `Sandbox.connect` calls.
+//! `POST /sandboxes/{id}/connect` and `/v2/…` (api/PROTOCOL.md §4.8): what `Sandbox.connect` calls.
 
 use crate::Body;
 use crate::app::App;

@@ -1,4 +1,4 @@
-//! `POST /sandboxes`, `POST /v2/sandboxes` (e2b.md §2.2).
+//! `POST /sandboxes`, `POST /v2/sandboxes` (api/PROTOCOL.md §4.2).
 
 use crate::Body;
 use crate::app::{App, parse_json};

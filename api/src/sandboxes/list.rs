@@ -1,4 +1,4 @@
-//! `GET /sandboxes`, `GET /v2/sandboxes` (e2b.md §2.3).
+//! `GET /sandboxes`, `GET /v2/sandboxes` (api/PROTOCOL.md §4.3).
 
 use crate::Body;
 use crate::app::App;

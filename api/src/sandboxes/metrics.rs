@@ -1,4 +1,4 @@
-//! `GET /sandboxes/{id}/metrics` and `GET /sandboxes/metrics` (e2b.md §2.5).
+//! `GET /sandboxes/{id}/metrics` and `GET /sandboxes/metrics` (api/PROTOCOL.md §4.11).
 //!
 //! Nothing is sampled while nobody asks: the answer is one measurement, of now.
 

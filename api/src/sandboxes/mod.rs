@@ -1,4 +1,4 @@
-//! The control plane's endpoints about sandboxes, one file each (e2b.md §2.2 to §2.5).
+//! The control plane's endpoints about sandboxes, one file each (api/PROTOCOL.md §4).
 
 pub mod batch;
 pub mod branch;

@@ -1,4 +1,4 @@
-//! `POST /sandboxes/{id}/pause` (e2b.md §2.4).
+//! `POST /sandboxes/{id}/pause` (api/PROTOCOL.md §4.7).
 
 use crate::Body;
 use crate::app::{App, no_content};

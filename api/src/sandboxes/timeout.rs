@@ -1,4 +1,4 @@
-//! `POST /sandboxes/{id}/timeout` and `/refreshes` (e2b.md §2.4).
+//! `POST /sandboxes/{id}/timeout` and `/refreshes` (api/PROTOCOL.md §4.6).
 
 use crate::Body;
 use crate::app::{App, no_content};

@@ -6,7 +6,7 @@ use jiff::{Timestamp, Unit};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// The version of envd whose behaviour port 49983 has (e2b.md §2.9).
+/// The version of envd whose behaviour port 49983 has (api/PROTOCOL.md §7.1).
 pub const ENVD_VERSION: &str = "0.6.13";
 /// A constant that old clients append to ids.
 pub const CLIENT_ID: &str = "6532622b";

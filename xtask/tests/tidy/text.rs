@@ -10,10 +10,14 @@ const TOP: &[&str] = &[
     ".cargo",
     ".ci",
     ".gitignore",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
     "Cargo.lock",
     "Cargo.toml",
+    "GLOSSARY.md",
     "LICENSE",
     "README.md",
+    "SECURITY.md",
     "api",
     "clippy.toml",
     "deny.toml",
@@ -126,4 +130,67 @@ fn the_readme_shows_the_tested_programs() {
         }
     }
     none("README.md shows what the tests run:", &broken);
+}
+
+/// The section numbers that a text cites: `PROTOCOL.md §7.2, §7.3`.
+fn cited(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for rest in text.split("PROTOCOL.md ").skip(1) {
+        for number in rest.split(", ").map_while(|part| part.strip_prefix('§')) {
+            let end = number.find(|c: char| !c.is_ascii_digit() && c != '.');
+            let number = &number[..end.unwrap_or(number.len())];
+            found.push(number.trim_end_matches('.').to_owned());
+        }
+    }
+    found
+}
+
+/// The numbers of the headings of `api/PROTOCOL.md`.
+fn sections() -> BTreeSet<String> {
+    let text = fs::read_to_string(top().join("api/PROTOCOL.md")).unwrap();
+    let headings = text
+        .lines()
+        .filter(|line| line.starts_with("## ") || line.starts_with("### "));
+    headings
+        .filter_map(|line| line.trim_start_matches('#').split_whitespace().next())
+        .map(|number| number.trim_end_matches('.').to_owned())
+        .collect()
+}
+
+#[test]
+fn sections_of_the_protocol_that_are_cited_are_there() {
+    assert_eq!(
+        cited("(api/PROTOCOL.md §7.2, §10). PROTOCOL.md §3.\n"),
+        ["7.2", "10", "3"]
+    );
+    let sections = sections();
+    assert!(sections.len() > 50, "{sections:?}");
+    let protocol = fs::read_to_string(top().join("api/PROTOCOL.md")).unwrap();
+    let own = protocol.split('§').skip(1).map(|rest| {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.');
+        let number = &rest[..end.unwrap_or(rest.len())];
+        (
+            "api/PROTOCOL.md".to_owned(),
+            number.trim_end_matches('.').to_owned(),
+        )
+    });
+    let mut all: Vec<_> = own.collect();
+    for name in files() {
+        let kind = name.rsplit('.').next().unwrap_or_default();
+        if ["rs", "md", "py", "mjs", "toml"].contains(&kind) && name != UNSEARCHED[2] {
+            let text = fs::read_to_string(top().join(&name)).unwrap();
+            all.extend(
+                cited(&text)
+                    .into_iter()
+                    .map(|number| (name.clone(), number)),
+            );
+        }
+    }
+    assert!(all.len() > 40, "the citations are found");
+    let broken: Vec<_> = all
+        .iter()
+        .filter(|(_, number)| !sections.contains(number))
+        .map(|(name, number)| format!("{name} cites §{number}"))
+        .collect();
+    none("api/PROTOCOL.md has no such section:", &broken);
 }
