@@ -194,3 +194,36 @@ fn sections_of_the_protocol_that_are_cited_are_there() {
         .collect();
     none("api/PROTOCOL.md has no such section:", &broken);
 }
+
+#[test]
+fn the_glossary_is_in_order_and_points_at_what_is_there() {
+    let text = fs::read_to_string(top().join("GLOSSARY.md")).unwrap();
+    let rows = text
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| Term "));
+    let rows: Vec<Vec<&str>> = rows
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    let mut broken = Vec::new();
+    let terms: Vec<_> = rows.iter().map(|row| row[0].to_lowercase()).collect();
+    for pair in terms.windows(2).filter(|pair| pair[0] >= pair[1]) {
+        broken.push(format!("{:?} stands before {:?}", pair[0], pair[1]));
+    }
+    for row in &rows {
+        let [term, meaning, place] = row[..] else {
+            broken.push(format!("{:?} has not three columns", row[0]));
+            continue;
+        };
+        if meaning.is_empty() {
+            broken.push(format!("{term:?} says nothing"));
+        }
+        let names = place.split('`').skip(1).step_by(2);
+        for name in names.filter(|name| !name.starts_with(|c: char| c.is_uppercase())) {
+            if !top().join(name).exists() {
+                broken.push(format!("{term:?}: there is no {name}"));
+            }
+        }
+    }
+    assert!(rows.len() > 50, "{} terms", rows.len());
+    none("GLOSSARY.md:", &broken);
+}
