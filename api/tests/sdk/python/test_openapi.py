@@ -1,4 +1,4 @@
-"""The description of what E2B's API does not have, and answers held against it."""
+"""The description of the control plane, and answers held against it."""
 
 import json
 from pathlib import Path
@@ -24,6 +24,17 @@ def test_the_document_is_valid():
 def test_answers_are_as_documented():
     box = create()
     try:
+        check(http_call("GET", f"/sandboxes/{box.sandbox_id}").json(), "SandboxDetail")
+        for listed in http_call("GET", "/v2/sandboxes").json():
+            check(listed, "ListedSandbox")
+        for sample in http_call("GET", f"/sandboxes/{box.sandbox_id}/metrics").json():
+            check(sample, "Metric")
+        for template in http_call("GET", "/templates").json():
+            check(template, "Template")
+        for path in ["/teams", "/volumes", "/secrets"]:
+            answer = http_call("GET", path)
+            assert answer.status == 501
+            check(answer.json(), "Error")
         path = f"/sandboxes/{box.sandbox_id}/checkpoints"
         check(http_call("POST", path, {"name": "a"}).json(), "Checkpoint")
         check(http_call("POST", path, {}).json(), "Checkpoint")
