@@ -17,7 +17,9 @@ use std::time::Duration;
 pub struct File {
     /// Address and port to listen on. Default `127.0.0.1:3000`.
     pub listen: Option<SocketAddr>,
-    /// Folder for private state, made if missing; one server per folder. Default `hatchery-data`.
+    /// Folder for all that the server keeps: paused sandboxes, snapshots and checkpoints, which outlive
+    /// it; disk layers and notes of what runs, which do not. Made if missing; one server per folder.
+    /// Default `hatchery-data`.
     pub data_dir: Option<PathBuf>,
     /// Domain of the sandboxes' host names (`{port}-{id}.{domain}`), told to clients. No default.
     pub domain: Option<String>,
@@ -38,7 +40,7 @@ pub struct File {
     /// Bounds.
     #[serde(default)]
     pub limits: LimitsFile,
-    /// Sandboxes as copies of a machine that runs already.
+    /// Sandboxes as clones of their template's machine.
     #[serde(default)]
     pub clones: ClonesFile,
     /// Templates by name. Default: `base` with the image `base.ext4`.
@@ -54,8 +56,8 @@ pub struct LimitsFile {
     pub max_sandboxes: Option<usize>,
     /// Most checkpoints of one sandbox; more are refused with 409. Default 64.
     pub max_checkpoints: Option<usize>,
-    /// Memory that has to be left for something to begin, MiB; else it is refused with 503. 0: nobody looks.
-    /// Default 128.
+    /// Memory that has to be left when a creation, a batch, a warm VM or a resumption begins, MiB; else
+    /// it is refused with 503. 0: nobody looks. Default 128.
     pub min_memory_mb: Option<u64>,
     /// Longest time to live a client may ask for, seconds. Default 86400.
     pub max_timeout: Option<u32>,
@@ -75,12 +77,12 @@ pub struct LimitsFile {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClonesFile {
-    /// Whether each template is booted once and copied from then on. Default true.
+    /// Whether each template is booted once and cloned from then on. Default true.
     pub enabled: Option<bool>,
-    /// Copies of each template that are kept ready for the next sandboxes. Default 2.
+    /// Warm VMs of each template: clones that are kept ready for the next sandboxes. Default 2.
     pub husks: Option<usize>,
-    /// Whether stored machines begin before their memory is there: a pager brings it while they run.
-    /// Default false.
+    /// Whether the memory of stored machines is demand-paged: they begin before it is there, and a pager
+    /// brings it while they run. Default false.
     pub lazy: Option<bool>,
 }
 
@@ -90,7 +92,7 @@ pub struct ClonesFile {
 pub struct TemplateFile {
     /// The root file system, a raw ext4 image.
     pub image: PathBuf,
-    /// vCPUs. Default 2.
+    /// vCPUs. Default 1.
     pub cpu_count: Option<u8>,
     /// Memory, MiB. Default 512.
     pub memory_mb: Option<u32>,
@@ -174,7 +176,7 @@ pub struct Limits {
     pub max_sandboxes: usize,
     /// Most checkpoints of one sandbox.
     pub max_checkpoints: usize,
-    /// Memory that has to be left for something to begin, MiB.
+    /// Memory that has to be left when a creation, a batch, a warm VM or a resumption begins, MiB.
     pub min_memory_mb: u64,
     /// Longest time to live.
     pub max_timeout: Duration,
@@ -206,7 +208,7 @@ pub struct Clones {
 pub struct Settings {
     /// Where to listen.
     pub listen: SocketAddr,
-    /// Private state.
+    /// All that the server keeps.
     pub data_dir: PathBuf,
     /// The sandboxes' domain.
     pub domain: Option<String>,

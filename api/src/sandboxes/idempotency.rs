@@ -50,7 +50,7 @@ impl Idempotency {
         body: &[u8],
     ) -> Result<Result<Claim, String>, ApiError> {
         let key = key.to_str().ok().filter(|key| is_key(key)).ok_or_else(|| {
-            ApiError::Invalid("Idempotency-Key is not 1 to 255 characters of [a-z0-9-]".into())
+            ApiError::Invalid("Idempotency-Key is not 1 to 255 characters of [A-Za-z0-9_-]".into())
         })?;
         let hash: [u8; 32] = Sha256::digest(body).into();
         loop {

@@ -227,3 +227,30 @@ fn the_glossary_is_in_order_and_points_at_what_is_there() {
     assert!(rows.len() > 50, "{} terms", rows.len());
     none("GLOSSARY.md:", &broken);
 }
+
+#[test]
+fn readmes_name_the_tests() {
+    let mut broken = Vec::new();
+    for package in packages().iter().filter(|package| package.name != "xtask") {
+        let folder = top().join(&package.folder);
+        let Ok(tests) = fs::read_dir(folder.join("tests")) else {
+            continue;
+        };
+        // A crate of a folder may leave it to the folder's page.
+        let pages = ["README.md", "../README.md"].map(|page| folder.join(page));
+        let text: String = pages
+            .iter()
+            .filter_map(|page| fs::read_to_string(page).ok())
+            .collect();
+        for test in tests {
+            let name = test.unwrap().file_name().into_string().unwrap();
+            if name.ends_with(".rs") && !text.contains(&name) {
+                broken.push(format!(
+                    "{}/README.md does not name tests/{name}",
+                    package.folder
+                ));
+            }
+        }
+    }
+    none("A README says what each file of tests is about:", &broken);
+}
