@@ -71,7 +71,7 @@ struct Typed {
     /// Address and port to listen on [default: 127.0.0.1:3000]
     #[arg(long, env = "HATCHERY_LISTEN")]
     listen: Option<SocketAddr>,
-    /// Folder for private state [default: hatchery-data]
+    /// Folder for all that the server keeps [default: hatchery-data]
     #[arg(long, env = "HATCHERY_DATA_DIR")]
     data_dir: Option<PathBuf>,
     /// Domain of the sandboxes' host names
@@ -92,7 +92,7 @@ struct Typed {
     /// Most sandboxes at one time [default: 64]
     #[arg(long, env = "HATCHERY_MAX_SANDBOXES")]
     max_sandboxes: Option<usize>,
-    /// Copies of each template that are kept ready [default: 2]
+    /// Warm VMs of each template, kept ready for the next sandboxes [default: 2]
     #[arg(long, env = "HATCHERY_HUSKS")]
     husks: Option<usize>,
 }
