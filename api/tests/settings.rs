@@ -1,6 +1,7 @@
 //! What pages and comments say about the configuration is what the program does: every key stands in
 //! `hatchery.toml` with its real default or as an example, and the comments of `config.rs` and the help of
 //! the program say the same.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use api::config::{File, Overrides, Settings};
 use std::collections::BTreeSet;
