@@ -41,7 +41,7 @@ impl Dist {
     pub(crate) fn ensure() -> Result<Self> {
         let dir = target_dir().join("dist");
         std::fs::create_dir_all(&dir).with_context(|| format!("Creating {}", dir.display()))?;
-        let programs = ["api", "vmm", "perf", "snapshot-memory"];
+        let programs = ["hatchery", "vmm", "perf", "snapshot-memory"];
         let packages = programs.iter().flat_map(|p| ["-p", *p]);
         cargo(
             &["--release"]

@@ -191,7 +191,7 @@ fn native_programs(dir: &Path) -> Result<PathBuf> {
     let programs = dir.join("dist");
     fs::create_dir_all(&programs)?;
     for args in [
-        &["build", "-p", "api", "--bins"][..],
+        &["build", "-p", "hatchery", "--bins"][..],
         &["build", "--profile", "agent", "-p", "guest-agent"],
     ] {
         let (status, _) = super::tee(&mut super::cargo(args))?;

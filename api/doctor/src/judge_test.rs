@@ -1,0 +1,180 @@
+use super::*;
+use crate::host::Disk;
+use crate::probe::{Outcome, Speed, Times, Userfaultfd};
+use crate::verdict;
+
+fn good() -> HostFacts {
+    let ok = || Outcome {
+        ok: true,
+        error: None,
+    };
+    let kvm = Kvm {
+        ok: true,
+        times_us: Times {
+            slot_after_full_irqchip: Some(100.0),
+            ..Times::default()
+        },
+        supervisor_speed: Speed {
+            ok: true,
+            error: None,
+            million_instructions_per_second: Some(3000.0),
+        },
+        ..Kvm::default()
+    };
+    HostFacts {
+        kernel: "6.12.1".into(),
+        cpu_virtualizes: true,
+        debugfs: false,
+        open_files: Some(1 << 20),
+        tasks: Some(1 << 20),
+        memory_mb: 64_000,
+        available_mb: 60_000,
+        overcommit: 0,
+        disk: Ok(Disk {
+            path: "/x".into(),
+            free_mb: 1 << 20,
+            unnamed_files: true,
+        }),
+        config: Ok(()),
+        has_key: true,
+        files: vec![("VM program".into(), "/x/vmm".into(), None)],
+        max_sandboxes: 64,
+        lazy: None,
+        largest_mb: 512,
+        probe: Ok(Probe {
+            kvm,
+            userfaultfd: Userfaultfd {
+                device: ok(),
+                features: Some(ok()),
+                unprivileged: Some(false),
+            },
+            io_uring: ok(),
+        }),
+    }
+}
+
+type Change = fn(&mut HostFacts, &mut Probe);
+
+/// Changes one fact; gives the verdict and the one finding that is not fine.
+fn one(change: impl FnOnce(&mut HostFacts, &mut Probe)) -> (Level, Finding) {
+    let mut facts = good();
+    let mut probe = facts.probe.clone().unwrap();
+    change(&mut facts, &mut probe);
+    if facts.probe.is_ok() {
+        facts.probe = Ok(probe);
+    }
+    let findings = judge(&facts);
+    let bad: Vec<_> = findings
+        .iter()
+        .filter(|f| f.level != Level::Fine)
+        .cloned()
+        .collect();
+    assert_eq!(bad.len(), 1, "{bad:#?}");
+    assert!(
+        !bad[0].consequence.is_empty() && !bad[0].remedy.is_empty(),
+        "{bad:#?}"
+    );
+    (verdict(&findings), bad[0].clone())
+}
+
+#[test]
+fn a_good_host_is_fine() {
+    let findings = judge(&good());
+    assert_eq!(verdict(&findings), Level::Fine, "{findings:#?}");
+}
+
+#[test]
+fn what_stops_sandboxes_is_unusable() {
+    let cases: [(&str, Change); 9] = [
+        ("kvm", |_, p| {
+            p.kvm = Kvm {
+                error: Some("/dev/kvm: No such file".into()),
+                ..Kvm::default()
+            };
+        }),
+        ("kvm", |_, p| {
+            p.kvm = Kvm {
+                missing: vec!["KVM_CAP_IRQFD".into()],
+                ..Kvm::default()
+            };
+        }),
+        ("guest speed", |_, p| {
+            p.kvm.supervisor_speed.million_instructions_per_second = Some(1.1);
+        }),
+        ("io_uring", |_, p| p.io_uring = Outcome::default()),
+        ("virtualization", |f, _| {
+            f.probe = Err("no such program".into());
+        }),
+        ("configuration", |f, _| f.config = Err("no key".into())),
+        ("files", |f, _| f.files[0].2 = Some("No such file".into())),
+        ("memory", |f, _| f.available_mb = 600),
+        ("disk", |f, _| f.disk = Err("read-only".into())),
+    ];
+    for (name, change) in cases {
+        let (level, finding) = one(change);
+        assert_eq!((level, finding.name), (Level::Unusable, name));
+    }
+}
+
+#[test]
+fn what_only_takes_away_is_degraded() {
+    let cases: [(&str, Change); 8] = [
+        ("userfaultfd", |f, p| {
+            f.lazy = Some(Ok(()));
+            p.userfaultfd = Userfaultfd::default();
+        }),
+        ("userfaultfd", |f, p| {
+            f.lazy = Some(Ok(()));
+            p.userfaultfd.features = Some(Outcome::default());
+        }),
+        ("userfaultfd", |f, _| {
+            f.lazy = Some(Err("No such file".into()));
+        }),
+        ("guest speed", |_, p| {
+            p.kvm.supervisor_speed = Speed::default();
+        }),
+        ("open files", |f, _| f.open_files = Some(1024)),
+        ("processes", |f, _| f.tasks = Some(512)),
+        ("overcommit", |f, _| f.overcommit = 2),
+        ("disk", |f, _| f.disk.as_mut().unwrap().free_mb = 1000),
+    ];
+    for (name, change) in cases {
+        let (level, finding) = one(change);
+        assert_eq!((level, finding.name), (Level::Degraded, name));
+    }
+}
+
+#[test]
+fn what_is_only_worth_knowing_does_not_spoil_the_verdict() {
+    let cases: [(&str, Change); 6] = [
+        ("configuration", |f, _| f.has_key = false),
+        ("userfaultfd", |_, p| p.userfaultfd = Userfaultfd::default()),
+        ("memory slots", |_, p| {
+            p.kvm.times_us.slot_after_full_irqchip = Some(6400.0);
+        }),
+        ("debugfs", |f, _| f.debugfs = true),
+        ("memory", |f, _| f.max_sandboxes = 200),
+        ("disk", |f, _| {
+            f.disk.as_mut().unwrap().unnamed_files = false;
+        }),
+    ];
+    for (name, change) in cases {
+        let (level, finding) = one(change);
+        assert_eq!((level, finding.name), (Level::Note, name));
+    }
+}
+
+#[test]
+fn the_remedy_for_a_missing_kvm_depends_on_the_processor() {
+    let remedy = |virtualizes| {
+        let missing = |f: &mut HostFacts, p: &mut Probe| {
+            f.cpu_virtualizes = virtualizes;
+            p.kvm = Kvm {
+                error: Some("cannot open /dev/kvm".into()),
+                ..Kvm::default()
+            };
+        };
+        one(missing).1.remedy
+    };
+    assert!(remedy(true).contains("kvm_amd") && remedy(false).contains("firmware"));
+}

@@ -1,0 +1,95 @@
+//! `/sandboxes/{id}/checkpoints` and `POST /sandboxes/{id}/reset`, which E2B does not have.
+
+use crate::Body;
+use crate::control::view::time;
+use crate::dispatch::{App, no_content};
+use crate::error::{ApiError, json_response};
+use crate::linger::Lingering;
+use engine::store::checkpoint_tree::CheckpointView;
+use engine::timings::StepTimings;
+use hyper::header::HeaderValue;
+use hyper::{Request, Response, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+#[derive(Deserialize)]
+struct Take {
+    name: Option<String>,
+}
+
+/// Stores a moment of a sandbox in its tree.
+///
+/// # Errors
+/// As [`engine::registry::SandboxRegistry::checkpoint`].
+pub async fn take(
+    app: &Arc<App>,
+    id: &str,
+    request: Request<Lingering>,
+) -> Result<Response<Body>, ApiError> {
+    let wanted: Take = app.json(request.into_body()).await?;
+    let taken = app.registry.checkpoint(id, wanted.name.as_deref()).await?;
+    Ok(json_response(StatusCode::CREATED, &view(&taken)))
+}
+
+/// Lists a sandbox's checkpoints, and where it descends from.
+///
+/// # Errors
+/// [`EngineError::SandboxNotFound`].
+pub fn list(app: &Arc<App>, id: &str) -> Result<Response<Body>, ApiError> {
+    let listing = app.registry.checkpoints(id)?;
+    let views: Vec<Value> = listing.checkpoints.iter().map(view).collect();
+    let list = json!({
+        "checkpoints": views,
+        "current": listing.current,
+        "bytes": listing.bytes,
+        "limit": app.registry.max_checkpoints(),
+    });
+    Ok(json_response(StatusCode::OK, &list))
+}
+
+/// Removes a checkpoint.
+///
+/// # Errors
+/// As [`engine::registry::SandboxRegistry::delete_checkpoint`].
+pub async fn delete(app: &Arc<App>, id: &str, word: &str) -> Result<Response<Body>, ApiError> {
+    app.registry.delete_checkpoint(id, word).await?;
+    Ok(no_content())
+}
+
+#[derive(Deserialize)]
+struct Reset {
+    checkpoint: Option<String>,
+}
+
+/// Puts a sandbox back to where it began, or to a checkpoint.
+///
+/// # Errors
+/// As [`engine::registry::SandboxRegistry::reset`].
+pub async fn reset(
+    app: &Arc<App>,
+    id: &str,
+    request: Request<Lingering>,
+) -> Result<Response<Body>, ApiError> {
+    let mut timings = StepTimings::default();
+    let wanted: Reset = app.json(request.into_body()).await?;
+    let checkpoint = wanted.checkpoint.as_deref();
+    app.registry.reset(id, checkpoint, &mut timings).await?;
+    let mut response = no_content();
+    if let Ok(value) = HeaderValue::from_str(&timings.header()) {
+        response.headers_mut().insert("server-timing", value);
+    }
+    Ok(response)
+}
+
+fn view(seen: &CheckpointView) -> Value {
+    json!({
+        "checkpointID": seen.id,
+        "name": seen.name,
+        "parentID": seen.parent,
+        "createdAt": time(seen.created_at),
+        "pages": seen.pages,
+        "blocks": seen.blocks,
+        "bytes": seen.bytes,
+    })
+}

@@ -1,0 +1,81 @@
+//! `POST /sandboxes/{id}/connect` and `/v2/…` (api/PROTOCOL.md §4.8): what `Sandbox.connect` calls.
+
+use crate::Body;
+use crate::control::create::seconds;
+use crate::control::view::Created;
+use crate::dispatch::App;
+use crate::error::{ApiError, json_response};
+use crate::linger::Lingering;
+use crate::route::Version;
+use engine::error::EngineError;
+use engine::timings::StepTimings;
+use hyper::header::HeaderValue;
+use hyper::{Request, Response, StatusCode};
+use serde::Deserialize;
+use std::sync::Arc;
+
+#[derive(Deserialize)]
+struct Connect {
+    timeout: Option<i64>,
+}
+
+/// What a resumption gives when its client does not say, seconds.
+const RESUME_TIMEOUT: i64 = 15;
+
+/// Answers with the sandbox, its token included: 200 if it was running, whose time to live is only ever
+/// extended; 201 if it was paused, which gets a new one.
+///
+/// # Errors
+/// [`ApiError::Invalid`], and those of [`engine::registry::SandboxRegistry::connect`].
+pub async fn handle(
+    app: &Arc<App>,
+    id: &str,
+    version: Version,
+    request: Request<Lingering>,
+) -> Result<Response<Body>, ApiError> {
+    let wanted: Connect = app.json(request.into_body()).await?;
+    let timeout = match (wanted.timeout, version) {
+        (Some(timeout), _) => timeout,
+        (None, Version::V2) => 300,
+        (None, Version::V1) => {
+            return Err(ApiError::Invalid("The field timeout is missing".into()));
+        }
+    };
+    answer(app, id, timeout).await
+}
+
+/// `POST /sandboxes/{id}/resume`, which old clients use.
+///
+/// # Errors
+/// [`ApiError::Conflict`] for a sandbox that runs, else as [`handle`].
+pub async fn resume(
+    app: &Arc<App>,
+    id: &str,
+    request: Request<Lingering>,
+) -> Result<Response<Body>, ApiError> {
+    let wanted: Connect = app.json(request.into_body()).await?;
+    if app.registry.look(id).is_some_and(|s| s.paused.is_none()) {
+        return Err(ApiError::Conflict(format!("Sandbox {id:?} is running")));
+    }
+    answer(app, id, wanted.timeout.unwrap_or(RESUME_TIMEOUT)).await
+}
+
+async fn answer(app: &Arc<App>, id: &str, timeout: i64) -> Result<Response<Body>, ApiError> {
+    let mut timings = StepTimings::default();
+    let time = seconds(timeout, 0, &app.options)?;
+    let (sandbox, resumed) = match app.registry.connect(id, time, &mut timings).await {
+        Err(EngineError::SandboxNotFound(_)) => {
+            return Err(app.registry.why_missing(id).await.into());
+        }
+        other => other?,
+    };
+    let view = Created::new(&sandbox, app.options.domain.as_deref());
+    if !resumed {
+        return Ok(json_response(StatusCode::OK, &view));
+    }
+    let mut response = json_response(StatusCode::CREATED, &view);
+    if let Ok(value) = HeaderValue::from_str(&timings.header()) {
+        response.headers_mut().insert("server-timing", value);
+    }
+    Ok(response)
+}

@@ -1,0 +1,234 @@
+//! `POST /sandboxes`, `POST /v2/sandboxes` (api/PROTOCOL.md §4.2).
+
+use crate::Body;
+use crate::control::view::Created;
+use crate::dispatch::{App, parse_json};
+use crate::error::{ApiError, json_response};
+use crate::linger::Lingering;
+use crate::options::ServerOptions;
+use crate::route::Version;
+use engine::error::EngineError;
+use engine::facts::{KeptState, LifecyclePolicy, TimeoutAction};
+use engine::registry::NewSandbox;
+use engine::restore_point::RestorePoint;
+use engine::template::Template;
+use engine::timings::StepTimings;
+use hyper::header::HeaderValue;
+use hyper::{Request, Response, StatusCode};
+use serde::Deserialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use crate::control::idempotency::{Claim, Idempotency};
+
+/// Most entries of `metadata` and of `envVars`.
+const MAX_ENTRIES: usize = 512;
+
+/// The body. Fields that are not here are ignored, as the SDKs expect.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Wanted {
+    #[serde(rename = "templateID")]
+    pub(super) template_id: String,
+    timeout: Option<i64>,
+    auto_pause: Option<bool>,
+    auto_pause_memory: Option<bool>,
+    auto_resume: Option<AutoResume>,
+    secure: Option<bool>,
+    network: Option<Value>,
+    metadata: Option<BTreeMap<String, String>>,
+    env_vars: Option<BTreeMap<String, String>>,
+    iam: Option<Value>,
+    volume_mounts: Option<Vec<Value>>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+struct AutoResume {
+    enabled: Option<bool>,
+}
+
+/// Creates a sandbox and answers when code can run in it.
+///
+/// # Errors
+/// What is wrong with the request, or why no sandbox came of it.
+pub async fn handle(
+    app: &Arc<App>,
+    version: Version,
+    request: Request<Lingering>,
+) -> Result<Response<Body>, ApiError> {
+    let mut timings = StepTimings::default();
+    let (head, body) = request.into_parts();
+    let key = head.headers.get("idempotency-key").cloned();
+    let body = app.body(body).await?;
+    let wanted: Wanted = parse_json(&body)?;
+    let (template, restore_point) = find(app, &wanted.template_id).await?;
+    let new = NewSandbox {
+        restore_point,
+        ..wanted.check(&app.options, template, version)?
+    };
+    timings.step("request");
+
+    let claim = match key {
+        None => None,
+        Some(key) => match app.idempotency.claim(&key, &body).await? {
+            Ok(claim) => Some(claim),
+            Err(known) => {
+                tracing::info!(sandbox_id = known, "creation asked again");
+                let sandbox = app.sandbox(&known)?;
+                let view = Created::new(&sandbox, app.options.domain.as_deref());
+                return Ok(json_response(StatusCode::CREATED, &view));
+            }
+        },
+    };
+    let sandbox = app.registry.create(new, &mut timings).await?;
+    if let Some(claim) = claim {
+        claim.settle(&sandbox.id);
+    }
+    let view = Created::new(&sandbox, app.options.domain.as_deref());
+    let mut response = json_response(StatusCode::CREATED, &view);
+    if let Ok(value) = HeaderValue::from_str(&timings.header()) {
+        response.headers_mut().insert("server-timing", value);
+    }
+    Ok(response)
+}
+
+/// The template of this name, or the one under the snapshot of this name and where that stood.
+pub(super) async fn find(
+    app: &App,
+    name: &str,
+) -> Result<(Arc<Template>, Option<Arc<RestorePoint>>), ApiError> {
+    if let Some(template) = app.template(name) {
+        return Ok((template, None));
+    }
+    let point = app.registry.snapshot_point(name).await?;
+    let template = app.registry.templates().get(&point.origin.base);
+    let missing = || EngineError::no_template(name);
+    Ok((template.ok_or_else(missing)?, Some(point)))
+}
+
+impl Wanted {
+    /// What is to happen at the deadline and after.
+    fn lifecycle(&self, timeout: Duration) -> Result<LifecyclePolicy, ApiError> {
+        let invalid = |text: &str| Err(ApiError::Invalid(text.into()));
+        let auto_resume = self.auto_resume.and_then(|a| a.enabled).unwrap_or(false);
+        let on_timeout = match (self.auto_pause, self.auto_pause_memory) {
+            (Some(true), Some(false)) if auto_resume => {
+                return invalid("autoResume needs the memory: autoPauseMemory must not be false");
+            }
+            (Some(true), Some(false)) => TimeoutAction::Pause(KeptState::Files),
+            (Some(true), _) => TimeoutAction::Pause(KeptState::Memory),
+            (_, Some(false)) => return invalid("autoPauseMemory needs autoPause"),
+            _ => TimeoutAction::Kill,
+        };
+        Ok(LifecyclePolicy {
+            timeout,
+            on_timeout,
+            auto_resume,
+        })
+    }
+
+    /// Whether it can be had.
+    pub(super) fn check(
+        self,
+        options: &ServerOptions,
+        template: Arc<Template>,
+        version: Version,
+    ) -> Result<NewSandbox, ApiError> {
+        let default_timeout = match version {
+            Version::V1 => 15,
+            Version::V2 => 300,
+        };
+        let timeout = seconds(self.timeout.unwrap_or(default_timeout), 1, options)?;
+        let lifecycle = self.lifecycle(timeout)?;
+        if self.volume_mounts.is_some_and(|mounts| !mounts.is_empty()) {
+            return Err(ApiError::NotYet("Mounting volumes (volumeMounts)"));
+        }
+        if self.iam.is_some_and(|iam| !is_empty(&iam)) {
+            return Err(ApiError::NotYet("Workload identity (iam)"));
+        }
+        check_network(self.network.as_ref())?;
+        let metadata = bounded("metadata", self.metadata.unwrap_or_default())?;
+        let env = bounded("envVars", self.env_vars.unwrap_or_default())?;
+        if let Some(key) = env.iter().find_map(|(key, value)| bad_variable(key, value)) {
+            return Err(ApiError::Invalid(format!(
+                "envVars: {key:?} is empty, has a '=', or it or its value has a NUL byte"
+            )));
+        }
+        Ok(NewSandbox {
+            template,
+            lifecycle,
+            metadata,
+            env,
+            // From v2 on there is no choice.
+            secure: version == Version::V2 || self.secure.unwrap_or(false),
+            restore_point: None,
+        })
+    }
+}
+
+/// Sandboxes have no network yet. What only takes away is honoured by that; what needs machinery
+/// that is not there is refused, not ignored.
+fn check_network(network: Option<&Value>) -> Result<(), ApiError> {
+    let Some(Value::Object(network)) = network else {
+        return Ok(());
+    };
+    let needs = [
+        "egressProxy",
+        "rules",
+        "maskRequestHost",
+        "httpsPorts",
+        "dnsServers",
+    ];
+    if needs
+        .iter()
+        .any(|key| network.get(*key).is_some_and(|value| !is_empty(value)))
+    {
+        return Err(ApiError::NotYet(
+            "A sandbox's network configuration (network)",
+        ));
+    }
+    Ok(())
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.values().all(is_empty),
+        Value::String(text) => text.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+fn bounded(
+    name: &str,
+    map: BTreeMap<String, String>,
+) -> Result<BTreeMap<String, String>, ApiError> {
+    if map.len() > MAX_ENTRIES {
+        let count = map.len();
+        return Err(ApiError::Invalid(format!(
+            "{name} has {count} entries, over {MAX_ENTRIES}"
+        )));
+    }
+    Ok(map)
+}
+
+fn bad_variable<'a>(key: &'a str, value: &str) -> Option<&'a str> {
+    (key.is_empty() || key.contains(['=', '\0']) || value.contains('\0')).then_some(key)
+}
+
+/// A time to live, checked against the operator's limit.
+///
+/// # Errors
+/// [`ApiError::Invalid`] below `least` or above the limit.
+pub fn seconds(value: i64, least: i64, options: &ServerOptions) -> Result<Duration, ApiError> {
+    let most = options.max_timeout.as_secs();
+    match u64::try_from(value) {
+        Ok(time) if value >= least && time <= most => Ok(Duration::from_secs(time)),
+        _ => Err(ApiError::Invalid(format!(
+            "Timeout {value} is out of range: {least} to {most} seconds (limits.max_timeout)"
+        ))),
+    }
+}

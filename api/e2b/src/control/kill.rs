@@ -1,0 +1,20 @@
+//! `DELETE /sandboxes/{id}`.
+
+use crate::Body;
+use crate::dispatch::{App, no_content};
+use crate::error::ApiError;
+use engine::error::EngineError;
+use hyper::Response;
+use std::sync::Arc;
+
+/// Kills a sandbox. It is gone for every client when this answers; its process ends in the
+/// background.
+///
+/// # Errors
+/// [`EngineError::SandboxNotFound`], [`EngineError::KillFailed`].
+pub async fn handle(app: &Arc<App>, id: &str) -> Result<Response<Body>, ApiError> {
+    if app.registry.kill(id).await? {
+        return Ok(no_content());
+    }
+    Err(EngineError::no_sandbox(id).into())
+}

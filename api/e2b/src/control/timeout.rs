@@ -1,0 +1,54 @@
+//! `POST /sandboxes/{id}/timeout` and `/refreshes` (api/PROTOCOL.md §4.6).
+
+use crate::Body;
+use crate::control::create::seconds;
+use crate::dispatch::{App, no_content};
+use crate::error::ApiError;
+use crate::linger::Lingering;
+use hyper::{Request, Response};
+use serde::Deserialize;
+use std::sync::Arc;
+
+/// The shortest time a refresh gives, seconds.
+const LEAST_REFRESH: i64 = 15;
+
+#[derive(Deserialize)]
+struct Timeout {
+    timeout: i64,
+}
+
+#[derive(Deserialize)]
+struct Refresh {
+    duration: Option<i64>,
+}
+
+/// Moves the end to `timeout` seconds from now, earlier or later; 0 ends the sandbox now.
+///
+/// # Errors
+/// [`EngineError::SandboxNotFound`], [`ApiError::Invalid`].
+pub async fn set(
+    app: &Arc<App>,
+    id: &str,
+    request: Request<Lingering>,
+) -> Result<Response<Body>, ApiError> {
+    let wanted: Timeout = app.json(request.into_body()).await?;
+    let time = seconds(wanted.timeout, 0, &app.options)?;
+    app.sandbox(id)?.set_timeout(time);
+    Ok(no_content())
+}
+
+/// Moves the end to `duration` seconds from now if that is later than it is.
+///
+/// # Errors
+/// [`EngineError::SandboxNotFound`], [`ApiError::Invalid`].
+pub async fn refresh(
+    app: &Arc<App>,
+    id: &str,
+    request: Request<Lingering>,
+) -> Result<Response<Body>, ApiError> {
+    let wanted: Refresh = app.json(request.into_body()).await?;
+    let wanted = wanted.duration.unwrap_or(LEAST_REFRESH).max(LEAST_REFRESH);
+    let time = seconds(wanted, LEAST_REFRESH, &app.options)?;
+    app.sandbox(id)?.extend(time);
+    Ok(no_content())
+}

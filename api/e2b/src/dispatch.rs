@@ -1,0 +1,374 @@
+//! One request: to the control plane or to a sandbox, and always a response.
+
+use crate::control::{
+    batch, branch, checkpoint, connect, create, get, kill, list, metrics, pause, templates, timeout,
+};
+use crate::error::{ApiError, ProxyError, json_response};
+use crate::linger::Lingering;
+use crate::options::ServerOptions;
+use crate::ports::{self, PortServer};
+use crate::route::{self, Route, Target};
+use crate::{Body, BodyError, body, envd};
+use bytes::Bytes;
+use engine::registry::RouteState;
+use engine::registry::SandboxRegistry;
+use engine::sandbox::Sandbox;
+use engine::template::Template;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::{Body as _, Frame, SizeHint};
+use hyper::header::{CACHE_CONTROL, HeaderValue};
+use hyper::{Request, Response, StatusCode};
+use serde::de::DeserializeOwned;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tracing::Instrument as _;
+
+/// How long the body of a control-plane request may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Everything that requests share.
+#[derive(Debug)]
+pub struct App {
+    /// What the operator decided about the server.
+    pub options: ServerOptions,
+    /// The sandboxes.
+    pub registry: Arc<SandboxRegistry>,
+    /// Answers to creations that may be asked again.
+    pub idempotency: create::Idempotency,
+}
+
+impl App {
+    /// Ready to serve.
+    #[must_use]
+    pub fn new(options: ServerOptions, registry: Arc<SandboxRegistry>) -> Arc<Self> {
+        Arc::new(Self {
+            options,
+            registry,
+            idempotency: create::Idempotency::default(),
+        })
+    }
+
+    /// Answers any request.
+    pub async fn serve(self: &Arc<Self>, request: Request<Lingering>) -> Response<Body> {
+        let (begin, method) = (Instant::now(), request.method().clone());
+        let path: String = request.uri().path().chars().take(256).collect();
+        let response = self.answer(request).await;
+        let (status, time) = (response.status().as_u16(), begin.elapsed());
+        tracing::debug!(target: "access", %method, ?path, status, ?time);
+        response
+    }
+
+    async fn answer(self: &Arc<Self>, request: Request<Lingering>) -> Response<Body> {
+        match route::target(request.method(), request.uri(), request.headers()) {
+            Ok(Target::Control) => self
+                .control(request)
+                .await
+                .unwrap_or_else(|error| error.response()),
+            Ok(Target::Data { id, port }) => self.data(&id, port, request).await,
+            Ok(Target::Signed) => self.signed(request).await,
+            Err(error) => error.response(),
+        }
+    }
+
+    /// The control plane.
+    async fn control(
+        self: &Arc<Self>,
+        request: Request<Lingering>,
+    ) -> Result<Response<Body>, ApiError> {
+        let route = route::route(request.method(), request.uri().path());
+        if matches!(route, Ok(Route::Health)) {
+            return Ok(health());
+        }
+        // Only who has a key learns which endpoints there are.
+        let key = request
+            .headers()
+            .get("x-api-key")
+            .ok_or(ApiError::Unauthorized)?;
+        if !self.options.keys.accepts(key.as_bytes()) {
+            return Err(ApiError::Unauthorized);
+        }
+        match route? {
+            Route::Health => Ok(health()),
+            Route::Create(version) => create::handle(self, version, request).await,
+            Route::Batch => batch::handle(self, request).await,
+            Route::List(version) => list::handle(self, version, request.uri().query()),
+            Route::MetricsOfMany => metrics::of_many(self, request.uri().query()).await,
+            Route::Get(id) => get::handle(self, &id),
+            Route::Kill(id) => kill::handle(self, &id).await,
+            Route::Timeout(id) => timeout::set(self, &id, request).await,
+            Route::Refresh(id) => timeout::refresh(self, &id, request).await,
+            Route::Connect(id, version) => connect::handle(self, &id, version, request).await,
+            Route::Pause(id) => pause::handle(self, &id, request).await,
+            Route::Resume(id) => connect::resume(self, &id, request).await,
+            Route::Fork(id) => branch::fork(self, &id, request).await,
+            Route::Reset(id) => checkpoint::reset(self, &id, request).await,
+            Route::Checkpoint(id) => checkpoint::take(self, &id, request).await,
+            Route::Checkpoints(id) => checkpoint::list(self, &id),
+            Route::DeleteCheckpoint(id, word) => checkpoint::delete(self, &id, &word).await,
+            Route::Snapshot(id) => branch::snapshot(self, &id, request).await,
+            Route::Snapshots => branch::snapshots(self, request.uri().query()),
+            Route::DeleteTemplate(name) => branch::delete(self, &name).await,
+            Route::Metrics(id) => metrics::of_one(self, &id, request.uri().query()).await,
+            Route::Logs(id, version) => get::logs(self, &id, version),
+            Route::Templates => Ok(templates::list(self)),
+            Route::Template(name) => templates::get(self, &name),
+            Route::TemplateAlias(name) => templates::alias(self, &name),
+            Route::NotYet(what, of) => {
+                if let Some(id) = of {
+                    self.sandbox(&id)?;
+                }
+                Err(ApiError::NotYet(what))
+            }
+        }
+    }
+
+    /// A port of a sandbox.
+    async fn data(&self, id: &str, port: u16, request: Request<Lingering>) -> Response<Body> {
+        let sandbox = match self.admit(id, port, &request).await {
+            Ok(sandbox) => sandbox,
+            Err(error) => return error.response(),
+        };
+        match ports::server_of(port) {
+            PortServer::Envd => envd_request(&sandbox, request).await,
+            PortServer::Nobody => ProxyError::PortClosed {
+                id: id.to_owned(),
+                port,
+            }
+            .response(),
+        }
+    }
+
+    /// The sandbox that a request is for, resumed if it may be: whoever has no token cannot.
+    async fn admit(
+        &self,
+        id: &str,
+        port: u16,
+        request: &Request<Lingering>,
+    ) -> Result<Arc<Sandbox>, ProxyError> {
+        let id = id.to_owned();
+        let facts = loop {
+            match self.registry.route_state(&id) {
+                RouteState::Running(sandbox) => return Ok(sandbox),
+                RouteState::Quiesced(sandbox) => sandbox.settled().await,
+                RouteState::Pausing(facts) if !facts.lifecycle.auto_resume => {
+                    return Err(ProxyError::Pausing { id });
+                }
+                RouteState::Pausing(facts) | RouteState::Paused(facts) => break facts,
+                RouteState::Missing => return Err(ProxyError::NotFound { id }),
+            }
+        };
+        let token = facts.access_token.as_deref();
+        let allowed = match ports::server_of(port) {
+            PortServer::Envd => envd::admits(token, request),
+            PortServer::Nobody => false,
+        };
+        if !allowed {
+            return Err(ProxyError::NotFound { id });
+        }
+        match self.registry.enter(&id).await {
+            Ok(Some(sandbox)) => Ok(sandbox),
+            Ok(None) => Err(ProxyError::NotFound { id }),
+            Err(error) => {
+                let error = ApiError::from(error);
+                Err(ProxyError::NotResumed {
+                    id,
+                    status: error.status(),
+                    message: error.to_string(),
+                })
+            }
+        }
+    }
+
+    /// A signed file URL that names no sandbox: its own token tells.
+    async fn signed(&self, request: Request<Lingering>) -> Response<Body> {
+        let query = request.uri().query().unwrap_or_default();
+        let write = request.method() == hyper::Method::POST;
+        let signed = |sandbox: &Arc<Sandbox>| {
+            let token = sandbox.access_token.as_deref();
+            token.is_some_and(|token| envd::signature_matches(token, query, write))
+        };
+        match self
+            .registry
+            .running()
+            .iter()
+            .find(|sandbox| signed(sandbox))
+        {
+            Some(sandbox) => envd_request(sandbox, request).await,
+            None => ProxyError::Signature.response(),
+        }
+    }
+
+    /// The template of this name or alias. E2B's `namespace/` and `:tag` are accepted when they say
+    /// nothing: any namespace, and the tag `default` or `latest`.
+    #[must_use]
+    pub fn template(&self, name: &str) -> Option<Arc<Template>> {
+        self.registry.templates().find(template_name(name)?)
+    }
+
+    /// A running sandbox, or 404.
+    ///
+    /// # Errors
+    /// [`EngineError::SandboxNotFound`], [`ApiError::Conflict`].
+    pub fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, ApiError> {
+        Ok(self.registry.running_one(id)?)
+    }
+
+    /// The body as JSON; an absent body reads as `{}`.
+    ///
+    /// # Errors
+    /// [`ApiError::BodyTooLarge`], [`ApiError::BodyTooSlow`], [`ApiError::Invalid`].
+    pub async fn json<T: DeserializeOwned>(&self, body: Lingering) -> Result<T, ApiError> {
+        parse_json(&self.body(body).await?)
+    }
+
+    /// The whole body, within the limits of size and time.
+    ///
+    /// # Errors
+    /// [`ApiError::BodyTooLarge`], [`ApiError::BodyTooSlow`], [`ApiError::Invalid`].
+    pub async fn body(&self, body: Lingering) -> Result<Bytes, ApiError> {
+        let max = self.options.max_json_bytes;
+        if body.size_hint().lower() > max as u64 {
+            return Err(ApiError::BodyTooLarge(max)); // as announced: not a byte of it is waited for
+        }
+        match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, max).collect()).await {
+            Ok(Ok(whole)) => Ok(whole.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge(max)),
+            Ok(Err(error)) => Err(ApiError::Invalid(format!(
+                "The request body broke off: {error}"
+            ))),
+            Err(_) => Err(ApiError::BodyTooSlow(BODY_TIMEOUT.as_secs())),
+        }
+    }
+}
+
+/// A template's name out of what clients write; `None` if it can be no template's.
+fn template_name(text: &str) -> Option<&str> {
+    let name = match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() => name,
+        Some(_) => return None,
+        None => text,
+    };
+    match name.split_once(':') {
+        Some((name, "default" | "latest")) => Some(name),
+        Some(_) => None,
+        None => Some(name),
+    }
+}
+
+/// Decodes a request body; an empty one reads as `{}`.
+///
+/// # Errors
+/// [`ApiError::Invalid`] with the place and the reason.
+pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let bytes = if bytes.is_empty() { b"{}" } else { bytes };
+    // Serde would also take an array for a struct.
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        let text = "The request body is not a JSON object".to_owned();
+        return Err(ApiError::Invalid(text));
+    }
+    serde_json::from_slice(bytes)
+        .map_err(|error| ApiError::Invalid(format!("The request body is not as expected: {error}")))
+}
+
+/// One request to a sandbox's envd. Ends with the sandbox: before the response has begun by a 502,
+/// afterwards by breaking the connection, which is what the SDKs take for an ended sandbox.
+async fn envd_request(sandbox: &Arc<Sandbox>, request: Request<Lingering>) -> Response<Body> {
+    if let Some(path) = route::reserved(request.uri().path()) {
+        return ProxyError::Reserved(path).response();
+    }
+    let span = tracing::info_span!("envd", sandbox_id = sandbox.id);
+    tokio::select! {
+        biased;
+        () = sandbox.gone() => ended(sandbox).response(),
+        response = envd::serve(sandbox, request).instrument(span) => {
+            let sandbox = Arc::clone(sandbox);
+            response.map(|inner| UntilGone::wrap(sandbox, inner))
+        }
+    }
+}
+
+/// What the requests to a sandbox get that had no answer yet when it ended.
+fn ended(sandbox: &Sandbox) -> ProxyError {
+    let id = sandbox.id.clone();
+    match sandbox.end_words() {
+        Some(how) => ProxyError::Ended {
+            id,
+            how: how.to_owned(),
+        },
+        None => ProxyError::NotFound { id },
+    }
+}
+
+/// A body that breaks off when its sandbox ends.
+struct UntilGone {
+    inner: Body,
+    gone: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl UntilGone {
+    fn wrap(sandbox: Arc<Sandbox>, inner: Body) -> Body {
+        if inner.is_end_stream() {
+            return inner;
+        }
+        let gone = Box::pin(async move { sandbox.gone().await });
+        Self { inner, gone }.boxed_unsync()
+    }
+}
+
+impl hyper::body::Body for UntilGone {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(context) {
+            return Poll::Ready(frame);
+        }
+        match self.gone.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(Some(Err("the sandbox has ended".into()))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+fn health() -> Response<Body> {
+    let mut response = json_response(StatusCode::OK, &serde_json::json!({ "status": "ok" }));
+    response
+        .headers_mut()
+        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// 204.
+#[must_use]
+pub fn no_content() -> Response<Body> {
+    let mut response = Response::new(body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
+}
+
+#[cfg(test)]
+mod test {
+    use super::template_name;
+
+    #[test]
+    fn namespaces_and_empty_tags_say_nothing() {
+        for text in ["base", "team/base", "base:latest", "team/base:default"] {
+            assert_eq!(template_name(text), Some("base"));
+        }
+        assert_eq!(template_name("base:v2"), None);
+        assert_eq!(template_name("/base"), None);
+    }
+}

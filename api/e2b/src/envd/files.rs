@@ -1,0 +1,360 @@
+//! `GET /files` and the door of `POST /files` (api/PROTOCOL.md §7.11).
+
+use crate::connect::request::RequestBody;
+use crate::envd::auth::{self, FileQuery};
+use crate::envd::http::HttpError;
+use crate::envd::paths::Caller;
+use crate::envd::range::{self, Part};
+use crate::envd::{fail, filesystem, upload};
+use crate::{Body, BodyError, body};
+use bytes::Bytes;
+use engine::sandbox::Sandbox;
+use http_body_util::BodyExt;
+use hyper::{
+    HeaderMap, Method, Response, StatusCode,
+    body::Frame,
+    header::{self, HeaderValue},
+    http::request::Parts,
+};
+use jiff::{Timestamp, fmt::rfc2822};
+use link::{Entry, FileReader, LinkError};
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+use wire::FileKind;
+
+/// Answers a request to `/files`.
+///
+/// # Errors
+/// As a response to be.
+pub(super) async fn serve(
+    sandbox: &Sandbox,
+    parts: &Parts,
+    body: RequestBody,
+) -> Result<Response<Body>, HttpError> {
+    let query = FileQuery::parse(parts.uri.query().unwrap_or_default())
+        .ok_or_else(|| HttpError::bad("The query string has a broken escape"))?;
+    let token = sandbox.access_token.as_deref();
+    let now = Timestamp::now().as_second();
+    query
+        .authorize(token, &parts.headers, &parts.method, now)
+        .map_err(|why| HttpError::new(StatusCode::UNAUTHORIZED, why))?;
+    let name = match &query.username {
+        Some(name) => Some(name.clone()),
+        None => auth::username(&parts.headers)?,
+    };
+    let mut caller = Caller::checked(sandbox, name).await?;
+    if parts.method == Method::POST {
+        return upload::serve(sandbox, &mut caller, query.path, &parts.headers, body).await;
+    }
+    let path = query
+        .path
+        .ok_or_else(|| HttpError::bad("The query parameter path is missing"))?;
+    let path = caller.resolve(&path).await?;
+    download(sandbox, &caller, &path, parts).await
+}
+
+/// A file opened for sending, all of it or a part.
+struct Opened {
+    entry: Entry,
+    reader: FileReader,
+    part: Part,
+}
+
+async fn open(sandbox: &Sandbox, path: &str, headers: &HeaderMap) -> Result<Opened, LinkError> {
+    let link = &sandbox.link;
+    let range = headers
+        .get(header::RANGE)
+        .and_then(|value| value.to_str().ok());
+    let Some(range) = range else {
+        let (entry, reader) = link.read_file(path.as_bytes(), 0, u64::MAX).await?;
+        if entry.kind == FileKind::Symlink {
+            // The entry describes the link; the length must be the file's.
+            drop(reader);
+            let target = entry.symlink_target;
+            let (entry, reader) = link.read_file(&target, 0, u64::MAX).await?;
+            return Ok(Opened {
+                entry,
+                reader,
+                part: Part::Whole,
+            });
+        }
+        return Ok(Opened {
+            entry,
+            reader,
+            part: Part::Whole,
+        });
+    };
+    let mut entry = link.stat(path.as_bytes()).await?;
+    if entry.kind == FileKind::Symlink {
+        entry = link.stat(&entry.symlink_target).await?;
+    }
+    let stale = headers
+        .get(header::IF_RANGE)
+        .is_some_and(|wanted| last_modified(&entry).as_ref() != Some(wanted));
+    let part = if stale {
+        Part::Whole
+    } else {
+        range::part(range, entry.size)
+    };
+    let (offset, length) = match part {
+        Part::Whole => (0, u64::MAX),
+        Part::Some { offset, length } => (offset, length),
+        Part::Unsatisfiable => (0, 0),
+    };
+    let target = entry.path.clone();
+    let (_, reader) = link.read_file(&target, offset, length).await?;
+    Ok(Opened {
+        entry,
+        reader,
+        part,
+    })
+}
+
+async fn download(
+    sandbox: &Sandbox,
+    caller: &Caller<'_>,
+    path: &str,
+    parts: &Parts,
+) -> Result<Response<Body>, HttpError> {
+    let opened = open(sandbox, path, &parts.headers).await;
+    let Opened {
+        entry,
+        mut reader,
+        part,
+    } = match opened {
+        Ok(opened) => opened,
+        Err(error) => return Err(fail::file(sandbox, error, path, &caller.name).await),
+    };
+    let mut response = Response::new(body::empty());
+    if not_modified(&entry, &parts.headers) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        headers(response.headers_mut(), path, &entry, b"");
+        return Ok(response);
+    }
+    let (status, length) = match part {
+        Part::Whole => (StatusCode::OK, entry.size),
+        Part::Some { length, .. } => (StatusCode::PARTIAL_CONTENT, length),
+        Part::Unsatisfiable => {
+            let mut response =
+                HttpError::new(StatusCode::RANGE_NOT_SATISFIABLE, "invalid range").response();
+            content_range(response.headers_mut(), &format!("bytes */{}", entry.size));
+            return Ok(response);
+        }
+    };
+    // The first piece decides the type, shows errors in time, and tells an empty file from one
+    // whose size the guest's kernel does not know (/proc).
+    let first = match reader.next().await.transpose() {
+        Ok(first) => first.unwrap_or_default(),
+        Err(error) => return Err(fail::file(sandbox, error, path, &caller.name).await),
+    };
+    *response.status_mut() = status;
+    headers(response.headers_mut(), path, &entry, &first);
+    let known = length > 0 || first.is_empty();
+    if known {
+        response
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, length.into());
+    }
+    if let Part::Some { offset, length } = part {
+        let range = format!("bytes {offset}-{}/{}", offset + length - 1, entry.size);
+        content_range(response.headers_mut(), &range);
+    }
+    if parts.method != Method::HEAD && !(known && length == 0) {
+        let left = known.then_some(length);
+        *response.body_mut() = FileBody {
+            first,
+            reader,
+            left,
+        }
+        .boxed_unsync();
+    }
+    Ok(response)
+}
+
+fn content_range(headers: &mut HeaderMap, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(header::CONTENT_RANGE, value);
+    }
+}
+
+fn last_modified(entry: &Entry) -> Option<HeaderValue> {
+    let time = Timestamp::from_nanosecond(i128::from(entry.modified_ns)).ok()?;
+    let text = rfc2822::DateTimePrinter::new()
+        .timestamp_to_rfc9110_string(&time)
+        .ok()?;
+    HeaderValue::from_str(&text).ok()
+}
+
+fn not_modified(entry: &Entry, headers: &HeaderMap) -> bool {
+    let since = || {
+        let text = headers.get(header::IF_MODIFIED_SINCE)?.to_str().ok()?;
+        rfc2822::DateTimeParser::new().parse_timestamp(text).ok()
+    };
+    since().is_some_and(|since| entry.modified_ns.div_euclid(1_000_000_000) <= since.as_second())
+}
+
+fn headers(headers: &mut HeaderMap, path: &str, entry: &Entry, first: &[u8]) {
+    let kind = content_type(path, first);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+    if let Some(time) = last_modified(entry) {
+        headers.insert(header::LAST_MODIFIED, time);
+    }
+    let name = filesystem::name(path.as_bytes());
+    if let Ok(value) = HeaderValue::from_str(&disposition(&name)) {
+        headers.insert(header::CONTENT_DISPOSITION, value);
+    }
+}
+
+/// `inline; filename=…`, bare, quoted or extended, as the name needs.
+fn disposition(name: &str) -> String {
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$&+-.^_`|~".contains(&byte);
+    if name.bytes().all(token) {
+        return format!("inline; filename={name}");
+    }
+    if name.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
+        let escaped = name.replace('\\', "\\\\").replace('"', "\\\"");
+        return format!("inline; filename=\"{escaped}\"");
+    }
+    let encoded: String = name
+        .bytes()
+        .map(|byte| {
+            if token(byte) {
+                char::from(byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
+        })
+        .collect();
+    format!("inline; filename*=utf-8''{encoded}")
+}
+
+/// By the name's ending, else by the look of the first bytes.
+fn content_type(path: &str, first: &[u8]) -> &'static str {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let ending = name
+        .rsplit_once('.')
+        .map_or("", |(_, ending)| ending)
+        .to_ascii_lowercase();
+    match ending.as_str() {
+        "txt" | "log" | "md" | "py" | "rs" | "sh" | "c" | "h" | "toml" | "yaml" | "yml" => {
+            "text/plain; charset=utf-8"
+        }
+        "html" | "htm" => "text/html; charset=utf-8",
+        "css" => "text/css; charset=utf-8",
+        "csv" => "text/csv; charset=utf-8",
+        "js" | "mjs" => "text/javascript; charset=utf-8",
+        "xml" => "text/xml; charset=utf-8",
+        "json" => "application/json",
+        "pdf" => "application/pdf",
+        "wasm" => "application/wasm",
+        "zip" => "application/zip",
+        "gz" | "tgz" => "application/gzip",
+        "png" => "image/png",
+        "jpg" | "jpeg" => "image/jpeg",
+        "gif" => "image/gif",
+        "webp" => "image/webp",
+        "svg" => "image/svg+xml",
+        "avif" => "image/avif",
+        "mp3" => "audio/mpeg",
+        "wav" => "audio/wav",
+        "mp4" => "video/mp4",
+        "webm" => "video/webm",
+        _ if looks_like_text(&first[..first.len().min(512)]) => "text/plain; charset=utf-8",
+        _ => "application/octet-stream",
+    }
+}
+
+fn looks_like_text(first: &[u8]) -> bool {
+    let binary = |byte: &u8| matches!(byte, 0..=8 | 0x0b | 0x0e..=0x1a | 0x1c..=0x1f);
+    let utf8 = match std::str::from_utf8(first) {
+        Ok(_) => true,
+        // A character cut at the end of the piece is no fault of the file's.
+        Err(error) => error.error_len().is_none(),
+    };
+    utf8 && !first.iter().any(binary)
+}
+
+/// A file on its way out. When the guest fails to read on, or the file has shrunk, the connection
+/// is dropped: a short body must not look complete.
+struct FileBody {
+    first: Bytes,
+    reader: FileReader,
+    /// Bytes that the headers still promise, if they promise any.
+    left: Option<u64>,
+}
+
+impl FileBody {
+    /// Cuts `bytes` to what was promised; a file that grows meanwhile must not overflow.
+    fn promised(&mut self, mut bytes: Bytes) -> Bytes {
+        if let Some(left) = &mut self.left {
+            bytes.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
+            *left -= bytes.len() as u64;
+        }
+        bytes
+    }
+}
+
+impl hyper::body::Body for FileBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        if this.left == Some(0) {
+            return Poll::Ready(None);
+        }
+        if !this.first.is_empty() {
+            let first = std::mem::take(&mut this.first);
+            return Poll::Ready(Some(Ok(Frame::data(this.promised(first)))));
+        }
+        this.reader.poll_next(context).map(|next| match next {
+            Some(Ok(bytes)) => Some(Ok(Frame::data(this.promised(bytes)))),
+            Some(Err(error)) => Some(Err(error.into())),
+            None => match this.left {
+                None | Some(0) => None,
+                Some(left) => Some(Err(
+                    format!("the file is {left} bytes shorter than it was").into()
+                )),
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dispositions() {
+        assert_eq!(disposition("a.txt"), "inline; filename=a.txt");
+        assert_eq!(
+            disposition("a \"b\".txt"),
+            "inline; filename=\"a \\\"b\\\".txt\""
+        );
+        assert_eq!(disposition("ä\n"), "inline; filename*=utf-8''%C3%A4%0A");
+    }
+
+    #[test]
+    fn types() {
+        assert_eq!(content_type("/a/b.PNG", b"text"), "image/png");
+        assert_eq!(
+            content_type("/a.d/hosts", "127.0.0.1\tä\n".as_bytes()),
+            "text/plain; charset=utf-8"
+        );
+        assert_eq!(
+            content_type("/bin/x", b"\x7fELF\x02\x01\0"),
+            "application/octet-stream"
+        );
+        assert_eq!(
+            content_type("/x", &"ä".as_bytes()[..1]),
+            "text/plain; charset=utf-8"
+        );
+    }
+}

@@ -1,0 +1,337 @@
+//! Errors as clients see them. The only place that picks statuses, codes and their words.
+
+use crate::{Body, body};
+use engine::error::EngineError;
+use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::{Response, StatusCode};
+use serde_json::json;
+
+/// What went wrong with a control-plane request. The body is `{"code": <status>, "message": …}`;
+/// the JavaScript SDK decides by the body's code, not by the status (api/PROTOCOL.md §3.3).
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// No key, or a wrong one.
+    #[error("The X-API-KEY header is missing or holds no valid API key")]
+    Unauthorized,
+    /// The request cannot be understood or asks for something out of range.
+    #[error("{0}")]
+    Invalid(String),
+    /// The body is larger than is read.
+    #[error("The request body is over {0} bytes")]
+    BodyTooLarge(usize),
+    /// The body did not arrive in time.
+    #[error("The request body did not arrive within {0} s")]
+    BodyTooSlow(u64),
+    /// No such endpoint.
+    #[error("There is no {method} {path}")]
+    NoRoute {
+        /// The method.
+        method: String,
+        /// The path, shortened.
+        path: String,
+    },
+    /// The endpoint exists with another method.
+    #[error("{path} does not take {method}")]
+    Method {
+        /// The method.
+        method: String,
+        /// The path, shortened.
+        path: String,
+    },
+    /// An Idempotency-Key was used with another request.
+    #[error("This Idempotency-Key was used with another request body")]
+    IdempotencyMismatch,
+    /// The engine refuses or has failed.
+    #[error("{}", words(.0))]
+    Engine(#[from] EngineError),
+    /// It contradicts what there is.
+    #[error("{0}")]
+    Conflict(String),
+    /// Part of the E2B API that this version does not have.
+    #[error("{0} is not available in this version of Hatchery yet")]
+    NotYet(&'static str),
+}
+
+impl ApiError {
+    /// The HTTP status, which is also the body's code.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Invalid(_) => StatusCode::BAD_REQUEST,
+            Self::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTooSlow(_) => StatusCode::REQUEST_TIMEOUT,
+            Self::NoRoute { .. } => StatusCode::NOT_FOUND,
+            Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Conflict(_) | Self::IdempotencyMismatch => StatusCode::CONFLICT,
+            Self::NotYet(_) => StatusCode::NOT_IMPLEMENTED,
+            Self::Engine(error) => engine_status(error),
+        }
+    }
+
+    /// A word for programs, where the status alone is ambiguous.
+    #[must_use]
+    pub fn error_code(&self) -> Option<&'static str> {
+        match self {
+            Self::NotYet(_) => Some("not_available_yet"),
+            Self::IdempotencyMismatch => Some("idempotency_key_mismatch"),
+            Self::Engine(error) => engine_code(error),
+            _ => None,
+        }
+    }
+
+    /// Whether the same request is worth to be made again, and after how many seconds.
+    #[must_use]
+    pub fn retry(&self) -> (Option<bool>, Option<u32>) {
+        match self {
+            // Another server is most often about to start in its place; nothing has been made.
+            Self::Engine(EngineError::ShuttingDown) => (Some(true), Some(2)),
+            // Time alone does not help, but a sandbox that ends does.
+            Self::Engine(EngineError::TooManySandboxes { .. }) => (Some(false), Some(1)),
+            Self::Engine(EngineError::NoMemory { .. }) => (Some(false), Some(5)),
+            _ if self.status().is_server_error() => (Some(false), None),
+            _ => (None, None),
+        }
+    }
+
+    /// The whole response. `Should-Retry: false` stops the SDKs from repeating what would fail again
+    /// (api/PROTOCOL.md §3.5).
+    #[must_use]
+    pub fn response(&self) -> Response<Body> {
+        let status = self.status();
+        let mut body = json!({ "code": status.as_u16(), "message": self.to_string() });
+        if let Some(code) = self.error_code() {
+            body["error_code"] = code.into();
+        }
+        let mut response = json_response(status, &body);
+        let headers = response.headers_mut();
+        let (should, after) = self.retry();
+        if let Some(should) = should {
+            let text = if should { "true" } else { "false" };
+            headers.insert("should-retry", HeaderValue::from_static(text));
+        }
+        if let Some(seconds) = after {
+            headers.insert(RETRY_AFTER, seconds.into());
+        }
+        response
+    }
+}
+
+/// The engine's words, or E2B's where its clients know them.
+fn words(error: &EngineError) -> String {
+    match error {
+        EngineError::TooManySandboxes { max } => format!(
+            "You have reached the maximum number of concurrent E2B sandboxes ({max}). Kill one, or \
+             raise limits.max_sandboxes"
+        ),
+        other => other.to_string(),
+    }
+}
+
+fn engine_status(error: &EngineError) -> StatusCode {
+    match error {
+        EngineError::Invalid(_) => StatusCode::BAD_REQUEST,
+        EngineError::SandboxNotFound(_)
+        | EngineError::TemplateNotFound(_)
+        | EngineError::CheckpointNotFound { .. } => StatusCode::NOT_FOUND,
+        EngineError::Conflict(_) | EngineError::TooManyCheckpoints { .. } => StatusCode::CONFLICT,
+        EngineError::TooManySandboxes { .. } => StatusCode::TOO_MANY_REQUESTS,
+        EngineError::ShuttingDown | EngineError::NoMemory { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        EngineError::StartFailed(_)
+        | EngineError::PauseFailed(_)
+        | EngineError::EndedMeanwhile(_)
+        | EngineError::ResumeFailed(_)
+        | EngineError::KillFailed(_)
+        | EngineError::DeleteFailed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+fn engine_code(error: &EngineError) -> Option<&'static str> {
+    match error {
+        EngineError::TooManySandboxes { .. } => Some("sandbox_limit_reached"),
+        EngineError::NoMemory { .. } => Some("host_memory_low"),
+        EngineError::TemplateNotFound(_) => Some("template_not_found"),
+        EngineError::CheckpointNotFound { .. } => Some("checkpoint_not_found"),
+        EngineError::TooManyCheckpoints { .. } => Some("checkpoint_limit_reached"),
+        EngineError::StartFailed(_) => Some("sandbox_start_failed"),
+        EngineError::PauseFailed(_) => Some("sandbox_pause_failed"),
+        EngineError::EndedMeanwhile(_) => Some("sandbox_ended"),
+        EngineError::ResumeFailed(_) => Some("sandbox_resume_failed"),
+        _ => None,
+    }
+}
+
+/// What went wrong before a request reached a sandbox. The SDKs look for the words "was not found"
+/// and "port is not open" in a 502 (api/PROTOCOL.md §2.3).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProxyError {
+    /// Unknown, killed or ended.
+    #[error("The sandbox was not found")]
+    NotFound {
+        /// The sandbox.
+        id: String,
+    },
+    /// It ended by itself while the request was under way. Begins with the words above.
+    #[error("The sandbox was not found any more: {how}")]
+    Ended {
+        /// The sandbox.
+        id: String,
+        /// What the host saw.
+        how: String,
+    },
+    /// It is being paused.
+    #[error("The sandbox is being paused")]
+    Pausing {
+        /// The sandbox.
+        id: String,
+    },
+    /// It could not be resumed for this request.
+    #[error("{message}")]
+    NotResumed {
+        /// The sandbox.
+        id: String,
+        /// The status of the attempt.
+        status: StatusCode,
+        /// What it says.
+        message: String,
+    },
+    /// Nothing listens there.
+    #[error("The sandbox is running but port is not open")]
+    PortClosed {
+        /// The sandbox.
+        id: String,
+        /// The port.
+        port: u16,
+    },
+    /// A host name that names a sandbox but not well.
+    #[error("Invalid host")]
+    Host,
+    /// An id with other characters than `[a-z0-9]`.
+    #[error("Invalid sandbox ID")]
+    Id,
+    /// A port that is not 1 to 65535.
+    #[error("Invalid sandbox port")]
+    Port,
+    /// One of the two routing headers without the other.
+    #[error("missing header: {0}")]
+    MissingHeader(&'static str),
+    /// A path of envd that only its control plane may use.
+    #[error("{0} is reserved for the control plane")]
+    Reserved(&'static str),
+    /// A signed file URL that no running sandbox's token has signed.
+    #[error("invalid signature")]
+    Signature,
+}
+
+impl ProxyError {
+    /// The whole response.
+    #[must_use]
+    pub fn response(&self) -> Response<Body> {
+        let message = self.to_string();
+        match self {
+            Self::NotFound { id } | Self::Ended { id, .. } => json_response(
+                StatusCode::BAD_GATEWAY,
+                &json!({ "sandboxId": id, "message": message, "code": 502 }),
+            ),
+            Self::Pausing { id } => json_response(
+                StatusCode::CONFLICT,
+                &json!({ "sandboxId": id, "message": message, "code": 409 }),
+            ),
+            Self::NotResumed { id, status, .. } => json_response(
+                *status,
+                &json!({ "sandboxId": id, "message": message, "code": status.as_u16() }),
+            ),
+            Self::PortClosed { id, port } => json_response(
+                StatusCode::BAD_GATEWAY,
+                &json!({ "sandboxId": id, "message": message, "port": port, "code": 502 }),
+            ),
+            Self::Host | Self::Id | Self::Port | Self::MissingHeader(_) => json_response(
+                StatusCode::BAD_REQUEST,
+                &json!({ "message": message, "code": 400 }),
+            ),
+            Self::Signature => json_response(
+                StatusCode::UNAUTHORIZED,
+                &json!({ "code": 401, "message": message }),
+            ),
+            Self::Reserved(_) => {
+                let mut response = Response::new(body::full(message));
+                *response.status_mut() = StatusCode::NOT_FOUND;
+                let text = HeaderValue::from_static("text/plain; charset=utf-8");
+                response.headers_mut().insert(CONTENT_TYPE, text);
+                response
+            }
+        }
+    }
+}
+
+/// A JSON response.
+pub fn json_response(status: StatusCode, value: &impl serde::Serialize) -> Response<Body> {
+    // Our response types have string keys and no failing serializers.
+    let bytes = serde_json::to_vec(value).unwrap_or_default();
+    let mut response = Response::new(body::full(bytes));
+    *response.status_mut() = status;
+    let json = HeaderValue::from_static("application/json; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, json);
+    response
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use http_body_util::BodyExt;
+
+    async fn parts(response: Response<Body>) -> (u16, Option<String>, serde_json::Value) {
+        let (head, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        let retry = head
+            .headers
+            .get("should-retry")
+            .map(|v| v.to_str().unwrap().to_owned());
+        (
+            head.status.as_u16(),
+            retry,
+            serde_json::from_slice(&bytes).unwrap(),
+        )
+    }
+
+    #[tokio::test]
+    async fn the_body_repeats_the_status_as_an_integer() {
+        let (status, retry, body) = parts(ApiError::Unauthorized.response()).await;
+        assert_eq!((status, retry, &body["code"]), (401, None, &json!(401)));
+        let (status, retry, body) =
+            parts(ApiError::from(EngineError::TooManySandboxes { max: 3 }).response()).await;
+        assert_eq!((status, retry.as_deref()), (429, Some("false")));
+        assert_eq!(body["error_code"], "sandbox_limit_reached");
+    }
+
+    #[tokio::test]
+    async fn the_sdks_find_their_words() {
+        let (status, _, body) = parts(ProxyError::NotFound { id: "i1".into() }.response()).await;
+        assert_eq!(status, 502);
+        assert_eq!(
+            body,
+            json!({ "sandboxId": "i1", "message": "The sandbox was not found", "code": 502 })
+        );
+        let ended = ProxyError::Ended {
+            id: "i1".into(),
+            how: "signal 9".into(),
+        };
+        let (status, _, body) = parts(ended.response()).await;
+        let message = body["message"].as_str().unwrap();
+        assert_eq!(status, 502);
+        assert!(
+            message.contains("was not found") && message.contains("signal 9"),
+            "{message}"
+        );
+        let closed = ProxyError::PortClosed {
+            id: "i1".into(),
+            port: 8080,
+        };
+        let (_, _, body) = parts(closed.response()).await;
+        assert_eq!(
+            body["message"],
+            "The sandbox is running but port is not open"
+        );
+        assert_eq!(body["port"], 8080);
+    }
+}

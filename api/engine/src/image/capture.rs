@@ -1,0 +1,80 @@
+//! From a machine that runs to its image.
+
+use crate::error::chain;
+use crate::image::base_memory::BaseMemory;
+use crate::image::machine_image::{AgentLink, ImageError, MachineImage, MachineShape, file, merge};
+use crate::machine::handle::MachineHandle;
+use control::{SaveSpec, Saved};
+use link::Link;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// How long saving a machine may take.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a guest may take to write its files out.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Has a guest write its files to its disk.
+///
+/// # Errors
+/// Why it did not, in words.
+pub async fn sync(link: &Link) -> Result<(), String> {
+    match timeout(SYNC_TIMEOUT, link.sync()).await {
+        Ok(done) => done.map_err(|error| chain(&error)),
+        Err(_) => Err("The guest does not sync".into()),
+    }
+}
+
+/// Saves a machine that began at `base memory`, or booted if there is none. With `ahead` most is copied while it
+/// runs, which takes longer but lets it stand still for a shorter time. It stands still when this returns:
+/// [`MachineHandle::start`] lets it go on. Its agent's connection, which may be in use, is broken in machines that begin
+/// at the image; in the machine itself it goes on.
+///
+/// # Errors
+/// [`ImageError`]; the machine then stands still or runs on: let it go on in any case.
+pub async fn capture(
+    layer_dir: &Path,
+    machine: &MachineHandle,
+    base_memory: Option<&Arc<BaseMemory>>,
+    shape: MachineShape,
+    ahead: bool,
+) -> Result<(MachineImage, Saved), ImageError> {
+    let (memory, state, disk) = (file(layer_dir)?, file(layer_dir)?, file(layer_dir)?);
+    let spec = SaveSpec {
+        memory: 0,
+        state: 1,
+        disks: vec![2],
+        ahead,
+    };
+    let copy = |file: &File| {
+        let again = file.try_clone();
+        again.map_err(|error| ImageError::Save(format!("a descriptor was not copied: {error}")))
+    };
+    let fds = [&memory, &state, &disk].map(|file| copy(file).map(Into::into));
+    let fds = fds.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let saved = match timeout(SAVE_TIMEOUT, machine.save(spec, fds)).await {
+        Ok(Ok(saved)) => saved,
+        Ok(Err(why)) => return Err(ImageError::Save(why)),
+        Err(_) => {
+            let bound = SAVE_TIMEOUT.as_secs();
+            return Err(ImageError::Save(format!("it took more than {bound} s")));
+        }
+    };
+    let memory = Arc::new(memory);
+    let (base_memory, delta) = match base_memory {
+        Some(base_memory) => (Arc::clone(base_memory), Some(memory)),
+        None => (merge(shape.pages(), vec![memory]).await?, None),
+    };
+    let image = MachineImage {
+        base_memory,
+        delta,
+        state: Arc::new(state),
+        disk: Arc::new(disk),
+        shape,
+        link: AgentLink::Broken,
+    };
+    Ok((image, saved))
+}

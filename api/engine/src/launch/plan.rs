@@ -1,0 +1,49 @@
+//! A machine to be made, and what comes of it.
+
+use crate::image::base_memory::BaseMemory;
+use crate::machine::handle::VmProcess;
+use crate::machine::name::MachineName;
+use crate::restore_point::BootSource;
+use crate::template::Template;
+use link::Link;
+use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
+
+/// A machine to be made.
+#[derive(Debug)]
+pub struct LaunchPlan {
+    /// Its name in the log.
+    pub name: MachineName,
+    /// Its template.
+    pub template: Arc<Template>,
+    /// What it begins with.
+    pub source: BootSource,
+    /// A copy of which is learned what copies use first.
+    pub trial: bool,
+    /// What it counts for; given back when its process is reaped.
+    pub slot: OwnedSemaphorePermit,
+}
+
+/// A process that has been told what to build.
+#[derive(Debug)]
+pub struct BuiltMachine {
+    /// The VM process.
+    pub machine: VmProcess,
+    /// Our end of its link.
+    pub stream: tokio::net::UnixStream,
+    /// The root disk as the guest sees it, bytes.
+    pub disk_size: u64,
+}
+
+/// A machine that runs, with its agent on the line, not yet anybody's.
+#[derive(Debug)]
+pub struct LaunchedMachine {
+    /// The VM process.
+    pub machine: VmProcess,
+    /// The agent.
+    pub link: Link,
+    /// The root disk as the guest sees it, bytes.
+    pub disk_size: u64,
+    /// What it began at; `None` if it booted.
+    pub base_memory: Option<Arc<BaseMemory>>,
+}

@@ -1,0 +1,19 @@
+//! The process of one VM, as the service holds it.
+//!
+//! ```text
+//! spawner ──fork──> VM process ──adopt──> VmProcess (owner) ─┬─ MachineHandle (asks, does not keep)
+//!   (zygote)                               │                 └─ MachineHandover (to whoever resets it)
+//!                                          └─ task: control socket, process descriptor, phase, end
+//! ```
+
+mod command;
+pub mod end;
+pub mod handle;
+pub mod handover;
+pub mod name;
+pub mod phase;
+pub mod pidfile;
+mod ready;
+pub mod spawner;
+pub(crate) mod stderr;
+mod task;

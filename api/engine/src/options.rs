@@ -1,0 +1,21 @@
+//! What an operator decides about the engine.
+
+use crate::template::Template;
+use std::time::Duration;
+
+/// Bounds and choices, with every default filled in.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Most sandboxes at one time.
+    pub max_sandboxes: usize,
+    /// Most checkpoints of one sandbox.
+    pub max_checkpoints: usize,
+    /// Memory that has to be left for something to begin, MiB; 0: nobody looks.
+    pub min_memory_mb: u64,
+    /// Longest wait for a new sandbox's agent.
+    pub boot_timeout: Duration,
+    /// Warm VMs that are kept ready of each template; `None`: nothing is cloned, every sandbox boots.
+    pub pool_size: Option<usize>,
+    /// The templates that there are from the start.
+    pub templates: Vec<Template>,
+}

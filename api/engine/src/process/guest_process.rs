@@ -1,0 +1,188 @@
+//! One process: its input and its listeners.
+
+use crate::process::ProcessRecord;
+use crate::process::notice::{ProcessError, ProcessNotice};
+use crate::process::record::{InputKind, ProcessSpec};
+use bytes::Bytes;
+use link::{ProcessInput, ProcessStream, StreamEnded};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::sync::mpsc;
+use wire::Exit;
+
+/// Notices that wait for one listener, each of at most one window of the link.
+const BACKLOG: usize = 4;
+/// Most listeners of one process.
+const MAX_LISTENERS: usize = 64;
+
+/// A process that a client started.
+#[derive(Debug)]
+pub struct GuestProcess {
+    pid: u32,
+    tag: Option<String>,
+    kind: InputKind,
+    input: ProcessInput,
+    /// One writer at a time, so that inputs do not mix; holds whether stdin is closed.
+    closed: tokio::sync::Mutex<bool>,
+    listeners: Mutex<Listeners>,
+}
+
+#[derive(Debug)]
+enum Listeners {
+    Running {
+        spec: ProcessSpec,
+        senders: Vec<mpsc::Sender<ProcessNotice>>,
+    },
+    /// Only the end is kept: command lines may be long.
+    Ended(Exit),
+}
+
+/// Bytes for a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProcessFeed {
+    /// For its standard input.
+    Stdin(Bytes),
+    /// For its terminal.
+    Pty(Bytes),
+}
+
+impl GuestProcess {
+    /// The process behind `stream`, as `record` describes it.
+    pub(super) fn new(stream: &ProcessStream, record: ProcessRecord) -> Self {
+        Self {
+            pid: record.pid,
+            tag: record.tag,
+            kind: record.input,
+            input: stream.input(),
+            closed: tokio::sync::Mutex::new(record.stdin_closed),
+            listeners: Mutex::new(Listeners::Running {
+                spec: record.spec,
+                senders: Vec::new(),
+            }),
+        }
+    }
+
+    /// Its id in the guest.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The label that its starter gave it.
+    #[must_use]
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
+    /// What it was started with; `None` once it has ended.
+    #[must_use]
+    pub fn spec(&self) -> Option<ProcessSpec> {
+        match &*self.lock() {
+            Listeners::Running { spec, .. } => Some(spec.clone()),
+            Listeners::Ended(_) => None,
+        }
+    }
+
+    /// What is to be known about it beside the guest; `None` once it has ended.
+    pub(super) fn record(&self) -> Option<ProcessRecord> {
+        Some(ProcessRecord {
+            spec: self.spec()?,
+            pid: self.pid,
+            tag: self.tag.clone(),
+            input: self.kind,
+            // Held by a writer: then it is open.
+            stdin_closed: self.closed.try_lock().is_ok_and(|closed| *closed),
+        })
+    }
+
+    pub(super) fn runs(&self) -> bool {
+        matches!(*self.lock(), Listeners::Running { .. })
+    }
+
+    /// Listens to it, from now on; no replay.
+    pub(super) fn listen(&self) -> Result<mpsc::Receiver<ProcessNotice>, ProcessError> {
+        let (sender, notices) = mpsc::channel(BACKLOG);
+        // The channel is empty and has room for these.
+        let _ = sender.try_send(ProcessNotice::Started { pid: self.pid });
+        match &mut *self.lock() {
+            Listeners::Ended(exit) => {
+                let _ = sender.try_send(ProcessNotice::Ended(*exit));
+            }
+            Listeners::Running { senders, .. } => {
+                senders.retain(|sender| !sender.is_closed());
+                if senders.len() >= MAX_LISTENERS {
+                    return Err(ProcessError::TooManyListeners {
+                        pid: self.pid,
+                        max: MAX_LISTENERS,
+                    });
+                }
+                senders.push(sender);
+            }
+        }
+        Ok(notices)
+    }
+
+    /// Those who listen now.
+    pub(super) fn senders(&self) -> Vec<mpsc::Sender<ProcessNotice>> {
+        match &mut *self.lock() {
+            Listeners::Running { senders, .. } => {
+                senders.retain(|sender| !sender.is_closed());
+                senders.clone()
+            }
+            Listeners::Ended(_) => Vec::new(),
+        }
+    }
+
+    /// Ends the process for listeners to come, and returns those it had.
+    pub(super) fn end(&self, exit: Exit) -> Vec<mpsc::Sender<ProcessNotice>> {
+        match std::mem::replace(&mut *self.lock(), Listeners::Ended(exit)) {
+            Listeners::Running { senders, .. } => senders,
+            Listeners::Ended(_) => Vec::new(),
+        }
+    }
+
+    /// Feeds the process; waits while it does not read.
+    ///
+    /// # Errors
+    /// The process takes no such input, or has ended.
+    pub async fn feed(&self, feed: ProcessFeed) -> Result<(), ProcessError> {
+        let bytes = match (feed, self.kind) {
+            (ProcessFeed::Stdin(bytes), InputKind::Stdin)
+            | (ProcessFeed::Pty(bytes), InputKind::Pty) => bytes,
+            (ProcessFeed::Stdin(_), InputKind::Pty) => return Err(ProcessError::HasTerminal),
+            (ProcessFeed::Stdin(_), InputKind::Nothing) => return Err(ProcessError::NoStdin),
+            (ProcessFeed::Pty(_), _) => return Err(ProcessError::NoTerminal),
+        };
+        let closed = self.closed.lock().await;
+        if *closed {
+            return Err(ProcessError::StdinClosed);
+        }
+        let written = self.input.write(bytes).await;
+        written.map_err(|StreamEnded| ProcessError::HasEnded(self.pid))
+    }
+
+    /// Closes the process's standard input; nothing happens if it has none.
+    ///
+    /// # Errors
+    /// [`ProcessError::TerminalStaysOpen`].
+    pub async fn close_stdin(&self) -> Result<(), ProcessError> {
+        match self.kind {
+            InputKind::Pty => Err(ProcessError::TerminalStaysOpen),
+            InputKind::Nothing => Ok(()),
+            InputKind::Stdin => {
+                let mut closed = self.closed.lock().await;
+                if !*closed {
+                    self.input.close();
+                    *closed = true;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Listeners> {
+        // Nothing panics while it holds the lock.
+        self.listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,136 @@
+//! Fork: more sandboxes that go on where one is at this moment, or was at a checkpoint.
+
+use crate::error::{EngineError, chain};
+use crate::facts::{LifecyclePolicy, SandboxFacts, SandboxOrigin};
+use crate::registry::create::NewSandbox;
+use crate::registry::sandboxes::SandboxRegistry;
+use crate::restore_point::{BootSource, RestorePoint};
+use crate::sandbox::Sandbox;
+use crate::timings::StepTimings;
+use control::Saved;
+use futures_util::StreamExt as _;
+use futures_util::stream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// So many children are made at one time.
+const AT_ONCE: usize = 8;
+/// From so many machines on it is worth to merge their memory's layers once for all.
+const MERGE: usize = 3;
+
+/// How a running sandbox was copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CaptureTimings {
+    /// For so long it was copied while it ran.
+    pub ahead: Duration,
+    /// For so long it was quiesced.
+    pub quiesced: Duration,
+    /// Pages that were copied while it was.
+    pub quiesced_pages: u64,
+}
+
+impl From<Saved> for CaptureTimings {
+    fn from(saved: Saved) -> Self {
+        Self {
+            ahead: Duration::from_nanos(saved.ahead_ns),
+            quiesced: Duration::from_nanos(saved.park_ns + saved.write_ns),
+            quiesced_pages: saved.still_pages,
+        }
+    }
+}
+
+/// What each child of a fork has been made into.
+pub(super) type ForkedChildren = Vec<Result<Arc<Sandbox>, EngineError>>;
+
+impl SandboxRegistry {
+    /// Makes `count` sandboxes that go on where a running one is at this moment, or where one in any
+    /// state was at a checkpoint, each with its own id, token, clock and randomness. A result for each;
+    /// and how the running one was saved.
+    ///
+    /// # Errors
+    /// [`EngineError::SandboxNotFound`], [`EngineError::CheckpointNotFound`], [`EngineError::Conflict`],
+    /// [`EngineError::PauseFailed`]: there are no children.
+    pub async fn fork(
+        self: &Arc<Self>,
+        id: &str,
+        checkpoint: Option<&str>,
+        count: usize,
+        timeout: Duration,
+    ) -> Result<(ForkedChildren, Option<CaptureTimings>), EngineError> {
+        let begin = Instant::now();
+        let (facts, point, saved) = match checkpoint {
+            None => {
+                let (facts, point, saved) = self.present(id).await?;
+                (facts, point, Some(saved))
+            }
+            Some(word) => {
+                let (facts, tree) = self.tree_of(id)?;
+                let (_, point) = self.checkpoint_point(&facts, &tree, word).await?;
+                (facts, point, None)
+            }
+        };
+        let child = NewSandbox {
+            template: self.template_of(&facts.origin)?,
+            lifecycle: LifecyclePolicy {
+                timeout,
+                ..facts.lifecycle
+            },
+            metadata: facts.metadata.clone(),
+            env: facts.asked_env(),
+            secure: facts.access_token.is_some(),
+            restore_point: Some(for_many(point, count).await?),
+        };
+        // A task of its own: a client that leaves finds all of them.
+        let registry = Arc::clone(self);
+        let work = tokio::spawn(async move {
+            let children = (0..count).map(|_| {
+                let (registry, child) = (Arc::clone(&registry), child.clone());
+                async move { registry.create(child, &mut StepTimings::default()).await }
+            });
+            stream::iter(children).buffered(AT_ONCE).collect().await
+        });
+        let lost = |_| EngineError::StartFailed("The work was given up".into());
+        let children: ForkedChildren = work.await.map_err(lost)?;
+        let made = children.iter().filter(|child| child.is_ok()).count();
+        self.metrics.forked(made, begin.elapsed());
+        Ok((children, saved))
+    }
+
+    /// A running sandbox's present moment.
+    async fn present(
+        self: &Arc<Self>,
+        id: &str,
+    ) -> Result<(Arc<SandboxFacts>, Arc<RestorePoint>, CaptureTimings), EngineError> {
+        let captured = self.capture(id).await?;
+        let facts = Arc::clone(&captured.busy.sandbox.facts);
+        let point = RestorePoint {
+            source: BootSource::Image(captured.image),
+            processes: captured.processes,
+            origin: SandboxOrigin {
+                forked: true,
+                ..facts.origin.clone()
+            },
+        };
+        Ok((facts, Arc::new(point), captured.saved.into()))
+    }
+}
+
+/// The same restore point, for so many machines to begin at.
+async fn for_many(
+    point: Arc<RestorePoint>,
+    count: usize,
+) -> Result<Arc<RestorePoint>, EngineError> {
+    let BootSource::Image(image) = &point.source else {
+        return Ok(point);
+    };
+    if count < MERGE {
+        return Ok(point);
+    }
+    let merged = Arc::clone(image).merged().await;
+    let merged = merged.map_err(|error| EngineError::PauseFailed(chain(&error)))?;
+    Ok(Arc::new(RestorePoint {
+        source: BootSource::Image(merged),
+        processes: point.processes.clone(),
+        origin: point.origin.clone(),
+    }))
+}

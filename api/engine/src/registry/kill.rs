@@ -1,0 +1,74 @@
+//! Kill: a sandbox ends in whatever state it is, and what is stored of it goes.
+
+use crate::error::EngineError;
+use crate::registry::entry::TableEntry;
+use crate::registry::sandboxes::{EndReason, SandboxRegistry};
+use crate::registry::transitions::{SandboxRequest, Transition};
+use crate::sandbox::Sandbox;
+use crate::store::paused::PausedSandbox;
+use std::sync::Arc;
+
+/// What has to be ended.
+enum KillTarget {
+    /// A machine, and whether somebody works at it.
+    Machine(Arc<Sandbox>, bool),
+    /// What is stored.
+    Stored(Arc<PausedSandbox>),
+}
+
+impl SandboxRegistry {
+    /// Ends a sandbox in whatever state it is, and removes what is stored of it, also of one that cannot be
+    /// read. False if there is none.
+    ///
+    /// # Errors
+    /// [`EngineError::KillFailed`]: it stays paused.
+    pub async fn kill(&self, id: &str) -> Result<bool, EngineError> {
+        match self.kill_target(id) {
+            None => self.kill_unreadable(id).await,
+            Some(KillTarget::Stored(paused)) => self.kill_paused(paused).await.map(|()| true),
+            Some(KillTarget::Machine(sandbox, busy)) => {
+                let ended = self.end(&sandbox, &EndReason::Killed);
+                if busy {
+                    // What was saved of it is removed by whoever saves it.
+                    sandbox.settled().await;
+                }
+                Ok(ended)
+            }
+        }
+    }
+
+    /// What has to be ended; a paused sandbox is not in the table any more.
+    fn kill_target(&self, id: &str) -> Option<KillTarget> {
+        let mut table = self.table();
+        let entry = table.get(id);
+        let Transition::Become(_) = self.transition(entry, SandboxRequest::Kill) else {
+            return None;
+        };
+        Some(match entry? {
+            TableEntry::Creating => return None,
+            TableEntry::Running(sandbox) => KillTarget::Machine(Arc::clone(sandbox), false),
+            TableEntry::Busy(sandbox, _) => KillTarget::Machine(Arc::clone(sandbox), true),
+            TableEntry::Paused(paused) | TableEntry::Resuming(paused, _) => {
+                let paused = Arc::clone(paused);
+                table.remove(id);
+                KillTarget::Stored(paused)
+            }
+        })
+    }
+
+    async fn kill_paused(&self, paused: Arc<PausedSandbox>) -> Result<(), EngineError> {
+        let id = paused.facts.id.clone();
+        let forgotten = self.forget(&id).await;
+        match &forgotten {
+            Ok(()) => {
+                self.delete_tree(&paused.tree);
+                tracing::info!(sandbox_id = id, "paused sandbox killed");
+            }
+            Err(error) => {
+                tracing::error!(sandbox_id = id, %error, "paused sandbox not killed");
+                self.table().entry(id).or_insert(TableEntry::Paused(paused));
+            }
+        }
+        forgotten
+    }
+}

@@ -1,0 +1,178 @@
+//! Snapshot: a restore point of a sandbox that outlives it, to begin other sandboxes at.
+
+use crate::error::{EngineError, chain};
+use crate::facts::{KeptState, SandboxOrigin};
+use crate::ids;
+use crate::registry::sandboxes::SandboxRegistry;
+use crate::restore_point::{BootSource, RestorePoint};
+use crate::store::snapshots::{
+    MAX_NAME, MAX_SNAPSHOTS, SandboxSnapshot, readable, snapshot_id, stored_name,
+};
+use crate::store::vault;
+use jiff::Timestamp;
+use std::sync::Arc;
+use std::time::Instant;
+
+impl SandboxRegistry {
+    /// Stores a running sandbox under a name, or under one that is made up; it is quiesced meanwhile
+    /// and then runs on. What was there under this name is replaced.
+    ///
+    /// # Errors
+    /// [`EngineError::Invalid`] for a bad name; [`EngineError::Conflict`] for a template's, or when there are
+    /// too many; else as pausing.
+    pub async fn take_snapshot(
+        self: &Arc<Self>,
+        id: &str,
+        name: Option<&str>,
+        kept: KeptState,
+    ) -> Result<Arc<SandboxSnapshot>, EngineError> {
+        let failed = |error: String| EngineError::PauseFailed(error);
+        let begin = Instant::now();
+        let snapshot_id = self.name_snapshot(name)?;
+        if kept == KeptState::Files {
+            self.sync(&*self.running_one(id)?).await?;
+        }
+        let captured = self.capture(id).await?;
+        let origin = &captured.busy.sandbox.origin;
+        let base = self.base_image_of(&origin.base)?;
+        let snapshot = Arc::new(SandboxSnapshot {
+            stored: stored_name(&snapshot_id).map_err(|error| failed(chain(&error)))?,
+            sandbox_id: id.to_owned(),
+            taken_at: Timestamp::now(),
+            origin: SandboxOrigin {
+                template_id: snapshot_id.clone(),
+                alias: None,
+                forked: false,
+                ..origin.clone()
+            },
+            id: snapshot_id,
+            kept,
+            processes: captured.processes,
+        });
+        let (registry, own) = (Arc::clone(self), Arc::clone(&snapshot));
+        let image = captured.image;
+        // A task of its own: a client that leaves leaves nothing half-done behind.
+        let work = tokio::task::spawn_blocking(move || {
+            let record = own.encode().map_err(|error| error.to_string())?;
+            let put = registry
+                .vault
+                .put(&own.stored, (&image, kept), &base, &record);
+            if let Ok(blobs) = &put {
+                registry.metrics.stored("snapshot", blobs);
+                registry.snapshots.insert(own);
+            }
+            // Of what it has replaced, or of one that failed half-way.
+            registry.vault.collect_garbage();
+            put.map(drop).map_err(|error| chain(&error))
+        });
+        let lost = |_| Err("The work was given up".to_owned());
+        work.await.unwrap_or_else(lost).map_err(failed)?;
+        self.metrics.done("snapshot", true, begin.elapsed());
+        let (size_mib, snapshot_id) = (snapshot.origin.memory_mb, &snapshot.id);
+        tracing::info!(
+            sandbox_id = id,
+            snapshot_id,
+            size_mib,
+            ?kept,
+            "snapshot taken"
+        );
+        Ok(snapshot)
+    }
+
+    /// The id of a snapshot to be, checked: there is room for it.
+    fn name_snapshot(&self, name: Option<&str>) -> Result<String, EngineError> {
+        let no_entropy =
+            |e: std::io::Error| EngineError::PauseFailed(format!("No random bytes: {e}"));
+        let id = match name {
+            Some(name) => snapshot_id(name).ok_or_else(|| {
+                let name: String = name.chars().take(MAX_NAME).collect();
+                EngineError::Invalid(format!(
+                    "The name {name:?} is not name or name:tag with characters of [a-z0-9_-]"
+                ))
+            })?,
+            None => {
+                let name = ids::random_name(20).map_err(no_entropy)?;
+                format!("{name}:default")
+            }
+        };
+        let (plain, _) = id.split_once(':').unwrap_or((&id, ""));
+        if self.templates.get(plain).is_some() {
+            return Err(EngineError::Conflict(format!(
+                "{plain:?} is a template's name"
+            )));
+        }
+        let count = self.snapshots.count();
+        if count >= MAX_SNAPSHOTS && self.snapshots.find(&id).is_none() {
+            return Err(EngineError::Conflict(format!(
+                "There are {count} snapshots, the most that are kept: delete some"
+            )));
+        }
+        Ok(id)
+    }
+
+    /// All snapshots, the newest first.
+    #[must_use]
+    pub fn snapshots(&self) -> Vec<Arc<SandboxSnapshot>> {
+        self.snapshots.list()
+    }
+
+    /// Removes a snapshot; sandboxes that began at it go on. False if there is none.
+    ///
+    /// # Errors
+    /// [`EngineError::DeleteFailed`]: it stays.
+    pub async fn delete_snapshot(&self, id: &str) -> Result<bool, EngineError> {
+        let id = snapshot_id(id).unwrap_or_default();
+        let Some(snapshot) = self.snapshots.find(&id) else {
+            return match self.unreadable_snapshot(&id).await {
+                Some((name, why)) => self.remove_unreadable(name, why).await,
+                None => Ok(false),
+            };
+        };
+        let stored = snapshot.stored.clone();
+        let removed = self.in_vault(move |vault| vault.remove(&stored)).await;
+        removed.map_err(|error| EngineError::DeleteFailed(chain(&error)))?;
+        self.snapshots.remove(&id);
+        self.collect_garbage();
+        tracing::info!(snapshot_id = id, "snapshot deleted");
+        Ok(true)
+    }
+
+    /// Where sandboxes begin that are made from a snapshot.
+    ///
+    /// # Errors
+    /// [`EngineError::TemplateNotFound`]; [`EngineError::StartFailed`] for one that cannot be loaded.
+    pub async fn snapshot_point(&self, id: &str) -> Result<Arc<RestorePoint>, EngineError> {
+        let missing = || EngineError::no_template(id);
+        let own = snapshot_id(id).ok_or_else(missing)?;
+        let Some(snapshot) = self.snapshots.find(&own) else {
+            let unreadable = self.unreadable_snapshot(&own).await;
+            return Err(unreadable.map_or_else(missing, |(_, why)| EngineError::StartFailed(why)));
+        };
+        if let Some(point) = self.snapshots.ready(&snapshot) {
+            return Ok(point);
+        }
+        let failed = |error: String| EngineError::StartFailed(error);
+        let template = self.template_of(&snapshot.origin)?;
+        let (stored, kept) = (snapshot.stored.clone(), snapshot.kept);
+        let image = self.in_vault(move |vault| {
+            let base = vault::look(&template.name, &template.image)?;
+            vault.get(&stored, kept, &base, readable)
+        });
+        let image = Arc::new(image.await.map_err(|error| failed(chain(&error)))?);
+        let (source, processes) = match kept {
+            KeptState::Files => (BootSource::Files(image), Vec::new()),
+            KeptState::Memory => {
+                let merged = image.merged().await;
+                let merged = merged.map_err(|error| failed(chain(&error)))?;
+                (BootSource::Image(merged), snapshot.processes.clone())
+            }
+        };
+        let point = Arc::new(RestorePoint {
+            source,
+            processes,
+            origin: snapshot.origin.clone(),
+        });
+        self.snapshots.keep_ready(&snapshot, &point);
+        Ok(point)
+    }
+}

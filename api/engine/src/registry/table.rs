@@ -1,0 +1,313 @@
+//! The table itself: who is in which state. What may happen from there is decided by [`transition`].
+
+use crate::error::EngineError;
+use crate::facts::SandboxFacts;
+use crate::registry::entry::TableEntry;
+use crate::registry::sandboxes::{EndReason, SandboxRegistry};
+use crate::registry::transitions::{BusyReason, SandboxRequest, Transition, transition};
+use crate::registry::view::{RouteState, SandboxView};
+use crate::sandbox::Sandbox;
+use crate::store::checkpoint_tree::CheckpointTree;
+use crate::store::paused::PausedSandbox;
+use std::collections::HashMap;
+use std::sync::{Arc, MutexGuard, PoisonError};
+use tokio::sync::{OwnedMutexGuard, watch};
+
+/// What a transition that does not proceed says to whoever asked.
+fn refused(id: &str, transition: Transition) -> EngineError {
+    match transition {
+        Transition::Conflict(what) => EngineError::Conflict(format!("Sandbox {id:?} {what}")),
+        Transition::ShuttingDown => EngineError::ShuttingDown,
+        _ => EngineError::no_sandbox(id),
+    }
+}
+
+impl SandboxRegistry {
+    pub(super) fn table(&self) -> MutexGuard<'_, HashMap<String, TableEntry>> {
+        // No code panics while it holds the lock; if some does, the table is still whole.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What becomes of a request to this entry now. For whoever holds the table.
+    pub(super) fn transition(
+        &self,
+        entry: Option<&TableEntry>,
+        request: SandboxRequest,
+    ) -> Transition {
+        transition(TableEntry::state(entry), request, *self.closing.borrow())
+    }
+
+    /// How many sandboxes have a machine, or will.
+    pub(super) fn alive(&self) -> usize {
+        self.table().values().filter(|e| e.is_alive()).count()
+    }
+
+    /// A running sandbox.
+    ///
+    /// # Errors
+    /// [`EngineError::SandboxNotFound`], also for a paused one; [`EngineError::Conflict`] for one that is
+    /// being paused, resumed or reset.
+    pub fn running_one(&self, id: &str) -> Result<Arc<Sandbox>, EngineError> {
+        let table = self.table();
+        let entry = table.get(id);
+        match (self.transition(entry, SandboxRequest::Use), entry) {
+            (
+                Transition::Proceed,
+                Some(TableEntry::Running(sandbox) | TableEntry::Busy(sandbox, _)),
+            ) => Ok(Arc::clone(sandbox)),
+            (other, _) => Err(refused(id, other)),
+        }
+    }
+
+    /// What traffic to a sandbox meets.
+    #[must_use]
+    pub fn route_state(&self, id: &str) -> RouteState {
+        let table = self.table();
+        let entry = table.get(id);
+        match (self.transition(entry, SandboxRequest::Traffic), entry) {
+            (Transition::Proceed, Some(TableEntry::Running(sandbox))) => {
+                RouteState::Running(Arc::clone(sandbox))
+            }
+            (Transition::Wait, Some(TableEntry::Busy(sandbox, _))) => {
+                RouteState::Quiesced(Arc::clone(sandbox))
+            }
+            (Transition::Conflict(_), Some(TableEntry::Busy(sandbox, _))) => {
+                RouteState::Pausing(Arc::clone(&sandbox.facts))
+            }
+            (
+                Transition::Become(_),
+                Some(TableEntry::Paused(paused) | TableEntry::Resuming(paused, _)),
+            ) => RouteState::Paused(Arc::clone(&paused.facts)),
+            _ => RouteState::Missing,
+        }
+    }
+
+    /// All running sandboxes, in no order.
+    #[must_use]
+    pub fn running(&self) -> Vec<Arc<Sandbox>> {
+        let running = |entry: &TableEntry| match entry {
+            TableEntry::Running(sandbox) => Some(Arc::clone(sandbox)),
+            _ => None,
+        };
+        self.table().values().filter_map(running).collect()
+    }
+
+    /// A sandbox that clients can see.
+    #[must_use]
+    pub fn look(&self, id: &str) -> Option<SandboxView> {
+        SandboxView::of(self.table().get(id)?)
+    }
+
+    /// All sandboxes that clients can see, in no order.
+    #[must_use]
+    pub fn all(&self) -> Vec<SandboxView> {
+        self.table().values().filter_map(SandboxView::of).collect()
+    }
+
+    /// The facts and checkpoints of a sandbox in any state.
+    ///
+    /// # Errors
+    /// [`EngineError::SandboxNotFound`].
+    pub(super) fn tree_of(
+        &self,
+        id: &str,
+    ) -> Result<(Arc<SandboxFacts>, Arc<CheckpointTree>), EngineError> {
+        let table = self.table();
+        let entry = table.get(id);
+        let refused = refused(id, self.transition(entry, SandboxRequest::View));
+        match entry {
+            Some(TableEntry::Running(sandbox) | TableEntry::Busy(sandbox, _)) => Ok((
+                Arc::clone(&sandbox.facts),
+                Arc::clone(&sandbox.machine.tree),
+            )),
+            Some(TableEntry::Paused(paused) | TableEntry::Resuming(paused, _)) => {
+                Ok((Arc::clone(&paused.facts), Arc::clone(&paused.tree)))
+            }
+            Some(TableEntry::Creating) | None => Err(refused),
+        }
+    }
+
+    /// Running or Busy → Gone: from this call on the data plane answers 502. False if this
+    /// sandbox had no machine any more. The machine is stopped in the background.
+    pub(super) fn end(&self, sandbox: &Arc<Sandbox>, reason: &EndReason) -> bool {
+        {
+            let mut table = self.table();
+            if !table.get(&sandbox.id).is_some_and(|e| e.is_of(sandbox)) {
+                return false;
+            }
+            table.remove(&sandbox.id);
+        }
+        if let EndReason::Ended(how) = reason {
+            let _ = sandbox.ended.set(how.clone());
+        }
+        cut(sandbox);
+        self.delete_tree(&sandbox.machine.tree);
+        reason.note(&sandbox.id);
+        true
+    }
+
+    /// Running → Busy, one after the other: who comes while somebody else is at it waits.
+    ///
+    /// # Errors
+    /// [`EngineError::SandboxNotFound`]; [`EngineError::Conflict`] for a sandbox that is paused, or about to
+    /// be paused or resumed; [`EngineError::ShuttingDown`].
+    pub(super) async fn begin_work(
+        &self,
+        id: &str,
+        reason: BusyReason,
+    ) -> Result<BusySandbox, EngineError> {
+        let mut held: Option<(Arc<Sandbox>, OwnedMutexGuard<()>)> = None;
+        loop {
+            let busy = {
+                let mut table = self.table();
+                let entry = table.get(id);
+                match (self.transition(entry, SandboxRequest::Work(reason)), entry) {
+                    (Transition::Become(_), Some(TableEntry::Running(sandbox))) => {
+                        let sandbox = Arc::clone(sandbox);
+                        let own = held.take().filter(|(own, _)| Arc::ptr_eq(own, &sandbox));
+                        let free = || Arc::clone(&sandbox.machine.turn).try_lock_owned().ok();
+                        if let Some(turn) = own.map(|(_, turn)| turn).or_else(free) {
+                            let busy = TableEntry::Busy(Arc::clone(&sandbox), reason);
+                            table.insert(id.to_owned(), busy);
+                            return Ok(BusySandbox {
+                                sandbox,
+                                _turn: turn,
+                            });
+                        }
+                        sandbox
+                    }
+                    (Transition::Wait, Some(TableEntry::Busy(sandbox, _))) => Arc::clone(sandbox),
+                    (other, _) => return Err(refused(id, other)),
+                }
+            };
+            drop(held.take());
+            let turn = Arc::clone(&busy.machine.turn).lock_owned().await;
+            held = Some((busy, turn));
+        }
+    }
+
+    /// Busy → Running, with the machine it has. False if it has been killed meanwhile.
+    pub(super) fn go_on(&self, sandbox: &Arc<Sandbox>) -> bool {
+        let running = TableEntry::Running(Arc::clone(sandbox));
+        self.change(sandbox, SandboxRequest::GoOn, running)
+    }
+
+    /// Busy → Running, with another machine. False if it has been killed meanwhile.
+    pub(super) fn replace(&self, old: &Arc<Sandbox>, new: &Arc<Sandbox>) -> bool {
+        let running = TableEntry::Running(Arc::clone(new));
+        let replaced = self.change(old, SandboxRequest::GoOn, running);
+        if replaced {
+            cut(old);
+        }
+        replaced
+    }
+
+    /// Busy → Paused. False if it has been killed meanwhile.
+    pub(super) fn finish_pause(&self, sandbox: &Arc<Sandbox>, paused: &Arc<PausedSandbox>) -> bool {
+        let paused = TableEntry::Paused(Arc::clone(paused));
+        let changed = self.change(sandbox, SandboxRequest::FinishPause, paused);
+        if changed {
+            cut(sandbox);
+        }
+        changed
+    }
+
+    /// The sandbox's entry from now on. False if it has been killed meanwhile.
+    fn change(&self, sandbox: &Arc<Sandbox>, request: SandboxRequest, next: TableEntry) -> bool {
+        let mut table = self.table();
+        let entry = table.get(&sandbox.id);
+        let allowed = matches!(self.transition(entry, request), Transition::Become(_));
+        let changed = allowed && entry.is_some_and(|entry| entry.is_of(sandbox));
+        if changed {
+            table.insert(sandbox.id.clone(), next);
+        }
+        changed
+    }
+
+    /// Paused → Resuming, or what is in the way.
+    pub(super) fn begin_resume(&self, id: &str) -> Result<ResumeStart, EngineError> {
+        let mut table = self.table();
+        let entry = table.get(id);
+        Ok(
+            match (self.transition(entry, SandboxRequest::Resume), entry) {
+                (Transition::Proceed, Some(TableEntry::Running(sandbox))) => {
+                    ResumeStart::Running(Arc::clone(sandbox))
+                }
+                (Transition::Wait, Some(TableEntry::Busy(sandbox, _))) => {
+                    ResumeStart::Busy(Arc::clone(sandbox))
+                }
+                (Transition::Wait, Some(TableEntry::Resuming(_, done))) => {
+                    ResumeStart::Resuming(done.clone())
+                }
+                (Transition::Become(_), Some(TableEntry::Paused(paused))) => {
+                    let paused = Arc::clone(paused);
+                    let (sender, done) = watch::channel(());
+                    let resuming = TableEntry::Resuming(Arc::clone(&paused), done);
+                    table.insert(id.to_owned(), resuming);
+                    ResumeStart::Begun(paused, sender)
+                }
+                (other, _) => return Err(refused(id, other)),
+            },
+        )
+    }
+
+    /// Resuming → Running. False if it has been killed meanwhile.
+    pub(super) fn finish_resume(
+        &self,
+        paused: &Arc<PausedSandbox>,
+        sandbox: &Arc<Sandbox>,
+    ) -> bool {
+        let running = TableEntry::Running(Arc::clone(sandbox));
+        self.end_resume(paused, SandboxRequest::FinishResume, running)
+    }
+
+    /// Resuming → Paused. False if it has been killed meanwhile.
+    pub(super) fn fail_resume(&self, paused: &Arc<PausedSandbox>) -> bool {
+        let again = TableEntry::Paused(Arc::clone(paused));
+        self.end_resume(paused, SandboxRequest::FailResume, again)
+    }
+
+    fn end_resume(
+        &self,
+        paused: &Arc<PausedSandbox>,
+        request: SandboxRequest,
+        next: TableEntry,
+    ) -> bool {
+        let mut table = self.table();
+        let id = &paused.facts.id;
+        let entry = table.get(id);
+        let allowed = matches!(self.transition(entry, request), Transition::Become(_));
+        let own = |entry: &TableEntry| matches!(entry, TableEntry::Resuming(own, _) if Arc::ptr_eq(own, paused));
+        let changed = allowed && entry.is_some_and(own);
+        if changed {
+            table.insert(id.clone(), next);
+        }
+        changed
+    }
+}
+
+/// What whoever wants a sandbox to run finds.
+pub(super) enum ResumeStart {
+    /// It does.
+    Running(Arc<Sandbox>),
+    /// Somebody works at its machine.
+    Busy(Arc<Sandbox>),
+    /// Somebody else resumes it; the receiver ends when that is over.
+    Resuming(watch::Receiver<()>),
+    /// The caller is to resume it, and to drop the sender then.
+    Begun(Arc<PausedSandbox>, watch::Sender<()>),
+}
+
+/// A sandbox whose machine nobody else saves or replaces.
+#[derive(Debug)]
+pub(super) struct BusySandbox {
+    pub(super) sandbox: Arc<Sandbox>,
+    /// Held until the next one may begin.
+    _turn: OwnedMutexGuard<()>,
+}
+
+/// Ends what clients have open, and lets go of the machine.
+fn cut(sandbox: &Sandbox) {
+    sandbox.gone.send_replace(true);
+    sandbox.link.close();
+}

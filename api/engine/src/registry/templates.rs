@@ -1,0 +1,80 @@
+//! Templates that come and go while the server runs.
+
+use crate::error::{EngineError, chain};
+use crate::registry::sandboxes::SandboxRegistry;
+use crate::store::vault;
+use crate::template::{CatalogError, Template, TemplateCatalog};
+use snapshot_format::BaseImage;
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
+
+impl SandboxRegistry {
+    /// The templates there are.
+    #[must_use]
+    pub fn templates(&self) -> &TemplateCatalog {
+        &self.templates
+    }
+
+    /// Adds a template: its VM is made in the background, and sandboxes can be made of it at once. Must be
+    /// called on the runtime.
+    ///
+    /// # Errors
+    /// [`CatalogError`]: nothing is added.
+    pub fn add_template(&self, template: Template) -> Result<(), CatalogError> {
+        let template = self.templates.add(template)?;
+        match vault::look(&template.name, &template.image) {
+            Ok(look) => {
+                self.images().insert(template.name.clone(), look);
+            }
+            Err(error) => {
+                let (template, error) = (&template.name, chain(&error));
+                tracing::warn!(template, error, "sandboxes cannot be paused");
+            }
+        }
+        self.pools.add(&template);
+        Ok(())
+    }
+
+    /// Takes a template out: its warm VMs end, and no sandbox is made of it any more.
+    ///
+    /// # Errors
+    /// [`EngineError::TemplateNotFound`]; [`EngineError::Conflict`] while a sandbox or snapshot is of it,
+    /// whose machines need its kernel and image.
+    pub fn remove_template(&self, name: &str) -> Result<(), EngineError> {
+        let template = self.templates.get(name);
+        let template = template.ok_or_else(|| EngineError::no_template(name))?;
+        let sandboxes = self.all();
+        if let Some(view) = sandboxes
+            .iter()
+            .find(|v| v.facts.origin.base == template.name)
+        {
+            let id = &view.facts.id;
+            return Err(EngineError::Conflict(format!(
+                "Template {name:?} is in use by sandbox {id:?}"
+            )));
+        }
+        let snapshots = self.snapshots.list();
+        if let Some(snapshot) = snapshots.iter().find(|s| s.origin.base == template.name) {
+            let id = &snapshot.id;
+            return Err(EngineError::Conflict(format!(
+                "Template {name:?} is in use by snapshot {id:?}"
+            )));
+        }
+        self.templates.remove(name);
+        self.images().remove(name);
+        self.pools.remove(name);
+        Ok(())
+    }
+
+    /// How the image under a sandbox's disk looked when its template was added.
+    pub(super) fn base_image_of(&self, name: &str) -> Result<BaseImage, EngineError> {
+        self.images().get(name).cloned().ok_or_else(|| {
+            EngineError::PauseFailed(format!("The image of {name:?} was not found at the start"))
+        })
+    }
+
+    fn images(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, BaseImage>> {
+        // Nothing panics while it holds the lock.
+        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,285 @@
+//! One paused sandbox, and how it is written down.
+
+use crate::error::chain;
+use crate::facts::{KeptState, LifecyclePolicy, SandboxFacts, SandboxOrigin, TimeoutAction};
+use crate::ids::is_sandbox_id;
+use crate::image::machine_image::MachineShape;
+use crate::process::ProcessRecord;
+use crate::process::ProcessRecordV1;
+use crate::restore_point::RestorePoint;
+use crate::store::checkpoint_tree::CheckpointTree;
+use crate::store::record::record_version;
+use crate::store::vault::StoredHeader;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use snapshot_store::{SnapshotId, StoreError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Names of paused sandboxes in the store begin with it.
+pub const PREFIX: &str = "paused-";
+/// [`SandboxRecordV1::version`].
+const VERSION: u32 = 1;
+/// Most bytes of a token, user, folder or template name that is read back.
+const MAX_TEXT: usize = 4096;
+/// Most processes, metadata entries and variables that are read back.
+const MAX_ENTRIES: usize = 4096;
+
+/// A sandbox without a machine; that is in the store.
+#[derive(Debug)]
+pub struct PausedSandbox {
+    /// What it is.
+    pub facts: Arc<SandboxFacts>,
+    /// When it was paused.
+    pub paused_at: Timestamp,
+    /// What is kept of it.
+    pub kept: KeptState,
+    /// The processes that clients had started.
+    pub processes: Vec<ProcessRecord>,
+    /// Where it went on first, if that is in memory still.
+    pub restore_point: Option<Arc<RestorePoint>>,
+    /// Its checkpoints.
+    pub tree: Arc<CheckpointTree>,
+}
+
+/// Why a record is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// It does not decode.
+    #[error("The record of a paused sandbox does not decode")]
+    Decode(#[from] serde_json::Error),
+    /// It is of another version of this program.
+    #[error("The record of a paused sandbox has version {0}, this program reads {VERSION}")]
+    Version(u32),
+    /// It decodes and is wrong.
+    #[error("The record of a paused sandbox has a bad {what}: {value}")]
+    Invalid {
+        /// Which field.
+        what: &'static str,
+        /// Its value, shortened.
+        value: String,
+    },
+}
+
+/// The record as it lies on the disk, JSON.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SandboxRecordV1 {
+    version: u32,
+    id: String,
+    template_id: String,
+    base: String,
+    alias: Option<String>,
+    cpu_count: u8,
+    memory_mb: u32,
+    disk_size_mb: u64,
+    forked: bool,
+    metadata: BTreeMap<String, String>,
+    env: BTreeMap<String, String>,
+    access_token: Option<String>,
+    default_user: String,
+    default_workdir: Option<String>,
+    started_at_us: i64,
+    paused_at_us: i64,
+    timeout_s: u64,
+    on_timeout: OnTimeoutV1,
+    auto_resume: bool,
+    kept: KeptV1,
+    processes: Vec<ProcessRecordV1>,
+    /// The checkpoint that it descends from, and that one's ancestors.
+    #[serde(default)]
+    checkpoints: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum OnTimeoutV1 {
+    Kill,
+    PauseMemory,
+    PauseFiles,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum KeptV1 {
+    Memory,
+    Files,
+}
+
+/// The name of a sandbox's state in the store.
+///
+/// # Errors
+/// [`StoreError::Name`] for an id that is none.
+pub fn stored_name(id: &str) -> Result<SnapshotId, StoreError> {
+    SnapshotId::new(&format!("{PREFIX}{id}"))
+}
+
+impl PausedSandbox {
+    /// The record to store.
+    ///
+    /// # Errors
+    /// When it does not encode.
+    pub fn encode(&self) -> Result<Vec<u8>, RecordError> {
+        let SandboxFacts {
+            id,
+            origin,
+            metadata,
+            env,
+            access_token,
+            default_user,
+            default_workdir,
+            started_at,
+            lifecycle,
+        } = &*self.facts;
+        let record = SandboxRecordV1 {
+            version: VERSION,
+            id: id.clone(),
+            template_id: origin.template_id.clone(),
+            base: origin.base.clone(),
+            alias: origin.alias.clone(),
+            cpu_count: origin.cpu_count,
+            memory_mb: origin.memory_mb,
+            disk_size_mb: origin.disk_size_mb,
+            forked: origin.forked,
+            metadata: metadata.clone(),
+            env: env.clone(),
+            access_token: access_token.clone(),
+            default_user: default_user.clone(),
+            default_workdir: default_workdir.clone(),
+            started_at_us: started_at.as_microsecond(),
+            paused_at_us: self.paused_at.as_microsecond(),
+            timeout_s: lifecycle.timeout.as_secs(),
+            on_timeout: match lifecycle.on_timeout {
+                TimeoutAction::Kill => OnTimeoutV1::Kill,
+                TimeoutAction::Pause(KeptState::Memory) => OnTimeoutV1::PauseMemory,
+                TimeoutAction::Pause(KeptState::Files) => OnTimeoutV1::PauseFiles,
+            },
+            auto_resume: lifecycle.auto_resume,
+            kept: match self.kept {
+                KeptState::Memory => KeptV1::Memory,
+                KeptState::Files => KeptV1::Files,
+            },
+            processes: self.processes.iter().map(Into::into).collect(),
+            checkpoints: self.tree.current(),
+        };
+        Ok(serde_json::to_vec(&record)?)
+    }
+
+    /// Reads a record that belongs to a machine of this shape, stored under this name; beside it, where
+    /// in the tree of its checkpoints, which is not in the record, it stands.
+    ///
+    /// # Errors
+    /// [`RecordError`].
+    pub fn decode(
+        bytes: &[u8],
+        name: &SnapshotId,
+        shape: MachineShape,
+    ) -> Result<(Self, Vec<String>), RecordError> {
+        let version = record_version(bytes)?;
+        if version != VERSION {
+            return Err(RecordError::Version(version));
+        }
+        let record: SandboxRecordV1 = serde_json::from_slice(bytes)?;
+        record.check(name, shape)?;
+        let time = |us| Timestamp::from_microsecond(us).map_err(|_| invalid("time", us));
+        let on_timeout = match record.on_timeout {
+            OnTimeoutV1::Kill => TimeoutAction::Kill,
+            OnTimeoutV1::PauseMemory => TimeoutAction::Pause(KeptState::Memory),
+            OnTimeoutV1::PauseFiles => TimeoutAction::Pause(KeptState::Files),
+        };
+        let facts = SandboxFacts {
+            id: record.id,
+            origin: SandboxOrigin {
+                template_id: record.template_id,
+                base: record.base,
+                alias: record.alias,
+                cpu_count: record.cpu_count,
+                memory_mb: record.memory_mb,
+                disk_size_mb: record.disk_size_mb,
+                forked: record.forked,
+            },
+            metadata: record.metadata,
+            env: record.env,
+            access_token: record.access_token,
+            default_user: record.default_user,
+            default_workdir: record.default_workdir,
+            started_at: time(record.started_at_us)?,
+            lifecycle: LifecyclePolicy {
+                timeout: Duration::from_secs(record.timeout_s),
+                on_timeout,
+                auto_resume: record.auto_resume,
+            },
+        };
+        let paused = Self {
+            facts: Arc::new(facts),
+            paused_at: time(record.paused_at_us)?,
+            kept: match record.kept {
+                KeptV1::Memory => KeptState::Memory,
+                KeptV1::Files => KeptState::Files,
+            },
+            processes: record.processes.into_iter().map(Into::into).collect(),
+            restore_point: None,
+            tree: Arc::default(),
+        };
+        Ok((paused, record.checkpoints))
+    }
+}
+
+impl SandboxRecordV1 {
+    /// The one gate: what passes is a sandbox that this server could have made.
+    fn check(&self, name: &SnapshotId, shape: MachineShape) -> Result<(), RecordError> {
+        let own = stored_name(&self.id).is_ok_and(|own| own == *name);
+        if !own || !is_sandbox_id(&self.id) {
+            return Err(invalid("id", &self.id));
+        }
+        let size = (self.cpu_count, self.memory_mb, self.disk_size_mb);
+        if size != (shape.vcpus, shape.memory_mib, shape.disk_size >> 20) {
+            return Err(invalid(
+                "size",
+                format!("{size:?} for a machine of {shape:?}"),
+            ));
+        }
+        let texts = [
+            ("template", Some(&self.template_id)),
+            ("base", Some(&self.base)),
+            ("alias", self.alias.as_ref()),
+            ("user", Some(&self.default_user)),
+            ("working directory", self.default_workdir.as_ref()),
+            ("token", self.access_token.as_ref()),
+        ];
+        for (what, text) in texts {
+            if text.is_some_and(|t| t.is_empty() || t.len() > MAX_TEXT || t.contains('\0')) {
+                return Err(invalid(what, text.map_or("", String::as_str)));
+            }
+        }
+        let entries = self.metadata.len().max(self.env.len());
+        let entries = entries.max(self.processes.len());
+        if entries.max(self.checkpoints.len()) > MAX_ENTRIES {
+            return Err(invalid("number of entries", entries));
+        }
+        let bad = |(key, value): &(&String, &String)| {
+            key.is_empty() || key.contains(['=', '\0']) || value.contains('\0')
+        };
+        match self.env.iter().find(bad) {
+            Some((key, _)) => Err(invalid("variable", key)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn invalid(what: &'static str, value: impl std::fmt::Display) -> RecordError {
+    RecordError::Invalid {
+        what,
+        value: value.to_string().chars().take(200).collect(),
+    }
+}
+
+/// What is wrong with the record of a paused sandbox.
+///
+/// # Errors
+/// That, in words.
+pub fn readable(header: &StoredHeader) -> Result<(), String> {
+    let decoded = PausedSandbox::decode(&header.record, &header.id, header.shape);
+    decoded.map(drop).map_err(|error| chain(&error))
+}

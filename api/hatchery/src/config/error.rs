@@ -1,0 +1,66 @@
+//! Why a configuration is refused.
+
+use std::path::{Path, PathBuf};
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file cannot be read.
+    #[error("Cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Not TOML, an unknown key, or a value of the wrong kind.
+    #[error("{path} is not a valid configuration: {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// The place and the reason.
+        message: String,
+    },
+    /// No API key from anywhere.
+    #[error(
+        "No API key is configured, so nobody could use the server. Set HATCHERY_API_KEYS, api_keys \
+         or api_keys_file; a key that every SDK accepts is `e2b_` and 40 lowercase hex digits"
+    )]
+    NoKeys,
+    /// A key that cannot be sent as a header value, or too short to be a secret.
+    #[error("API key number {0} is shorter than 16 characters or not printable ASCII")]
+    BadKey(usize),
+    /// A value out of its range.
+    #[error("{key} = {value} is out of range: {range}")]
+    Range {
+        /// Which key.
+        key: String,
+        /// The value.
+        value: String,
+        /// What is allowed.
+        range: &'static str,
+    },
+    /// A setting under its old name beside the new one.
+    #[error("{old} and {new} are the same setting, and both are given: take {old} out")]
+    OldName {
+        /// The old name.
+        old: &'static str,
+        /// The name since then.
+        new: &'static str,
+    },
+    /// A template name or alias with other characters than E2B allows.
+    #[error("Template name {0:?} is not 1 to 64 characters of [a-z0-9_-]")]
+    TemplateName(String),
+    /// Two templates share a name.
+    #[error("The template name {0:?} is given twice")]
+    TemplateTwice(String),
+}
+
+/// The text of a file.
+pub(super) fn read_text(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}

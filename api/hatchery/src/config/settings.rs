@@ -1,0 +1,182 @@
+//! What the program runs with: the file, what is over it, and the defaults, put together and checked.
+
+use crate::config::error::{ConfigError, read_text};
+use crate::config::limits::{Limits, in_range};
+use crate::config::templates::templates;
+use crate::config::typed::{File, Overrides};
+use e2b::auth::{KeyError, Keys};
+use e2b::options::ServerOptions;
+use engine::options::EngineOptions;
+use engine::template::Template;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Sandboxes as clones, with defaults filled in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clones {
+    /// Whether there are any; otherwise each sandbox boots.
+    pub enabled: bool,
+    /// How many warm VMs of each template are kept ready.
+    pub pool_size: usize,
+    /// Whether stored machines begin before their memory is there.
+    pub lazy: bool,
+}
+
+/// What the program runs with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// All that the server keeps.
+    pub data_dir: PathBuf,
+    /// The sandboxes' domain.
+    pub domain: Option<String>,
+    /// Who may use the control plane.
+    pub keys: Keys,
+    /// The VM program.
+    pub vmm: PathBuf,
+    /// The guest agent.
+    pub agent: PathBuf,
+    /// Bounds.
+    pub limits: Limits,
+    /// Clones.
+    pub clones: Clones,
+    /// Where `GET /metrics` is answered; `None`: nowhere.
+    pub metrics_listen: Option<SocketAddr>,
+    /// What the operator should know: settings under their old names.
+    pub notes: Vec<String>,
+    /// Templates by name.
+    pub templates: BTreeMap<String, Template>,
+}
+
+impl Settings {
+    /// Puts the file, the overrides and the defaults together. `program_dir` is where relative
+    /// image names are looked up when `image_dir` is not set.
+    ///
+    /// # Errors
+    /// The first thing that cannot be right.
+    pub fn new(file: File, over: Overrides, program_dir: &Path) -> Result<Self, ConfigError> {
+        let mut notes = Vec::new();
+        let clones = Clones::new(&file, &over, &mut notes)?;
+        let keys = Keys::new(&key_list(&file, over.api_keys.as_deref())?);
+        let keys = keys.map_err(|error| match error {
+            KeyError::NoKeys => ConfigError::NoKeys,
+            KeyError::BadKey(number) => ConfigError::BadKey(number),
+        })?;
+        let dir = over
+            .image_dir
+            .or(file.image_dir)
+            .unwrap_or_else(|| program_dir.to_owned());
+        let find = |typed: Option<PathBuf>, default: &str| {
+            dir.join(typed.unwrap_or_else(|| PathBuf::from(default)))
+        };
+        let kernel = find(over.kernel.or(file.kernel), "vmlinux");
+        let default_listen = SocketAddr::from(([127, 0, 0, 1], 3000));
+        let mut limits = Limits::new(&file.limits)?;
+        if let Some(max) = over.max_sandboxes {
+            limits.max_sandboxes = in_range("max_sandboxes", max, 1..=65_536, "1 to 65536")?;
+        }
+        Ok(Self {
+            listen: over.listen.or(file.listen).unwrap_or(default_listen),
+            data_dir: over
+                .data_dir
+                .or(file.data_dir)
+                .unwrap_or_else(|| "hatchery-data".into()),
+            domain: over.domain.or(file.domain),
+            keys,
+            vmm: find(over.vmm.or(file.vmm), "hatchery-vmm"),
+            agent: find(over.agent.or(file.agent), "hatchery-agent"),
+            limits,
+            clones,
+            metrics_listen: over.metrics_listen.or(file.metrics.listen),
+            notes,
+            templates: templates(file.templates, &dir, &kernel)?,
+        })
+    }
+
+    /// What the engine is told.
+    #[must_use]
+    pub fn engine_options(&self) -> EngineOptions {
+        EngineOptions {
+            max_sandboxes: self.limits.max_sandboxes,
+            max_checkpoints: self.limits.max_checkpoints,
+            min_memory_mb: self.limits.min_memory_mb,
+            boot_timeout: self.limits.boot_timeout,
+            pool_size: self.clones.enabled.then_some(self.clones.pool_size),
+            templates: self.templates.values().cloned().collect(),
+        }
+    }
+
+    /// What the server of E2B's protocol is told.
+    #[must_use]
+    pub fn server_options(&self) -> ServerOptions {
+        ServerOptions {
+            domain: self.domain.clone(),
+            keys: self.keys.clone(),
+            max_timeout: self.limits.max_timeout,
+            max_connections: self.limits.max_connections,
+            header_timeout: self.limits.header_timeout,
+            idle_timeout: self.limits.idle_timeout,
+            max_json_bytes: self.limits.max_json_bytes,
+        }
+    }
+}
+
+impl Clones {
+    fn new(file: &File, over: &Overrides, notes: &mut Vec<String>) -> Result<Self, ConfigError> {
+        let from_file = renamed(
+            ("clones.husks", file.clones.husks),
+            ("pool.size", file.pool.size),
+            notes,
+        )?;
+        let typed = renamed(
+            ("HATCHERY_HUSKS (--husks)", over.husks),
+            ("HATCHERY_POOL_SIZE (--pool-size)", over.pool_size),
+            notes,
+        )?;
+        let size = typed.or(from_file).unwrap_or(2);
+        Ok(Self {
+            enabled: file.clones.enabled.unwrap_or(true),
+            pool_size: in_range("pool.size", size, 0..=1024, "0 to 1024")?,
+            lazy: file.clones.lazy.unwrap_or(false),
+        })
+    }
+}
+
+/// A setting that had another name, which is still read, with a word about it.
+fn renamed<T>(
+    (old, old_value): (&'static str, Option<T>),
+    (new, new_value): (&'static str, Option<T>),
+    notes: &mut Vec<String>,
+) -> Result<Option<T>, ConfigError> {
+    match (old_value, new_value) {
+        (Some(_), Some(_)) => Err(ConfigError::OldName { old, new }),
+        (Some(value), None) => {
+            notes.push(format!("{old} is called {new} now: write it so"));
+            Ok(Some(value))
+        }
+        (None, value) => Ok(value),
+    }
+}
+
+/// The keys of the environment if it has any, else those of the file and of the key file.
+fn key_list(file: &File, env: Option<&str>) -> Result<Vec<String>, ConfigError> {
+    if let Some(env) = env.filter(|env| !env.trim().is_empty()) {
+        return Ok(env
+            .split(',')
+            .map(str::trim)
+            .filter(|k| !k.is_empty())
+            .map(Into::into)
+            .collect());
+    }
+    let mut keys = file.api_keys.clone();
+    if let Some(path) = &file.api_keys_file {
+        let text = read_text(path)?;
+        let lines = text
+            .lines()
+            .map(|line| line.split('#').next().unwrap_or_default().trim());
+        keys.extend(lines.filter(|key| !key.is_empty()).map(Into::into));
+    }
+    Ok(keys)
+}

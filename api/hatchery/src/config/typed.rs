@@ -1,0 +1,177 @@
+//! What was typed: the configuration file, and what is over it.
+
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use crate::config::error::{ConfigError, read_text};
+
+/// The configuration file as typed.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// Address and port to listen on. Default `127.0.0.1:3000`.
+    pub listen: Option<SocketAddr>,
+    /// Folder for all that the server keeps: paused sandboxes, snapshots and checkpoints, which outlive
+    /// it; disk layers and notes of what runs, which do not. Made if missing; one server per folder.
+    /// Default `hatchery-data`.
+    pub data_dir: Option<PathBuf>,
+    /// Domain of the sandboxes' host names (`{port}-{id}.{domain}`), told to clients. No default.
+    pub domain: Option<String>,
+    /// Keys that clients send as `X-API-KEY`.
+    #[serde(default)]
+    pub api_keys: Vec<String>,
+    /// A file with one key per line; `#` begins a comment.
+    pub api_keys_file: Option<PathBuf>,
+    /// Folder in which the names below are looked up when they are relative. Default: the folder of
+    /// the `hatchery` program.
+    pub image_dir: Option<PathBuf>,
+    /// The program that runs one virtual machine. Default `hatchery-vmm`.
+    pub vmm: Option<PathBuf>,
+    /// The guest agent. Default `hatchery-agent`.
+    pub agent: Option<PathBuf>,
+    /// The guest kernel, an ELF `vmlinux`. Default `vmlinux`.
+    pub kernel: Option<PathBuf>,
+    /// Bounds.
+    #[serde(default)]
+    pub limits: LimitsFile,
+    /// Sandboxes as clones of their template's machine.
+    #[serde(default)]
+    pub clones: ClonesFile,
+    /// Clones that are made ahead.
+    #[serde(default)]
+    pub pool: PoolFile,
+    /// What is counted.
+    #[serde(default)]
+    pub metrics: MetricsFile,
+    /// Templates by name. Default: `base` with the image `base.ext4`.
+    #[serde(default)]
+    pub templates: BTreeMap<String, TemplateFile>,
+}
+
+/// The `[limits]` table as typed.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsFile {
+    /// Most sandboxes at one time; more are refused with 429. Default 64.
+    pub max_sandboxes: Option<usize>,
+    /// Most checkpoints of one sandbox; more are refused with 409. Default 64.
+    pub max_checkpoints: Option<usize>,
+    /// Memory that has to be left when a creation, a batch, a warm VM or a resumption begins, MiB; else
+    /// it is refused with 503. 0: nobody looks. Default 128.
+    pub min_memory_mb: Option<u64>,
+    /// Longest time to live a client may ask for, seconds. Default 86400.
+    pub max_timeout: Option<u32>,
+    /// Longest wait for a new sandbox's agent, seconds. Default 60.
+    pub boot_timeout: Option<u32>,
+    /// Most client connections at one time. Default 4096.
+    pub max_connections: Option<usize>,
+    /// Longest time for a request's head to arrive, seconds. Default 10.
+    pub header_timeout: Option<u32>,
+    /// Longest time a connection may stay without a request, seconds. Default 620.
+    pub idle_timeout: Option<u32>,
+    /// Most bytes of a control-plane request's body. Default 1048576.
+    pub max_json_bytes: Option<usize>,
+}
+
+/// The `[clones]` table as typed.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClonesFile {
+    /// Whether each template is booted once and cloned from then on. Default true.
+    pub enabled: Option<bool>,
+    /// Whether stored machines begin before their memory is there: a pager brings it while they run.
+    /// Default false.
+    pub lazy: Option<bool>,
+    /// The name of `pool.size` until it had that one; still read.
+    pub husks: Option<usize>,
+}
+
+/// The `[pool]` table as typed.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolFile {
+    /// Warm VMs of each template that are kept ready for the next sandboxes. Default 2.
+    pub size: Option<usize>,
+}
+
+/// The `[metrics]` table as typed.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsFile {
+    /// Address and port at which `GET /metrics` is answered, without a key. No default: nowhere.
+    pub listen: Option<SocketAddr>,
+}
+
+/// One `[templates.NAME]` table as typed.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TemplateFile {
+    /// The root file system, a raw ext4 image.
+    pub image: PathBuf,
+    /// vCPUs. Default 1.
+    pub cpu_count: Option<u8>,
+    /// Memory, MiB. Default 512.
+    pub memory_mb: Option<u32>,
+    /// Root disk, MiB. Default: the size of the image.
+    pub disk_size_mb: Option<u64>,
+    /// Other names for this template.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// A kernel of its own. Default: the `kernel` above.
+    pub kernel: Option<PathBuf>,
+    /// Added to the kernel command line. Default: empty.
+    pub cmdline_extra: Option<String>,
+    /// The user that commands run as when the request names none. Default `user`.
+    pub default_user: Option<String>,
+    /// The working directory when the request names none. Default: the user's home.
+    pub default_workdir: Option<String>,
+    /// A command that is running in every copy. Default: none.
+    pub start_cmd: Option<String>,
+    /// Succeeds once `start_cmd` is ready to be copied. Default: ready at once.
+    pub ready_cmd: Option<String>,
+}
+
+/// What environment variables and flags say; each field is over the file's.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `listen`.
+    pub listen: Option<SocketAddr>,
+    /// `data_dir`.
+    pub data_dir: Option<PathBuf>,
+    /// `domain`.
+    pub domain: Option<String>,
+    /// `image_dir`.
+    pub image_dir: Option<PathBuf>,
+    /// `vmm`.
+    pub vmm: Option<PathBuf>,
+    /// `agent`.
+    pub agent: Option<PathBuf>,
+    /// `kernel`.
+    pub kernel: Option<PathBuf>,
+    /// Keys, separated by commas; instead of the file's.
+    pub api_keys: Option<String>,
+    /// `limits.max_sandboxes`.
+    pub max_sandboxes: Option<usize>,
+    /// `pool.size`.
+    pub pool_size: Option<usize>,
+    /// The same under its old name.
+    pub husks: Option<usize>,
+    /// `metrics.listen`.
+    pub metrics_listen: Option<SocketAddr>,
+}
+
+impl File {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// [`ConfigError::Read`], [`ConfigError::Parse`].
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = read_text(path)?;
+        toml::from_str(&text).map_err(|error| ConfigError::Parse {
+            path: path.to_owned(),
+            message: error.to_string(),
+        })
+    }
+}

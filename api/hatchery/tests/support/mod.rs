@@ -1,0 +1,339 @@
+//! A server with stand-in virtual machines, and the smallest client.
+
+#![allow(dead_code, reason = "each test program uses its part")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy only knows test functions, not their helpers"
+)]
+
+pub(crate) mod told;
+
+use bytes::Bytes;
+use e2b::dispatch::App;
+use engine::data_folder::DataFolder;
+use engine::launch::launcher::MachineLauncher;
+use engine::machine::spawner::VmSpawner;
+use engine::registry::SandboxRegistry;
+use engine::store::vault::ImageVault;
+use hatchery::config::{ClonesFile, File, LimitsFile, Overrides, PoolFile, Settings};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::{HeaderMap, Request, Response};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// The only key.
+pub(crate) const KEY: &str = "e2b_0123456789abcdef0123456789abcdef01234567";
+
+/// A running server.
+pub(crate) struct Server {
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    /// Its sandboxes.
+    pub(crate) registry: Arc<SandboxRegistry>,
+    /// Its folder.
+    pub(crate) dir: tempfile::TempDir,
+    stop: Option<oneshot::Sender<()>>,
+    done: JoinHandle<bool>,
+}
+
+/// The guest agent, built on first use.
+pub(crate) fn agent() -> &'static Path {
+    static AGENT: OnceLock<PathBuf> = OnceLock::new();
+    AGENT.get_or_init(|| {
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+        let built = Command::new(cargo)
+            .args([
+                "build",
+                "--quiet",
+                "--package",
+                "guest-agent",
+                "--bin",
+                "hatchery-agent",
+            ])
+            .status()
+            .unwrap();
+        assert!(built.success(), "the guest agent does not build");
+        Path::new(env!("CARGO_BIN_EXE_hatchery")).with_file_name("hatchery-agent")
+    })
+}
+
+impl Server {
+    /// With stand-ins that behave well.
+    pub(crate) async fn start() -> Self {
+        Self::start_with("", LimitsFile::default()).await
+    }
+
+    /// With stand-ins of this mode (see `src/bin/fake-vmm/main.rs`) and these limits.
+    /// Every sandbox boots.
+    pub(crate) async fn start_with(mode: &str, limits: LimitsFile) -> Self {
+        Self::start_clones(mode, limits, None).await
+    }
+
+    /// The same with copies as configured.
+    pub(crate) async fn start_clones(
+        mode: &str,
+        limits: LimitsFile,
+        pool_size: Option<usize>,
+    ) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), mode, limits, pool_size).await
+    }
+
+    /// The same in a folder that may be another server's, which has stopped.
+    pub(crate) async fn start_in(
+        dir: tempfile::TempDir,
+        mode: &str,
+        limits: LimitsFile,
+        pool_size: Option<usize>,
+    ) -> Self {
+        let vmm = dir.path().join(format!("fake-vmm-{mode}"));
+        let _ = std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_fake-vmm"), &vmm);
+        for (name, size) in [("base.ext4", 1 << 20), ("vmlinux", 4096)] {
+            if let Ok(file) = std::fs::File::create_new(dir.path().join(name)) {
+                file.set_len(size).unwrap();
+            }
+        }
+        let without = ["silent", "refuse", "panic", "noagent"];
+        let agent = if without.contains(&mode) {
+            dir.path().join("vmlinux")
+        } else {
+            agent().to_owned()
+        };
+        let file = File {
+            vmm: Some(vmm),
+            agent: Some(agent),
+            api_keys: vec![KEY.into()],
+            limits,
+            clones: ClonesFile {
+                enabled: Some(pool_size.is_some()),
+                ..ClonesFile::default()
+            },
+            pool: PoolFile { size: pool_size },
+            ..File::default()
+        };
+        let settings = Settings::new(file, Overrides::default(), dir.path()).unwrap();
+        let state = DataFolder::open(&dir.path().join("data")).unwrap();
+        let launcher = MachineLauncher {
+            vmm: settings.vmm.clone(),
+            spawner: VmSpawner::default(),
+            agent: settings.agent.clone(),
+            layer_dir: state.layers().to_owned(),
+            record_dir: state.machines().to_owned(),
+            boot_timeout: settings.limits.boot_timeout,
+            pagers: None,
+        };
+        let vault = open_vault(&state).await;
+        let registry = SandboxRegistry::new(launcher, vault, settings.engine_options()).unwrap();
+        let app = App::new(settings.server_options(), Arc::clone(&registry));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let done = tokio::spawn(async move {
+            let _state = state;
+            e2b::server::serve(app, listener, async {
+                let _ = stopped.await;
+            })
+            .await
+        });
+        Self {
+            address,
+            registry,
+            dir,
+            stop: Some(stop),
+            done,
+        }
+    }
+
+    /// Shuts the server down; true if nothing was left over.
+    pub(crate) async fn stop(self) -> bool {
+        self.close().await.1
+    }
+
+    /// Shuts the server down; its folder.
+    pub(crate) async fn close(mut self) -> (tempfile::TempDir, bool) {
+        drop(self.stop.take());
+        let clean = (&mut self.done).await.unwrap();
+        (self.dir, clean)
+    }
+
+    /// A control-plane request with the key.
+    pub(crate) async fn api(&self, method: &str, path: &str, body: Value) -> Answer {
+        let body = if body.is_null() {
+            Vec::new()
+        } else {
+            body.to_string().into_bytes()
+        };
+        self.send(method, path, &[("x-api-key", KEY)], body).await
+    }
+
+    /// `GET /sandboxes/{id}`.
+    pub(crate) async fn get(&self, id: &str) -> Answer {
+        self.api("GET", &format!("/sandboxes/{id}"), Value::Null)
+            .await
+    }
+
+    /// A sandbox from `base`.
+    pub(crate) async fn create(&self, body: Value) -> Answer {
+        let mut wanted = serde_json::json!({ "templateID": "base", "timeout": 300 });
+        for (key, value) in body.as_object().unwrap() {
+            wanted[key] = value.clone();
+        }
+        self.api("POST", "/v2/sandboxes", wanted).await
+    }
+
+    /// Any request; the whole answer.
+    pub(crate) async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Answer {
+        let response = self.open(method, path, headers, body).await.unwrap();
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        Answer {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            body,
+        }
+    }
+
+    /// Any request over a connection of its own; the answer's head, the body to come.
+    pub(crate) async fn open(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Result<Response<Incoming>, hyper::Error> {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "localhost");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        sender
+            .send_request(request.body(Full::new(body.into())).unwrap())
+            .await
+    }
+
+    /// Waits until no slot is in use: every process is reaped.
+    pub(crate) async fn idle(&self) {
+        self.down_to(0).await;
+    }
+
+    /// Waits until no more slots than these are in use.
+    pub(crate) async fn down_to(&self, count: usize) {
+        let left = until(Duration::from_secs(10), || {
+            Some(self.registry.in_use()).filter(|used| *used > count)
+        })
+        .await;
+        assert_eq!(left, None, "sandboxes that are still there, {count} wanted");
+    }
+}
+
+/// A server before this one in the same process may be about to let go of it.
+async fn open_vault(state: &DataFolder) -> ImageVault {
+    for _ in 0..100 {
+        if let Ok(vault) = ImageVault::open(state.snapshots(), state.layers(), false) {
+            return vault;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    ImageVault::open(state.snapshots(), state.layers(), false).unwrap()
+}
+
+/// A whole response.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// Status.
+    pub(crate) status: u16,
+    /// Headers.
+    pub(crate) headers: HeaderMap,
+    /// Body.
+    pub(crate) body: Bytes,
+}
+
+impl Answer {
+    /// The body as JSON.
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("not JSON: {self:?}"))
+    }
+
+    /// The `sandboxID` of a 201.
+    pub(crate) fn id(&self) -> String {
+        assert_eq!(self.status, 201, "{self:?}");
+        self.json()["sandboxID"].as_str().unwrap().to_owned()
+    }
+
+    /// A header as text.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+}
+
+/// Looks again and again until nothing is left of what must go, and says what is left after `limit`.
+/// For what tells nobody that it has happened: a process or a descriptor that is gone, a blob swept.
+pub(crate) async fn until<T>(limit: Duration, left: impl Fn() -> Option<T>) -> Option<T> {
+    let begin = Instant::now();
+    loop {
+        let now = left();
+        if now.is_none() || begin.elapsed() > limit {
+            return now;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// No more descriptors than these are open, once connections have closed.
+pub(crate) async fn no_more_files_than(most: usize) {
+    let left = until(Duration::from_secs(5), || {
+        Some(open_files()).filter(|now| *now > most)
+    })
+    .await;
+    assert_eq!(
+        left, None,
+        "descriptors that are open, at most {most} wanted"
+    );
+}
+
+/// How many descriptors this process has open.
+pub(crate) fn open_files() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// The processes whose parent is this one, but for what only makes others.
+pub(crate) fn children() -> Vec<String> {
+    let (_, others) = zygotes_and_others();
+    others
+}
+
+/// The children that are zygotes, and the others: a line of `/proc/PID/stat` each.
+pub(crate) fn zygotes_and_others() -> (Vec<String>, Vec<String>) {
+    let all = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    let stats = all.filter_map(|e| std::fs::read_to_string(e.path().join("stat")).ok());
+    let me = std::process::id().to_string();
+    let is_child = |stat: &String| {
+        let after = stat.rsplit(')').next().unwrap_or_default();
+        after.split_whitespace().nth(1) == Some(&me)
+    };
+    let zygote = format!("({})", control::ZYGOTE_NAME.to_string_lossy());
+    stats
+        .filter(is_child)
+        .partition(|stat| stat.contains(&zygote))
+}

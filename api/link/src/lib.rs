@@ -1,0 +1,448 @@
+//! The client side of the wire protocol: one link per sandbox, many streams.
+//!
+//! ```text
+//! Link::start ─┐                    ┌─> writer task ─> socket
+//! Link::stat ──┼─> Shared::open ────┤
+//! FileWriter ──┘   table of streams └─< reader task <─ socket
+//!                       │
+//!                       └─ per stream: Queue (≤ one window), windows, end
+//! ```
+//!
+//! Memory per link: at most [`wire::MAX_STREAMS`] windows of [`wire::OUTPUT_WINDOW`] bytes, and
+//! 1 MiB on its way out. When the connection ends, every pending call fails with
+//! [`LinkError::Closed`].
+
+#![forbid(unsafe_code)]
+
+mod error;
+mod exit;
+mod file;
+mod hello;
+mod io;
+mod process;
+mod queue;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod types;
+
+pub use error::{LinkError, Refusal};
+pub use exit::exit_status;
+pub use file::{FileReader, FileWriter};
+pub use process::{Command, Output, ProcessEvent, ProcessInput, ProcessStream};
+pub use stream::StreamEnded;
+pub use types::{Entry, Hello, Process, User};
+
+use bytes::BytesMut;
+use io::Shared;
+use std::{collections::BTreeMap, fmt, sync::Arc};
+use stream::{News, Stream};
+use tokio::net::UnixStream;
+use types::Answer;
+use wire::{
+    Channel, EntryInfo, MAX_DEFAULT_ENV, MAX_ENV, MAX_FRAME, ProcessInfo, PtySize, Records,
+    Request, Start, Stdin, Strings, Sysinfo,
+};
+
+/// Most entries of a listing that are held at once.
+pub const MAX_ENTRIES: usize = 100_000;
+
+/// Who a fresh guest is to be. Sent once before any tenant code runs.
+#[derive(Clone)]
+pub struct Identity {
+    /// Nanoseconds since 1970, UTC, taken as late as possible.
+    pub unix_ns: u64,
+    /// The guest's host name: the sandbox's id.
+    pub hostname: String,
+    /// Differs from that of every other machine that began at the same snapshot; not 0.
+    pub generation: u64,
+    /// Fresh random bytes for the guest kernel's pool.
+    pub entropy: [u8; 32],
+    /// Environment defaults. An environment over the wire's limit is not sent: every process is
+    /// started with the whole of it anyway.
+    pub env: BTreeMap<String, String>,
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Neither entropy nor environment belongs in a log.
+        out.debug_struct("Identity")
+            .field("hostname", &self.hostname)
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct Guard {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.shared.close("nobody holds the link any more");
+    }
+}
+
+/// A cheap handle; clones share the connection, which ends with the last of them.
+#[derive(Clone, Debug)]
+pub struct Link {
+    guard: Arc<Guard>,
+}
+
+impl Link {
+    /// Waits for the agent's Hello, then drives the connection in tasks of its own. The caller
+    /// bounds the time.
+    ///
+    /// # Errors
+    /// The stream ended, or the peer speaks something else.
+    pub async fn connect(mut stream: UnixStream) -> Result<(Self, Hello), LinkError> {
+        let mut buffer = BytesMut::with_capacity(MAX_FRAME);
+        let hello = hello::exchange(&mut stream, &mut buffer).await?;
+        Ok((Self::drive(stream, buffer, 0), hello))
+    }
+
+    /// Goes on with a connection whose greeting is over: the agent on the other side was saved when
+    /// nothing was under way, and `last_stream` is what [`Link::last_stream`] said then.
+    #[must_use]
+    pub fn resume(stream: UnixStream, last_stream: u32) -> Self {
+        Self::drive(stream, BytesMut::with_capacity(MAX_FRAME), last_stream)
+    }
+
+    fn drive(stream: UnixStream, buffer: BytesMut, last_stream: u32) -> Self {
+        let (shared, queue) = Shared::new(last_stream);
+        let (read_half, write_half) = stream.into_split();
+        tokio::spawn(io::read(shared.clone(), read_half, buffer));
+        tokio::spawn(io::write(shared.clone(), queue, write_half));
+        Self {
+            guard: Arc::new(Guard { shared }),
+        }
+    }
+
+    /// The id of the stream that was opened last; 0 before the first.
+    #[must_use]
+    pub fn last_stream(&self) -> u32 {
+        self.guard.shared.last_id()
+    }
+
+    /// Completes when the connection has ended for good.
+    pub async fn closed(&self) {
+        self.guard.shared.closed().await;
+    }
+
+    /// Ends the connection: every open stream fails, [`Link::closed`] completes.
+    pub fn close(&self) {
+        self.guard.shared.close("this server closed it");
+    }
+
+    async fn open(&self, request: &Request<'_>) -> Result<Stream, LinkError> {
+        self.guard.shared.open(request).await
+    }
+
+    async fn ask(&self, request: &Request<'_>) -> Result<Answer, LinkError> {
+        self.open(request).await?.answer().await
+    }
+
+    async fn done(&self, name: &'static str, request: &Request<'_>) -> Result<u64, LinkError> {
+        match self.ask(request).await? {
+            Answer::Done(number) => Ok(number),
+            other => Err(other.unexpected(name)),
+        }
+    }
+
+    async fn entry(&self, name: &'static str, request: &Request<'_>) -> Result<Entry, LinkError> {
+        match self.ask(request).await? {
+            Answer::Entry(entry) => Ok(entry),
+            other => Err(other.unexpected(name)),
+        }
+    }
+
+    /// Makes the guest this sandbox; returns once the agent has acknowledged this very identity.
+    ///
+    /// # Errors
+    /// The link closed, the agent refused, or it has acknowledged another generation.
+    pub async fn set_identity(&self, identity: Identity) -> Result<(), LinkError> {
+        let env: Vec<String> = identity
+            .env
+            .iter()
+            .map(|(k, v)| format!("{k}={v}"))
+            .collect();
+        let bytes: usize = env.iter().map(|entry| entry.len() + 1).sum();
+        let env = if bytes > MAX_DEFAULT_ENV || env.len() > MAX_ENV {
+            Vec::new()
+        } else {
+            env
+        };
+        let env: Vec<&[u8]> = env.iter().map(String::as_bytes).collect();
+        let request = Request::SetIdentity(wire::SetIdentity {
+            wall_clock_ns: identity.unix_ns,
+            generation: identity.generation,
+            hostname: identity.hostname.as_bytes(),
+            entropy: &identity.entropy,
+            env: Strings::Slices(&env),
+        });
+        let taken = self.done("a new identity", &request).await?;
+        if taken == identity.generation {
+            return Ok(());
+        }
+        Err(LinkError::Unexpected {
+            request: "a new identity",
+            got: format!("generation {taken}, not {}", identity.generation),
+        })
+    }
+
+    /// Starts a process; returns once it runs.
+    ///
+    /// # Errors
+    /// The agent refused (unknown user, missing program or directory, …) or the link closed.
+    pub async fn start(&self, command: &Command) -> Result<ProcessStream, LinkError> {
+        let argv: Vec<&[u8]> = command.argv.iter().map(String::as_bytes).collect();
+        let env: Vec<&[u8]> = command.env.iter().map(String::as_bytes).collect();
+        let request = Request::Start(Start {
+            argv: Strings::Slices(&argv),
+            env: Strings::Slices(&env),
+            cwd: command.cwd.as_bytes(),
+            user: command.user.as_bytes(),
+            stdin: if command.stdin {
+                Stdin::Pipe
+            } else {
+                Stdin::Null
+            },
+            pty: command.pty.map(|(cols, rows)| PtySize { cols, rows }),
+            tag: command.tag.as_bytes(),
+            limits: wire::Limits::default(),
+        });
+        let mut stream = self.open(&request).await?;
+        match stream.news("a process start").await? {
+            News::Started { pid } => Ok(ProcessStream::new(stream, pid)),
+            News::Opened(_) => Err(LinkError::Unexpected {
+                request: "a process start",
+                got: "an open file".into(),
+            }),
+        }
+    }
+
+    /// Listens to a process that nobody listens to: after its connection was lost, or its stream
+    /// was given up.
+    ///
+    /// # Errors
+    /// No such process, one with a listener, or the link closed.
+    pub async fn attach(&self, pid: u32) -> Result<ProcessStream, LinkError> {
+        let mut stream = self.open(&Request::Attach { pid }).await?;
+        match stream.news("listening to a process").await? {
+            News::Started { pid } => Ok(ProcessStream::new(stream, pid)),
+            News::Opened(_) => Err(LinkError::Unexpected {
+                request: "listening to a process",
+                got: "an open file".into(),
+            }),
+        }
+    }
+
+    /// Sends a signal (1 to 64) to a process that was started by [`Link::start`].
+    ///
+    /// # Errors
+    /// No such process, or the link closed.
+    pub async fn signal(&self, pid: u32, signal: u8) -> Result<(), LinkError> {
+        self.done("a signal", &Request::Signal { pid, signal })
+            .await
+            .map(drop)
+    }
+
+    /// Sets the size of a process's terminal.
+    ///
+    /// # Errors
+    /// No such process, no terminal, or the link closed.
+    pub async fn resize(&self, pid: u32, cols: u16, rows: u16) -> Result<(), LinkError> {
+        let request = Request::Resize {
+            pid,
+            size: PtySize { cols, rows },
+        };
+        self.done("a resize", &request).await.map(drop)
+    }
+
+    /// The processes the agent started and that have not ended.
+    ///
+    /// # Errors
+    /// The link closed.
+    pub async fn processes(&self) -> Result<Vec<Process>, LinkError> {
+        self.records(&Request::ListProcesses, |bytes, all| {
+            for record in Records::<ProcessInfo<'_>>::new(bytes) {
+                let info = record?;
+                all.push(Process {
+                    pid: info.pid,
+                    pty: info.pty,
+                    tag: info.tag.to_vec(),
+                    program: info.program.to_vec(),
+                });
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// What is at `path`.
+    ///
+    /// # Errors
+    /// Nothing is there, or the link closed.
+    pub async fn stat(&self, path: &[u8]) -> Result<Entry, LinkError> {
+        self.entry("a stat", &Request::Stat { path }).await
+    }
+
+    /// What is in the directory `path`, `depth` levels deep (1 to [`wire::MAX_DEPTH`]), in no order.
+    ///
+    /// # Errors
+    /// No such directory, more than [`MAX_ENTRIES`], or the link closed.
+    pub async fn list_dir(&self, path: &[u8], depth: u32) -> Result<Vec<Entry>, LinkError> {
+        self.records(&Request::ListDir { path, depth }, |bytes, all| {
+            for record in Records::<EntryInfo<'_>>::new(bytes) {
+                all.push(Entry::from(record?));
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn records<T>(
+        &self,
+        request: &Request<'_>,
+        parse: impl Fn(&[u8], &mut Vec<T>) -> Result<(), wire::DecodeError>,
+    ) -> Result<Vec<T>, LinkError> {
+        let mut stream = self.open(request).await?;
+        let mut all = Vec::new();
+        while let Some((channel, bytes)) = stream.data().await {
+            if channel != Channel::Records {
+                continue;
+            }
+            parse(&bytes, &mut all).map_err(|why| LinkError::Unexpected {
+                request: "a listing",
+                got: format!("a record that is wrong: {why}"),
+            })?;
+            if all.len() > MAX_ENTRIES {
+                return Err(LinkError::TooMany(MAX_ENTRIES));
+            }
+        }
+        match stream.answer().await? {
+            Answer::Done(_) => Ok(all),
+            other => Err(other.unexpected("a listing")),
+        }
+    }
+
+    /// Makes a directory and its parents, owned by `user`.
+    ///
+    /// # Errors
+    /// Something is there already, or the link closed.
+    pub async fn make_dir(&self, path: &[u8], user: &str) -> Result<Entry, LinkError> {
+        self.entry(
+            "a mkdir",
+            &Request::MakeDir {
+                path,
+                user: user.as_bytes(),
+            },
+        )
+        .await
+    }
+
+    /// Renames, making the destination's parents, owned by `user`.
+    ///
+    /// # Errors
+    /// No such source, or the link closed.
+    pub async fn rename(&self, from: &[u8], to: &[u8], user: &str) -> Result<Entry, LinkError> {
+        self.entry(
+            "a move",
+            &Request::Move {
+                from,
+                to,
+                user: user.as_bytes(),
+            },
+        )
+        .await
+    }
+
+    /// Removes a file or a tree; returns how many entries went.
+    ///
+    /// # Errors
+    /// The guest could not remove something, or the link closed.
+    pub async fn remove(&self, path: &[u8]) -> Result<u64, LinkError> {
+        self.done("a removal", &Request::Remove { path }).await
+    }
+
+    /// Opens a file for reading from `offset`, at most `len` bytes.
+    ///
+    /// # Errors
+    /// No such file, a directory, or the link closed.
+    pub async fn read_file(
+        &self,
+        path: &[u8],
+        offset: u64,
+        len: u64,
+    ) -> Result<(Entry, FileReader), LinkError> {
+        let request = Request::ReadFile(wire::ReadFile { path, offset, len });
+        let mut stream = self.open(&request).await?;
+        match stream.news("a file read").await? {
+            News::Opened(entry) => Ok((entry, FileReader::new(stream))),
+            News::Started { .. } => Err(LinkError::Unexpected {
+                request: "a file read",
+                got: "a process".into(),
+            }),
+        }
+    }
+
+    /// Begins to write a file: truncated if it exists, else mode 0666 less the umask; parents are
+    /// made; everything new belongs to `user`. Errors of the guest come with the first bytes.
+    ///
+    /// # Errors
+    /// The link closed.
+    pub async fn write_file(&self, path: &[u8], user: &str) -> Result<FileWriter, LinkError> {
+        let request = Request::WriteFile(wire::WriteFile {
+            path,
+            user: user.as_bytes(),
+            mode: 0o666,
+            truncate: true,
+            parents: true,
+        });
+        Ok(FileWriter::new(self.open(&request).await?))
+    }
+
+    /// Finds a user of the guest by name; the empty name is root's.
+    ///
+    /// # Errors
+    /// No such user, or the link closed.
+    pub async fn lookup_user(&self, name: &str) -> Result<User, LinkError> {
+        match self
+            .ask(&Request::LookupUser {
+                name: name.as_bytes(),
+            })
+            .await?
+        {
+            Answer::User(user) => Ok(user),
+            other => Err(other.unexpected("a user lookup")),
+        }
+    }
+
+    /// Figures of the guest.
+    ///
+    /// # Errors
+    /// The link closed.
+    pub async fn sysinfo(&self) -> Result<Sysinfo, LinkError> {
+        match self.ask(&Request::Sysinfo).await? {
+            Answer::Sysinfo(info) => Ok(info),
+            other => Err(other.unexpected("a question for figures")),
+        }
+    }
+
+    /// Writes everything to the guest's disk.
+    ///
+    /// # Errors
+    /// The link closed.
+    pub async fn sync(&self) -> Result<(), LinkError> {
+        self.done("a sync", &Request::Sync).await.map(drop)
+    }
+
+    /// Powers the guest off; the link closes soon after.
+    ///
+    /// # Errors
+    /// The link closed first.
+    pub async fn shutdown(&self) -> Result<(), LinkError> {
+        self.done("a shutdown", &Request::Shutdown).await.map(drop)
+    }
+}
