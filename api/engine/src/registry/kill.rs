@@ -23,16 +23,21 @@ impl SandboxRegistry {
     /// # Errors
     /// [`EngineError::KillFailed`]: it stays paused.
     pub async fn kill(&self, id: &str) -> Result<bool, EngineError> {
-        match self.kill_target(id) {
-            None => self.kill_unreadable(id).await,
-            Some(KillTarget::Stored(paused)) => self.kill_paused(paused).await.map(|()| true),
-            Some(KillTarget::Machine(sandbox, busy)) => {
-                let ended = self.end(&sandbox, &EndReason::Killed);
+        loop {
+            let (sandbox, busy) = match self.kill_target(id) {
+                None => return self.kill_unreadable(id).await,
+                Some(KillTarget::Stored(paused)) => {
+                    return self.kill_paused(paused).await.map(|()| true);
+                }
+                Some(KillTarget::Machine(sandbox, busy)) => (sandbox, busy),
+            };
+            // Not ended: it was paused, reset or has ended just now. Look again.
+            if self.end(&sandbox, &EndReason::Killed) {
                 if busy {
                     // What was saved of it is removed by whoever saves it.
                     sandbox.settled().await;
                 }
-                Ok(ended)
+                return Ok(true);
             }
         }
     }
