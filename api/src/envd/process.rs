@@ -374,7 +374,10 @@ async fn run(
 }
 
 /// Hands each event to all listeners until the process ends.
-async fn hand_out(process: &Process, stream: &mut ProcessStream) -> Result<wire::Exit, LinkError> {
+async fn hand_out(
+    process: &Process,
+    stream: &mut ProcessStream,
+) -> Result<wire::ProcessExit, LinkError> {
     loop {
         match stream.next().await? {
             ProcessEvent::Exited(exit) => return Ok(exit),

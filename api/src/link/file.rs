@@ -7,7 +7,7 @@ use super::{
 };
 use bytes::Bytes;
 use std::task::{Context, Poll, ready};
-use wire::Channel;
+use wire::DataChannel;
 
 /// A file being read. Memory is bounded by the stream's window.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ impl FileReader {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, LinkError>>> {
         while let Some((channel, bytes)) = ready!(self.stream.poll_data(context)) {
-            if channel == Channel::File {
+            if channel == DataChannel::File {
                 return Poll::Ready(Some(Ok(bytes)));
             }
         }
@@ -59,7 +59,7 @@ pub struct FileWriter {
 
 impl FileWriter {
     pub(crate) fn new(stream: Stream) -> Self {
-        let sender = stream.sender(Channel::File);
+        let sender = stream.sender(DataChannel::File);
         Self { stream, sender }
     }
 

@@ -1,6 +1,6 @@
 //! What the agent reports, owned. Names and paths are the guest's bytes: any but NUL.
 
-use wire::{EntryInfo, ErrorCode, Exit, FileKind, Reply, Sysinfo};
+use wire::{EntryInfo, ErrorCode, FileKind, ProcessExit, Reply, Sysinfo};
 
 use super::{LinkError, Refusal};
 
@@ -115,7 +115,7 @@ pub struct Process {
 pub(crate) enum Answer {
     Done(u64),
     Error(Refusal),
-    Exited(Exit),
+    Exited(ProcessExit),
     Entry(Entry),
     User(User),
     Sysinfo(Sysinfo),

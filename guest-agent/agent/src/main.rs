@@ -26,7 +26,7 @@ mod users;
 mod walk;
 
 use agent::Agent;
-use link::Link;
+use link::HostLink;
 use sys::event::monotonic_ns;
 use sys::{Fd, spawn, system};
 
@@ -62,7 +62,7 @@ fn serve(agent: &mut Agent, fd: i32, start_ns: u64) -> ! {
     system::umask(0o022);
     system::adopt_orphans();
     agent.tasks.identity.leave_machine_alone();
-    let status = match ready.and_then(|()| agent.run(Link::given(socket, start_ns))) {
+    let status = match ready.and_then(|()| agent.run(HostLink::given(socket, start_ns))) {
         Ok(()) => 0,
         Err(e) => {
             system::log(format_args!("cannot serve descriptor {fd}: errno {}", e.0));

@@ -46,7 +46,7 @@ mod error;
 mod flow;
 mod frame;
 mod message;
-mod read_first;
+mod priming;
 mod reply;
 mod request;
 mod strings;
@@ -54,15 +54,18 @@ mod strings;
 pub use codec::{DecodeError, EncodeError};
 pub use error::{ErrorCode, GoAwayCode, ResetCode};
 pub use flow::{FlowError, RecvWindow, SendWindow};
-pub use frame::{Frame, FrameBuffer, FrameError, Header, Kind};
-pub use message::{Channel, Hello, Message, boot_flags};
-pub use read_first::READ_FIRST;
+pub use frame::{Frame, FrameBuffer, FrameError, FrameHeader, FrameKind};
+pub use message::{DataChannel, Hello, Message, boot_flags};
+pub use priming::PRIMED_FILES;
 pub use reply::{
-    EntryInfo, Event, Exit, FileKind, ProcessInfo, Record, Records, Reply, ReplyError, Sysinfo,
-    User,
+    EntryInfo, FileKind, ProcessExit, ProcessInfo, Record, Records, Reply, ReplyError, StreamEvent,
+    Sysinfo, UserInfo,
 };
-pub use request::{Limits, Open, PtySize, ReadFile, Request, SetIdentity, Start, Stdin, WriteFile};
-pub use strings::{Strings, StringsIter};
+pub use request::{
+    ProcessLimits, PtySize, ReadFile, Request, RequestPart, SetIdentity, StartProcess, Stdin,
+    WriteFile,
+};
+pub use strings::{StringList, StringListIter};
 
 /// The version both sides name in their [`Hello`]. A peer with another one gets a `GoAway`.
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -133,7 +136,7 @@ pub fn fuzz_decode(bytes: &[u8]) {
     }
     let _ = Request::decode(bytes);
     let _ = Reply::decode(bytes);
-    let _ = Event::decode(bytes);
+    let _ = StreamEvent::decode(bytes);
     for entry in Records::<EntryInfo<'_>>::new(bytes) {
         if entry.is_err() {
             break;

@@ -16,11 +16,11 @@ global_asm!(
 
 /// The arguments the kernel put on the stack.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Args {
+pub(crate) struct ProgramArgs {
     stack: *const usize,
 }
 
-impl Args {
+impl ProgramArgs {
     /// The `n`th argument.
     pub(crate) fn get(self, n: usize) -> Option<&'static [u8]> {
         // SAFETY: argc is at the entry stack pointer.
@@ -121,16 +121,16 @@ unsafe extern "C" fn strlen(s: *const u8) -> usize {
 }
 
 /// The agent's tables: zero pages until they are used.
-struct Global(core::cell::UnsafeCell<crate::agent::Agent>);
+struct AgentCell(core::cell::UnsafeCell<crate::agent::Agent>);
 
 // SAFETY: the program has one thread, and `begin` hands the contents out once.
-unsafe impl Sync for Global {}
+unsafe impl Sync for AgentCell {}
 
-static AGENT: Global = Global(core::cell::UnsafeCell::new(crate::agent::Agent::new()));
+static AGENT: AgentCell = AgentCell(core::cell::UnsafeCell::new(crate::agent::Agent::new()));
 
 /// The arguments and the agent. To be called once, by the program's entry.
-pub(crate) fn begin(stack: *const usize) -> (Args, &'static mut crate::agent::Agent) {
+pub(crate) fn begin(stack: *const usize) -> (ProgramArgs, &'static mut crate::agent::Agent) {
     // SAFETY: called once, so this is the only reference.
     let agent = unsafe { &mut *AGENT.0.get() };
-    (Args { stack }, agent)
+    (ProgramArgs { stack }, agent)
 }
