@@ -8,7 +8,7 @@ use crate::launcher::{Begin, LaunchError, Launched, Launcher, Plan, Timings};
 use crate::link::Link;
 use crate::name::Name;
 use crate::warm::{WarmError, first_command, warm};
-use snapshot_memory::Range;
+use snapshot_memory::PageRange;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -180,7 +180,10 @@ async fn learn(
     let tried: Result<Image, GoldenError> = tried.await;
     machine.stop().await;
     let (learned, first) = golden.learn(launcher, &tried?).await?;
-    let (touched, written) = (Range::count(&first.touched), Range::count(&first.written));
+    let (touched, written) = (
+        PageRange::count(&first.touched),
+        PageRange::count(&first.written),
+    );
     tracing::info!(
         template = template.name,
         touched,

@@ -9,7 +9,7 @@ use crate::pager::LONGEST;
 use crate::sandbox::Kept;
 use snapshot_format::{BaseImage, BlobRef, Digest, GuestShape, MANIFEST_VERSION, Manifest};
 use snapshot_memory::MemoryError;
-use snapshot_store::{Lease, SnapshotId, Store, StoreError};
+use snapshot_store::{BlobLease, SnapshotId, SnapshotStore, StoreError};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -68,7 +68,7 @@ pub enum VaultError {
 /// Images on a disk.
 #[derive(Debug)]
 pub struct Vault {
-    store: Store,
+    store: SnapshotStore,
     /// Where private files are made.
     layers: PathBuf,
     /// Whether memory that is not resident may stay so.
@@ -99,10 +99,10 @@ impl Vault {
     /// `lazy` it leaves memory that nobody uses where it is: a pager can bring it.
     ///
     /// # Errors
-    /// As [`Store::open`].
+    /// As [`SnapshotStore::open`].
     pub fn open(folder: &Path, layers: &Path, lazy: bool) -> Result<Self, VaultError> {
         Ok(Self {
-            store: Store::open(folder)?,
+            store: SnapshotStore::open(folder)?,
             layers: layers.to_owned(),
             lazy,
             bases: Mutex::default(),
@@ -168,7 +168,7 @@ impl Vault {
     }
 
     /// The layers of a basis in the store, written there if they are not yet.
-    fn put_basis(&self, basis: &Arc<Basis>) -> Result<(Vec<BlobRef>, Lease), VaultError> {
+    fn put_basis(&self, basis: &Arc<Basis>) -> Result<(Vec<BlobRef>, BlobLease), VaultError> {
         let _one = lock(&self.making);
         if let Some(stored) = basis.stored() {
             return Ok(stored);
@@ -194,7 +194,7 @@ impl Vault {
     }
 
     /// The whole of a file as a blob.
-    fn copy_in(&self, from: &File) -> Result<(BlobRef, Lease), VaultError> {
+    fn copy_in(&self, from: &File) -> Result<(BlobRef, BlobLease), VaultError> {
         let mut blob = self.store.write_blob()?;
         let (mut buffer, mut at) = (vec![0; CHUNK], 0);
         loop {
@@ -384,7 +384,7 @@ impl Vault {
         if self.swept.swap(true, SeqCst) {
             return;
         }
-        match self.store.collect() {
+        match self.store.collect_garbage() {
             Ok(collected) => tracing::debug!(?collected, "store swept"),
             Err(error) => {
                 let error = crate::error::chain(&error);

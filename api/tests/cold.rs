@@ -5,7 +5,7 @@ use api::image::{AgentLink, Basis, Image, Shape};
 use api::sandbox::Kept;
 use api::vault::Vault;
 use snapshot_format::BaseImage;
-use snapshot_memory::{Range, write_layer};
+use snapshot_memory::{PageRange, write_layer};
 use snapshot_store::SnapshotId;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -24,7 +24,7 @@ fn layer(page: u64) -> Arc<File> {
     let number = usize::try_from(page).unwrap();
     memory[number * 4096] = u8::try_from(page + 1).unwrap();
     let file = tempfile::tempfile().unwrap();
-    let range = Range {
+    let range = PageRange {
         first: page,
         end: page + 1,
     };

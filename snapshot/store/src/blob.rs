@@ -1,8 +1,8 @@
 //! Writing a blob: its name is known only when its last byte is.
 
 use crate::error::{StoreError, io};
-use crate::known::{self, Known};
-use crate::lease::{Lease, Leases};
+use crate::known::{self, KnownDigests};
+use crate::lease::{BlobLease, LeaseTable};
 use snapshot_format::{BlobRef, Digest};
 use std::fs::File;
 use std::io::{self, Write};
@@ -18,8 +18,8 @@ pub struct BlobWriter {
     file: File,
     path: PathBuf,
     blobs: PathBuf,
-    leases: Leases,
-    known: Known,
+    leases: LeaseTable,
+    known: KnownDigests,
     hash: blake3::Hasher,
     size: u64,
 }
@@ -28,8 +28,8 @@ impl BlobWriter {
     pub(crate) fn create(
         tmp: &Path,
         blobs: &Path,
-        leases: Leases,
-        known: Known,
+        leases: LeaseTable,
+        known: KnownDigests,
     ) -> Result<Self, StoreError> {
         let path = crate::store::fresh(tmp)?;
         let file = File::create_new(&path).map_err(io("Creating", &path))?;
@@ -50,7 +50,7 @@ impl BlobWriter {
     ///
     /// # Errors
     /// When the disk refuses; then nothing is left of it.
-    pub fn finish(self) -> Result<(BlobRef, Lease), StoreError> {
+    pub fn finish(self) -> Result<(BlobRef, BlobLease), StoreError> {
         let done = known::finish(&self.file).and_then(|()| self.file.sync_all());
         let meta = done.and_then(|()| self.file.metadata());
         let meta = meta.map_err(io("Making durable", &self.path))?;

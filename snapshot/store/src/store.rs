@@ -3,8 +3,8 @@
 use crate::blob::{BlobWriter, digest};
 use crate::error::{StoreError, io};
 use crate::id::SnapshotId;
-use crate::known::Known;
-use crate::lease::{Lease, Leases};
+use crate::known::KnownDigests;
+use crate::lease::{BlobLease, LeaseTable};
 use rustix::fs::{FlockOperation, flock};
 use snapshot_format::{BlobRef, Digest, MAX_MANIFEST, Manifest};
 use std::collections::HashSet;
@@ -15,25 +15,25 @@ use std::path::{Path, PathBuf};
 
 /// An open store.
 #[derive(Debug)]
-pub struct Store {
+pub struct SnapshotStore {
     blobs: PathBuf,
     manifests: PathBuf,
     tmp: PathBuf,
-    leases: Leases,
-    known: Known,
+    leases: LeaseTable,
+    known: KnownDigests,
     _lock: File,
 }
 
 /// What a collection removed.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Collected {
+pub struct CollectedBlobs {
     /// Blobs.
     pub blobs: usize,
     /// Their bytes.
     pub bytes: u64,
 }
 
-impl Store {
+impl SnapshotStore {
     /// Opens the store at `root`, made if need be. Removes what a crash left half-written.
     ///
     /// # Errors
@@ -53,8 +53,8 @@ impl Store {
             blobs,
             manifests,
             tmp,
-            leases: Leases::default(),
-            known: Known::default(),
+            leases: LeaseTable::default(),
+            known: KnownDigests::default(),
             _lock: lock,
         };
         // What is in there is the memory and the disks of others' machines.
@@ -121,7 +121,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::NoSnapshot`] or [`StoreError::Format`].
-    pub fn load(&self, id: &SnapshotId) -> Result<(Manifest, Lease), StoreError> {
+    pub fn load(&self, id: &SnapshotId) -> Result<(Manifest, BlobLease), StoreError> {
         let manifest = self.read(id)?;
         let lease = self.leases.take(digests(&manifest));
         // Removed or replaced before the lease began? Then its blobs may be collected already.
@@ -134,7 +134,7 @@ impl Store {
     /// A lease on blobs that the caller knows to be kept at this moment, by another lease or by a
     /// manifest.
     #[must_use]
-    pub fn lease(&self, blobs: &[BlobRef]) -> Lease {
+    pub fn lease(&self, blobs: &[BlobRef]) -> BlobLease {
         self.leases.take(blobs.iter().map(|blob| blob.digest))
     }
 
@@ -236,7 +236,7 @@ impl Store {
     ///
     /// # Errors
     /// When a manifest cannot be read: then nothing is removed, since it might name anything.
-    pub fn collect(&self) -> Result<Collected, StoreError> {
+    pub fn collect_garbage(&self) -> Result<CollectedBlobs, StoreError> {
         let leased = self.leases.lock();
         let mut named = HashSet::new();
         for id in self.list()? {
@@ -246,7 +246,7 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
-        let mut collected = Collected::default();
+        let mut collected = CollectedBlobs::default();
         for path in entries(&self.blobs)? {
             let digest = path.file_name().and_then(|n| n.to_str()).map(str::to_owned);
             let digest = digest.and_then(|name| Digest::try_from(name).ok());

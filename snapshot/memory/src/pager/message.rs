@@ -2,7 +2,7 @@
 //! numbers little-endian, descriptors beside it.
 
 use super::{PagerError, io};
-use crate::dirty::Range;
+use crate::dirty::PageRange;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
@@ -29,7 +29,7 @@ const VERSION: u8 = 1;
 
 /// A machine that is to be served.
 #[derive(Debug)]
-pub struct Job {
+pub struct PagingJob {
     /// Its name in the log, at most 64 bytes.
     pub name: String,
     /// Pages of its memory.
@@ -47,7 +47,7 @@ pub struct Job {
 ///
 /// # Errors
 /// [`PagerError::Message`] for what is over a limit, or the socket's error: the pager is gone.
-pub fn send_job(socket: impl AsFd, job: &Job) -> Result<(), PagerError> {
+pub fn send_job(socket: impl AsFd, job: &PagingJob) -> Result<(), PagerError> {
     let mut bytes = vec![VERSION, u8::from(job.record.is_some())];
     bytes.extend_from_slice(&job.pages.to_le_bytes());
     bytes.extend_from_slice(job.name.as_bytes());
@@ -62,11 +62,11 @@ pub fn send_job(socket: impl AsFd, job: &Job) -> Result<(), PagerError> {
 }
 
 /// The next machine; `None`: the service is gone.
-pub(super) fn receive_job(socket: impl AsFd) -> Result<Option<Job>, PagerError> {
+pub(super) fn receive_job(socket: impl AsFd) -> Result<Option<PagingJob>, PagerError> {
     let Some((bytes, fds)) = receive(socket)? else {
         return Ok(None);
     };
-    let mut reader = Reader(&bytes);
+    let mut reader = MessageReader(&bytes);
     let (version, record) = (reader.byte()?, reader.byte()?);
     check_version(version)?;
     let pages = reader.number()?;
@@ -79,7 +79,7 @@ pub(super) fn receive_job(socket: impl AsFd) -> Result<Option<Job>, PagerError> 
     if layers.is_empty() || layers.len() > MAX_LAYERS {
         return Err(PagerError::Message(format!("{} layers", layers.len())));
     }
-    Ok(Some(Job {
+    Ok(Some(PagingJob {
         name,
         pages,
         machine,
@@ -90,13 +90,13 @@ pub(super) fn receive_job(socket: impl AsFd) -> Result<Option<Job>, PagerError> 
 
 /// Where a machine's memory lies, and what of it is used soon.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Attach {
+pub(super) struct AttachRequest {
     /// Address and pages of each part, in the order of the whole.
     pub(super) parts: Vec<(usize, u64)>,
-    pub(super) first: Vec<Range>,
+    pub(super) first: Vec<PageRange>,
 }
 
-impl Attach {
+impl AttachRequest {
     pub(super) fn send(&self, socket: impl AsFd, uffd: BorrowedFd<'_>) -> Result<(), PagerError> {
         let mut bytes = vec![VERSION, u8::try_from(self.parts.len()).unwrap_or(u8::MAX)];
         for (address, pages) in &self.parts {
@@ -118,7 +118,7 @@ impl Attach {
         let Some((bytes, fds)) = receive(socket)? else {
             return Ok(None);
         };
-        let mut reader = Reader(&bytes);
+        let mut reader = MessageReader(&bytes);
         check_version(reader.byte()?)?;
         let count = usize::from(reader.byte()?);
         if count == 0 || count > MAX_PARTS {
@@ -140,7 +140,7 @@ impl Attach {
         }
         let mut first = Vec::new();
         while !reader.0.is_empty() && first.len() < MAX_FIRST {
-            let range = Range {
+            let range = PageRange {
                 first: reader.number()?,
                 end: reader.number()?,
             };
@@ -161,7 +161,7 @@ impl Attach {
 
 /// What the pager tells a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Word {
+pub(super) enum PagerStatus {
     /// Memory may be touched from now on.
     Ready,
     /// All of it is there.
@@ -170,7 +170,7 @@ pub(super) enum Word {
     Failed(String),
 }
 
-impl Word {
+impl PagerStatus {
     pub(super) fn send(&self, socket: impl AsFd) -> Result<(), PagerError> {
         let (kind, text) = match self {
             Self::Ready => (0, ""),
@@ -186,7 +186,7 @@ impl Word {
         let Some((bytes, _)) = receive(socket)? else {
             return Ok(None);
         };
-        let mut reader = Reader(&bytes);
+        let mut reader = MessageReader(&bytes);
         check_version(reader.byte()?)?;
         Ok(Some(match reader.byte()? {
             0 => Self::Ready,
@@ -197,9 +197,9 @@ impl Word {
     }
 }
 
-struct Reader<'a>(&'a [u8]);
+struct MessageReader<'a>(&'a [u8]);
 
-impl Reader<'_> {
+impl MessageReader<'_> {
     fn byte(&mut self) -> Result<u8, PagerError> {
         let (first, rest) = self
             .0
@@ -321,25 +321,29 @@ mod test {
     #[test]
     fn words_arrive() {
         let (a, b) = pair();
-        for word in [Word::Ready, Word::Done, Word::Failed("no".into())] {
+        for word in [
+            PagerStatus::Ready,
+            PagerStatus::Done,
+            PagerStatus::Failed("no".into()),
+        ] {
             word.send(&a).unwrap();
-            assert_eq!(Word::receive(&b).unwrap(), Some(word));
+            assert_eq!(PagerStatus::receive(&b).unwrap(), Some(word));
         }
         drop(a);
-        assert_eq!(Word::receive(&b).unwrap(), None);
+        assert_eq!(PagerStatus::receive(&b).unwrap(), None);
     }
 
     #[test]
     fn a_memory_that_does_not_fit_is_refused() {
         let said = |parts: &[(usize, u64)], first: &[(u64, u64)]| {
             let (a, b) = pair();
-            let first = first.iter().map(|&(first, end)| Range { first, end });
-            let attach = Attach {
+            let first = first.iter().map(|&(first, end)| PageRange { first, end });
+            let attach = AttachRequest {
                 parts: parts.to_vec(),
                 first: first.collect(),
             };
             attach.send(&a, a.as_fd()).unwrap();
-            Attach::receive(&b, 8).map(|got| got.unwrap().0 == attach)
+            AttachRequest::receive(&b, 8).map(|got| got.unwrap().0 == attach)
         };
         assert!(said(&[(4096, 3), (1 << 20, 5)], &[(0, 8)]).unwrap());
         for (parts, first) in [
@@ -362,8 +366,8 @@ mod test {
             for _ in 0..3 {
                 send(&a, &bytes, &[a.as_fd()]).unwrap();
             }
-            let _ = Attach::receive(&b, 8);
-            let _ = Word::receive(&b);
+            let _ = AttachRequest::receive(&b, 8);
+            let _ = PagerStatus::receive(&b);
             let _ = receive_job(&b);
         }
     }

@@ -24,17 +24,17 @@
 //! Pages arrive write-protected without a handler (`UFFD_FEATURE_WP_ASYNC`): the kernel takes the
 //! protection away at the first write and the page tables then say exactly what differs from the
 //! layers ([`crate::Pagemap::written_ranges`]). For that the memory stays registered after Done; a fault
-//! can then only come of a discard, and [`Lazy::serve_discards`] answers it with zeros.
+//! can then only come of a discard, and [`LazyMemory::serve_discards`] answers it with zeros.
 
 mod client;
+mod layer_chain;
 mod machine;
 mod message;
 mod server;
-mod source;
 mod uffd;
 
-pub use client::{Lazy, Over, check};
-pub use message::{Job, MAX_LAYERS, send_job};
+pub use client::{LazyMemory, PagingEnd, check};
+pub use message::{MAX_LAYERS, PagingJob, send_job};
 pub use server::{MAX_MACHINES, serve};
 
 use crate::error::MemoryError;
