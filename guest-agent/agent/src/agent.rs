@@ -8,12 +8,13 @@
 //! Nothing in a turn is unbounded: a frame per process and way, a step per task, one buffer of
 //! input. What does not fit waits for the next turn.
 
-use crate::link::{HostLink, LinkRead, TOKEN as LINK};
+use crate::link::{HostLink, LinkRead};
 use crate::procs::ProcessPort;
 use crate::sys::event::{Epoll, EpollEvent, child_signals};
 use crate::sys::spawn::reap;
 use crate::sys::{Errno, Fd, read, system};
 use crate::tasks::TaskTable;
+use crate::tokens::{LINK, OUT, SIGNAL, STDIN, of_process};
 use agent_core::{FatalError, HostAction, HostInput, Session};
 use wire::Message;
 
@@ -30,21 +31,6 @@ pub(crate) struct Agent {
     session: Session,
     pub(crate) tasks: TaskTable,
     turn: usize,
-}
-
-const SIGNAL: u64 = 2 << 32;
-const STDIN: u64 = 3 << 32;
-const OUT: u64 = 4 << 32;
-const ERR: u64 = 5 << 32;
-
-/// The epoll token of a process's descriptor.
-pub(crate) fn token(process: usize, port: ProcessPort) -> u64 {
-    let kind = match port {
-        ProcessPort::Stdin => STDIN,
-        ProcessPort::Out => OUT,
-        ProcessPort::Err => ERR,
-    };
-    kind | u64::try_from(process).unwrap_or(0)
 }
 
 /// What the loop waits on.
@@ -86,10 +72,10 @@ impl Agent {
             again = self.reap(&mut sources);
             again |= self.receive(&mut link, &sources.epoll);
             again |= self.tasks.step(self.turn, &mut self.session);
-            again |= self
-                .tasks
-                .procs
-                .pump(self.turn, &mut self.session, &sources.epoll, token);
+            again |=
+                self.tasks
+                    .procs
+                    .pump(self.turn, &mut self.session, &sources.epoll, of_process);
             let tight = self.session.is_tight();
             link.send(&mut self.session, &sources.epoll);
             again |= tight && !self.session.is_tight();

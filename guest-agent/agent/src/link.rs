@@ -4,14 +4,12 @@
 use crate::identity::GuestIdentity;
 use crate::sys::event::{Epoll, connect_host, monotonic_ns, socket_error};
 use crate::sys::{Errno, Fd, read, system, write};
+use crate::tokens::LINK;
 use agent_core::Session;
 use wire::{AGENT_PORT, Hello, Message, PROTOCOL_VERSION, boot_flags};
 
 const FIRST_RETRY_MS: u32 = 10;
 const LAST_RETRY_MS: u32 = 1000;
-
-/// The epoll token of the connection.
-pub(crate) const TOKEN: u64 = 1 << 32;
 
 enum LinkState {
     /// There is no connection; the next try is after the wait.
@@ -84,7 +82,7 @@ impl HostLink {
         match core::mem::replace(&mut self.state, LinkState::Down) {
             LinkState::Down if self.wait_ms != 0 && monotonic_ns() < self.next_try_ns => {}
             LinkState::Down | LinkState::Lost => self.try_vsock(epoll),
-            LinkState::Connecting(fd) if !self.vsock => match epoll.add(&fd, TOKEN, false, true) {
+            LinkState::Connecting(fd) if !self.vsock => match epoll.add(&fd, LINK, false, true) {
                 Ok(()) => self.state = LinkState::Up(fd),
                 Err(_) => self.state = LinkState::Over,
             },
@@ -118,7 +116,7 @@ impl HostLink {
         self.readable = false;
         self.ended = false;
         let made = connect_host(AGENT_PORT).and_then(|fd| {
-            epoll.add(&fd, TOKEN, true, true)?;
+            epoll.add(&fd, LINK, true, true)?;
             Ok(fd)
         });
         match made {
@@ -214,7 +212,7 @@ impl HostLink {
         }
         if self.watching == self.writable {
             self.watching = !self.writable;
-            if epoll.change(fd, TOKEN, self.watching, true).is_err() {
+            if epoll.change(fd, LINK, self.watching, true).is_err() {
                 self.lose();
             }
         }

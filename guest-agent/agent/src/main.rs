@@ -22,6 +22,7 @@ mod procs;
 mod sys;
 mod sysinfo;
 mod tasks;
+mod tokens;
 mod users;
 mod walk;
 
@@ -31,7 +32,7 @@ use sys::event::monotonic_ns;
 use sys::{Fd, spawn, system};
 
 /// The program, as called by `_start`. Never returns: PID 1 must not end.
-pub(crate) extern "C" fn entry(stack: *const usize) -> ! {
+pub(crate) extern "C" fn run_program(stack: *const usize) -> ! {
     let start_ns = monotonic_ns();
     let (args, agent) = sys::runtime::begin(stack);
     if system::pid() == 1 {

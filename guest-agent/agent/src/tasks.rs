@@ -11,6 +11,7 @@ use crate::procs::ProcessTable;
 use crate::sys::event::{Epoll, monotonic_ns};
 use crate::sys::file::sync;
 use crate::sys::{Errno, Fd, write_all};
+use crate::tokens::of_process;
 use crate::users::UserFiles;
 use crate::walk::{RemovalStart, WalkStep, WalkTable};
 use agent_core::Session;
@@ -143,12 +144,7 @@ impl TaskTable {
         }
         let accounts = self.users.now();
         let Some(user) = accounts.user(user) else {
-            return session.fail(
-                slot,
-                ErrorCode::UnknownUser,
-                0,
-                format_args!("unknown user"),
-            );
+            return unknown_user(session, slot);
         };
         let path = &self.paths[slot];
         match request {
@@ -230,9 +226,7 @@ impl TaskTable {
                 self.procs.admit(i, slot, launched, start, monotonic_ns());
                 self.table[slot] = StreamTask::Process(i);
                 session.event(slot, &StreamEvent::Started { pid });
-                let watched = self
-                    .procs
-                    .watch(i, epoll, |port| crate::agent::token(i, port));
+                let watched = self.procs.watch(i, epoll, |port| of_process(i, port));
                 if watched.is_err() {
                     session.reset(
                         slot,
@@ -259,12 +253,7 @@ impl TaskTable {
     fn lookup(&mut self, slot: usize, name: &[u8], session: &mut Session) {
         let accounts = self.users.now();
         let Some(user) = accounts.user(name) else {
-            return session.fail(
-                slot,
-                ErrorCode::UnknownUser,
-                0,
-                format_args!("unknown user"),
-            );
+            return unknown_user(session, slot);
         };
         let mut groups = [0; wire::MAX_GROUPS];
         let mut bytes = [0; 4 * wire::MAX_GROUPS];
@@ -438,12 +427,13 @@ fn tell_failed(session: &mut Session, slot: usize, failed: &IdentityError) {
 }
 
 fn finish(session: &mut Session, slot: usize, done: Result<(), Errno>, what: &str) {
-    finish_with(session, slot, done, what, 0);
-}
-
-fn finish_with(session: &mut Session, slot: usize, done: Result<(), Errno>, what: &str, n: u64) {
     match done {
-        Ok(()) => session.reply(slot, &Reply::Done(n)),
+        Ok(()) => session.reply(slot, &Reply::Done(0)),
         Err(e) => fail(session, slot, what, e),
     }
+}
+
+fn unknown_user(session: &mut Session, slot: usize) {
+    let text = format_args!("unknown user");
+    session.fail(slot, ErrorCode::UnknownUser, 0, text);
 }

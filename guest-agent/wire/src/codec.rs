@@ -83,6 +83,18 @@ impl core::error::Error for EncodeError {}
 type DecodeResult<T> = Result<T, DecodeError>;
 type EncodeResult = Result<(), EncodeError>;
 
+/// A code out of its number.
+pub(crate) fn code<T>(
+    v: u8,
+    from: impl Fn(u8) -> Option<T>,
+    field: &'static str,
+) -> Result<T, DecodeError> {
+    from(v).ok_or(DecodeError::Invalid {
+        field,
+        value: u32::from(v),
+    })
+}
+
 /// Takes fields off the front of a slice.
 #[derive(Debug, Clone)]
 pub(crate) struct FieldReader<'a> {

@@ -1,7 +1,7 @@
 //! Frames: the header, and a decoder that works however the bytes are cut.
 
 use crate::error::codes;
-use crate::{HEADER_LEN, MAX_FRAME, MAX_PAYLOAD};
+use crate::limits::{HEADER_LEN, MAX_FRAME, MAX_PAYLOAD};
 use core::fmt;
 
 codes! {

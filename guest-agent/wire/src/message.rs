@@ -1,11 +1,11 @@
 //! What a frame says.
 
-use crate::codec::{DecodeError, EncodeError, FieldReader, FieldWriter};
-use crate::error::codes;
-use crate::{
-    Frame, FrameHeader, FrameKind, GoAwayCode, HEADER_LEN, MAX_FRAME, MAX_MESSAGE, MAX_PAYLOAD,
-    MAX_VERSION, Reply, RequestPart, ResetCode, StreamEvent,
-};
+use crate::codec::{DecodeError, EncodeError, FieldReader, FieldWriter, code};
+use crate::error::{GoAwayCode, ResetCode, codes};
+use crate::frame::{Frame, FrameHeader, FrameKind};
+use crate::limits::{HEADER_LEN, MAX_FRAME, MAX_MESSAGE, MAX_PAYLOAD, MAX_VERSION};
+use crate::reply::{Reply, StreamEvent};
+use crate::request::RequestPart;
 
 codes! {
     /// To what the bytes of a `Data` frame belong. Travels in the flags of the header.
@@ -221,15 +221,3 @@ impl<'a> Message<'a> {
 }
 
 const _: () = assert!(MAX_FRAME == HEADER_LEN + MAX_PAYLOAD);
-
-/// A code out of its number.
-pub(crate) fn code<T>(
-    v: u8,
-    from: impl Fn(u8) -> Option<T>,
-    field: &'static str,
-) -> Result<T, DecodeError> {
-    from(v).ok_or(DecodeError::Invalid {
-        field,
-        value: u32::from(v),
-    })
-}

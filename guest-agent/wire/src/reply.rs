@@ -1,9 +1,8 @@
 //! What the agent answers.
 
-use crate::codec::{DecodeError, EncodeError, FieldReader, FieldWriter};
-use crate::error::codes;
-use crate::message::code;
-use crate::{ErrorCode, MAX_GROUPS, MAX_MESSAGE, MAX_NAME, MAX_PATH, MAX_TAG};
+use crate::codec::{DecodeError, EncodeError, FieldReader, FieldWriter, code};
+use crate::error::{ErrorCode, codes};
+use crate::limits::{MAX_GROUPS, MAX_MESSAGE, MAX_NAME, MAX_PATH, MAX_TAG};
 
 codes! {
     /// What an entry is.

@@ -1,13 +1,13 @@
 //! What the host can ask for. Paths are absolute; the agent acts as root and gives what it creates
 //! to the named user. An empty user name means root.
 
-use crate::codec::{DecodeError, EncodeError, FieldReader, FieldWriter};
+use crate::codec::{DecodeError, EncodeError, FieldReader, FieldWriter, code};
 use crate::error::codes;
-use crate::message::code;
-use crate::{
-    MAX_ARGS, MAX_DEFAULT_ENV, MAX_DEPTH, MAX_ENTROPY, MAX_ENV, MAX_NAME, MAX_PATH, MAX_REQUEST,
-    MAX_TAG, StringList,
+use crate::limits::{
+    MAX_ARGS, MAX_DEFAULT_ENV, MAX_DEPTH, MAX_ENTROPY, MAX_ENV, MAX_NAME, MAX_PATH, MAX_PAYLOAD,
+    MAX_REQUEST, MAX_TAG,
 };
+use crate::strings::StringList;
 
 /// An `Open` frame: a part of an encoded [`Request`].
 ///
@@ -42,7 +42,7 @@ impl<'a> RequestPart<'a> {
 
     /// The `Open` frames for an encoded request.
     pub fn parts(request: &'a [u8]) -> impl Iterator<Item = Self> {
-        let mut chunks = request.chunks(crate::MAX_PAYLOAD).peekable();
+        let mut chunks = request.chunks(MAX_PAYLOAD).peekable();
         core::iter::from_fn(move || {
             let part = chunks.next()?;
             Some(Self {

@@ -2,6 +2,7 @@
 //! so that the agent passes them to `execve` without copying.
 
 use crate::codec::{DecodeError, EncodeError, FieldReader, FieldWriter};
+use crate::limits::MAX_REQUEST;
 
 /// A borrowed list of byte strings without NUL.
 #[derive(Clone, Copy)]
@@ -55,7 +56,7 @@ impl<'a> StringList<'a> {
             bytes += s.len() + 1;
         }
         w.len(field, count, max)?;
-        w.len(field, bytes, crate::MAX_REQUEST)?;
+        w.len(field, bytes, MAX_REQUEST)?;
         for s in *self {
             w.raw(s)?;
             w.u8(0)?;
@@ -69,7 +70,7 @@ impl<'a> StringList<'a> {
         max: usize,
     ) -> Result<Self, DecodeError> {
         let count = r.len(field, max)?;
-        let bytes = r.bytes(field, crate::MAX_REQUEST)?;
+        let bytes = r.bytes(field, MAX_REQUEST)?;
         if bytes.last().is_some_and(|&b| b != 0)
             || bytes.iter().filter(|&&b| b == 0).count() != count
         {

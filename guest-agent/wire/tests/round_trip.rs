@@ -201,7 +201,7 @@ proptest! {
 
     #[test]
     fn any_bytes_are_survived(bytes in vec(any::<u8>(), 0..4000)) {
-        wire::fuzz_decode(&bytes);
+        every_decoder(&bytes);
     }
 
     #[test]
@@ -215,8 +215,8 @@ proptest! {
             bytes.extend([kind, flags, 0, 0]);
             bytes.extend(&body);
         }
-        wire::fuzz_decode(&bytes[1..]);
-        wire::fuzz_decode(&bytes);
+        every_decoder(&bytes[1..]);
+        every_decoder(&bytes);
     }
 }
 
@@ -259,4 +259,10 @@ fn explanations_are_cut_not_refused() {
     };
     let n = reset.encode(3, &mut out).unwrap();
     assert!(n <= HEADER_LEN + 5 + wire::MAX_MESSAGE);
+}
+
+fn every_decoder(bytes: &[u8]) {
+    wire::fuzz::fuzz_frames(bytes);
+    wire::fuzz::fuzz_request(bytes);
+    wire::fuzz::fuzz_records(bytes);
 }

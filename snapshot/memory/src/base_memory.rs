@@ -32,8 +32,11 @@ impl BaseMemory {
                 wanted: pages,
             });
         }
-        let fd = memfd_create("base-memory", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-            .map_err(|e| io("Creating a memory file", "base memory")(e.into()))?;
+        let fd = memfd_create(
+            "base-memory",
+            MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+        )
+        .map_err(|e| io("Creating a memory file", "base memory")(e.into()))?;
         let file = File::from(fd);
         ftruncate(&file, pages * UNIT)
             .map_err(|e| io("Sizing a memory file", format!("{pages} pages"))(e.into()))?;

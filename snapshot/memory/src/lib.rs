@@ -18,6 +18,7 @@
 mod base_memory;
 mod dirty;
 mod error;
+pub mod fuzz;
 mod huge;
 mod layer_file;
 pub mod pager;

@@ -92,7 +92,7 @@ fn read(state: &SectionFile<'_>, name: &str, pages: u64) -> Result<Vec<PageRange
     for pair in pairs {
         let (words, _) = pair.as_chunks::<8>();
         let [first, end] = [words[0], words[1]].map(u64::from_le_bytes);
-        if first < before || end <= first || end > pages || count + end - first > MAX_PAGES {
+        if first < before || end <= first || end > pages || count + (end - first) > MAX_PAGES {
             return Err(invalid(format!(
                 "{first} to {end} behind {before} of {pages} pages"
             )));

@@ -1,6 +1,7 @@
 //! Writing a blob: its name is known only when its last byte is.
 
 use crate::error::{StoreError, io};
+use crate::folder::{fresh, sync};
 use crate::known::{self, KnownDigests};
 use crate::lease::{BlobLease, LeaseTable};
 use snapshot_format::{BlobRef, Digest};
@@ -31,7 +32,7 @@ impl BlobWriter {
         leases: LeaseTable,
         known: KnownDigests,
     ) -> Result<Self, StoreError> {
-        let path = crate::store::fresh(tmp)?;
+        let path = fresh(tmp)?;
         let file = File::create_new(&path).map_err(io("Creating", &path))?;
         let blobs = blobs.to_owned();
         Ok(Self {
@@ -59,7 +60,7 @@ impl BlobWriter {
         let lease = self.leases.take([digest]);
         let place = self.blobs.join(digest.to_string());
         std::fs::rename(&self.path, &place).map_err(io("Putting in place", &place))?;
-        crate::store::sync_dir(&self.blobs)?;
+        sync(&self.blobs)?;
         self.known.note(digest, &meta);
         Ok((
             BlobRef {

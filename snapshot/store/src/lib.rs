@@ -26,6 +26,7 @@
 mod blob;
 mod error;
 mod flat;
+mod folder;
 mod id;
 mod known;
 mod lease;

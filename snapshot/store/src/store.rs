@@ -2,6 +2,7 @@
 
 use crate::blob::{BlobWriter, digest};
 use crate::error::{StoreError, io};
+use crate::folder::{entries, fresh, sync};
 use crate::id::SnapshotId;
 use crate::known::KnownDigests;
 use crate::lease::{BlobLease, LeaseTable};
@@ -114,7 +115,7 @@ impl SnapshotStore {
             let _ = fs::remove_file(&path);
         }
         written?;
-        sync_dir(&self.manifests)
+        sync(&self.manifests)
     }
 
     /// The manifest of a snapshot, and a lease on everything it names.
@@ -229,7 +230,7 @@ impl SnapshotStore {
             }
             other => other.map_err(io("Removing", &path)),
         }?;
-        sync_dir(&self.manifests)
+        sync(&self.manifests)
     }
 
     /// Removes every blob that no manifest names and nobody leases.
@@ -279,33 +280,4 @@ fn blobs(manifest: &Manifest) -> impl Iterator<Item = &BlobRef> {
 
 fn digests(manifest: &Manifest) -> Vec<Digest> {
     blobs(manifest).map(|b| b.digest).collect()
-}
-
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
-    let read = || -> std::io::Result<Vec<PathBuf>> {
-        fs::read_dir(folder)?
-            .map(|entry| Ok(entry?.path()))
-            .collect()
-    };
-    read().map_err(io("Listing", folder))
-}
-
-/// A path in `tmp` that nobody else has.
-pub(crate) fn fresh(tmp: &Path) -> Result<PathBuf, StoreError> {
-    let random = getrandom::u64().map_err(|e| {
-        let source = std::io::Error::other(e.to_string());
-        StoreError::Io {
-            action: "Choosing a name in",
-            path: tmp.to_owned(),
-            source,
-        }
-    })?;
-    Ok(tmp.join(format!("{random:016x}")))
-}
-
-/// Makes renames in `folder` durable.
-pub(crate) fn sync_dir(folder: &Path) -> Result<(), StoreError> {
-    File::open(folder)
-        .and_then(|f| f.sync_all())
-        .map_err(io("Making durable", folder))
 }

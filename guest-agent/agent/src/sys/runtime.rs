@@ -1,18 +1,7 @@
-//! What a program without libc must bring itself: the entry point, the memory functions the
-//! compiler calls, and a personality symbol the prebuilt `core` refers to.
+//! What a program without libc must bring itself, beside its first instruction (`start.rs`): the memory
+//! functions that the compiler calls, and a personality symbol the prebuilt `core` refers to.
 
-use core::arch::{asm, global_asm};
-
-global_asm!(
-    ".globl _start",
-    "_start:",
-    "xor ebp, ebp",
-    "mov rdi, rsp", // argc, argv, envp as the kernel left them
-    "and rsp, -16",
-    "call {main}",
-    "ud2",
-    main = sym crate::entry,
-);
+use core::arch::asm;
 
 /// The arguments the kernel put on the stack.
 #[derive(Debug, Clone, Copy)]

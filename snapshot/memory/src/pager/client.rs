@@ -1,8 +1,8 @@
 //! The machine's side: giving its memory to the pager, and noticing how that ends.
 
+use super::error::{PagerError, io};
 use super::message::{AttachRequest, PagerStatus, wait};
 use super::uffd::{FillProgress, MemoryEvent, PAGE, PageFiller, create};
-use super::{PagerError, io};
 use crate::dirty::{PageRange, Pagemap};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;

@@ -1,6 +1,6 @@
 //! What a chain of layers says about each page, read and checked.
 
-use super::PagerError;
+use super::error::PagerError;
 use super::uffd::PAGE;
 use crate::base_memory::visible;
 use crate::error::MemoryError;

@@ -1,9 +1,9 @@
 //! One machine's memory, from its first fault to the last page.
 
+use super::error::{PagerError, io};
 use super::layer_chain::LayerChain;
 use super::message::{AttachRequest, PagerStatus, PagingJob, wait};
 use super::uffd::{FillProgress, MemoryEvent, PAGE, PageFiller};
-use super::{PagerError, io};
 use crate::dirty::PageRange;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;

@@ -1,7 +1,7 @@
 //! What the service and a machine tell the pager, and what it answers: one packet, one message, all
 //! numbers little-endian, descriptors beside it.
 
-use super::{PagerError, io};
+use super::error::{PagerError, io};
 use crate::dirty::PageRange;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -25,6 +25,8 @@ const MAX_REASON: usize = 1024;
 const MAX_PARTS: usize = 4;
 /// Most ranges that are fetched first.
 const MAX_FIRST: usize = 2048;
+/// Most bytes of a machine's name.
+const MAX_NAME: usize = 64;
 const VERSION: u8 = 1;
 
 /// A machine that is to be served.
@@ -54,7 +56,7 @@ pub fn send_job(socket: impl AsFd, job: &PagingJob) -> Result<(), PagerError> {
     let mut fds = vec![job.machine.as_fd()];
     fds.extend(job.record.as_ref().map(AsFd::as_fd));
     fds.extend(job.layers.iter().map(AsFd::as_fd));
-    if fds.len() > MAX_FDS || job.layers.is_empty() || job.name.len() > 64 {
+    if fds.len() > MAX_FDS || job.layers.is_empty() || job.name.len() > MAX_NAME {
         let text = format!("{} layers and a name {:?}", job.layers.len(), job.name);
         return Err(PagerError::Message(text));
     }
@@ -66,15 +68,15 @@ pub(super) fn receive_job(socket: impl AsFd) -> Result<Option<PagingJob>, PagerE
     let Some((bytes, fds)) = receive(socket)? else {
         return Ok(None);
     };
-    let mut reader = MessageReader(&bytes);
-    let (version, record) = (reader.byte()?, reader.byte()?);
-    check_version(version)?;
-    let pages = reader.number()?;
-    let name = String::from_utf8_lossy(reader.0).into_owned();
+    let JobHeader {
+        record,
+        pages,
+        name,
+    } = JobHeader::decode(&bytes)?;
     let mut fds = fds.into_iter();
     let mut fd = || fds.next().ok_or_else(|| invalid("a descriptor is missing"));
     let machine = fd()?;
-    let record = (record != 0).then(fd).transpose()?;
+    let record = record.then(fd).transpose()?;
     let layers: Vec<_> = fds.collect();
     if layers.is_empty() || layers.len() > MAX_LAYERS {
         return Err(PagerError::Message(format!("{} layers", layers.len())));
@@ -86,6 +88,33 @@ pub(super) fn receive_job(socket: impl AsFd) -> Result<Option<PagingJob>, PagerE
         layers,
         record,
     }))
+}
+
+/// What a [`PagingJob`] says in bytes.
+#[derive(Debug)]
+pub(super) struct JobHeader {
+    record: bool,
+    pages: u64,
+    name: String,
+}
+
+impl JobHeader {
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, PagerError> {
+        let mut reader = MessageReader(bytes);
+        check_version(reader.byte()?)?;
+        let record = reader.byte()? != 0;
+        let pages = reader.number()?;
+        if reader.0.len() > MAX_NAME {
+            let text = format!("a name of {} bytes", reader.0.len());
+            return Err(PagerError::Message(text));
+        }
+        let name = String::from_utf8_lossy(reader.0).into_owned();
+        Ok(Self {
+            record,
+            pages,
+            name,
+        })
+    }
 }
 
 /// Where a machine's memory lies, and what of it is used soon.
@@ -118,7 +147,15 @@ impl AttachRequest {
         let Some((bytes, fds)) = receive(socket)? else {
             return Ok(None);
         };
-        let mut reader = MessageReader(&bytes);
+        let attach = Self::decode(&bytes, pages)?;
+        let uffd = fds.into_iter().next();
+        let uffd = uffd.ok_or_else(|| invalid("the userfaultfd is missing"))?;
+        Ok(Some((attach, uffd)))
+    }
+
+    /// Of a memory of `pages` pages.
+    pub(super) fn decode(bytes: &[u8], pages: u64) -> Result<Self, PagerError> {
+        let mut reader = MessageReader(bytes);
         check_version(reader.byte()?)?;
         let count = usize::from(reader.byte()?);
         if count == 0 || count > MAX_PARTS {
@@ -153,9 +190,7 @@ impl AttachRequest {
             let text = format!("memory of {whole} pages, layers of {pages}");
             return Err(PagerError::Message(text));
         }
-        let uffd = fds.into_iter().next();
-        let uffd = uffd.ok_or_else(|| invalid("the userfaultfd is missing"))?;
-        Ok(Some((Self { parts, first }, uffd)))
+        Ok(Self { parts, first })
     }
 }
 
@@ -183,17 +218,19 @@ impl PagerStatus {
 
     /// `None`: the pager is gone.
     pub(super) fn receive(socket: impl AsFd) -> Result<Option<Self>, PagerError> {
-        let Some((bytes, _)) = receive(socket)? else {
-            return Ok(None);
-        };
-        let mut reader = MessageReader(&bytes);
+        let received = receive(socket)?;
+        received.map(|(bytes, _)| Self::decode(&bytes)).transpose()
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, PagerError> {
+        let mut reader = MessageReader(bytes);
         check_version(reader.byte()?)?;
-        Ok(Some(match reader.byte()? {
-            0 => Self::Ready,
-            1 => Self::Done,
-            2 => Self::Failed(String::from_utf8_lossy(reader.0).into_owned()),
-            kind => return Err(PagerError::Message(format!("a word of kind {kind}"))),
-        }))
+        match reader.byte()? {
+            0 => Ok(Self::Ready),
+            1 => Ok(Self::Done),
+            2 => Ok(Self::Failed(String::from_utf8_lossy(reader.0).into_owned())),
+            kind => Err(PagerError::Message(format!("a word of kind {kind}"))),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! write-protected.
 #![expect(unsafe_code, reason = "ioctls on addresses of another process")]
 
-use super::{PagerError, io};
+use super::error::{PagerError, io};
 use crate::uffd::{PAGEFAULT_FLAG_WP, WP_ASYNC, prepare};
 use rustix::io::Errno;
 use std::ffi::c_void;
