@@ -4,8 +4,9 @@
 use anyhow::{Context, Result, bail};
 use std::io::{Read, Write};
 use wire::{
-    Channel, Event, Exit, Frame, FrameBuffer, Hello, Limits, MAX_FRAME, Message, Open,
-    PROTOCOL_VERSION, ReadFile, RecvWindow, Reply, Request, Start, Stdin, Strings,
+    DataChannel, Frame, FrameBuffer, Hello, MAX_FRAME, Message, PROTOCOL_VERSION, ProcessExit,
+    ProcessLimits, ReadFile, RecvWindow, Reply, Request, RequestPart, StartProcess, Stdin,
+    StreamEvent, StringList,
 };
 
 /// Room for several frames, so that one read can bring many.
@@ -97,7 +98,7 @@ impl<S: Read + Write> Agent<S> {
             generation,
             hostname: hostname.as_bytes(),
             entropy,
-            env: Strings::EMPTY,
+            env: StringList::EMPTY,
         });
         let stream = self.open(&identity)?;
         self.next(|from, message| match message {
@@ -109,15 +110,15 @@ impl<S: Read + Write> Agent<S> {
 
     /// Runs a program as root to its end, consuming its output as it comes.
     pub(crate) fn run(&mut self, argv: &[&[u8]]) -> Result<Ran> {
-        let start = Request::Start(Start {
-            argv: Strings::Slices(argv),
-            env: Strings::EMPTY,
+        let start = Request::Start(StartProcess {
+            argv: StringList::Slices(argv),
+            env: StringList::EMPTY,
             cwd: b"/",
             user: b"",
             stdin: Stdin::Null,
             pty: None,
             tag: b"",
-            limits: Limits::default(),
+            limits: ProcessLimits::default(),
         });
         let (bytes, end) = self.stream_of(&start)?;
         match end {
@@ -128,9 +129,9 @@ impl<S: Read + Write> Agent<S> {
     }
 
     /// Has the files that programs begin with come to lie together, as a service does
-    /// ([`wire::READ_FIRST`]).
+    /// ([`wire::PRIMED_FILES`]).
     pub(crate) fn read_first(&mut self) -> Result<()> {
-        for (path, len) in wire::READ_FIRST {
+        for (path, len) in wire::PRIMED_FILES {
             let file = Request::ReadFile(ReadFile {
                 path: path.as_bytes(),
                 offset: 0,
@@ -154,7 +155,7 @@ impl<S: Read + Write> Agent<S> {
                     return Ok(Some(None));
                 }
                 match message {
-                    Message::Event(Event::Started { .. } | Event::Opened(_)) => {}
+                    Message::Event(StreamEvent::Started { .. } | StreamEvent::Opened(_)) => {}
                     Message::Data {
                         channel,
                         bytes: data,
@@ -166,11 +167,11 @@ impl<S: Read + Write> Agent<S> {
                             .context("The agent overran its window")?;
                         window.consume(len);
                         grant = window.take_grant();
-                        if channel != Channel::Stderr {
+                        if channel != DataChannel::Stderr {
                             bytes += u64::from(len);
                         }
                     }
-                    Message::Reply(Reply::Exited(Exit::Code(status))) => {
+                    Message::Reply(Reply::Exited(ProcessExit::Code(status))) => {
                         return Ok(Some(Some(End::Exited(status))));
                     }
                     Message::Reply(Reply::Done(_)) => return Ok(Some(Some(End::Done))),
@@ -197,7 +198,7 @@ impl<S: Read + Write> Agent<S> {
         let mut bytes = vec![0; 4096];
         let len = request.encode(&mut bytes).ok();
         let len = len.context("Encoding a request")?;
-        for part in Open::parts(&bytes[..len]) {
+        for part in RequestPart::parts(&bytes[..len]) {
             self.send(stream, &Message::Open(part))?;
         }
         Ok(stream)

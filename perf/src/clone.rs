@@ -12,7 +12,7 @@ use crate::engine::hatchery::{Husk, Saved, Vm};
 use crate::engine::{Guest, timed};
 use crate::record::Printer;
 use anyhow::{Context, Result, ensure};
-use snapshot_memory::Range;
+use snapshot_memory::PageRange;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -95,8 +95,8 @@ pub(crate) fn template(guest: &Guest) -> Result<Saved> {
     let first = saved.learn(trial)?;
     say(&format!(
         "working set of a claim and an exec: {} pages, {} of them written",
-        Range::count(&first.touched),
-        Range::count(&first.written)
+        PageRange::count(&first.touched),
+        PageRange::count(&first.written)
     ));
     Ok(saved)
 }

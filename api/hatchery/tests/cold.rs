@@ -6,7 +6,7 @@ use engine::image::base_memory::BaseMemory;
 use engine::image::machine_image::{AgentLink, MachineImage, MachineShape};
 use engine::store::vault::ImageVault;
 use snapshot_format::BaseImage;
-use snapshot_memory::{Range, write_layer};
+use snapshot_memory::{PageRange, write_layer};
 use snapshot_store::SnapshotId;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -25,7 +25,7 @@ fn layer(page: u64) -> Arc<File> {
     let number = usize::try_from(page).unwrap();
     memory[number * 4096] = u8::try_from(page + 1).unwrap();
     let file = tempfile::tempfile().unwrap();
-    let range = Range {
+    let range = PageRange {
         first: page,
         end: page + 1,
     };

@@ -1,14 +1,14 @@
 //! How a process ended, in E2B's words.
 
-use wire::Exit;
+use wire::ProcessExit;
 
 /// Exit code, whether it exited by itself, and the words: the Go strings of E2B's agent
 /// (api/PROTOCOL.md §7.8).
 #[must_use]
-pub fn exit_status(exit: Exit) -> (i32, bool, String) {
+pub fn exit_status(exit: ProcessExit) -> (i32, bool, String) {
     match exit {
-        Exit::Code(code) => (i32::from(code), true, format!("exit status {code}")),
-        Exit::Signal(signal) => (-1, false, format!("signal: {}", signal_name(signal))),
+        ProcessExit::Code(code) => (i32::from(code), true, format!("exit status {code}")),
+        ProcessExit::Signal(signal) => (-1, false, format!("signal: {}", signal_name(signal))),
     }
 }
 

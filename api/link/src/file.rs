@@ -5,7 +5,7 @@ use crate::stream::{Sender, Stream, StreamEnded};
 use crate::types::{Answer, Entry};
 use bytes::Bytes;
 use std::task::{Context, Poll, ready};
-use wire::Channel;
+use wire::DataChannel;
 
 /// A file being read. Memory is bounded by the stream's window.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ impl FileReader {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, LinkError>>> {
         while let Some((channel, bytes)) = ready!(self.stream.poll_data(context)) {
-            if channel == Channel::File {
+            if channel == DataChannel::File {
                 return Poll::Ready(Some(Ok(bytes)));
             }
         }
@@ -57,7 +57,7 @@ pub struct FileWriter {
 
 impl FileWriter {
     pub(crate) fn new(stream: Stream) -> Self {
-        let sender = stream.sender(Channel::File);
+        let sender = stream.sender(DataChannel::File);
         Self { stream, sender }
     }
 

@@ -8,7 +8,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
 };
-use wire::{Frame, GoAwayCode, Kind, MAX_FRAME, Message, PROTOCOL_VERSION};
+use wire::{Frame, FrameKind, GoAwayCode, MAX_FRAME, Message, PROTOCOL_VERSION};
 
 /// Waits for the agent's Hello and answers it. What came after it stays in `buffer`.
 pub(super) async fn exchange(
@@ -61,7 +61,7 @@ async fn read_hello(stream: &mut UnixStream, buffer: &mut BytesMut) -> Result<He
                 request: "a new connection",
                 got,
             };
-            if header.kind != Kind::Hello {
+            if header.kind != FrameKind::Hello {
                 return Err(unexpected(format!("{:?}", header.kind)));
             }
             return match Message::decode(&Frame {

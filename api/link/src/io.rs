@@ -17,8 +17,8 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
 };
 use wire::{
-    EncodeError, Event, Frame, HEADER_LEN, Header, MAX_FRAME, MAX_REQUEST, MAX_STREAMS, Message,
-    Open, Request, ResetCode, Strings,
+    EncodeError, Frame, FrameHeader, HEADER_LEN, MAX_FRAME, MAX_REQUEST, MAX_STREAMS, Message,
+    Request, RequestPart, ResetCode, StreamEvent, StringList,
 };
 
 /// Bytes of requests and data that may wait for the socket.
@@ -152,7 +152,7 @@ impl Shared {
         let mut bytes = vec![0; frames];
         let mut end = 0;
         // The parts of one request follow each other directly: one piece of the queue.
-        for part in Open::parts(&encoded) {
+        for part in RequestPart::parts(&encoded) {
             end += Message::Open(part).encode(id, &mut bytes[end..])?;
         }
         bytes.truncate(end);
@@ -196,7 +196,7 @@ impl Shared {
 fn encoded_bound(request: &Request<'_>) -> usize {
     // Paths, names, a tag and numbers.
     const REST: usize = 3 * (wire::MAX_PATH + 64);
-    let strings = |list: &Strings<'_>| list.iter().map(|text| text.len() + 1).sum::<usize>();
+    let strings = |list: &StringList<'_>| list.iter().map(|text| text.len() + 1).sum::<usize>();
     let lists = match request {
         Request::Start(start) => strings(&start.argv) + strings(&start.env),
         Request::SetIdentity(identity) => strings(&identity.env),
@@ -275,11 +275,11 @@ async fn read_frames(shared: &Shared, mut socket: OwnedReadHalf, mut buffer: Byt
 /// Takes the next whole frame off the buffer.
 pub(crate) fn next_frame(
     buffer: &mut BytesMut,
-) -> Result<Option<(Header, BytesMut)>, wire::FrameError> {
+) -> Result<Option<(FrameHeader, BytesMut)>, wire::FrameError> {
     let Some(head) = buffer.first_chunk::<HEADER_LEN>() else {
         return Ok(None);
     };
-    let header = Header::decode(head)?;
+    let header = FrameHeader::decode(head)?;
     debug_assert!(header.len + HEADER_LEN <= MAX_FRAME);
     if buffer.len() < HEADER_LEN + header.len {
         return Ok(None);
@@ -289,7 +289,7 @@ pub(crate) fn next_frame(
 }
 
 /// Acts on one frame. An error ends the link.
-fn dispatch(shared: &Shared, header: Header, payload: BytesMut) -> Result<(), String> {
+fn dispatch(shared: &Shared, header: FrameHeader, payload: BytesMut) -> Result<(), String> {
     let frame = Frame {
         header,
         payload: &payload,
@@ -327,8 +327,8 @@ fn dispatch(shared: &Shared, header: Header, payload: BytesMut) -> Result<(), St
         }
         Message::Event(event) => {
             let news = match event {
-                Event::Started { pid } => News::Started { pid },
-                Event::Opened(entry) => News::Opened(entry.into()),
+                StreamEvent::Started { pid } => News::Started { pid },
+                StreamEvent::Opened(entry) => News::Opened(entry.into()),
             };
             if !core.news(news) {
                 give_up(shared, id, &core, ResetCode::Protocol, "a second event");

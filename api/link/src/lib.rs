@@ -40,8 +40,8 @@ use stream::{News, Stream};
 use tokio::net::UnixStream;
 use types::Answer;
 use wire::{
-    Channel, EntryInfo, MAX_DEFAULT_ENV, MAX_ENV, MAX_FRAME, ProcessInfo, PtySize, Records,
-    Request, Start, Stdin, Strings, Sysinfo,
+    DataChannel, EntryInfo, MAX_DEFAULT_ENV, MAX_ENV, MAX_FRAME, ProcessInfo, PtySize, Records,
+    Request, StartProcess, Stdin, StringList, Sysinfo,
 };
 
 /// Most entries of a listing that are held at once.
@@ -179,7 +179,7 @@ impl Link {
             generation: identity.generation,
             hostname: identity.hostname.as_bytes(),
             entropy: &identity.entropy,
-            env: Strings::Slices(&env),
+            env: StringList::Slices(&env),
         });
         let taken = self.done("a new identity", &request).await?;
         if taken == identity.generation {
@@ -198,9 +198,9 @@ impl Link {
     pub async fn start(&self, command: &Command) -> Result<ProcessStream, LinkError> {
         let argv: Vec<&[u8]> = command.argv.iter().map(String::as_bytes).collect();
         let env: Vec<&[u8]> = command.env.iter().map(String::as_bytes).collect();
-        let request = Request::Start(Start {
-            argv: Strings::Slices(&argv),
-            env: Strings::Slices(&env),
+        let request = Request::Start(StartProcess {
+            argv: StringList::Slices(&argv),
+            env: StringList::Slices(&env),
             cwd: command.cwd.as_bytes(),
             user: command.user.as_bytes(),
             stdin: if command.stdin {
@@ -210,7 +210,7 @@ impl Link {
             },
             pty: command.pty.map(|(cols, rows)| PtySize { cols, rows }),
             tag: command.tag.as_bytes(),
-            limits: wire::Limits::default(),
+            limits: wire::ProcessLimits::default(),
         });
         let mut stream = self.open(&request).await?;
         match stream.news("a process start").await? {
@@ -310,7 +310,7 @@ impl Link {
         let mut stream = self.open(request).await?;
         let mut all = Vec::new();
         while let Some((channel, bytes)) = stream.data().await {
-            if channel != Channel::Records {
+            if channel != DataChannel::Records {
                 continue;
             }
             parse(&bytes, &mut all).map_err(|why| LinkError::Unexpected {

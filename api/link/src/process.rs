@@ -4,9 +4,9 @@ use crate::LinkError;
 use crate::stream::{Sender, Stream, StreamEnded};
 use crate::types::Answer;
 use bytes::Bytes;
-use wire::{Channel, Exit};
+use wire::{DataChannel, ProcessExit};
 
-/// What a process is started with; see [`wire::Start`] for what each field means to the agent.
+/// What a process is started with; see [`wire::StartProcess`] for what each field means to the agent.
 #[derive(Clone, Debug, Default)]
 pub struct Command {
     /// The program and its arguments.
@@ -31,7 +31,7 @@ pub enum ProcessEvent {
     /// It wrote.
     Output(Output, Bytes),
     /// It ended; nothing follows.
-    Exited(Exit),
+    Exited(ProcessExit),
 }
 
 /// Where a process wrote to.
@@ -68,7 +68,7 @@ impl ProcessStream {
     #[must_use]
     pub fn input(&self) -> ProcessInput {
         ProcessInput {
-            sender: self.stream.sender(Channel::Stdin),
+            sender: self.stream.sender(DataChannel::Stdin),
         }
     }
 
@@ -79,11 +79,11 @@ impl ProcessStream {
     pub async fn next(&mut self) -> Result<ProcessEvent, LinkError> {
         while let Some((channel, bytes)) = self.stream.data().await {
             let output = match channel {
-                Channel::Stdout => Output::Stdout,
-                Channel::Stderr => Output::Stderr,
-                Channel::Pty => Output::Pty,
+                DataChannel::Stdout => Output::Stdout,
+                DataChannel::Stderr => Output::Stderr,
+                DataChannel::Pty => Output::Pty,
                 // Nothing a process writes; a later agent may have more to say.
-                Channel::Stdin | Channel::File | Channel::Records => continue,
+                DataChannel::Stdin | DataChannel::File | DataChannel::Records => continue,
             };
             return Ok(ProcessEvent::Output(output, bytes));
         }

@@ -2,7 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
-use wire::Channel;
+use wire::DataChannel;
 
 /// Longest piece handed to a consumer (api/PROTOCOL.md §7.8).
 const PIECE: usize = 32 * 1024;
@@ -16,14 +16,14 @@ const SEGMENTS: usize = 128;
 /// Segments in order of arrival.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    segments: VecDeque<(Channel, BytesMut)>,
+    segments: VecDeque<(DataChannel, BytesMut)>,
 }
 
 impl Queue {
     /// Adds a frame's payload. The caller has accounted for its bytes.
-    pub(crate) fn push(&mut self, channel: Channel, payload: BytesMut) {
+    pub(crate) fn push(&mut self, channel: DataChannel, payload: BytesMut) {
         // Records never span frames, so they must not be cut or joined.
-        if channel == Channel::Records {
+        if channel == DataChannel::Records {
             self.segments.push_back((channel, payload));
             return;
         }
@@ -49,10 +49,10 @@ impl Queue {
     }
 
     /// Takes the oldest piece.
-    pub(crate) fn pop(&mut self) -> Option<(Channel, Bytes)> {
+    pub(crate) fn pop(&mut self) -> Option<(DataChannel, Bytes)> {
         let (channel, bytes) = self.segments.front_mut()?;
         let channel = *channel;
-        if bytes.len() > PIECE && channel != Channel::Records {
+        if bytes.len() > PIECE && channel != DataChannel::Records {
             return Some((channel, bytes.split_to(PIECE).freeze()));
         }
         self.segments
@@ -75,7 +75,7 @@ mod tests {
             let mut queue = Queue::default();
             let mut sent = [vec![], vec![], vec![]];
             let mut got = [vec![], vec![], vec![]];
-            let slot = |channel: Channel| usize::from(channel.to_u8()) - 1;
+            let slot = |channel: DataChannel| usize::from(channel.to_u8()) - 1;
             let mut take = |queue: &mut Queue| {
                 queue.pop().map(|(channel, bytes)| {
                     assert!(!bytes.is_empty() && bytes.len() <= PIECE);
@@ -83,7 +83,7 @@ mod tests {
                 })
             };
             for (n, ((which, length), pop)) in frames.into_iter().zip(pops).enumerate() {
-                let channel = Channel::from_u8(which + 1).unwrap();
+                let channel = DataChannel::from_u8(which + 1).unwrap();
                 let payload = vec![u8::try_from(n % 251).unwrap(); length];
                 sent[slot(channel)].extend_from_slice(&payload);
                 queue.push(channel, BytesMut::from(&payload[..]));

@@ -12,11 +12,11 @@ use std::{
 };
 use tokio::sync::Notify;
 use wire::{
-    Channel, FlowError, INPUT_WINDOW, MAX_PAYLOAD, Message, OUTPUT_WINDOW, RecvWindow, ResetCode,
-    SendWindow,
+    DataChannel, FlowError, INPUT_WINDOW, MAX_PAYLOAD, Message, OUTPUT_WINDOW, RecvWindow,
+    ResetCode, SendWindow,
 };
 
-/// An owned [`wire::Event`].
+/// An owned [`wire::StreamEvent`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum News {
     Started { pid: u32 },
@@ -91,7 +91,7 @@ impl Core {
     }
 
     /// Bytes arrived.
-    pub(crate) fn data(&self, channel: Channel, bytes: BytesMut) -> Result<(), FlowError> {
+    pub(crate) fn data(&self, channel: DataChannel, bytes: BytesMut) -> Result<(), FlowError> {
         let mut outcome = Ok(());
         self.update(|state| {
             outcome = state
@@ -148,7 +148,7 @@ impl Stream {
     }
 
     /// The side that sends bytes on this stream.
-    pub(crate) fn sender(&self, channel: Channel) -> Sender {
+    pub(crate) fn sender(&self, channel: DataChannel) -> Sender {
         Sender {
             id: self.id,
             channel,
@@ -181,7 +181,7 @@ impl Stream {
     pub(crate) fn poll_data(
         &mut self,
         context: &mut Context<'_>,
-    ) -> Poll<Option<(Channel, Bytes)>> {
+    ) -> Poll<Option<(DataChannel, Bytes)>> {
         let mut state = self.core.lock();
         if let Some((channel, bytes)) = state.queue.pop() {
             state
@@ -206,7 +206,7 @@ impl Stream {
     }
 
     /// As [`Stream::poll_data`].
-    pub(crate) async fn data(&mut self) -> Option<(Channel, Bytes)> {
+    pub(crate) async fn data(&mut self) -> Option<(DataChannel, Bytes)> {
         poll_fn(|context| self.poll_data(context)).await
     }
 
@@ -242,7 +242,7 @@ impl Drop for Stream {
 #[derive(Clone, Debug)]
 pub(crate) struct Sender {
     id: u32,
-    channel: Channel,
+    channel: DataChannel,
     core: Arc<Core>,
     shared: Arc<Shared>,
 }

@@ -7,8 +7,9 @@ use tokio::{
     time::timeout,
 };
 use wire::{
-    Channel, ErrorCode, Event, Exit, FrameBuffer, INPUT_WINDOW, Kind, MAX_PAYLOAD, Message,
-    OUTPUT_WINDOW, Open, PROTOCOL_VERSION, Reply, ReplyError, ResetCode,
+    DataChannel, ErrorCode, FrameBuffer, FrameKind, INPUT_WINDOW, MAX_PAYLOAD, Message,
+    OUTPUT_WINDOW, PROTOCOL_VERSION, ProcessExit, Reply, ReplyError, RequestPart, ResetCode,
+    StreamEvent,
 };
 
 /// The agent's end of a link, frame by frame.
@@ -26,7 +27,7 @@ enum Said {
     Credit { stream: u32, bytes: u32 },
     End { stream: u32 },
     Reset { stream: u32, code: ResetCode },
-    Other(Kind),
+    Other(FrameKind),
 }
 
 impl Agent {
@@ -42,7 +43,7 @@ impl Agent {
                 let stream = frame.header.stream;
                 return Some(match Message::decode(&frame).unwrap() {
                     Message::Hello(_) => Said::Hello,
-                    Message::Open(Open { part, .. }) => Said::Request {
+                    Message::Open(RequestPart { part, .. }) => Said::Request {
                         stream,
                         bytes: part.to_vec(),
                     },
@@ -99,7 +100,7 @@ async fn pair() -> (Link, Agent) {
 
 fn stdout(bytes: &[u8]) -> Message<'_> {
     Message::Data {
-        channel: Channel::Stdout,
+        channel: DataChannel::Stdout,
         bytes,
     }
 }
@@ -116,7 +117,7 @@ async fn started(link: &Link, agent: &mut Agent, pid: u32) -> (ProcessStream, u3
     };
     let id = agent.request().await;
     agent
-        .tell(id, &Message::Event(Event::Started { pid }))
+        .tell(id, &Message::Event(StreamEvent::Started { pid }))
         .await;
     (start.await.unwrap().unwrap(), id)
 }
@@ -131,7 +132,7 @@ async fn another_version_is_refused() {
     agent.tell(0, &hello(PROTOCOL_VERSION + 1)).await;
     let error = Link::connect(ours).await.unwrap_err();
     assert!(matches!(error, LinkError::Version { .. }), "{error}");
-    assert_eq!(agent.heard().await, Some(Said::Other(Kind::GoAway)));
+    assert_eq!(agent.heard().await, Some(Said::Other(FrameKind::GoAway)));
 }
 
 #[tokio::test]
@@ -193,7 +194,7 @@ async fn what_was_written_before_the_end_is_read_before_the_end() {
     agent.tell(id, &stdout(b"one ")).await;
     agent.tell(id, &stdout(b"two")).await;
     agent
-        .tell(id, &Message::Reply(Reply::Exited(Exit::Code(3))))
+        .tell(id, &Message::Reply(Reply::Exited(ProcessExit::Code(3))))
         .await;
     // The end is known to this side before the first byte is read.
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -204,7 +205,7 @@ async fn what_was_written_before_the_end_is_read_before_the_end() {
     );
     assert_eq!(
         process.next().await.unwrap(),
-        ProcessEvent::Exited(Exit::Code(3))
+        ProcessEvent::Exited(ProcessExit::Code(3))
     );
     drop(process);
     link.close();

@@ -1,6 +1,6 @@
 //! What the agent reports, owned. Names and paths are the guest's bytes: any but NUL.
 
-use wire::{EntryInfo, ErrorCode, Exit, FileKind, Reply, Sysinfo};
+use wire::{EntryInfo, ErrorCode, FileKind, ProcessExit, Reply, Sysinfo};
 
 use crate::LinkError;
 use crate::Refusal;
@@ -116,7 +116,7 @@ pub struct Process {
 pub(crate) enum Answer {
     Done(u64),
     Error(Refusal),
-    Exited(Exit),
+    Exited(ProcessExit),
     Entry(Entry),
     User(User),
     Sysinfo(Sysinfo),

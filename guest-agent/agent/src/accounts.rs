@@ -4,7 +4,7 @@ use wire::MAX_GROUPS;
 
 /// A user, borrowed from the file it was found in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Account<'a> {
+pub struct UserAccount<'a> {
     /// Login name.
     pub name: &'a [u8],
     /// User id.
@@ -19,7 +19,7 @@ pub struct Account<'a> {
 
 /// The two files' contents.
 #[derive(Debug, Clone, Copy)]
-pub struct Accounts<'a> {
+pub struct AccountFiles<'a> {
     /// Of `/etc/passwd`.
     pub passwd: &'a [u8],
     /// Of `/etc/group`.
@@ -27,7 +27,7 @@ pub struct Accounts<'a> {
 }
 
 /// The user a guest without a readable `/etc/passwd` still has.
-const ROOT: Account<'static> = Account {
+const ROOT: UserAccount<'static> = UserAccount {
     name: b"root",
     uid: 0,
     gid: 0,
@@ -35,10 +35,10 @@ const ROOT: Account<'static> = Account {
     shell: b"/bin/sh",
 };
 
-impl<'a> Accounts<'a> {
+impl<'a> AccountFiles<'a> {
     /// The user of this name; an empty name means root, and root always exists.
     #[must_use]
-    pub fn user(&self, name: &[u8]) -> Option<Account<'a>> {
+    pub fn user(&self, name: &[u8]) -> Option<UserAccount<'a>> {
         let name = if name.is_empty() { b"root" } else { name };
         let found = lines(self.passwd)
             .filter_map(account)
@@ -69,7 +69,7 @@ impl<'a> Accounts<'a> {
     }
 
     /// The supplementary groups of a user, its primary group first; at most [`MAX_GROUPS`].
-    pub fn groups<'b>(&self, user: &Account<'_>, out: &'b mut [u32; MAX_GROUPS]) -> &'b [u32] {
+    pub fn groups<'b>(&self, user: &UserAccount<'_>, out: &'b mut [u32; MAX_GROUPS]) -> &'b [u32] {
         out[0] = user.gid;
         let mut n = 1;
         for (_, gid, members) in lines(self.group).filter_map(group) {
@@ -88,7 +88,7 @@ fn lines(file: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// `name:password:uid:gid:comment:home:shell`
-fn account(line: &[u8]) -> Option<Account<'_>> {
+fn account(line: &[u8]) -> Option<UserAccount<'_>> {
     let mut fields = line.split(|&b| b == b':');
     let name = fields
         .next()
@@ -100,7 +100,7 @@ fn account(line: &[u8]) -> Option<Account<'_>> {
     let home = fields.next().filter(|h| h.len() <= wire::MAX_PATH)?;
     let shell = fields.next().filter(|s| s.len() <= wire::MAX_PATH)?;
     let home = if home.is_empty() { b"/" } else { home };
-    Some(Account {
+    Some(UserAccount {
         name,
         uid,
         gid,
@@ -128,7 +128,7 @@ mod test {
     use super::*;
     use proptest::prelude::*;
 
-    const FILES: Accounts<'static> = Accounts {
+    const FILES: AccountFiles<'static> = AccountFiles {
         passwd: b"root:x:0:0:root:/root:/bin/bash\n# odd\nuser:x:1000:1001:,,,:/home/user:/bin/sh\nbad:x:-1:0::/:\n",
         group: b"root:x:0:\nsudo:x:27:user,other\nuser:x:1001:\ndocker:x:99:other,user\n",
     };
@@ -151,7 +151,7 @@ mod test {
         assert_eq!(FILES.user(b"bad"), None);
         assert_eq!(FILES.user(b"nobody"), None);
         assert_eq!(FILES.user(b"").unwrap().home, b"/root");
-        let empty = Accounts {
+        let empty = AccountFiles {
             passwd: b"",
             group: b"",
         };
@@ -161,7 +161,7 @@ mod test {
     proptest! {
         #[test]
         fn any_file_is_survived(passwd: Vec<u8>, group: Vec<u8>, name: Vec<u8>) {
-            let files = Accounts { passwd: &passwd, group: &group };
+            let files = AccountFiles { passwd: &passwd, group: &group };
             if let Some(user) = files.user(&name) {
                 files.groups(&user, &mut [0; MAX_GROUPS]);
             }

@@ -8,13 +8,14 @@
 //! Nothing in a turn is unbounded: a frame per process and way, a step per task, one buffer of
 //! input. What does not fit waits for the next turn.
 
-use crate::link::{Link, Received, TOKEN as LINK};
-use crate::procs::Port;
-use crate::sys::event::{Epoll, Event, child_signals};
+use crate::link::{HostLink, LinkRead};
+use crate::procs::ProcessPort;
+use crate::sys::event::{Epoll, EpollEvent, child_signals};
 use crate::sys::spawn::reap;
 use crate::sys::{Errno, Fd, read, system};
-use crate::tasks::Tasks;
-use agent_core::{Action, Fatal, Input, Session};
+use crate::tasks::TaskTable;
+use crate::tokens::{LINK, OUT, SIGNAL, STDIN, of_process};
+use agent_core::{FatalError, HostAction, HostInput, Session};
 use wire::Message;
 
 /// Events taken at once.
@@ -26,29 +27,14 @@ const FRAMES_PER_TURN: usize = 64;
 
 /// Everything the agent has.
 pub(crate) struct Agent {
-    input: Input,
+    input: HostInput,
     session: Session,
-    pub(crate) tasks: Tasks,
+    pub(crate) tasks: TaskTable,
     turn: usize,
 }
 
-const SIGNAL: u64 = 2 << 32;
-const STDIN: u64 = 3 << 32;
-const OUT: u64 = 4 << 32;
-const ERR: u64 = 5 << 32;
-
-/// The epoll token of a process's descriptor.
-pub(crate) fn token(process: usize, port: Port) -> u64 {
-    let kind = match port {
-        Port::Stdin => STDIN,
-        Port::Out => OUT,
-        Port::Err => ERR,
-    };
-    kind | u64::try_from(process).unwrap_or(0)
-}
-
 /// What the loop waits on.
-struct Sources {
+struct EventSources {
     epoll: Epoll,
     signals: Fd,
     /// Children may have ended.
@@ -58,9 +44,9 @@ struct Sources {
 impl Agent {
     pub(crate) const fn new() -> Self {
         Self {
-            input: Input::new(),
+            input: HostInput::new(),
             session: Session::new(),
-            tasks: Tasks::new(),
+            tasks: TaskTable::new(),
             turn: 0,
         }
     }
@@ -69,11 +55,11 @@ impl Agent {
     ///
     /// # Errors
     /// When the kernel refuses what the loop cannot be without.
-    pub(crate) fn run(&mut self, mut link: Link) -> Result<(), Errno> {
+    pub(crate) fn run(&mut self, mut link: HostLink) -> Result<(), Errno> {
         let epoll = Epoll::new()?;
         let signals = child_signals()?;
         epoll.add(&signals, SIGNAL, false, true)?;
-        let mut sources = Sources {
+        let mut sources = EventSources {
             epoll,
             signals,
             ended: true,
@@ -86,10 +72,10 @@ impl Agent {
             again = self.reap(&mut sources);
             again |= self.receive(&mut link, &sources.epoll);
             again |= self.tasks.step(self.turn, &mut self.session);
-            again |= self
-                .tasks
-                .procs
-                .pump(self.turn, &mut self.session, &sources.epoll, token);
+            again |=
+                self.tasks
+                    .procs
+                    .pump(self.turn, &mut self.session, &sources.epoll, of_process);
             let tight = self.session.is_tight();
             link.send(&mut self.session, &sources.epoll);
             again |= tight && !self.session.is_tight();
@@ -111,8 +97,8 @@ impl Agent {
     }
 
     /// Takes events, and notes what they make possible.
-    fn wait(&mut self, sources: &mut Sources, link: &mut Link, timeout: Option<u32>) {
-        let mut events = [Event::default(); EVENTS];
+    fn wait(&mut self, sources: &mut EventSources, link: &mut HostLink, timeout: Option<u32>) {
+        let mut events = [EpollEvent::default(); EVENTS];
         let n = sources.epoll.wait(&mut events, timeout);
         for event in &events[..n.min(EVENTS)] {
             let token = event.token();
@@ -124,21 +110,21 @@ impl Agent {
                 STDIN => self
                     .tasks
                     .procs
-                    .on_event(process, Port::Stdin, false, writable),
+                    .on_event(process, ProcessPort::Stdin, false, writable),
                 OUT => self
                     .tasks
                     .procs
-                    .on_event(process, Port::Out, readable, writable),
+                    .on_event(process, ProcessPort::Out, readable, writable),
                 _ => self
                     .tasks
                     .procs
-                    .on_event(process, Port::Err, readable, false),
+                    .on_event(process, ProcessPort::Err, readable, false),
             }
         }
     }
 
     /// Reaps children that have ended, the agent's own and orphans.
-    fn reap(&mut self, sources: &mut Sources) -> bool {
+    fn reap(&mut self, sources: &mut EventSources) -> bool {
         if !sources.ended {
             return false;
         }
@@ -156,7 +142,7 @@ impl Agent {
     }
 
     /// Reads the link and handles what has arrived, as long as there is room for answers.
-    fn receive(&mut self, link: &mut Link, epoll: &Epoll) -> bool {
+    fn receive(&mut self, link: &mut HostLink, epoll: &Epoll) -> bool {
         for _ in 0..FRAMES_PER_TURN {
             if !link.is_up() || !self.session.has_room() {
                 return false;
@@ -168,9 +154,9 @@ impl Agent {
                 }
                 Ok(Some(action)) => act(&action, &mut self.tasks, &mut self.session, epoll),
                 Ok(None) => match link.receive(self.input.space()) {
-                    Received::Bytes(n) => self.input.commit(n),
-                    Received::Nothing => return false,
-                    Received::End => {
+                    LinkRead::Bytes(n) => self.input.commit(n),
+                    LinkRead::Nothing => return false,
+                    LinkRead::End => {
                         link.lose();
                         return false;
                     }
@@ -181,7 +167,7 @@ impl Agent {
     }
 
     /// Tells the host why, as far as the link takes it, and gives the connection up.
-    fn farewell(&mut self, link: &mut Link, fatal: &Fatal, epoll: &Epoll) {
+    fn farewell(&mut self, link: &mut HostLink, fatal: &FatalError, epoll: &Epoll) {
         system::log(format_args!("closing the link: {}", fatal.message.as_str()));
         let message = fatal.message.as_str();
         self.session.connection(&Message::GoAway {
@@ -193,16 +179,16 @@ impl Agent {
     }
 }
 
-fn act(action: &Action<'_>, tasks: &mut Tasks, session: &mut Session, epoll: &Epoll) {
+fn act(action: &HostAction<'_>, tasks: &mut TaskTable, session: &mut Session, epoll: &Epoll) {
     match *action {
-        Action::Open { slot, ref request } => tasks.open(slot, request, session, epoll),
-        Action::Data {
+        HostAction::Open { slot, ref request } => tasks.open(slot, request, session, epoll),
+        HostAction::Data {
             slot,
             channel,
             bytes,
         } => tasks.data(slot, channel, bytes, session),
-        Action::End { slot } => tasks.end(slot, session),
-        Action::Abandon { slot } => tasks.abandon(slot),
-        Action::None => {}
+        HostAction::End { slot } => tasks.end(slot, session),
+        HostAction::Abandon { slot } => tasks.abandon(slot),
+        HostAction::None => {}
     }
 }

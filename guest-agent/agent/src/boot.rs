@@ -8,16 +8,17 @@
 
 use crate::agent::Agent;
 use crate::identity::{GENERATION, MACHINE_ID};
-use crate::link::Link;
+use crate::link::HostLink;
 use crate::sys::file::{
-    Dir, O_CREAT, O_DIRECTORY, O_PATH, O_RDWR, O_WRONLY, chmod, mkdir, open, replace, symlink, sync,
+    O_CREAT, O_DIRECTORY, O_PATH, O_RDWR, O_WRONLY, PathBase, chmod, mkdir, open, replace, symlink,
+    sync,
 };
 use crate::sys::system::{
     MS_BIND, MS_MOVE, MS_NOATIME, MS_NODEV, MS_NOEXEC, MS_NOSUID, chdir, chroot, log, loopback_up,
     mount,
 };
 use crate::sys::{Errno, Fd, spawn, system, write};
-use agent_core::Text;
+use agent_core::FixedText;
 use core::ffi::CStr;
 use wire::boot_flags;
 
@@ -32,7 +33,7 @@ const CGROUP: &CStr = c"/sys/fs/cgroup/user";
 const OPEN_FILES: (u64, u64) = (65_536, 1_048_576);
 
 /// One mount of the list below.
-struct Mount {
+struct MountEntry {
     kind: &'static CStr,
     target: &'static CStr,
     flags: usize,
@@ -42,38 +43,38 @@ struct Mount {
 const SAFE: usize = MS_NOSUID | MS_NODEV | MS_NOEXEC;
 
 /// After the root disk, in order. `/tmp` stays on the disk: people put large files there.
-const MOUNTS: [Mount; 6] = [
-    Mount {
+const MOUNTS: [MountEntry; 6] = [
+    MountEntry {
         kind: c"proc",
         target: c"/proc",
         flags: SAFE,
         data: c"",
     },
-    Mount {
+    MountEntry {
         kind: c"sysfs",
         target: c"/sys",
         flags: SAFE,
         data: c"",
     },
-    Mount {
+    MountEntry {
         kind: c"devpts",
         target: c"/dev/pts",
         flags: MS_NOSUID | MS_NOEXEC,
         data: c"gid=5,mode=620,ptmxmode=666",
     },
-    Mount {
+    MountEntry {
         kind: c"tmpfs",
         target: c"/dev/shm",
         flags: MS_NOSUID | MS_NODEV,
         data: c"mode=1777",
     },
-    Mount {
+    MountEntry {
         kind: c"tmpfs",
         target: c"/run",
         flags: MS_NOSUID | MS_NODEV,
         data: c"mode=755,size=25%",
     },
-    Mount {
+    MountEntry {
         kind: c"cgroup2",
         target: c"/sys/fs/cgroup",
         flags: SAFE,
@@ -114,7 +115,7 @@ pub(crate) fn run(agent: &mut Agent, start_ns: u64) -> ! {
             e.0
         )),
     }
-    match agent.run(Link::vsock(flags, start_ns)) {
+    match agent.run(HostLink::vsock(flags, start_ns)) {
         Ok(()) => {
             spawn::kill_all();
             sync();
@@ -127,7 +128,7 @@ pub(crate) fn run(agent: &mut Agent, start_ns: u64) -> ! {
 
 /// Mounts the devices and the disk, and makes the disk the root.
 fn enter_disk() -> Result<(), (&'static str, Errno)> {
-    let _ = mkdir(Dir::Cwd, c"/dev", 0o755);
+    let _ = mkdir(PathBase::Cwd, c"/dev", 0o755);
     mount(
         c"dev",
         c"/dev",
@@ -137,10 +138,10 @@ fn enter_disk() -> Result<(), (&'static str, Errno)> {
     )
     .map_err(|e| ("mount /dev", e))?;
     standard_descriptors().map_err(|e| ("open /dev/null and /dev/kmsg", e))?;
-    let _ = mkdir(Dir::Cwd, c"/newroot", 0o755);
+    let _ = mkdir(PathBase::Cwd, c"/newroot", 0o755);
     mount(DISK, c"/newroot", c"ext4", MS_NOATIME, DISK_OPTIONS)
         .map_err(|e| ("mount /dev/vda as ext4", e))?;
-    let _ = mkdir(Dir::Cwd, c"/newroot/dev", 0o755);
+    let _ = mkdir(PathBase::Cwd, c"/newroot/dev", 0o755);
     mount(c"/dev", c"/newroot/dev", c"", MS_MOVE, c"").map_err(|e| ("move /dev", e))?;
     chdir(c"/newroot").map_err(|e| ("enter the disk", e))?;
     mount(c".", c"/", c"", MS_MOVE, c"").map_err(|e| ("move the root", e))?;
@@ -150,8 +151,8 @@ fn enter_disk() -> Result<(), (&'static str, Errno)> {
 
 /// Nothing on 0 and 1, the kernel's log on 2. The kernel may have started us with none of them.
 fn standard_descriptors() -> Result<(), Errno> {
-    let null = open(Dir::Cwd, c"/dev/null", O_RDWR, 0)?;
-    let log = open(Dir::Cwd, c"/dev/kmsg", O_WRONLY, 0)?;
+    let null = open(PathBase::Cwd, c"/dev/null", O_RDWR, 0)?;
+    let log = open(PathBase::Cwd, c"/dev/kmsg", O_WRONLY, 0)?;
     for (fd, number) in [(&null, 0), (&null, 1), (&log, 2)] {
         replace(fd, number)?;
     }
@@ -168,7 +169,7 @@ fn furnish() {
     for (i, m) in MOUNTS.iter().enumerate() {
         let mut mounted = mount(m.kind, m.target, m.kind, m.flags, m.data);
         if mounted == Err(Errno::NOENT) {
-            let _ = mkdir(Dir::Cwd, m.target, 0o755);
+            let _ = mkdir(PathBase::Cwd, m.target, 0o755);
             mounted = mount(m.kind, m.target, m.kind, m.flags, m.data);
         }
         if let Err(e) = mounted {
@@ -197,7 +198,7 @@ fn furnish() {
         ));
     }
     for (path, value) in SETTINGS {
-        if let Err(e) = write_file(Dir::Cwd, path, value) {
+        if let Err(e) = write_file(PathBase::Cwd, path, value) {
             log(format_args!(
                 "cannot write {value} to {path:?}: errno {}",
                 e.0
@@ -215,9 +216,9 @@ fn furnish() {
 
 /// Makes the files that each new identity writes to, so that a clone's first does not.
 fn identity_files() -> Result<(), Errno> {
-    mkdir(Dir::Cwd, c"/run/hatchery", 0o755)?;
+    mkdir(PathBase::Cwd, c"/run/hatchery", 0o755)?;
     for path in [GENERATION, MACHINE_ID] {
-        open(Dir::Cwd, path, O_WRONLY | O_CREAT, 0o444)?;
+        open(PathBase::Cwd, path, O_WRONLY | O_CREAT, 0o444)?;
     }
     mount(MACHINE_ID, c"/etc/machine-id", c"", MS_BIND, c"")
 }
@@ -227,12 +228,12 @@ fn identity_files() -> Result<(), Errno> {
 /// together weigh as much as the agent alone.
 fn make_cgroup() -> Result<Fd, Errno> {
     write_file(
-        Dir::Cwd,
+        PathBase::Cwd,
         c"/sys/fs/cgroup/cgroup.subtree_control",
         "+memory +pids +cpu",
     )?;
-    mkdir(Dir::Cwd, CGROUP, 0o755)?;
-    let cgroup = open(Dir::Cwd, CGROUP, O_PATH | O_DIRECTORY, 0)?;
+    mkdir(PathBase::Cwd, CGROUP, 0o755)?;
+    let cgroup = open(PathBase::Cwd, CGROUP, O_PATH | O_DIRECTORY, 0)?;
     let memory = system::memory_bytes()?;
     let (bytes, tasks) = user_limits(memory);
     write_number(&cgroup, c"memory.max", bytes)?;
@@ -252,13 +253,13 @@ fn user_limits(memory: u64) -> (u64, u64) {
 
 fn write_number(dir: &Fd, name: &CStr, value: u64) -> Result<(), Errno> {
     write_file(
-        Dir::At(dir),
+        PathBase::At(dir),
         name,
-        Text::<24>::of(format_args!("{value}")).as_str(),
+        FixedText::<24>::of(format_args!("{value}")).as_str(),
     )
 }
 
-fn write_file(dir: Dir<'_>, path: &CStr, value: &str) -> Result<(), Errno> {
+fn write_file(dir: PathBase<'_>, path: &CStr, value: &str) -> Result<(), Errno> {
     let file = open(dir, path, O_WRONLY, 0)?;
     write(&file, value.as_bytes()).map(drop)
 }

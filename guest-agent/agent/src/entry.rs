@@ -1,10 +1,12 @@
 //! What is at a path, as the protocol tells it.
 
-use crate::path::Path;
+use crate::path::PathBuffer;
 use crate::sys::Errno;
 use crate::sys::Fd;
-use crate::sys::file::{Dir, O_PATH, S_IFDIR, S_IFLNK, S_IFREG, Stat, fstat, open, readlink, stat};
-use agent_core::{Accounts, Text};
+use crate::sys::file::{
+    FileStat, O_PATH, PathBase, S_IFDIR, S_IFLNK, S_IFREG, fstat, open, readlink, stat,
+};
+use agent_core::{AccountFiles, FixedText};
 use core::ffi::CStr;
 use wire::{EntryInfo, FileKind, MAX_PATH};
 
@@ -13,13 +15,13 @@ use wire::{EntryInfo, FileKind, MAX_PATH};
 /// # Errors
 /// As of [`describe`].
 pub(crate) fn describe_path<R>(
-    path: &Path,
+    path: &PathBuffer,
     open_file: Option<&Fd>,
-    accounts: &Accounts<'_>,
+    accounts: &AccountFiles<'_>,
     tell: impl FnOnce(&EntryInfo<'_>) -> R,
 ) -> Result<R, Errno> {
     let (name, bytes) = (path.c(), path.bytes());
-    describe(Dir::Cwd, name, bytes, open_file, accounts, tell)
+    describe(PathBase::Cwd, name, bytes, open_file, accounts, tell)
 }
 
 /// Looks at `name` in `dir`, known to the host as `path`, and hands the description to `tell`. Of an
@@ -28,16 +30,16 @@ pub(crate) fn describe_path<R>(
 /// # Errors
 /// When there is nothing, or it cannot be looked at.
 pub(crate) fn describe<R>(
-    dir: Dir<'_>,
+    dir: PathBase<'_>,
     name: &CStr,
     path: &[u8],
     open_file: Option<&Fd>,
-    accounts: &Accounts<'_>,
+    accounts: &AccountFiles<'_>,
     tell: impl FnOnce(&EntryInfo<'_>) -> R,
 ) -> Result<R, Errno> {
     let own = stat(dir, name, false).or_else(|e| open_file.map_or(Err(e), fstat))?;
     let mut buffer = [0; MAX_PATH + 1];
-    let (behind, target): (Option<Stat>, &[u8]) = if own.is(S_IFLNK) {
+    let (behind, target): (Option<FileStat>, &[u8]) = if own.is(S_IFLNK) {
         match open(dir, name, O_PATH, 0) {
             Ok(fd) => (fstat(&fd).ok(), resolved(&fd, &mut buffer).unwrap_or(path)),
             Err(_) => (None, path),
@@ -66,10 +68,10 @@ pub(crate) fn describe<R>(
 
 /// The path the kernel has for an open file.
 fn resolved<'a>(fd: &Fd, buffer: &'a mut [u8; MAX_PATH + 1]) -> Option<&'a [u8]> {
-    let name = Text::<32>::of(format_args!("/proc/self/fd/{}", fd.raw()));
-    let mut link = Path::new();
+    let name = FixedText::<32>::of(format_args!("/proc/self/fd/{}", fd.raw()));
+    let mut link = PathBuffer::new();
     link.set(name.as_str().as_bytes());
-    readlink(Dir::Cwd, link.c(), &mut buffer[..MAX_PATH]).ok()
+    readlink(PathBase::Cwd, link.c(), &mut buffer[..MAX_PATH]).ok()
 }
 
 fn kind(mode: u32) -> FileKind {

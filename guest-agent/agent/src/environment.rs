@@ -1,7 +1,7 @@
 //! The environment of a process: base, defaults and request, later wins.
 
-use crate::Account;
-use wire::{MAX_ENV, MAX_PATH, Strings};
+use crate::UserAccount;
+use wire::{MAX_ENV, MAX_PATH, StringList};
 
 /// The `PATH` of processes that bring none.
 pub const PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -12,12 +12,12 @@ const BASE: usize = 4;
 const SCRATCH: usize = 2 * (MAX_PATH + 1) + 1024;
 
 /// A table of NUL-terminated `NAME=value` entries.
-pub struct Environment {
+pub struct ProcessEnvironment {
     scratch: [u8; SCRATCH],
     used: usize,
 }
 
-impl Environment {
+impl ProcessEnvironment {
     /// An empty one.
     #[must_use]
     pub const fn new() -> Self {
@@ -31,9 +31,9 @@ impl Environment {
     /// hides one of `defaults`, which hides `PATH`, `HOME`, `USER` and `LOGNAME`.
     pub fn build<'a>(
         &'a mut self,
-        user: &Account<'_>,
-        defaults: Strings<'a>,
-        own: Strings<'a>,
+        user: &UserAccount<'_>,
+        defaults: StringList<'a>,
+        own: StringList<'a>,
         mut each: impl FnMut(&'a [u8]),
     ) {
         self.used = 0;
@@ -73,26 +73,26 @@ impl Environment {
     }
 }
 
-impl Default for Environment {
+impl Default for ProcessEnvironment {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl core::fmt::Debug for Environment {
+impl core::fmt::Debug for ProcessEnvironment {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "Environment")
     }
 }
 
 /// The entries of a decoded list, each with its NUL.
-fn terminated(list: Strings<'_>) -> impl Iterator<Item = &[u8]> {
+fn terminated(list: StringList<'_>) -> impl Iterator<Item = &[u8]> {
     list.packed().unwrap_or(&[]).split_inclusive(|&b| b == 0)
 }
 
 /// Whether `list` has an entry with the name of `entry`. A list may name something twice itself:
 /// the kernel keeps both, programs take the first, as with any `execve`.
-fn hidden(entry: &[u8], list: Strings<'_>) -> bool {
+fn hidden(entry: &[u8], list: StringList<'_>) -> bool {
     let name = match entry.iter().position(|&b| b == b'=') {
         Some(end) => &entry[..=end],
         None => return false,
@@ -106,17 +106,17 @@ mod test {
 
     #[test]
     fn later_wins() {
-        let user = Account {
+        let user = UserAccount {
             name: b"user",
             uid: 1,
             gid: 1,
             home: b"/home/user",
             shell: b"",
         };
-        let defaults = Strings::Packed(b"A=1\0B=2\0HOME=/d\0");
-        let own = Strings::Packed(b"B=3\0LOGNAME=me\0");
+        let defaults = StringList::Packed(b"A=1\0B=2\0HOME=/d\0");
+        let own = StringList::Packed(b"B=3\0LOGNAME=me\0");
         let mut found = Vec::new();
-        Environment::new().build(&user, defaults, own, |e| {
+        ProcessEnvironment::new().build(&user, defaults, own, |e| {
             found.push(String::from_utf8(e.to_vec()).unwrap());
         });
         let path = format!("PATH={}\0", std::str::from_utf8(PATH).unwrap());

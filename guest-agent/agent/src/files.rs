@@ -2,18 +2,18 @@
 //!
 //! The agent acts as root on the whole tree and gives what it creates to the user it was asked for.
 
-use crate::path::Path;
+use crate::path::PathBuffer;
 use crate::sys::file::{
-    Dir, O_APPEND, O_CREAT, O_EXCL, O_NONBLOCK, O_RDONLY, O_WRONLY, S_IFDIR, S_IFREG, fchown,
+    O_APPEND, O_CREAT, O_EXCL, O_NONBLOCK, O_RDONLY, O_WRONLY, PathBase, S_IFDIR, S_IFREG, fchown,
     fstat, lchown, mkdir, open, rename, seek, stat, truncate,
 };
 use crate::sys::{Errno, Fd, read};
-use agent_core::{Account, Session};
-use wire::{Channel, ReadFile, WriteFile};
+use agent_core::{Session, UserAccount};
+use wire::{DataChannel, ReadFile, WriteFile};
 
 /// Opens a file for reading, at its offset.
-pub(crate) fn open_read(request: &ReadFile<'_>, path: &Path) -> Result<Fd, Errno> {
-    let file = open(Dir::Cwd, path.c(), O_RDONLY | O_NONBLOCK, 0)?;
+pub(crate) fn open_read(request: &ReadFile<'_>, path: &PathBuffer) -> Result<Fd, Errno> {
+    let file = open(PathBase::Cwd, path.c(), O_RDONLY | O_NONBLOCK, 0)?;
     regular(&file)?;
     if request.offset != 0 {
         seek(
@@ -39,7 +39,7 @@ fn regular(file: &Fd) -> Result<i64, Errno> {
 
 /// What a step of a reader came to.
 #[derive(Clone, Copy)]
-pub(crate) enum Step {
+pub(crate) enum ReadStep {
     /// There may be more at once.
     More,
     /// It waits for credit or room.
@@ -51,25 +51,30 @@ pub(crate) enum Step {
 }
 
 /// Sends the next piece of a file of which `left` bytes are wanted.
-pub(crate) fn send_piece(file: &Fd, left: &mut u64, slot: usize, session: &mut Session) -> Step {
+pub(crate) fn send_piece(
+    file: &Fd,
+    left: &mut u64,
+    slot: usize,
+    session: &mut Session,
+) -> ReadStep {
     if *left == 0 {
-        return Step::End;
+        return ReadStep::End;
     }
     let Some(space) = session.data_space(slot) else {
-        return Step::Wait;
+        return ReadStep::Wait;
     };
     let most = usize::try_from(*left)
         .unwrap_or(usize::MAX)
         .min(space.len());
     match read(file, &mut space[..most]) {
-        Ok(0) => Step::End,
+        Ok(0) => ReadStep::End,
         Ok(n) => {
-            session.data_commit(slot, Channel::File, n);
+            session.data_commit(slot, DataChannel::File, n);
             *left -= u64::try_from(n).unwrap_or(0);
-            Step::More
+            ReadStep::More
         }
-        Err(Errno::INTR) => Step::More,
-        Err(e) => Step::Failed(e),
+        Err(Errno::INTR) => ReadStep::More,
+        Err(e) => ReadStep::Failed(e),
     }
 }
 
@@ -77,18 +82,23 @@ pub(crate) fn send_piece(file: &Fd, left: &mut u64, slot: usize, session: &mut S
 /// bytes) written, so that watchers see exactly that.
 pub(crate) fn open_write(
     request: &WriteFile<'_>,
-    path: &Path,
-    user: &Account<'_>,
+    path: &PathBuffer,
+    user: &UserAccount<'_>,
 ) -> Result<Fd, Errno> {
     if request.parents {
         make_parents(path, user)?;
     }
     let append = if request.truncate { 0 } else { O_APPEND };
     let flags = O_WRONLY | O_NONBLOCK | append;
-    let fresh = open(Dir::Cwd, path.c(), flags | O_CREAT | O_EXCL, request.mode);
+    let fresh = open(
+        PathBase::Cwd,
+        path.c(),
+        flags | O_CREAT | O_EXCL,
+        request.mode,
+    );
     let file = match fresh {
         Ok(file) => file,
-        Err(Errno::EXIST) => open(Dir::Cwd, path.c(), flags | O_CREAT, request.mode)?,
+        Err(Errno::EXIST) => open(PathBase::Cwd, path.c(), flags | O_CREAT, request.mode)?,
         Err(e) => return Err(e),
     };
     let size = regular(&file)?;
@@ -100,13 +110,13 @@ pub(crate) fn open_write(
 }
 
 /// Makes the directories above a path.
-pub(crate) fn make_parents(path: &Path, user: &Account<'_>) -> Result<(), Errno> {
+pub(crate) fn make_parents(path: &PathBuffer, user: &UserAccount<'_>) -> Result<(), Errno> {
     match path.bytes().iter().rposition(|&b| b == b'/') {
         Some(0) | None => Ok(()),
         Some(end) => {
-            let mut parent = Path::new();
+            let mut parent = PathBuffer::new();
             parent.set(&path.bytes()[..end]);
-            if stat(Dir::Cwd, parent.c(), true).is_ok_and(|s| s.is(S_IFDIR)) {
+            if stat(PathBase::Cwd, parent.c(), true).is_ok_and(|s| s.is(S_IFDIR)) {
                 return Ok(());
             }
             make_all(&parent, user)
@@ -115,18 +125,18 @@ pub(crate) fn make_parents(path: &Path, user: &Account<'_>) -> Result<(), Errno>
 }
 
 /// Makes a directory and those above it, `0o755`; new ones belong to the user.
-fn make_all(path: &Path, user: &Account<'_>) -> Result<(), Errno> {
+fn make_all(path: &PathBuffer, user: &UserAccount<'_>) -> Result<(), Errno> {
     let bytes = path.bytes();
-    let mut part = Path::new();
+    let mut part = PathBuffer::new();
     for end in (1..=bytes.len()).filter(|&i| i == bytes.len() || bytes[i] == b'/') {
         if bytes[end - 1] == b'/' {
             continue;
         }
         part.set(&bytes[..end]);
-        match mkdir(Dir::Cwd, part.c(), 0o755) {
-            Ok(()) => lchown(Dir::Cwd, part.c(), user.uid, user.gid)?,
+        match mkdir(PathBase::Cwd, part.c(), 0o755) {
+            Ok(()) => lchown(PathBase::Cwd, part.c(), user.uid, user.gid)?,
             Err(Errno::EXIST) => {
-                if !stat(Dir::Cwd, part.c(), true)?.is(S_IFDIR) {
+                if !stat(PathBase::Cwd, part.c(), true)?.is(S_IFDIR) {
                     return Err(Errno::NOTDIR);
                 }
             }
@@ -137,8 +147,8 @@ fn make_all(path: &Path, user: &Account<'_>) -> Result<(), Errno> {
 }
 
 /// Makes a directory that is not there yet.
-pub(crate) fn make_dir(path: &Path, user: &Account<'_>) -> Result<(), Errno> {
-    match stat(Dir::Cwd, path.c(), true) {
+pub(crate) fn make_dir(path: &PathBuffer, user: &UserAccount<'_>) -> Result<(), Errno> {
+    match stat(PathBase::Cwd, path.c(), true) {
         Ok(s) if s.is(S_IFDIR) => Err(Errno::EXIST),
         Ok(_) => Err(Errno::NOTDIR),
         Err(Errno::NOENT) => make_all(path, user),
@@ -147,8 +157,12 @@ pub(crate) fn make_dir(path: &Path, user: &Account<'_>) -> Result<(), Errno> {
 }
 
 /// Renames, with parents for the destination.
-pub(crate) fn move_to(from: &Path, to: &Path, user: &Account<'_>) -> Result<(), Errno> {
-    stat(Dir::Cwd, from.c(), false)?;
+pub(crate) fn move_to(
+    from: &PathBuffer,
+    to: &PathBuffer,
+    user: &UserAccount<'_>,
+) -> Result<(), Errno> {
+    stat(PathBase::Cwd, from.c(), false)?;
     make_parents(to, user)?;
-    rename(Dir::Cwd, from.c(), Dir::Cwd, to.c())
+    rename(PathBase::Cwd, from.c(), PathBase::Cwd, to.c())
 }

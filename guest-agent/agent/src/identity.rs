@@ -1,12 +1,12 @@
 //! Who this guest is: its name, clock, randomness, generation and environment defaults.
 
-use crate::clone_hook::{self, Failed};
+use crate::clone_hook::{self, IdentityError};
 use crate::sys::event::set_wall_ns;
-use crate::sys::file::{Dir, O_APPEND, O_CREAT, O_RDONLY, O_RDWR, O_WRONLY, open, truncate};
+use crate::sys::file::{O_APPEND, O_CREAT, O_RDONLY, O_RDWR, O_WRONLY, PathBase, open, truncate};
 use crate::sys::{Errno, Fd, read, system, write, write_all};
-use agent_core::Text;
+use agent_core::FixedText;
 use core::ffi::CStr;
-use wire::{MAX_DEFAULT_ENV, MAX_NAME, SetIdentity, Strings};
+use wire::{MAX_DEFAULT_ENV, MAX_NAME, SetIdentity, StringList};
 
 /// The number of the identity, for programs: it is written anew with each.
 pub(crate) const GENERATION: &CStr = c"/run/hatchery/generation";
@@ -18,7 +18,7 @@ const HOSTS: &CStr = c"/etc/hosts";
 const LOOKUP: &CStr = c"/etc/nsswitch.conf";
 
 /// The identity last taken.
-pub(crate) struct Identity {
+pub(crate) struct GuestIdentity {
     generation: u64,
     name: [u8; MAX_NAME],
     name_len: usize,
@@ -30,7 +30,7 @@ pub(crate) struct Identity {
     env_len: usize,
 }
 
-impl Identity {
+impl GuestIdentity {
     pub(crate) const fn new() -> Self {
         Self {
             generation: 0,
@@ -53,11 +53,11 @@ impl Identity {
     /// shall not wait for its first page.
     pub(crate) fn look(&mut self) {
         let mut text = [0; 2048];
-        let file = open(Dir::Cwd, LOOKUP, O_RDONLY, 0);
+        let file = open(PathBase::Cwd, LOOKUP, O_RDONLY, 0);
         let len = file.and_then(|file| read(&file, &mut text)).unwrap_or(0);
         self.named_by_kernel = asks_kernel(text.get(..len).unwrap_or(&[]));
         if !self.named_by_kernel
-            && let Ok(hosts) = open(Dir::Cwd, HOSTS, O_RDONLY, 0)
+            && let Ok(hosts) = open(PathBase::Cwd, HOSTS, O_RDONLY, 0)
         {
             let _ = read(&hosts, &mut text);
         }
@@ -69,8 +69,8 @@ impl Identity {
     }
 
     /// What every process has in its environment.
-    pub(crate) fn env(&self) -> Strings<'_> {
-        Strings::Packed(&self.env[..self.env_len])
+    pub(crate) fn env(&self) -> StringList<'_> {
+        StringList::Packed(&self.env[..self.env_len])
     }
 
     /// Takes a new one, or sets the clock again for the one that it has. Randomness first: nothing that
@@ -82,17 +82,17 @@ impl Identity {
         &mut self,
         new: &SetIdentity<'_>,
         cgroup: Option<&Fd>,
-    ) -> Result<(), Failed> {
+    ) -> Result<(), IdentityError> {
         if new.generation != 0 && new.generation == self.generation {
             let set = self.set_clock(new);
-            return set.map_err(Failed::Change);
+            return set.map_err(IdentityError::Change);
         }
         if !self.borrowed {
-            self.change_machine(new).map_err(Failed::Change)?;
+            self.change_machine(new).map_err(IdentityError::Change)?;
         }
         let env = new.env.packed().unwrap_or(&[]);
         let room = self.env.get_mut(..env.len());
-        room.ok_or(Failed::Change(Errno::TOOBIG))?
+        room.ok_or(IdentityError::Change(Errno::TOOBIG))?
             .copy_from_slice(env);
         self.env_len = env.len();
         if !self.borrowed {
@@ -110,7 +110,7 @@ impl Identity {
     }
 
     fn change_machine(&mut self, new: &SetIdentity<'_>) -> Result<(), Errno> {
-        let random = open(Dir::Cwd, c"/dev/urandom", O_RDWR, 0)?;
+        let random = open(PathBase::Cwd, c"/dev/urandom", O_RDWR, 0)?;
         if !new.entropy.is_empty() {
             system::add_entropy(&random, new.entropy)?;
         }
@@ -126,7 +126,7 @@ impl Identity {
             self.name_len = new.hostname.len();
             new_machine_id(&random)?;
         }
-        let number = Text::<24>::of(format_args!("{}\n", new.generation));
+        let number = FixedText::<24>::of(format_args!("{}\n", new.generation));
         replace_text(GENERATION, number.as_str().as_bytes())
     }
 }
@@ -148,7 +148,7 @@ fn new_machine_id(random: &Fd) -> Result<(), Errno> {
 
 /// Writes a small file in place, so that who watches it hears of it.
 fn replace_text(path: &CStr, text: &[u8]) -> Result<(), Errno> {
-    let file = open(Dir::Cwd, path, O_WRONLY | O_CREAT, 0o444)?;
+    let file = open(PathBase::Cwd, path, O_WRONLY | O_CREAT, 0o444)?;
     truncate(&file)?;
     write_all(&file, text)
 }
@@ -164,10 +164,10 @@ fn asks_kernel(text: &[u8]) -> bool {
 /// Lets programs resolve the guest's own name (`sudo` complains otherwise). An image without the
 /// file, or a full disk, only costs that.
 fn name_in_hosts(name: &[u8]) {
-    let Ok(hosts) = open(Dir::Cwd, HOSTS, O_WRONLY | O_APPEND, 0) else {
+    let Ok(hosts) = open(PathBase::Cwd, HOSTS, O_WRONLY | O_APPEND, 0) else {
         return;
     };
     let name = core::str::from_utf8(name).unwrap_or("");
-    let line = Text::<{ MAX_NAME + 16 }>::of(format_args!("127.0.1.1\t{name}\n"));
+    let line = FixedText::<{ MAX_NAME + 16 }>::of(format_args!("127.0.1.1\t{name}\n"));
     let _ = write(&hosts, line.as_str().as_bytes());
 }

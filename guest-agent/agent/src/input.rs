@@ -1,14 +1,14 @@
 //! The link's bytes, turned into actions.
 
-use crate::{Session, Text};
+use crate::{FixedText, Session};
 use wire::{
-    Channel, DecodeError, ErrorCode, FrameBuffer, FrameError, GoAwayCode, MAX_FRAME, MAX_REQUEST,
-    MAX_STREAMS, Message, Open, PROTOCOL_VERSION, Request,
+    DataChannel, DecodeError, ErrorCode, FrameBuffer, FrameError, GoAwayCode, MAX_FRAME,
+    MAX_REQUEST, MAX_STREAMS, Message, PROTOCOL_VERSION, Request, RequestPart,
 };
 
 /// What the host wants done. `slot` names the stream in the [`Session`].
 #[derive(Debug, PartialEq, Eq)]
-pub enum Action<'a> {
+pub enum HostAction<'a> {
     /// Begin this.
     Open {
         /// The new stream.
@@ -21,7 +21,7 @@ pub enum Action<'a> {
         /// The stream.
         slot: usize,
         /// Where they belong.
-        channel: Channel,
+        channel: DataChannel,
         /// The bytes.
         bytes: &'a [u8],
     },
@@ -41,43 +41,43 @@ pub enum Action<'a> {
 
 /// The connection cannot go on. Send `GoAway` with this, then close.
 #[derive(Debug, Clone, Copy)]
-pub struct Fatal {
+pub struct FatalError {
     /// Why.
     pub code: GoAwayCode,
     /// Why, for people.
-    pub message: Text<96>,
+    pub message: FixedText<96>,
 }
 
-impl Fatal {
+impl FatalError {
     fn protocol(args: core::fmt::Arguments<'_>) -> Self {
         Self {
             code: GoAwayCode::Protocol,
-            message: Text::of(args),
+            message: FixedText::of(args),
         }
     }
 }
 
-impl From<FrameError> for Fatal {
+impl From<FrameError> for FatalError {
     fn from(e: FrameError) -> Self {
         Self::protocol(format_args!("not a frame: {e}"))
     }
 }
 
-impl From<DecodeError> for Fatal {
+impl From<DecodeError> for FatalError {
     fn from(e: DecodeError) -> Self {
         Self::protocol(format_args!("not a message: {e}"))
     }
 }
 
 /// The receiving half of a connection.
-pub struct Input {
+pub struct HostInput {
     frames: FrameBuffer<{ 2 * MAX_FRAME }>,
-    requests: Requests,
+    requests: RequestAssembly,
     greeted: bool,
 }
 
 /// Joins requests from their parts.
-struct Requests {
+struct RequestAssembly {
     bytes: [u8; MAX_REQUEST],
     filled: usize,
     /// The stream whose request is incomplete, 0 for none.
@@ -86,13 +86,13 @@ struct Requests {
     last_id: u32,
 }
 
-impl Input {
+impl HostInput {
     /// For a new connection.
     #[must_use]
     pub const fn new() -> Self {
         Self {
             frames: FrameBuffer::new(),
-            requests: Requests {
+            requests: RequestAssembly {
                 bytes: [0; MAX_REQUEST],
                 filled: 0,
                 joining: 0,
@@ -131,8 +131,8 @@ impl Input {
     /// [`Session::has_room`].
     ///
     /// # Errors
-    /// [`Fatal`]: the peer broke the protocol.
-    pub fn next(&mut self, session: &mut Session) -> Result<Option<Action<'_>>, Fatal> {
+    /// [`FatalError`]: the peer broke the protocol.
+    pub fn next(&mut self, session: &mut Session) -> Result<Option<HostAction<'_>>, FatalError> {
         let Self {
             frames,
             requests,
@@ -144,14 +144,14 @@ impl Input {
         let id = frame.header.stream;
         let message = Message::decode(&frame)?;
         if !*greeted && !matches!(message, Message::Hello(_)) {
-            return Err(Fatal::protocol(format_args!(
+            return Err(FatalError::protocol(format_args!(
                 "{:?} before Hello",
                 message.kind()
             )));
         }
         if requests.joining != 0 && (id != requests.joining || !matches!(message, Message::Open(_)))
         {
-            return Err(Fatal::protocol(format_args!(
+            return Err(FatalError::protocol(format_args!(
                 "stream {}: request cut",
                 requests.joining
             )));
@@ -160,16 +160,16 @@ impl Input {
             Message::Hello(hello) => {
                 *greeted = true;
                 check_version(hello.version)?;
-                Action::None
+                HostAction::None
             }
             Message::Ping(n) => {
                 session.connection(&Message::Pong(n));
-                Action::None
+                HostAction::None
             }
-            Message::Pong(_) => Action::None,
+            Message::Pong(_) => HostAction::None,
             Message::Open(open) => requests.take(id, &open, session)?,
             Message::GoAway { .. } | Message::Reply(_) | Message::Event(_) => {
-                return Err(Fatal::protocol(format_args!(
+                return Err(FatalError::protocol(format_args!(
                     "host sent {:?}",
                     message.kind()
                 )));
@@ -177,7 +177,7 @@ impl Input {
             Message::Data { .. } | Message::Credit(_) | Message::End | Message::Reset { .. } => {
                 match known(id, requests.last_id, session)? {
                     Some(slot) => on_stream(slot, message, session),
-                    None => Action::None,
+                    None => HostAction::None,
                 }
             }
         };
@@ -185,16 +185,16 @@ impl Input {
     }
 }
 
-impl Requests {
+impl RequestAssembly {
     fn take(
         &mut self,
         id: u32,
-        open: &Open<'_>,
+        open: &RequestPart<'_>,
         session: &mut Session,
-    ) -> Result<Action<'_>, Fatal> {
+    ) -> Result<HostAction<'_>, FatalError> {
         if self.joining == 0 {
             if id <= self.last_id {
-                return Err(Fatal::protocol(format_args!(
+                return Err(FatalError::protocol(format_args!(
                     "stream {id} after {}",
                     self.last_id
                 )));
@@ -204,7 +204,7 @@ impl Requests {
         }
         let end = self.filled + open.part.len();
         let Some(room) = self.bytes.get_mut(self.filled..end) else {
-            return Err(Fatal::protocol(format_args!(
+            return Err(FatalError::protocol(format_args!(
                 "request over {MAX_REQUEST} bytes"
             )));
         };
@@ -212,41 +212,41 @@ impl Requests {
         self.filled = end;
         self.joining = if open.more { id } else { 0 };
         if open.more {
-            return Ok(Action::None);
+            return Ok(HostAction::None);
         }
         match Request::decode(&self.bytes[..self.filled]) {
             Err(e) => {
                 session.refuse(id, ErrorCode::InvalidArgument, format_args!("{e}"));
-                Ok(Action::None)
+                Ok(HostAction::None)
             }
             Ok(request) => match session.open(id) {
-                Some(slot) => Ok(Action::Open { slot, request }),
+                Some(slot) => Ok(HostAction::Open { slot, request }),
                 None => {
                     let why = format_args!("{MAX_STREAMS} streams are open already");
                     session.refuse(id, ErrorCode::Busy, why);
-                    Ok(Action::None)
+                    Ok(HostAction::None)
                 }
             },
         }
     }
 }
 
-impl Default for Input {
+impl Default for HostInput {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl core::fmt::Debug for Input {
+impl core::fmt::Debug for HostInput {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "Input(last stream {})", self.requests.last_id)
     }
 }
 
 /// The slot of a stream; `None` for one that has ended, whose late frames mean nothing.
-fn known(id: u32, last_id: u32, session: &Session) -> Result<Option<usize>, Fatal> {
+fn known(id: u32, last_id: u32, session: &Session) -> Result<Option<usize>, FatalError> {
     if id > last_id {
-        return Err(Fatal::protocol(format_args!(
+        return Err(FatalError::protocol(format_args!(
             "stream {id} was never opened"
         )));
     }
@@ -254,11 +254,11 @@ fn known(id: u32, last_id: u32, session: &Session) -> Result<Option<usize>, Fata
 }
 
 /// A frame of an open stream.
-fn on_stream<'a>(slot: usize, message: Message<'a>, session: &mut Session) -> Action<'a> {
+fn on_stream<'a>(slot: usize, message: Message<'a>, session: &mut Session) -> HostAction<'a> {
     let refused = match message {
         Message::Data { channel, bytes } => match session.receive(slot, bytes.len()) {
             Ok(()) => {
-                return Action::Data {
+                return HostAction::Data {
                     slot,
                     channel,
                     bytes,
@@ -267,30 +267,30 @@ fn on_stream<'a>(slot: usize, message: Message<'a>, session: &mut Session) -> Ac
             Err(code) => code,
         },
         Message::Credit(n) => match session.grant(slot, n) {
-            Ok(()) => return Action::None,
+            Ok(()) => return HostAction::None,
             Err(code) => code,
         },
         Message::End => {
             session.end(slot);
-            return Action::End { slot };
+            return HostAction::End { slot };
         }
         _ => {
             session.forget(slot);
-            return Action::Abandon { slot };
+            return HostAction::Abandon { slot };
         }
     };
     session.reset(slot, refused, "");
-    Action::Abandon { slot }
+    HostAction::Abandon { slot }
 }
 
-fn check_version(version: u16) -> Result<(), Fatal> {
+fn check_version(version: u16) -> Result<(), FatalError> {
     if version == PROTOCOL_VERSION {
         return Ok(());
     }
-    let message = Text::of(format_args!(
+    let message = FixedText::of(format_args!(
         "host speaks version {version}, agent {PROTOCOL_VERSION}"
     ));
-    Err(Fatal {
+    Err(FatalError {
         code: GoAwayCode::Version,
         message,
     })

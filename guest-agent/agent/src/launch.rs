@@ -1,30 +1,30 @@
-//! From a [`Start`] request to a running process: user, environment, directory, descriptors.
+//! From a [`StartProcess`] request to a running process: user, environment, directory, descriptors.
 
-use crate::path::Path;
-use crate::sys::file::{Dir, O_RDWR, open, open_pty, pipe, set_nonblocking, set_window};
-use crate::sys::spawn::{Plan, Stack, Stage, spawn};
+use crate::path::PathBuffer;
+use crate::sys::file::{O_RDWR, PathBase, open, open_pty, pipe, set_nonblocking, set_window};
+use crate::sys::spawn::{SpawnPlan, SpawnStack, SpawnStage, spawn};
 use crate::sys::{Errno, Fd};
-use agent_core::{Account, Accounts, Environment};
+use agent_core::{AccountFiles, ProcessEnvironment, UserAccount};
 use core::ffi::CStr;
-use wire::{ErrorCode, MAX_ARGS, MAX_ENV, MAX_GROUPS, Start, Stdin, Strings};
+use wire::{ErrorCode, MAX_ARGS, MAX_ENV, MAX_GROUPS, StartProcess, Stdin, StringList};
 
 const MAX_ENTRIES: usize = 2 * MAX_ENV + 4;
 
 /// The tables a process is started from. One process is started at a time.
-pub(crate) struct Launcher {
+pub(crate) struct ProcessLauncher {
     argv: [*const u8; MAX_ARGS + 1],
     env: [*const u8; MAX_ENTRIES + 1],
-    environment: Environment,
+    environment: ProcessEnvironment,
     groups: [u32; MAX_GROUPS],
-    cwd: Path,
+    cwd: PathBuffer,
     scratch: [u8; 4096],
-    stack: Stack,
+    stack: SpawnStack,
     null: Option<Fd>,
     cgroup: Option<Fd>,
 }
 
 /// A started process and the agent's ends of its descriptors.
-pub(crate) struct Launched {
+pub(crate) struct LaunchedProcess {
     pub(crate) pid: u32,
     pub(crate) stdin: Option<Fd>,
     /// Standard output, or the terminal.
@@ -33,22 +33,22 @@ pub(crate) struct Launched {
 }
 
 /// Why there is no process.
-pub(crate) struct Refused {
+pub(crate) struct LaunchError {
     pub(crate) code: ErrorCode,
     pub(crate) errno: i32,
     pub(crate) what: &'static str,
 }
 
-impl Launcher {
+impl ProcessLauncher {
     pub(crate) const fn new() -> Self {
         Self {
             argv: [core::ptr::null(); MAX_ARGS + 1],
             env: [core::ptr::null(); MAX_ENTRIES + 1],
-            environment: Environment::new(),
+            environment: ProcessEnvironment::new(),
             groups: [0; MAX_GROUPS],
-            cwd: Path::new(),
+            cwd: PathBuffer::new(),
             scratch: [0; 4096],
-            stack: Stack::new(),
+            stack: SpawnStack::new(),
             null: None,
             cgroup: None,
         }
@@ -67,26 +67,26 @@ impl Launcher {
     /// Starts a process.
     pub(crate) fn start(
         &mut self,
-        start: &Start<'_>,
-        accounts: &Accounts<'_>,
-        defaults: Strings<'_>,
-    ) -> Result<Launched, Refused> {
+        start: &StartProcess<'_>,
+        accounts: &AccountFiles<'_>,
+        defaults: StringList<'_>,
+    ) -> Result<LaunchedProcess, LaunchError> {
         let Some(user) = accounts.user(start.user) else {
-            return Err(Refused {
+            return Err(LaunchError {
                 code: ErrorCode::UnknownUser,
                 errno: 0,
                 what: "unknown user",
             });
         };
         if !set_cwd(&mut self.cwd, &user, start.cwd) {
-            return Err(Refused {
+            return Err(LaunchError {
                 code: ErrorCode::TooLarge,
                 errno: 0,
                 what: "cwd is too long",
             });
         }
         if self.null.is_none() {
-            let null = open(Dir::Cwd, c"/dev/null", O_RDWR, 0);
+            let null = open(PathBase::Cwd, c"/dev/null", O_RDWR, 0);
             self.null = Some(null.map_err(|e| resource(e, "open /dev/null"))?);
         }
         let (mut ours, theirs) = descriptors(start).map_err(|e| resource(e, "make pipes"))?;
@@ -102,7 +102,7 @@ impl Launcher {
         let Some(null) = self.null.as_ref() else {
             return Err(resource(Errno::IO, "no null"));
         };
-        let mut plan = Plan {
+        let mut plan = SpawnPlan {
             argv: &self.argv,
             env: &self.env,
             program,
@@ -125,13 +125,13 @@ impl Launcher {
 }
 
 /// The child's ends.
-struct Theirs {
+struct ChildEnds {
     stdin: Option<Fd>,
     out: Fd,
     err: Option<Fd>,
 }
 
-impl Theirs {
+impl ChildEnds {
     fn stdio<'a>(&'a self, null: &'a Fd) -> [&'a Fd; 3] {
         match &self.err {
             Some(err) => [self.stdin.as_ref().unwrap_or(null), &self.out, err],
@@ -140,11 +140,11 @@ impl Theirs {
     }
 }
 
-fn descriptors(start: &Start<'_>) -> Result<(Launched, Theirs), Errno> {
+fn descriptors(start: &StartProcess<'_>) -> Result<(LaunchedProcess, ChildEnds), Errno> {
     if let Some(size) = start.pty {
         let (master, slave) = open_pty()?;
         set_window(&master, size.cols, size.rows)?;
-        let ours = Launched {
+        let ours = LaunchedProcess {
             pid: 0,
             stdin: None,
             out: master,
@@ -152,7 +152,7 @@ fn descriptors(start: &Start<'_>) -> Result<(Launched, Theirs), Errno> {
         };
         return Ok((
             ours,
-            Theirs {
+            ChildEnds {
                 stdin: None,
                 out: slave,
                 err: None,
@@ -171,7 +171,7 @@ fn descriptors(start: &Start<'_>) -> Result<(Launched, Theirs), Errno> {
             (Some(ours), Some(theirs))
         }
     };
-    let ours = Launched {
+    let ours = LaunchedProcess {
         pid: 0,
         stdin,
         out,
@@ -179,7 +179,7 @@ fn descriptors(start: &Start<'_>) -> Result<(Launched, Theirs), Errno> {
     };
     Ok((
         ours,
-        Theirs {
+        ChildEnds {
             stdin: their_stdin,
             out: their_out,
             err: Some(their_err),
@@ -188,7 +188,7 @@ fn descriptors(start: &Start<'_>) -> Result<(Launched, Theirs), Errno> {
 }
 
 /// Absolute as it is, relative from the home, empty the home (or `/` if that is missing).
-fn set_cwd(cwd: &mut Path, user: &Account<'_>, wanted: &[u8]) -> bool {
+fn set_cwd(cwd: &mut PathBuffer, user: &UserAccount<'_>, wanted: &[u8]) -> bool {
     if wanted.starts_with(b"/") {
         return cwd.set(wanted);
     }
@@ -196,7 +196,7 @@ fn set_cwd(cwd: &mut Path, user: &Account<'_>, wanted: &[u8]) -> bool {
         return false;
     }
     if wanted.is_empty() {
-        let missing = crate::sys::file::stat(Dir::Cwd, cwd.c(), true).is_err();
+        let missing = crate::sys::file::stat(PathBase::Cwd, cwd.c(), true).is_err();
         return !missing || cwd.set(b"/");
     }
     cwd.push(wanted)
@@ -204,11 +204,11 @@ fn set_cwd(cwd: &mut Path, user: &Account<'_>, wanted: &[u8]) -> bool {
 
 /// Fills the table and returns the value of `PATH` in it.
 fn fill_env<'a>(
-    environment: &'a mut Environment,
+    environment: &'a mut ProcessEnvironment,
     table: &mut [*const u8; MAX_ENTRIES + 1],
-    user: &Account<'_>,
-    defaults: Strings<'a>,
-    own: Strings<'a>,
+    user: &UserAccount<'_>,
+    defaults: StringList<'a>,
+    own: StringList<'a>,
 ) -> &'a [u8] {
     let mut n = 0;
     let mut path: &[u8] = agent_core::PATH;
@@ -225,7 +225,7 @@ fn fill_env<'a>(
     path
 }
 
-fn fill_argv(table: &mut [*const u8; MAX_ARGS + 1], argv: Strings<'_>) {
+fn fill_argv(table: &mut [*const u8; MAX_ARGS + 1], argv: StringList<'_>) {
     let mut n = 0;
     for arg in argv.iter().take(MAX_ARGS) {
         table[n] = arg.as_ptr();
@@ -234,33 +234,35 @@ fn fill_argv(table: &mut [*const u8; MAX_ARGS + 1], argv: Strings<'_>) {
     table[n] = core::ptr::null();
 }
 
-fn program(argv: Strings<'_>) -> &CStr {
+fn program(argv: StringList<'_>) -> &CStr {
     argv.packed()
         .and_then(|bytes| CStr::from_bytes_until_nul(bytes).ok())
         .unwrap_or(c"")
 }
 
-fn resource(e: Errno, what: &'static str) -> Refused {
-    Refused {
+fn resource(e: Errno, what: &'static str) -> LaunchError {
+    LaunchError {
         code: crate::failure::code(e),
         errno: e.0,
         what,
     }
 }
 
-fn refusal(stage: Stage, e: Errno) -> Refused {
+fn refusal(stage: SpawnStage, e: Errno) -> LaunchError {
     let (code, what) = match (stage, e) {
-        (Stage::Cwd, _) => (ErrorCode::BadCwd, "cannot enter the working directory"),
-        (Stage::Exec, Errno::NOENT | Errno::NOTDIR) => (ErrorCode::NotFound, "no such program"),
-        (Stage::Exec, Errno::ACCES | Errno::NOEXEC) => {
+        (SpawnStage::Cwd, _) => (ErrorCode::BadCwd, "cannot enter the working directory"),
+        (SpawnStage::Exec, Errno::NOENT | Errno::NOTDIR) => {
+            (ErrorCode::NotFound, "no such program")
+        }
+        (SpawnStage::Exec, Errno::ACCES | Errno::NOEXEC) => {
             (ErrorCode::NotExecutable, "cannot execute the program")
         }
-        (Stage::Exec, _) => (crate::failure::code(e), "cannot execute the program"),
-        (Stage::Clone, _) => (crate::failure::code(e), "cannot make a process"),
-        (Stage::User, _) => (crate::failure::code(e), "cannot take the user's rights"),
-        (Stage::Setup, _) => (crate::failure::code(e), "cannot set the process up"),
+        (SpawnStage::Exec, _) => (crate::failure::code(e), "cannot execute the program"),
+        (SpawnStage::Clone, _) => (crate::failure::code(e), "cannot make a process"),
+        (SpawnStage::User, _) => (crate::failure::code(e), "cannot take the user's rights"),
+        (SpawnStage::Setup, _) => (crate::failure::code(e), "cannot set the process up"),
     };
-    Refused {
+    LaunchError {
         code,
         errno: e.0,
         what,

@@ -1,19 +1,17 @@
 //! The connection to the host: the one it was given, or one over vsock that is made again whenever
 //! it is lost.
 
-use crate::identity::Identity;
+use crate::identity::GuestIdentity;
 use crate::sys::event::{Epoll, connect_host, monotonic_ns, socket_error};
 use crate::sys::{Errno, Fd, read, system, write};
+use crate::tokens::LINK;
 use agent_core::Session;
 use wire::{AGENT_PORT, Hello, Message, PROTOCOL_VERSION, boot_flags};
 
 const FIRST_RETRY_MS: u32 = 10;
 const LAST_RETRY_MS: u32 = 1000;
 
-/// The epoll token of the connection.
-pub(crate) const TOKEN: u64 = 1 << 32;
-
-enum State {
+enum LinkState {
     /// There is no connection; the next try is after the wait.
     Down,
     /// It is being made.
@@ -26,8 +24,8 @@ enum State {
 }
 
 /// The connection.
-pub(crate) struct Link {
-    state: State,
+pub(crate) struct HostLink {
+    state: LinkState,
     /// Make it again over vsock.
     vsock: bool,
     readable: bool,
@@ -45,16 +43,16 @@ pub(crate) struct Link {
 }
 
 /// What reading came to.
-pub(crate) enum Received {
+pub(crate) enum LinkRead {
     Bytes(usize),
     Nothing,
     End,
 }
 
-impl Link {
+impl HostLink {
     /// Over a stream socket the program was started with.
     pub(crate) fn given(socket: Fd, start_ns: u64) -> Self {
-        let state = State::Connecting(socket);
+        let state = LinkState::Connecting(socket);
         Self {
             state,
             vsock: false,
@@ -65,7 +63,7 @@ impl Link {
     /// Over vsock, to be made.
     pub(crate) fn vsock(flags: u32, start_ns: u64) -> Self {
         Self {
-            state: State::Down,
+            state: LinkState::Down,
             vsock: true,
             readable: false,
             writable: false,
@@ -79,23 +77,23 @@ impl Link {
     }
 
     /// Takes the next step towards a connection, if there is none.
-    pub(crate) fn begin(&mut self, epoll: &Epoll, identity: &Identity, session: &mut Session) {
-        let connecting = matches!(self.state, State::Connecting(_));
-        match core::mem::replace(&mut self.state, State::Down) {
-            State::Down if self.wait_ms != 0 && monotonic_ns() < self.next_try_ns => {}
-            State::Down | State::Lost => self.try_vsock(epoll),
-            State::Connecting(fd) if !self.vsock => match epoll.add(&fd, TOKEN, false, true) {
-                Ok(()) => self.state = State::Up(fd),
-                Err(_) => self.state = State::Over,
+    pub(crate) fn begin(&mut self, epoll: &Epoll, identity: &GuestIdentity, session: &mut Session) {
+        let connecting = matches!(self.state, LinkState::Connecting(_));
+        match core::mem::replace(&mut self.state, LinkState::Down) {
+            LinkState::Down if self.wait_ms != 0 && monotonic_ns() < self.next_try_ns => {}
+            LinkState::Down | LinkState::Lost => self.try_vsock(epoll),
+            LinkState::Connecting(fd) if !self.vsock => match epoll.add(&fd, LINK, false, true) {
+                Ok(()) => self.state = LinkState::Up(fd),
+                Err(_) => self.state = LinkState::Over,
             },
-            State::Connecting(fd) if !self.writable => self.state = State::Connecting(fd),
-            State::Connecting(fd) => match socket_error(&fd) {
-                Ok(()) => self.state = State::Up(fd),
+            LinkState::Connecting(fd) if !self.writable => self.state = LinkState::Connecting(fd),
+            LinkState::Connecting(fd) => match socket_error(&fd) {
+                Ok(()) => self.state = LinkState::Up(fd),
                 Err(e) => self.back_off(e),
             },
             other => self.state = other,
         }
-        if connecting && let State::Up(_) = self.state {
+        if connecting && let LinkState::Up(_) = self.state {
             self.wait_ms = 0;
             self.writable = true;
             self.readable = true;
@@ -118,11 +116,11 @@ impl Link {
         self.readable = false;
         self.ended = false;
         let made = connect_host(AGENT_PORT).and_then(|fd| {
-            epoll.add(&fd, TOKEN, true, true)?;
+            epoll.add(&fd, LINK, true, true)?;
             Ok(fd)
         });
         match made {
-            Ok(fd) => self.state = State::Connecting(fd),
+            Ok(fd) => self.state = LinkState::Connecting(fd),
             Err(e) => self.back_off(e),
         }
     }
@@ -134,7 +132,7 @@ impl Link {
                 e.0
             ));
         }
-        self.state = State::Down;
+        self.state = LinkState::Down;
         self.wait_ms = (2 * self.wait_ms).clamp(FIRST_RETRY_MS, LAST_RETRY_MS);
         self.next_try_ns = monotonic_ns() + u64::from(self.wait_ms) * 1_000_000;
     }
@@ -142,7 +140,7 @@ impl Link {
     /// How long to wait for events at most.
     pub(crate) fn retry_in_ms(&self) -> Option<u32> {
         match self.state {
-            State::Down => Some(self.wait_ms),
+            LinkState::Down => Some(self.wait_ms),
             _ => None,
         }
     }
@@ -154,50 +152,56 @@ impl Link {
     }
 
     pub(crate) fn is_up(&self) -> bool {
-        matches!(self.state, State::Up(_))
+        matches!(self.state, LinkState::Up(_))
     }
 
     /// It was lost since the last [`begin`](Self::begin).
     pub(crate) fn is_lost(&self) -> bool {
-        matches!(self.state, State::Lost | State::Over)
+        matches!(self.state, LinkState::Lost | LinkState::Over)
     }
 
     /// It will not come again.
     pub(crate) fn is_final(&self) -> bool {
-        matches!(self.state, State::Over)
+        matches!(self.state, LinkState::Over)
     }
 
     /// Gives the connection up.
     pub(crate) fn lose(&mut self) {
-        self.state = if self.vsock { State::Lost } else { State::Over };
+        self.state = if self.vsock {
+            LinkState::Lost
+        } else {
+            LinkState::Over
+        };
     }
 
-    pub(crate) fn receive(&mut self, into: &mut [u8]) -> Received {
-        let State::Up(fd) = &self.state else {
-            return Received::Nothing;
+    pub(crate) fn receive(&mut self, into: &mut [u8]) -> LinkRead {
+        let LinkState::Up(fd) = &self.state else {
+            return LinkRead::Nothing;
         };
         if !self.readable {
-            return Received::Nothing;
+            return LinkRead::Nothing;
         }
         match read(fd, into) {
-            Ok(0) => Received::End,
+            Ok(0) => LinkRead::End,
             Ok(n) => {
                 // A stream socket that gives less than asked for is empty: no need to ask again.
                 self.readable = self.ended || n == into.len();
-                Received::Bytes(n)
+                LinkRead::Bytes(n)
             }
             Err(Errno::AGAIN) => {
                 self.readable = false;
-                Received::Nothing
+                LinkRead::Nothing
             }
-            Err(Errno::INTR) => Received::Nothing,
-            Err(_) => Received::End,
+            Err(Errno::INTR) => LinkRead::Nothing,
+            Err(_) => LinkRead::End,
         }
     }
 
     /// Sends what waits, as far as the link takes it.
     pub(crate) fn send(&mut self, session: &mut Session, epoll: &Epoll) {
-        let State::Up(fd) = &self.state else { return };
+        let LinkState::Up(fd) = &self.state else {
+            return;
+        };
         while self.writable && !session.output().is_empty() {
             match write(fd, session.output()) {
                 Ok(n) => session.sent(n),
@@ -208,7 +212,7 @@ impl Link {
         }
         if self.watching == self.writable {
             self.watching = !self.writable;
-            if epoll.change(fd, TOKEN, self.watching, true).is_err() {
+            if epoll.change(fd, LINK, self.watching, true).is_err() {
                 self.lose();
             }
         }

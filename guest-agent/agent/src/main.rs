@@ -22,16 +22,17 @@ mod procs;
 mod sys;
 mod sysinfo;
 mod tasks;
+mod tokens;
 mod users;
 mod walk;
 
 use agent::Agent;
-use link::Link;
+use link::HostLink;
 use sys::event::monotonic_ns;
 use sys::{Fd, spawn, system};
 
 /// The program, as called by `_start`. Never returns: PID 1 must not end.
-pub(crate) extern "C" fn entry(stack: *const usize) -> ! {
+pub(crate) extern "C" fn run_program(stack: *const usize) -> ! {
     let start_ns = monotonic_ns();
     let (args, agent) = sys::runtime::begin(stack);
     if system::pid() == 1 {
@@ -62,7 +63,7 @@ fn serve(agent: &mut Agent, fd: i32, start_ns: u64) -> ! {
     system::umask(0o022);
     system::adopt_orphans();
     agent.tasks.identity.leave_machine_alone();
-    let status = match ready.and_then(|()| agent.run(Link::given(socket, start_ns))) {
+    let status = match ready.and_then(|()| agent.run(HostLink::given(socket, start_ns))) {
         Ok(()) => 0,
         Err(e) => {
             system::log(format_args!("cannot serve descriptor {fd}: errno {}", e.0));

@@ -4,12 +4,12 @@ use core::ffi::CStr;
 use wire::MAX_PATH;
 
 /// A path of at most [`MAX_PATH`] bytes without NUL.
-pub(crate) struct Path {
+pub(crate) struct PathBuffer {
     bytes: [u8; MAX_PATH + 1],
     len: usize,
 }
 
-impl Path {
+impl PathBuffer {
     pub(crate) const fn new() -> Self {
         Self {
             bytes: [0; MAX_PATH + 1],

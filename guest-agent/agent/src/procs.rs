@@ -8,14 +8,16 @@
 //! by then is sent, then its exit. A descendant that keeps the pipe open does not hold it up; what
 //! that one writes later meets a closed pipe.
 
-use crate::launch::Launched;
+use crate::launch::LaunchedProcess;
 use crate::sys::event::Epoll;
 use crate::sys::file::readable;
-use crate::sys::memory::Pages;
+use crate::sys::memory::PrivatePages;
 use crate::sys::spawn::kill;
 use crate::sys::{Errno, Fd, read, write};
 use agent_core::Session;
-use wire::{Channel, Exit, INPUT_WINDOW, MAX_NAME, MAX_TAG, ProcessInfo, Reply, Start};
+use wire::{
+    DataChannel, INPUT_WINDOW, MAX_NAME, MAX_TAG, ProcessExit, ProcessInfo, Reply, StartProcess,
+};
 
 /// Processes at once, those whose stream is gone included.
 pub(crate) const MAX_PROCESSES: usize = 256;
@@ -27,21 +29,21 @@ const PTY_REST: u32 = 64 * 1024;
 
 /// What an epoll token means for a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Port {
+pub(crate) enum ProcessPort {
     Stdin,
     Out,
     Err,
 }
 
 /// A pipe or terminal the process writes to.
-struct Source {
+struct OutputSource {
     fd: Option<Fd>,
     ready: bool,
     /// After the process has ended: bytes that are still to be read.
     left: u32,
 }
 
-impl Source {
+impl OutputSource {
     const NONE: Self = Self {
         fd: None,
         ready: false,
@@ -50,18 +52,18 @@ impl Source {
 }
 
 /// What the process is still to get as its input.
-struct Feed {
+struct StdinQueue {
     fd: Option<Fd>,
     watched: bool,
     ready: bool,
     /// The host sends no more.
     ended: bool,
-    waiting: Option<Pages>,
+    waiting: Option<PrivatePages>,
     start: usize,
     end: usize,
 }
 
-impl Feed {
+impl StdinQueue {
     const NONE: Self = Self {
         fd: None,
         watched: false,
@@ -73,12 +75,12 @@ impl Feed {
     };
 }
 
-struct Label<const N: usize> {
+struct FixedLabel<const N: usize> {
     bytes: [u8; N],
     len: u8,
 }
 
-impl<const N: usize> Label<N> {
+impl<const N: usize> FixedLabel<N> {
     const EMPTY: Self = Self {
         bytes: [0; N],
         len: 0,
@@ -105,13 +107,13 @@ struct Process {
     /// It was reaped; `exit` says how it ended. (Not an `Option`: a free place is all zeros, so that
     /// the table costs no bytes in the program.)
     ended: bool,
-    exit: Exit,
-    stdin: Feed,
-    out: Source,
-    err: Source,
+    exit: ProcessExit,
+    stdin: StdinQueue,
+    out: OutputSource,
+    err: OutputSource,
     started_ns: u64,
-    tag: Label<MAX_TAG>,
-    program: Label<MAX_NAME>,
+    tag: FixedLabel<MAX_TAG>,
+    program: FixedLabel<MAX_NAME>,
 }
 
 impl Process {
@@ -121,24 +123,24 @@ impl Process {
         held: false,
         pty: false,
         ended: false,
-        exit: Exit::Code(0),
-        stdin: Feed::NONE,
-        out: Source::NONE,
-        err: Source::NONE,
+        exit: ProcessExit::Code(0),
+        stdin: StdinQueue::NONE,
+        out: OutputSource::NONE,
+        err: OutputSource::NONE,
         started_ns: 0,
-        tag: Label::EMPTY,
-        program: Label::EMPTY,
+        tag: FixedLabel::EMPTY,
+        program: FixedLabel::EMPTY,
     };
 }
 
 /// All processes.
-pub(crate) struct Procs {
+pub(crate) struct ProcessTable {
     table: [Process; MAX_PROCESSES],
     /// No place at or beyond is in use.
     high: usize,
 }
 
-impl Procs {
+impl ProcessTable {
     pub(crate) const fn new() -> Self {
         Self {
             table: [const { Process::FREE }; MAX_PROCESSES],
@@ -156,8 +158,8 @@ impl Procs {
         &mut self,
         i: usize,
         slot: usize,
-        launched: Launched,
-        start: &Start<'_>,
+        launched: LaunchedProcess,
+        start: &StartProcess<'_>,
         now_ns: u64,
     ) {
         let p = &mut self.table[i];
@@ -165,18 +167,18 @@ impl Procs {
         p.slot = Some(slot);
         p.pty = start.pty.is_some();
         p.ended = false;
-        p.stdin = Feed {
+        p.stdin = StdinQueue {
             fd: launched.stdin,
             ready: true,
-            ..Feed::NONE
+            ..StdinQueue::NONE
         };
-        p.out = Source {
+        p.out = OutputSource {
             fd: Some(launched.out),
-            ..Source::NONE
+            ..OutputSource::NONE
         };
-        p.err = Source {
+        p.err = OutputSource {
             fd: launched.err,
-            ..Source::NONE
+            ..OutputSource::NONE
         };
         p.started_ns = now_ns;
         p.tag.set(start.tag);
@@ -189,35 +191,35 @@ impl Procs {
         &self,
         i: usize,
         epoll: &Epoll,
-        token: impl Fn(Port) -> u64,
+        token: impl Fn(ProcessPort) -> u64,
     ) -> Result<(), Errno> {
         let p = &self.table[i];
         if let Some(fd) = &p.out.fd {
-            epoll.add(fd, token(Port::Out), p.pty, true)?;
+            epoll.add(fd, token(ProcessPort::Out), p.pty, true)?;
         }
         if let Some(fd) = &p.err.fd {
-            epoll.add(fd, token(Port::Err), false, true)?;
+            epoll.add(fd, token(ProcessPort::Err), false, true)?;
         }
         Ok(())
     }
 
     /// An event of a descriptor.
-    pub(crate) fn on_event(&mut self, i: usize, port: Port, readable: bool, writable: bool) {
+    pub(crate) fn on_event(&mut self, i: usize, port: ProcessPort, readable: bool, writable: bool) {
         let Some(p) = self.table.get_mut(i) else {
             return;
         };
         match port {
-            Port::Out => p.out.ready |= readable,
-            Port::Err => p.err.ready |= readable,
-            Port::Stdin => {}
+            ProcessPort::Out => p.out.ready |= readable,
+            ProcessPort::Err => p.err.ready |= readable,
+            ProcessPort::Stdin => {}
         }
-        if writable && (port == Port::Stdin || p.pty) {
+        if writable && (port == ProcessPort::Stdin || p.pty) {
             p.stdin.ready = true;
         }
     }
 
     /// A child was reaped; it may be an orphan the agent never started.
-    pub(crate) fn on_exit(&mut self, pid: u32, exit: Exit) {
+    pub(crate) fn on_exit(&mut self, pid: u32, exit: ProcessExit) {
         let Some(p) = self.table[..self.high].iter_mut().find(|p| p.pid == pid) else {
             return;
         };
@@ -226,7 +228,7 @@ impl Procs {
         }
         p.ended = true;
         p.exit = exit;
-        p.stdin = Feed::NONE;
+        p.stdin = StdinQueue::NONE;
         let pty = p.pty;
         for source in [&mut p.out, &mut p.err] {
             source.ready = true;
@@ -245,7 +247,7 @@ impl Procs {
     pub(crate) fn feed(&mut self, i: usize, bytes: &[u8], session: &mut Session) -> bool {
         let p = &mut self.table[i];
         let Some(slot) = p.slot else { return true };
-        let Feed {
+        let StdinQueue {
             fd, ready, waiting, ..
         } = &mut p.stdin;
         let target = if p.pty {
@@ -271,7 +273,7 @@ impl Procs {
         }
         p.stdin.ended = true;
         if p.stdin.start == p.stdin.end {
-            p.stdin = Feed::NONE;
+            p.stdin = StdinQueue::NONE;
         }
     }
 
@@ -283,7 +285,7 @@ impl Procs {
         }
         p.slot = None;
         if !p.pty {
-            p.stdin = Feed::NONE;
+            p.stdin = StdinQueue::NONE;
         }
     }
 
@@ -316,7 +318,7 @@ impl Procs {
         turn: usize,
         session: &mut Session,
         epoll: &Epoll,
-        token: impl Fn(usize, Port) -> u64,
+        token: impl Fn(usize, ProcessPort) -> u64,
     ) -> bool {
         let mut more = false;
         let high = self.high;
@@ -326,12 +328,19 @@ impl Procs {
             if p.pid == 0 {
                 continue;
             }
-            more |= p.drain_input(session, epoll, token(i, Port::Stdin));
-            let (out, slot) = (if p.pty { Channel::Pty } else { Channel::Stdout }, p.slot);
+            more |= p.drain_input(session, epoll, token(i, ProcessPort::Stdin));
+            let (out, slot) = (
+                if p.pty {
+                    DataChannel::Pty
+                } else {
+                    DataChannel::Stdout
+                },
+                p.slot,
+            );
             let exited = p.ended;
             if !p.held {
                 more |= p.out.pump(out, slot, exited, session);
-                more |= p.err.pump(Channel::Stderr, slot, exited, session);
+                more |= p.err.pump(DataChannel::Stderr, slot, exited, session);
                 p.conclude(session);
             }
         }
@@ -431,7 +440,7 @@ impl Process {
             session.consumed(slot, taken);
         }
         if empty && ended {
-            self.stdin = Feed::NONE;
+            self.stdin = StdinQueue::NONE;
         }
         !empty && self.stdin.ready
     }
@@ -455,11 +464,11 @@ impl Process {
     }
 }
 
-impl Feed {
+impl StdinQueue {
     /// Keeps bytes until the process takes them. The window bounds them; false without memory.
     fn keep(&mut self, bytes: &[u8]) -> bool {
         if self.waiting.is_none() {
-            self.waiting = Pages::new(STDIN_BUFFER).ok();
+            self.waiting = PrivatePages::new(STDIN_BUFFER).ok();
         }
         let Some(pages) = self.waiting.as_mut() else {
             return false;
@@ -479,11 +488,11 @@ impl Feed {
     }
 }
 
-impl Source {
+impl OutputSource {
     /// Reads once. Says whether there may be more at once.
     fn pump(
         &mut self,
-        channel: Channel,
+        channel: DataChannel,
         slot: Option<usize>,
         exited: bool,
         session: &mut Session,

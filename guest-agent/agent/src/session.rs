@@ -11,12 +11,12 @@
 //! read from, and nothing grows.
 
 use wire::{
-    Channel, ErrorCode, Event, HEADER_LEN, Header, INPUT_WINDOW, Kind, MAX_FRAME, MAX_MESSAGE,
-    MAX_PAYLOAD, MAX_STREAMS, Message, OUTPUT_WINDOW, RecvWindow, Reply, ReplyError, ResetCode,
-    SendWindow,
+    DataChannel, ErrorCode, FrameHeader, FrameKind, HEADER_LEN, INPUT_WINDOW, MAX_FRAME,
+    MAX_MESSAGE, MAX_PAYLOAD, MAX_STREAMS, Message, OUTPUT_WINDOW, RecvWindow, Reply, ReplyError,
+    ResetCode, SendWindow, StreamEvent,
 };
 
-use crate::Text;
+use crate::FixedText;
 
 /// Bytes of frames that may wait for the link.
 pub const OUT_BUFFER: usize = 256 * 1024;
@@ -25,7 +25,7 @@ const RESERVE: usize = 3 * MAX_FRAME;
 
 /// A stream's place in the table.
 #[derive(Debug, Clone, Copy)]
-struct Stream {
+struct StreamState {
     /// 0 when the place is free.
     id: u32,
     send: SendWindow,
@@ -34,7 +34,7 @@ struct Stream {
     ended: bool,
 }
 
-impl Stream {
+impl StreamState {
     const FREE: Self = Self {
         id: 0,
         send: SendWindow::new(0),
@@ -47,7 +47,7 @@ impl Stream {
 /// [`MAX_STREAMS`], which stays theirs until [`reply`](Self::reply) or
 /// [`forget`](Self::forget).
 pub struct Session {
-    streams: [Stream; MAX_STREAMS],
+    streams: [StreamState; MAX_STREAMS],
     out: [u8; OUT_BUFFER],
     start: usize,
     end: usize,
@@ -58,7 +58,7 @@ impl Session {
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            streams: [Stream::FREE; MAX_STREAMS],
+            streams: [StreamState::FREE; MAX_STREAMS],
             out: [0; OUT_BUFFER],
             start: 0,
             end: 0,
@@ -67,7 +67,7 @@ impl Session {
 
     /// Forgets everything: for a new connection.
     pub fn clear(&mut self) {
-        self.streams = [Stream::FREE; MAX_STREAMS];
+        self.streams = [StreamState::FREE; MAX_STREAMS];
         self.start = 0;
         self.end = 0;
     }
@@ -113,7 +113,7 @@ impl Session {
     /// A slot for a new stream, or `None` when all are taken.
     pub(crate) fn open(&mut self, id: u32) -> Option<usize> {
         let slot = self.streams.iter().position(|s| s.id == 0)?;
-        self.streams[slot] = Stream {
+        self.streams[slot] = StreamState {
             id,
             send: SendWindow::new(OUTPUT_WINDOW),
             recv: RecvWindow::new(INPUT_WINDOW),
@@ -124,7 +124,7 @@ impl Session {
 
     /// Frees a slot without a word.
     pub fn forget(&mut self, slot: usize) {
-        self.streams[slot] = Stream::FREE;
+        self.streams[slot] = StreamState::FREE;
     }
 
     pub(crate) fn receive(&mut self, slot: usize, bytes: usize) -> Result<(), ResetCode> {
@@ -180,7 +180,7 @@ impl Session {
         errno: i32,
         message: core::fmt::Arguments<'_>,
     ) {
-        let text = Text::<MAX_MESSAGE>::of(message);
+        let text = FixedText::<MAX_MESSAGE>::of(message);
         self.reply(
             slot,
             &Reply::Error(ReplyError {
@@ -193,7 +193,7 @@ impl Session {
 
     /// Refuses a stream that never got a slot.
     pub(crate) fn refuse(&mut self, id: u32, code: ErrorCode, message: core::fmt::Arguments<'_>) {
-        let text = Text::<MAX_MESSAGE>::of(message);
+        let text = FixedText::<MAX_MESSAGE>::of(message);
         let error = ReplyError {
             code,
             errno: 0,
@@ -203,7 +203,7 @@ impl Session {
     }
 
     /// Tells news of a stream.
-    pub fn event(&mut self, slot: usize, event: &Event<'_>) {
+    pub fn event(&mut self, slot: usize, event: &StreamEvent<'_>) {
         self.push(self.streams[slot].id, &Message::Event(*event));
     }
 
@@ -235,16 +235,16 @@ impl Session {
     }
 
     /// Sends the first `n` bytes of the space just got.
-    pub fn data_commit(&mut self, slot: usize, channel: Channel, n: usize) {
+    pub fn data_commit(&mut self, slot: usize, channel: DataChannel, n: usize) {
         let stream = &mut self.streams[slot];
         let len = u32::try_from(n).unwrap_or(u32::MAX);
         if n == 0 || stream.send.take(len).is_err() {
             return;
         }
-        let header = Header {
+        let header = FrameHeader {
             len: n,
             stream: stream.id,
-            kind: Kind::Data,
+            kind: FrameKind::Data,
             flags: channel.to_u8(),
         };
         let body = self.end + HEADER_LEN;
@@ -297,15 +297,15 @@ impl core::fmt::Debug for Session {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::Input;
+    use crate::HostInput;
     use proptest::prelude::*;
     use wire::{
-        EntryInfo, FileKind, FrameBuffer, Hello, MAX_PATH, Open, PROTOCOL_VERSION, Request,
+        EntryInfo, FileKind, FrameBuffer, Hello, MAX_PATH, PROTOCOL_VERSION, Request, RequestPart,
     };
 
     /// Both halves of a connection, greeted.
     struct Pair {
-        input: Box<Input>,
+        input: Box<HostInput>,
         session: Box<Session>,
     }
 
@@ -340,7 +340,7 @@ mod test {
         fn open(&mut self, stream: u32) -> usize {
             let mut bytes = [0; 64];
             let n = Request::Sysinfo.encode(&mut bytes).unwrap();
-            let open = Message::Open(Open {
+            let open = Message::Open(RequestPart {
                 more: false,
                 part: &bytes[..n],
             });
@@ -349,7 +349,7 @@ mod test {
         }
 
         /// What was sent, as (stream, kind, payload length).
-        fn sent(&mut self) -> Vec<(u32, Kind, usize)> {
+        fn sent(&mut self) -> Vec<(u32, FrameKind, usize)> {
             let mut buffer = Box::new(FrameBuffer::<{ OUT_BUFFER + MAX_FRAME }>::new());
             let out = self.session.output();
             buffer.space()[..out.len()].copy_from_slice(out);
@@ -370,7 +370,7 @@ mod test {
         let mut total = 0;
         while let Some(space) = pair.session.data_space(slot) {
             let n = space.len();
-            pair.session.data_commit(slot, Channel::Stdout, n);
+            pair.session.data_commit(slot, DataChannel::Stdout, n);
             total += n;
             pair.sent();
         }
@@ -385,7 +385,7 @@ mod test {
         let slots: Vec<_> = (1..=64).map(|id| pair.open(id)).collect();
         for &slot in &slots {
             while let Some(n) = pair.session.data_space(slot).map(|s| s.len()) {
-                pair.session.data_commit(slot, Channel::File, n);
+                pair.session.data_commit(slot, DataChannel::File, n);
             }
         }
         assert!(pair.session.has_room(), "data used up the reserve");
@@ -411,7 +411,7 @@ mod test {
         }
         let frames = pair.sent();
         assert_eq!(
-            frames.iter().filter(|f| f.1 == Kind::Reply).count(),
+            frames.iter().filter(|f| f.1 == FrameKind::Reply).count(),
             answers
         );
         assert!(answers > 0);
@@ -426,12 +426,12 @@ mod test {
         }
         let mut bytes = [0; 8];
         let n = Request::Sysinfo.encode(&mut bytes).unwrap();
-        let open = Message::Open(Open {
+        let open = Message::Open(RequestPart {
             more: false,
             part: &bytes[..n],
         });
         assert_eq!(pair.take(last + 1, &open), "None");
-        assert_eq!(pair.sent(), [(last + 1, Kind::Reply, pair_busy_len())]);
+        assert_eq!(pair.sent(), [(last + 1, FrameKind::Reply, pair_busy_len())]);
         let slot = pair.session.find(5).unwrap();
         pair.session.reply(slot, &Reply::Done(0));
         assert_eq!(pair.session.find(5), None);
@@ -468,7 +468,7 @@ mod test {
                     }
                     _ if opened == 0 => {}
                     1 => {
-                        pair.take(id, &Message::Data { channel: Channel::Stdin, bytes: &body[..len] });
+                        pair.take(id, &Message::Data { channel: DataChannel::Stdin, bytes: &body[..len] });
                     }
                     2 => {
                         pair.take(id, &Message::Credit(n));
@@ -484,7 +484,7 @@ mod test {
                             pair.session.consumed(slot, len);
                             if let Some(space) = pair.session.data_space(slot) {
                                 let n = space.len().min(len);
-                                pair.session.data_commit(slot, Channel::Stdout, n);
+                                pair.session.data_commit(slot, DataChannel::Stdout, n);
                             }
                         }
                     }

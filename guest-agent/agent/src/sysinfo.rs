@@ -1,7 +1,7 @@
 //! The guest's figures, from `/proc` and the root file system.
 
 use crate::sys::event::{monotonic_ns, wall_ns};
-use crate::sys::file::{Dir, O_RDONLY, disk_space, open};
+use crate::sys::file::{O_RDONLY, PathBase, disk_space, open};
 use crate::sys::{Fd, read};
 use core::ffi::CStr;
 use wire::Sysinfo;
@@ -14,25 +14,28 @@ pub(crate) fn figures(cgroup: Option<&Fd>) -> Sysinfo {
         wall_clock_ns: wall_ns(),
         ..Sysinfo::default()
     };
-    let memory = contents(Dir::Cwd, c"/proc/meminfo", &mut buffer);
+    let memory = contents(PathBase::Cwd, c"/proc/meminfo", &mut buffer);
     let kib = |name: &[u8]| field(memory, name).saturating_mul(1024);
     info.memory_total = kib(b"MemTotal:");
     info.memory_available = kib(b"MemAvailable:");
     info.memory_cached = kib(b"Cached:");
-    processors(contents(Dir::Cwd, c"/proc/stat", &mut buffer), &mut info);
+    processors(
+        contents(PathBase::Cwd, c"/proc/stat", &mut buffer),
+        &mut info,
+    );
     if let Ok((total, free)) = disk_space(c"/") {
         info.disk_total = total;
         info.disk_free = free;
     }
     if let Some(cgroup) = cgroup {
-        let tasks = number(contents(Dir::At(cgroup), c"pids.current", &mut buffer));
+        let tasks = number(contents(PathBase::At(cgroup), c"pids.current", &mut buffer));
         info.user_tasks = u32::try_from(tasks).unwrap_or(u32::MAX);
     }
     info
 }
 
 /// The front of a small file.
-fn contents<'a>(dir: Dir<'_>, path: &CStr, buffer: &'a mut [u8]) -> &'a [u8] {
+fn contents<'a>(dir: PathBase<'_>, path: &CStr, buffer: &'a mut [u8]) -> &'a [u8] {
     let Ok(file) = open(dir, path, O_RDONLY, 0) else {
         return &[];
     };

@@ -1,26 +1,28 @@
 //! What goes on for the streams: one task per slot, each a bounded step per turn.
 
-use crate::clone_hook::Failed;
+use crate::clone_hook::IdentityError;
 use crate::entry::describe_path;
 use crate::failure::fail;
-use crate::files::{Step, make_dir, move_to, open_read, open_write, send_piece};
-use crate::identity::Identity;
-use crate::launch::{Launcher, Refused};
-use crate::path::Path;
-use crate::procs::Procs;
+use crate::files::{ReadStep, make_dir, move_to, open_read, open_write, send_piece};
+use crate::identity::GuestIdentity;
+use crate::launch::{LaunchError, ProcessLauncher};
+use crate::path::PathBuffer;
+use crate::procs::ProcessTable;
 use crate::sys::event::{Epoll, monotonic_ns};
 use crate::sys::file::sync;
 use crate::sys::{Errno, Fd, write_all};
-use crate::users::Users;
-use crate::walk::{Removal, Walked, Walks};
+use crate::tokens::of_process;
+use crate::users::UserFiles;
+use crate::walk::{RemovalStart, WalkStep, WalkTable};
 use agent_core::Session;
 use core::mem;
 use wire::{
-    Channel, ErrorCode, Event, Exit, MAX_STREAMS, Record, Reply, Request, ResetCode, Start, User,
+    DataChannel, ErrorCode, MAX_STREAMS, ProcessExit, Record, Reply, Request, ResetCode,
+    StartProcess, StreamEvent, UserInfo,
 };
 
 /// What a stream does.
-enum Task {
+enum StreamTask {
     /// Nothing, or nothing any more.
     Free,
     /// Belongs to the process at this place.
@@ -36,30 +38,30 @@ enum Task {
 }
 
 /// Everything the streams work with.
-pub(crate) struct Tasks {
-    table: [Task; MAX_STREAMS],
-    paths: [Path; MAX_STREAMS],
-    other_path: Path,
-    walks: Walks,
-    pub(crate) procs: Procs,
-    pub(crate) launcher: Launcher,
-    pub(crate) users: Users,
-    pub(crate) identity: Identity,
+pub(crate) struct TaskTable {
+    table: [StreamTask; MAX_STREAMS],
+    paths: [PathBuffer; MAX_STREAMS],
+    other_path: PathBuffer,
+    walks: WalkTable,
+    pub(crate) procs: ProcessTable,
+    pub(crate) launcher: ProcessLauncher,
+    pub(crate) users: UserFiles,
+    pub(crate) identity: GuestIdentity,
     /// The host wants the guest to end.
     pub(crate) shutdown: bool,
 }
 
-impl Tasks {
+impl TaskTable {
     pub(crate) const fn new() -> Self {
         Self {
-            table: [const { Task::Free }; MAX_STREAMS],
-            paths: [const { Path::new() }; MAX_STREAMS],
-            other_path: Path::new(),
-            walks: Walks::new(),
-            procs: Procs::new(),
-            launcher: Launcher::new(),
-            users: Users::new(),
-            identity: Identity::new(),
+            table: [const { StreamTask::Free }; MAX_STREAMS],
+            paths: [const { PathBuffer::new() }; MAX_STREAMS],
+            other_path: PathBuffer::new(),
+            walks: WalkTable::new(),
+            procs: ProcessTable::new(),
+            launcher: ProcessLauncher::new(),
+            users: UserFiles::new(),
+            identity: GuestIdentity::new(),
             shutdown: false,
         }
     }
@@ -74,9 +76,9 @@ impl Tasks {
 
     /// The stream is gone.
     pub(crate) fn abandon(&mut self, slot: usize) {
-        match mem::replace(&mut self.table[slot], Task::Free) {
-            Task::Process(i) => self.procs.detach(i, slot),
-            Task::Walk(w) => self.walks.stop(w),
+        match mem::replace(&mut self.table[slot], StreamTask::Free) {
+            StreamTask::Process(i) => self.procs.detach(i, slot),
+            StreamTask::Walk(w) => self.walks.stop(w),
             _ => {}
         }
     }
@@ -89,7 +91,7 @@ impl Tasks {
         session: &mut Session,
         epoll: &Epoll,
     ) {
-        self.table[slot] = Task::Free;
+        self.table[slot] = StreamTask::Free;
         match *request {
             Request::Start(ref start) => self.start(slot, start, session, epoll),
             Request::Attach { pid } => self.attach(slot, pid, session),
@@ -101,7 +103,7 @@ impl Tasks {
                 let done = self.procs.resize(pid, size.cols, size.rows);
                 finish(session, slot, done, "resize a terminal");
             }
-            Request::ListProcesses => self.table[slot] = Task::Processes { next: 0, told: 0 },
+            Request::ListProcesses => self.table[slot] = StreamTask::Processes { next: 0, told: 0 },
             Request::LookupUser { name } => self.lookup(slot, name, session),
             Request::SetIdentity(ref identity) => {
                 match self.identity.take(identity, self.launcher.cgroup()) {
@@ -142,12 +144,7 @@ impl Tasks {
         }
         let accounts = self.users.now();
         let Some(user) = accounts.user(user) else {
-            return session.fail(
-                slot,
-                ErrorCode::UnknownUser,
-                0,
-                format_args!("unknown user"),
-            );
+            return unknown_user(session, slot);
         };
         let path = &self.paths[slot];
         match request {
@@ -155,12 +152,12 @@ impl Tasks {
             Request::ReadFile(f) => match open_read(f, path) {
                 Ok(file) => {
                     let told = describe_path(path, Some(&file), &accounts, |e| {
-                        session.event(slot, &Event::Opened(*e));
+                        session.event(slot, &StreamEvent::Opened(*e));
                     });
                     match told {
                         Ok(()) => {
                             let (left, sent) = (f.len, 0);
-                            self.table[slot] = Task::Read { file, left, sent };
+                            self.table[slot] = StreamTask::Read { file, left, sent };
                         }
                         Err(e) => fail(session, slot, "look at a file", e),
                     }
@@ -168,7 +165,7 @@ impl Tasks {
                 Err(e) => fail(session, slot, "open a file to read", e),
             },
             Request::WriteFile(f) => match open_write(f, path, &user) {
-                Ok(file) => self.table[slot] = Task::Write { file },
+                Ok(file) => self.table[slot] = StreamTask::Write { file },
                 Err(e) => fail(session, slot, "open a file to write", e),
             },
             Request::MakeDir { .. } => match make_dir(path, &user) {
@@ -180,12 +177,12 @@ impl Tasks {
                 Err(e) => fail(session, slot, "move", e),
             },
             Request::ListDir { depth, .. } => match self.walks.list(path, *depth) {
-                Ok(w) => self.table[slot] = Task::Walk(w),
+                Ok(w) => self.table[slot] = StreamTask::Walk(w),
                 Err(e) => fail(session, slot, "open a directory", e),
             },
             _ => match self.walks.remove(path) {
-                Ok(Removal::Walk(w)) => self.table[slot] = Task::Walk(w),
-                Ok(Removal::Done(count)) => session.reply(slot, &Reply::Done(count)),
+                Ok(RemovalStart::Walk(w)) => self.table[slot] = StreamTask::Walk(w),
+                Ok(RemovalStart::Done(count)) => session.reply(slot, &Reply::Done(count)),
                 Err(e) => fail(session, slot, "remove", e),
             },
         }
@@ -201,13 +198,19 @@ impl Tasks {
         told.unwrap_or_else(|e| fail(session, slot, what, e));
     }
 
-    fn start(&mut self, slot: usize, start: &Start<'_>, session: &mut Session, epoll: &Epoll) {
+    fn start(
+        &mut self,
+        slot: usize,
+        start: &StartProcess<'_>,
+        session: &mut Session,
+        epoll: &Epoll,
+    ) {
         let Some(i) = self.procs.vacancy() else {
             return session.fail(slot, ErrorCode::Busy, 0, format_args!("too many processes"));
         };
         let accounts = self.users.now();
         match self.launcher.start(start, &accounts, self.identity.env()) {
-            Err(Refused { code, errno, what }) => {
+            Err(LaunchError { code, errno, what }) => {
                 let program = start.argv.iter().next().unwrap_or(b"");
                 let program = core::str::from_utf8(&program[..program.len().min(256)]);
                 let program = program.unwrap_or("");
@@ -221,11 +224,9 @@ impl Tasks {
             Ok(launched) => {
                 let pid = launched.pid;
                 self.procs.admit(i, slot, launched, start, monotonic_ns());
-                self.table[slot] = Task::Process(i);
-                session.event(slot, &Event::Started { pid });
-                let watched = self
-                    .procs
-                    .watch(i, epoll, |port| crate::agent::token(i, port));
+                self.table[slot] = StreamTask::Process(i);
+                session.event(slot, &StreamEvent::Started { pid });
+                let watched = self.procs.watch(i, epoll, |port| of_process(i, port));
                 if watched.is_err() {
                     session.reset(
                         slot,
@@ -242,8 +243,8 @@ impl Tasks {
     fn attach(&mut self, slot: usize, pid: u32, session: &mut Session) {
         match self.procs.attach(pid, slot) {
             Ok(i) => {
-                self.table[slot] = Task::Process(i);
-                session.event(slot, &Event::Started { pid });
+                self.table[slot] = StreamTask::Process(i);
+                session.event(slot, &StreamEvent::Started { pid });
             }
             Err(e) => fail(session, slot, "listen to a process", e),
         }
@@ -252,12 +253,7 @@ impl Tasks {
     fn lookup(&mut self, slot: usize, name: &[u8], session: &mut Session) {
         let accounts = self.users.now();
         let Some(user) = accounts.user(name) else {
-            return session.fail(
-                slot,
-                ErrorCode::UnknownUser,
-                0,
-                format_args!("unknown user"),
-            );
+            return unknown_user(session, slot);
         };
         let mut groups = [0; wire::MAX_GROUPS];
         let mut bytes = [0; 4 * wire::MAX_GROUPS];
@@ -265,7 +261,7 @@ impl Tasks {
         for (to, group) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(groups) {
             *to = group.to_le_bytes();
         }
-        let user = User {
+        let user = UserInfo {
             uid: user.uid,
             gid: user.gid,
             name: user.name,
@@ -280,18 +276,18 @@ impl Tasks {
     pub(crate) fn data(
         &mut self,
         slot: usize,
-        channel: Channel,
+        channel: DataChannel,
         bytes: &[u8],
         session: &mut Session,
     ) {
         match (&mut self.table[slot], channel) {
-            (Task::Process(i), Channel::Stdin) => {
+            (StreamTask::Process(i), DataChannel::Stdin) => {
                 if !self.procs.feed(*i, bytes, session) {
                     session.reset(slot, ResetCode::Internal, "no memory for the input");
                     self.abandon(slot);
                 }
             }
-            (Task::Write { file }, Channel::File) => match write_all(file, bytes) {
+            (StreamTask::Write { file }, DataChannel::File) => match write_all(file, bytes) {
                 Ok(()) => session.consumed(slot, bytes.len()),
                 Err(e) => {
                     fail(session, slot, "write a file", e);
@@ -307,12 +303,12 @@ impl Tasks {
 
     /// The host has no more bytes.
     pub(crate) fn end(&mut self, slot: usize, session: &mut Session) {
-        match mem::replace(&mut self.table[slot], Task::Free) {
-            Task::Write { file } => {
+        match mem::replace(&mut self.table[slot], StreamTask::Free) {
+            StreamTask::Write { file } => {
                 self.tell_entry(slot, Some(&file), session, "look at what was written");
             }
             other => {
-                if let Task::Process(i) = other {
+                if let StreamTask::Process(i) = other {
                     self.procs.end_input(i);
                 }
                 self.table[slot] = other;
@@ -329,31 +325,31 @@ impl Tasks {
                 return false;
             }
             let (goes_on, again) = match &mut self.table[slot] {
-                Task::Free | Task::Process(_) | Task::Write { .. } => continue,
-                Task::Read { file, left, sent } => {
+                StreamTask::Free | StreamTask::Process(_) | StreamTask::Write { .. } => continue,
+                StreamTask::Read { file, left, sent } => {
                     let before = *left;
                     let step = send_piece(file, left, slot, session);
                     *sent += before - *left;
                     read_on(step, *sent, slot, session)
                 }
-                Task::Walk(w) => {
+                StreamTask::Walk(w) => {
                     let accounts = self.users.now();
                     match self.walks.step(*w, slot, &accounts, session) {
-                        Walked::More => (true, true),
-                        Walked::Wait => (true, false),
-                        Walked::End(count) => {
+                        WalkStep::More => (true, true),
+                        WalkStep::Wait => (true, false),
+                        WalkStep::End(count) => {
                             self.walks.stop(*w);
                             session.reply(slot, &Reply::Done(count));
                             (false, true)
                         }
-                        Walked::Failed(e) => {
+                        WalkStep::Failed(e) => {
                             self.walks.stop(*w);
                             fail(session, slot, "walk a directory", e);
                             (false, true)
                         }
                     }
                 }
-                Task::Processes { next, told } => {
+                StreamTask::Processes { next, told } => {
                     let done = tell_processes(&self.procs, next, told, slot, session);
                     if done {
                         session.reply(slot, &Reply::Done(*told));
@@ -363,7 +359,7 @@ impl Tasks {
             };
             more |= again;
             if !goes_on {
-                self.table[slot] = Task::Free;
+                self.table[slot] = StreamTask::Free;
             }
         }
         more
@@ -371,15 +367,15 @@ impl Tasks {
 }
 
 /// Whether the reader goes on, and whether at once.
-fn read_on(step: Step, sent: u64, slot: usize, session: &mut Session) -> (bool, bool) {
+fn read_on(step: ReadStep, sent: u64, slot: usize, session: &mut Session) -> (bool, bool) {
     match step {
-        Step::More => (true, true),
-        Step::Wait => (true, false),
-        Step::End => {
+        ReadStep::More => (true, true),
+        ReadStep::Wait => (true, false),
+        ReadStep::End => {
             session.reply(slot, &Reply::Done(sent));
             (false, true)
         }
-        Step::Failed(e) => {
+        ReadStep::Failed(e) => {
             fail(session, slot, "read a file", e);
             (false, true)
         }
@@ -388,7 +384,7 @@ fn read_on(step: Step, sent: u64, slot: usize, session: &mut Session) -> (bool, 
 
 /// Tells as many processes as one frame holds; true when that were all.
 fn tell_processes(
-    procs: &Procs,
+    procs: &ProcessTable,
     next: &mut usize,
     told: &mut u64,
     slot: usize,
@@ -412,29 +408,32 @@ fn tell_processes(
             },
         }
     };
-    session.data_commit(slot, Channel::Records, used);
+    session.data_commit(slot, DataChannel::Records, used);
     all
 }
 
 /// Why the guest is not who it is to be.
-fn tell_failed(session: &mut Session, slot: usize, failed: &Failed) {
+fn tell_failed(session: &mut Session, slot: usize, failed: &IdentityError) {
     let (how, number) = match failed {
-        Failed::Change(e) => return fail(session, slot, "take an identity", *e),
-        Failed::Run(e) => return fail(session, slot, "run the template's clone hook in time", *e),
-        Failed::Ended(Exit::Code(code)) => ("status", *code),
-        Failed::Ended(Exit::Signal(signal)) => ("signal", *signal),
+        IdentityError::Change(e) => return fail(session, slot, "take an identity", *e),
+        IdentityError::Run(e) => {
+            return fail(session, slot, "run the template's clone hook in time", *e);
+        }
+        IdentityError::Ended(ProcessExit::Code(code)) => ("status", *code),
+        IdentityError::Ended(ProcessExit::Signal(signal)) => ("signal", *signal),
     };
     let text = format_args!("the template's clone hook ended with {how} {number}");
     session.fail(slot, ErrorCode::Io, 0, text);
 }
 
 fn finish(session: &mut Session, slot: usize, done: Result<(), Errno>, what: &str) {
-    finish_with(session, slot, done, what, 0);
-}
-
-fn finish_with(session: &mut Session, slot: usize, done: Result<(), Errno>, what: &str, n: u64) {
     match done {
-        Ok(()) => session.reply(slot, &Reply::Done(n)),
+        Ok(()) => session.reply(slot, &Reply::Done(0)),
         Err(e) => fail(session, slot, what, e),
     }
+}
+
+fn unknown_user(session: &mut Session, slot: usize) {
+    let text = format_args!("unknown user");
+    session.fail(slot, ErrorCode::UnknownUser, 0, text);
 }

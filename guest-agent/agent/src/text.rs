@@ -4,12 +4,12 @@ use core::fmt;
 
 /// A text of at most `N` bytes; what does not fit is cut.
 #[derive(Clone, Copy)]
-pub struct Text<const N: usize> {
+pub struct FixedText<const N: usize> {
     bytes: [u8; N],
     len: usize,
 }
 
-impl<const N: usize> Text<N> {
+impl<const N: usize> FixedText<N> {
     /// An empty text.
     #[must_use]
     pub const fn new() -> Self {
@@ -34,19 +34,19 @@ impl<const N: usize> Text<N> {
     }
 }
 
-impl<const N: usize> Default for Text<N> {
+impl<const N: usize> Default for FixedText<N> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<const N: usize> fmt::Debug for Text<N> {
+impl<const N: usize> fmt::Debug for FixedText<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self.as_str(), f)
     }
 }
 
-impl<const N: usize> fmt::Write for Text<N> {
+impl<const N: usize> fmt::Write for FixedText<N> {
     fn write_str(&mut self, s: &str) -> fmt::Result {
         let mut n = s.len().min(N - self.len);
         while !s.is_char_boundary(n) {
@@ -60,13 +60,13 @@ impl<const N: usize> fmt::Write for Text<N> {
 
 #[cfg(test)]
 mod test {
-    use super::Text;
+    use super::FixedText;
 
     #[test]
     fn cuts_at_a_character() {
-        assert_eq!(Text::<4>::of(format_args!("abcé")).as_str(), "abc");
+        assert_eq!(FixedText::<4>::of(format_args!("abcé")).as_str(), "abc");
         assert_eq!(
-            Text::<8>::of(format_args!("{}-{}", 12, "x")).as_str(),
+            FixedText::<8>::of(format_args!("{}-{}", 12, "x")).as_str(),
             "12-x"
         );
     }

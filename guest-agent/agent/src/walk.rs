@@ -7,14 +7,14 @@
 //! later pass finds it. Every pass removes something, so it ends.
 
 use crate::entry::describe;
-use crate::path::Path;
+use crate::path::PathBuffer;
 use crate::sys::file::{
-    DT_DIR, DT_UNKNOWN, Dir, Dirent, O_DIRECTORY, O_NOFOLLOW, O_RDONLY, S_IFDIR, dirent, getdents,
-    open, rename, rmdir, seek, stat, unlink,
+    DT_DIR, DT_UNKNOWN, DirEntry, O_DIRECTORY, O_NOFOLLOW, O_RDONLY, PathBase, S_IFDIR, dirent,
+    getdents, open, rename, rmdir, seek, stat, unlink,
 };
 use crate::sys::{Errno, Fd};
-use agent_core::{Accounts, Session, Text};
-use wire::{Channel, MAX_DEPTH, Record};
+use agent_core::{AccountFiles, FixedText, Session};
+use wire::{DataChannel, MAX_DEPTH, Record};
 
 /// Walks at once; one more is told to come back.
 const MAX_WALKS: usize = 16;
@@ -24,7 +24,7 @@ const PER_TURN: usize = 256;
 const BUFFER: usize = 8 * 1024;
 
 /// What a step of a walk came to.
-pub(crate) enum Walked {
+pub(crate) enum WalkStep {
     /// There is more to do at once.
     More,
     /// It waits for credit or room.
@@ -36,20 +36,20 @@ pub(crate) enum Walked {
 }
 
 /// How a removal begins.
-pub(crate) enum Removal {
+pub(crate) enum RemovalStart {
     /// It was done at once; so many entries.
     Done(u64),
     /// A walk does it.
     Walk(usize),
 }
 
-struct Walk {
+struct TreeWalk {
     used: bool,
     /// Levels to list; 0 removes.
     depth: usize,
-    top: Path,
+    top: PathBuffer,
     /// The current directory: as the host knows it, or relative to the top when removing.
-    path: Path,
+    path: PathBuffer,
     dirs: [Option<Fd>; LEVELS],
     /// How long `path` is for each level.
     lens: [usize; LEVELS],
@@ -62,12 +62,12 @@ struct Walk {
     count_at_rewind: u64,
 }
 
-impl Walk {
+impl TreeWalk {
     const FREE: Self = Self {
         used: false,
         depth: 0,
-        top: Path::new(),
-        path: Path::new(),
+        top: PathBuffer::new(),
+        path: PathBuffer::new(),
         dirs: [const { None }; LEVELS],
         lens: [0; LEVELS],
         level: 0,
@@ -80,20 +80,20 @@ impl Walk {
 }
 
 /// All walks.
-pub(crate) struct Walks {
-    table: [Walk; MAX_WALKS],
+pub(crate) struct WalkTable {
+    table: [TreeWalk; MAX_WALKS],
 }
 
-impl Walks {
+impl WalkTable {
     pub(crate) const fn new() -> Self {
         Self {
-            table: [const { Walk::FREE }; MAX_WALKS],
+            table: [const { TreeWalk::FREE }; MAX_WALKS],
         }
     }
 
     /// Begins to list.
-    pub(crate) fn list(&mut self, path: &Path, depth: u32) -> Result<usize, Errno> {
-        let dir = open(Dir::Cwd, path.c(), O_RDONLY | O_DIRECTORY, 0)?;
+    pub(crate) fn list(&mut self, path: &PathBuffer, depth: u32) -> Result<usize, Errno> {
+        let dir = open(PathBase::Cwd, path.c(), O_RDONLY | O_DIRECTORY, 0)?;
         let depth = usize::try_from(depth).unwrap_or(LEVELS).clamp(1, LEVELS);
         let i = self.begin(dir, depth)?;
         self.table[i].path.set(path.bytes());
@@ -102,24 +102,29 @@ impl Walks {
     }
 
     /// Begins to remove.
-    pub(crate) fn remove(&mut self, path: &Path) -> Result<Removal, Errno> {
-        let what = match stat(Dir::Cwd, path.c(), false) {
-            Err(Errno::NOENT) => return Ok(Removal::Done(0)),
+    pub(crate) fn remove(&mut self, path: &PathBuffer) -> Result<RemovalStart, Errno> {
+        let what = match stat(PathBase::Cwd, path.c(), false) {
+            Err(Errno::NOENT) => return Ok(RemovalStart::Done(0)),
             other => other?,
         };
-        let root = stat(Dir::Cwd, c"/", true)?;
+        let root = stat(PathBase::Cwd, c"/", true)?;
         if (what.dev, what.ino) == (root.dev, root.ino) {
             return Err(Errno::INVAL);
         }
         if !what.is(S_IFDIR) {
-            return unlink(Dir::Cwd, path.c()).map(|()| Removal::Done(1));
+            return unlink(PathBase::Cwd, path.c()).map(|()| RemovalStart::Done(1));
         }
-        let dir = open(Dir::Cwd, path.c(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0)?;
+        let dir = open(
+            PathBase::Cwd,
+            path.c(),
+            O_RDONLY | O_DIRECTORY | O_NOFOLLOW,
+            0,
+        )?;
         let i = self.begin(dir, 0)?;
         self.table[i].top.set(path.bytes());
         self.table[i].path.set(b"");
         self.table[i].lens[0] = 0;
-        Ok(Removal::Walk(i))
+        Ok(RemovalStart::Walk(i))
     }
 
     fn begin(&mut self, dir: Fd, depth: usize) -> Result<usize, Errno> {
@@ -152,50 +157,50 @@ impl Walks {
         &mut self,
         i: usize,
         slot: usize,
-        accounts: &Accounts<'_>,
+        accounts: &AccountFiles<'_>,
         session: &mut Session,
-    ) -> Walked {
+    ) -> WalkStep {
         let walk = &mut self.table[i];
         let done = if walk.depth == 0 {
             walk.remove_some()
         } else {
             walk.list_some(slot, accounts, session)
         };
-        done.unwrap_or_else(Walked::Failed)
+        done.unwrap_or_else(WalkStep::Failed)
     }
 }
 
 /// What the next entry of the current directory is.
-enum Next {
+enum NextEntry {
     /// Go down to it, or take it; it is at the buffer's position.
     Entry,
     /// There is none.
     End,
 }
 
-impl Walk {
+impl TreeWalk {
     /// Makes sure that an entry other than `.` and `..` is at the buffer's position.
-    fn next(&mut self) -> Result<Next, Errno> {
+    fn next(&mut self) -> Result<NextEntry, Errno> {
         loop {
             if self.pos >= self.len {
                 let dir = self.dirs[self.level].as_ref().ok_or(Errno::IO)?;
                 self.pos = 0;
                 self.len = getdents(dir, &mut self.buffer)?;
                 if self.len == 0 {
-                    return Ok(Next::End);
+                    return Ok(NextEntry::End);
                 }
             }
             let bytes = &self.buffer[self.pos..self.len];
             let (entry, rest) = dirent(bytes).ok_or(Errno::IO)?;
             if !matches!(entry.name.to_bytes(), b"." | b"..") {
-                return Ok(Next::Entry);
+                return Ok(NextEntry::Entry);
             }
             self.pos = self.len - rest.len();
         }
     }
 
     /// The entry at the buffer's position, the directory it is in, and the position behind it.
-    fn current(&self) -> Result<(Dirent<'_>, &Fd, usize), Errno> {
+    fn current(&self) -> Result<(DirEntry<'_>, &Fd, usize), Errno> {
         let (entry, rest) = dirent(&self.buffer[self.pos..self.len]).ok_or(Errno::IO)?;
         let dir = self.dirs[self.level].as_ref().ok_or(Errno::IO)?;
         Ok((entry, dir, self.len - rest.len()))
@@ -213,7 +218,7 @@ impl Walk {
         }
         let behind = self.len - rest.len();
         match open(
-            Dir::At(dir),
+            PathBase::At(dir),
             entry.name,
             O_RDONLY | O_DIRECTORY | O_NOFOLLOW,
             0,
@@ -252,39 +257,43 @@ impl Walk {
     fn list_some(
         &mut self,
         slot: usize,
-        accounts: &Accounts<'_>,
+        accounts: &AccountFiles<'_>,
         session: &mut Session,
-    ) -> Result<Walked, Errno> {
+    ) -> Result<WalkStep, Errno> {
         let Some(space) = session.data_space(slot) else {
-            return Ok(Walked::Wait);
+            return Ok(WalkStep::Wait);
         };
         let mut used = 0;
-        let mut outcome = Walked::More;
+        let mut outcome = WalkStep::More;
         for _ in 0..PER_TURN {
             match self.next()? {
-                Next::Entry => match self.tell(accounts, &mut space[used..])? {
+                NextEntry::Entry => match self.tell(accounts, &mut space[used..])? {
                     Some(n) => used += n,
                     None if used == 0 => {
-                        outcome = Walked::Wait;
+                        outcome = WalkStep::Wait;
                         break;
                     }
                     None => break,
                 },
-                Next::End => {
+                NextEntry::End => {
                     if !self.ascend() {
-                        outcome = Walked::End(self.count);
+                        outcome = WalkStep::End(self.count);
                         break;
                     }
                 }
             }
         }
-        session.data_commit(slot, Channel::Records, used);
+        session.data_commit(slot, DataChannel::Records, used);
         Ok(outcome)
     }
 
     /// Writes the entry at the buffer's position and goes on to the next one, which may be below.
     /// `None` when it does not fit.
-    fn tell(&mut self, accounts: &Accounts<'_>, space: &mut [u8]) -> Result<Option<usize>, Errno> {
+    fn tell(
+        &mut self,
+        accounts: &AccountFiles<'_>,
+        space: &mut [u8],
+    ) -> Result<Option<usize>, Errno> {
         let here = self.lens[self.level];
         let (entry, rest) = dirent(&self.buffer[self.pos..self.len]).ok_or(Errno::IO)?;
         let behind = self.len - rest.len();
@@ -294,7 +303,7 @@ impl Walk {
             return Ok(Some(0));
         }
         let told = describe(
-            Dir::At(dir),
+            PathBase::At(dir),
             entry.name,
             self.path.bytes(),
             None,
@@ -320,26 +329,26 @@ impl Walk {
     }
 
     /// Removes some entries.
-    fn remove_some(&mut self) -> Result<Walked, Errno> {
+    fn remove_some(&mut self) -> Result<WalkStep, Errno> {
         for _ in 0..PER_TURN {
             match self.next()? {
-                Next::Entry => self.remove_one()?,
-                Next::End if self.level > 0 => self.remove_emptied()?,
-                Next::End => match rmdir(Dir::Cwd, self.top.c()) {
-                    Ok(()) | Err(Errno::NOENT) => return Ok(Walked::End(self.count + 1)),
+                NextEntry::Entry => self.remove_one()?,
+                NextEntry::End if self.level > 0 => self.remove_emptied()?,
+                NextEntry::End => match rmdir(PathBase::Cwd, self.top.c()) {
+                    Ok(()) | Err(Errno::NOENT) => return Ok(WalkStep::End(self.count + 1)),
                     Err(Errno::NOTEMPTY) => self.rewind()?,
                     Err(e) => return Err(e),
                 },
             }
         }
-        Ok(Walked::More)
+        Ok(WalkStep::More)
     }
 
     /// Removes the entry at the buffer's position, or goes down into it.
     fn remove_one(&mut self) -> Result<(), Errno> {
         let (entry, dir, behind) = self.current()?;
         if entry.kind != DT_DIR {
-            match unlink(Dir::At(dir), entry.name) {
+            match unlink(PathBase::At(dir), entry.name) {
                 Ok(()) | Err(Errno::NOENT) => {
                     self.count += 1;
                     self.pos = behind;
@@ -354,10 +363,10 @@ impl Walk {
         }
         let (entry, dir, behind) = self.current()?;
         let top = self.dirs[0].as_ref().ok_or(Errno::IO)?;
-        let name = Text::<48>::of(format_args!(".hatchery-removing-{}", self.count));
-        let mut to = Path::new();
+        let name = FixedText::<48>::of(format_args!(".hatchery-removing-{}", self.count));
+        let mut to = PathBuffer::new();
         to.set(name.as_str().as_bytes());
-        rename(Dir::At(dir), entry.name, Dir::At(top), to.c())?;
+        rename(PathBase::At(dir), entry.name, PathBase::At(top), to.c())?;
         self.count += 1;
         self.pos = behind;
         Ok(())
@@ -366,12 +375,12 @@ impl Walk {
     /// Goes up from a directory that has been read to its end, and removes it.
     fn remove_emptied(&mut self) -> Result<(), Errno> {
         let parent_len = self.lens[self.level - 1];
-        let mut name = Path::new();
+        let mut name = PathBuffer::new();
         let relative = &self.path.bytes()[parent_len..];
         name.set(relative.strip_prefix(b"/").unwrap_or(relative));
         self.ascend();
         let dir = self.dirs[self.level].as_ref().ok_or(Errno::IO)?;
-        match rmdir(Dir::At(dir), name.c()) {
+        match rmdir(PathBase::At(dir), name.c()) {
             Ok(()) => self.count += 1,
             // Something was put into it meanwhile, or moved up from below: a later pass sees it.
             Err(Errno::NOENT | Errno::NOTEMPTY) => {}

@@ -8,7 +8,8 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use support::{Got, Host};
 use wire::{
-    Channel, ErrorCode, FileKind, INPUT_WINDOW, MAX_PAYLOAD, Message, ReadFile, Request, WriteFile,
+    DataChannel, ErrorCode, FileKind, INPUT_WINDOW, MAX_PAYLOAD, Message, ReadFile, Request,
+    WriteFile,
 };
 
 fn noise(n: usize) -> Vec<u8> {
@@ -55,14 +56,14 @@ fn ten_mebibytes_come_back_as_they_went() {
     );
     let read = host.download(&path);
     assert_eq!(read.opened.as_ref().map(|e| e.size), Some(10 << 20));
-    assert!(read.bytes(Channel::File) == bytes, "the bytes differ");
+    assert!(read.bytes(DataChannel::File) == bytes, "the bytes differ");
     assert_eq!(read.end, Some(Got::Done(10 << 20)));
     let part = ReadFile {
         path: path.as_bytes(),
         offset: 1000,
         len: 70_000,
     };
-    assert!(host.ask(&Request::ReadFile(part)).bytes(Channel::File) == &bytes[1000..71_000]);
+    assert!(host.ask(&Request::ReadFile(part)).bytes(DataChannel::File) == &bytes[1000..71_000]);
 }
 
 #[test]
@@ -80,13 +81,16 @@ fn a_slow_upload_and_a_stalled_download_stop_nobody() {
     host.stalled.push(stalled);
     let slow = format!("{}/slow", dir.path().display());
     let upload = begin_upload(&mut host, &slow);
-    host.data(upload, Channel::File, b"begun");
-    assert_eq!(host.download(&large).bytes(Channel::File).len(), 4 << 20);
+    host.data(upload, DataChannel::File, b"begun");
+    assert_eq!(
+        host.download(&large).bytes(DataChannel::File).len(),
+        4 << 20
+    );
     host.send(upload, &Message::End);
     assert!(matches!(host.all(upload).end, Some(Got::Entry(e)) if e.size == 5));
     host.stalled.clear();
     host.send(stalled, &Message::Credit(5 << 20));
-    assert_eq!(host.all(stalled).bytes(Channel::File).len(), 4 << 20);
+    assert_eq!(host.all(stalled).bytes(DataChannel::File).len(), 4 << 20);
 }
 
 /// A program that waits for a file may take it away as soon as it is there.
@@ -97,7 +101,7 @@ fn a_file_that_is_taken_away_meanwhile_was_written() {
     let path = dir.path().join("letter");
     let text = path.to_str().unwrap().to_owned();
     let upload = begin_upload(&mut host, &text);
-    host.data(upload, Channel::File, b"taken");
+    host.data(upload, DataChannel::File, b"taken");
     // Requests are taken in order: an answer to a later one shows that it is there.
     let there = host
         .ask(&Request::Stat {
@@ -126,7 +130,7 @@ fn writing_keeps_the_mode_and_gives_the_file_to_the_user() {
         truncate: true,
         parents: true,
     }));
-    host.data(stream, Channel::File, b"new");
+    host.data(stream, DataChannel::File, b"new");
     host.send(stream, &Message::End);
     let Some(Got::Entry(entry)) = host.all(stream).end else {
         panic!("not written")
@@ -167,7 +171,7 @@ fn a_full_disk_says_so_and_the_agent_lives() {
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path().display();
     let mounted = host.run(&format!("mount -t tmpfs -o size=1m none {at}"));
-    if mounted.exit() != wire::Exit::Code(0) {
+    if mounted.exit() != wire::ProcessExit::Code(0) {
         eprintln!("skipped: no right to mount");
         return;
     }
@@ -193,7 +197,7 @@ fn data_nobody_asked_for_resets_the_stream() {
     };
     let stream = host.open(&Request::ReadFile(whole));
     host.stalled.push(stream);
-    host.data(stream, Channel::File, b"?");
+    host.data(stream, DataChannel::File, b"?");
     assert_eq!(host.all(stream).end, Some(Got::Reset));
     let upload = host.open(&Request::WriteFile(WriteFile {
         path: path.as_bytes(),
@@ -203,7 +207,7 @@ fn data_nobody_asked_for_resets_the_stream() {
         parents: false,
     }));
     for _ in 0..(INPUT_WINDOW as usize / MAX_PAYLOAD) {
-        host.data(upload, Channel::File, &[0; MAX_PAYLOAD]);
+        host.data(upload, DataChannel::File, &[0; MAX_PAYLOAD]);
     }
     assert!(matches!(host.next(upload), Got::Credit(n) if n >= INPUT_WINDOW / 2));
 }
@@ -394,7 +398,7 @@ fn many_walks_at_once_and_one_too_many() {
     for &stream in &streams {
         match host.next(stream) {
             Got::Error(ErrorCode::OutOfResources | ErrorCode::Busy, ..) => busy += 1,
-            Got::Data(Channel::Records, _) => begun += 1,
+            Got::Data(DataChannel::Records, _) => begun += 1,
             other => panic!("{other:?}"),
         }
     }

@@ -9,8 +9,8 @@ use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use support::{Got, Host};
 use wire::{
-    Channel, ErrorCode, Header, Kind, MAX_PAYLOAD, Message, Open, Request, SetIdentity, Stdin,
-    Strings,
+    DataChannel, ErrorCode, FrameHeader, FrameKind, MAX_PAYLOAD, Message, Request, RequestPart,
+    SetIdentity, Stdin, StringList,
 };
 
 #[test]
@@ -48,7 +48,7 @@ const BREACHES: [Breach; 8] = [
     ("never opened", |h| greeted(h, 5, &Message::End)),
     ("never opened", |h| {
         let data = Message::Data {
-            channel: Channel::Stdin,
+            channel: DataChannel::Stdin,
             bytes: b"x",
         };
         greeted(h, 5, &data);
@@ -73,7 +73,7 @@ const BREACHES: [Breach; 8] = [
 ];
 
 fn part(more: bool, part: &[u8]) -> Message<'_> {
-    Message::Open(Open { more, part })
+    Message::Open(RequestPart { more, part })
 }
 
 #[test]
@@ -102,12 +102,12 @@ proptest! {
     #[test]
     fn garbage_ends_the_connection_and_crashes_nothing(
         bytes in proptest::collection::vec(any::<u8>(), 1..2000),
-        kind in prop_oneof![Just(Kind::Open), Just(Kind::Data), Just(Kind::Credit), Just(Kind::Event)],
+        kind in prop_oneof![Just(FrameKind::Open), Just(FrameKind::Data), Just(FrameKind::Credit), Just(FrameKind::Event)],
         framed: bool,
     ) {
         let mut host = Host::new();
         if framed {
-            let header = Header { len: bytes.len(), stream: 1, kind, flags: 0 };
+            let header = FrameHeader { len: bytes.len(), stream: 1, kind, flags: 0 };
             let _ = host.link.write_all(&header.encode());
         }
         let _ = host.link.write_all(&bytes);
@@ -122,12 +122,12 @@ proptest! {
 fn a_request_that_makes_no_sense_fails_alone() {
     let mut host = Host::new();
     for (stream, part) in [(998, &b""[..]), (999, b"\x02\0\0")] {
-        host.send(stream, &Message::Open(Open { more: false, part }));
+        host.send(stream, &Message::Open(RequestPart { more: false, part }));
         assert_eq!(host.all(stream).error(), ErrorCode::InvalidArgument);
     }
     host.send(
         1000,
-        &Message::Open(Open {
+        &Message::Open(RequestPart {
             more: false,
             part: b"\xff",
         }),
@@ -165,7 +165,7 @@ fn an_identity_brings_the_environment_of_later_processes() {
         generation: 42,
         hostname: b"",
         entropy: &[],
-        env: Strings::Slices(&env),
+        env: StringList::Slices(&env),
     };
     assert_eq!(
         host.ask(&Request::SetIdentity(identity)).end,

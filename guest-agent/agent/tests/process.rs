@@ -7,8 +7,8 @@ mod support;
 use std::time::{Duration, Instant};
 use support::{Got, Host, plain_start};
 use wire::{
-    Channel, ErrorCode, Exit, MAX_PAYLOAD, Message, ProcessInfo, PtySize, Records, Request,
-    ResetCode, Start, Stdin, Strings,
+    DataChannel, ErrorCode, MAX_PAYLOAD, Message, ProcessExit, ProcessInfo, PtySize, Records,
+    Request, ResetCode, StartProcess, Stdin, StringList,
 };
 
 #[test]
@@ -21,11 +21,11 @@ fn output_errors_and_status_arrive_in_order() {
     assert!(matches!(host.next(stream), Got::Started(pid) if pid > 1));
     let done = host.all(stream);
     assert_eq!(
-        (done.stdout(), done.text(Channel::Stderr)),
+        (done.stdout(), done.text(DataChannel::Stderr)),
         ("out\n", "err\n")
     );
-    assert_eq!(done.exit(), Exit::Code(7));
-    assert_eq!(host.run("kill -9 $$").exit(), Exit::Signal(9));
+    assert_eq!(done.exit(), ProcessExit::Code(7));
+    assert_eq!(host.run("kill -9 $$").exit(), ProcessExit::Signal(9));
 }
 
 #[test]
@@ -53,8 +53,8 @@ fn a_program_is_found_by_the_path_of_its_own_environment() {
     let argv = [&b"here"[..], b"a b"];
     let path = format!("PATH=/nowhere:{}:/usr/bin:/bin", dir.path().display());
     let env = [path.as_bytes(), b"GREETING=hi"];
-    let start = Start {
-        env: Strings::Slices(&env),
+    let start = StartProcess {
+        env: StringList::Slices(&env),
         ..plain_start(&argv, Stdin::Null)
     };
     assert_eq!(
@@ -80,31 +80,31 @@ fn failures_to_start_say_why() {
     let data = [&b"/etc/passwd"[..]];
     for (start, code, errno) in [
         (
-            Start {
-                argv: Strings::Slices(&missing),
+            StartProcess {
+                argv: StringList::Slices(&missing),
                 ..plain
             },
             ErrorCode::NotFound,
             2,
         ),
         (
-            Start {
-                argv: Strings::Slices(&unknown),
+            StartProcess {
+                argv: StringList::Slices(&unknown),
                 ..plain
             },
             ErrorCode::NotFound,
             2,
         ),
         (
-            Start {
-                argv: Strings::Slices(&data),
+            StartProcess {
+                argv: StringList::Slices(&data),
                 ..plain
             },
             ErrorCode::NotExecutable,
             13,
         ),
         (
-            Start {
+            StartProcess {
                 cwd: b"/no/such/dir",
                 ..plain
             },
@@ -112,7 +112,7 @@ fn failures_to_start_say_why() {
             2,
         ),
         (
-            Start {
+            StartProcess {
                 cwd: b"/etc/passwd",
                 ..plain
             },
@@ -120,7 +120,7 @@ fn failures_to_start_say_why() {
             20,
         ),
         (
-            Start {
+            StartProcess {
                 user: b"no-such-user",
                 ..plain
             },
@@ -145,7 +145,7 @@ fn another_user_gets_its_own_rights() {
         b"-c",
         b"id -un; id -gn; echo $HOME; cat /etc/shadow",
     ];
-    let start = Start {
+    let start = StartProcess {
         user: b"nobody",
         ..plain_start(&argv, Stdin::Null)
     };
@@ -153,7 +153,11 @@ fn another_user_gets_its_own_rights() {
     let mut lines = done.stdout().lines();
     assert_eq!(lines.next(), Some("nobody"));
     assert_eq!(lines.next(), Some("nogroup"));
-    assert_ne!(done.exit(), Exit::Code(0), "it must not read /etc/shadow");
+    assert_ne!(
+        done.exit(),
+        ProcessExit::Code(0),
+        "it must not read /etc/shadow"
+    );
     let user = host.ask(&Request::LookupUser { name: b"nobody" });
     assert!(
         matches!(user.end, Some(Got::Other(ref u)) if u.contains("uid: 65534")),
@@ -177,11 +181,14 @@ fn long_command_lines_travel_in_parts() {
 fn input_reaches_the_process_and_its_end_ends_it() {
     let mut host = Host::new();
     let stream = host.start(&["/bin/cat"], Stdin::Pipe);
-    host.data(stream, Channel::Stdin, b"one ");
-    host.data(stream, Channel::Stdin, b"two");
+    host.data(stream, DataChannel::Stdin, b"one ");
+    host.data(stream, DataChannel::Stdin, b"two");
     host.send(stream, &Message::End);
     let done = host.all(stream);
-    assert_eq!((done.stdout(), done.exit()), ("one two", Exit::Code(0)));
+    assert_eq!(
+        (done.stdout(), done.exit()),
+        ("one two", ProcessExit::Code(0))
+    );
 }
 
 #[test]
@@ -200,7 +207,7 @@ fn much_input_flows_with_credit_through_a_slow_process() {
             }
             continue;
         }
-        host.data(stream, Channel::Stdin, &vec![0; n]);
+        host.data(stream, DataChannel::Stdin, &vec![0; n]);
         sent += n;
         window -= n;
     }
@@ -214,7 +221,7 @@ fn input_beyond_the_window_resets_the_stream_only() {
     let mut host = Host::new();
     let stream = host.start(&["/bin/sleep", "30"], Stdin::Pipe);
     for _ in 0..7 {
-        host.data(stream, Channel::Stdin, &[0; MAX_PAYLOAD]);
+        host.data(stream, DataChannel::Stdin, &[0; MAX_PAYLOAD]);
     }
     assert_eq!(host.all(stream).end, Some(Got::Reset));
     assert_eq!(host.run("echo fine").stdout(), "fine\n");
@@ -229,7 +236,7 @@ fn a_process_that_closed_its_input_hurts_nobody() {
     );
     std::thread::sleep(Duration::from_millis(100));
     for _ in 0..2 {
-        host.data(stream, Channel::Stdin, &[0; MAX_PAYLOAD]);
+        host.data(stream, DataChannel::Stdin, &[0; MAX_PAYLOAD]);
     }
     assert_eq!(host.all(stream).stdout(), "alive\n");
 }
@@ -260,7 +267,7 @@ fn a_stalled_stream_blocks_its_process_and_no_other() {
     host.send(stalled, &Message::Credit(wire::OUTPUT_WINDOW));
     let done = host.all(stalled);
     assert_eq!(got + done.stdout().len(), 10_000_000);
-    assert_eq!(done.exit(), Exit::Code(0));
+    assert_eq!(done.exit(), ProcessExit::Code(0));
 }
 
 /// Resident bytes of the agent.
@@ -278,7 +285,7 @@ fn signals_reach_running_processes_only() {
     };
     let killed = host.ask(&Request::Signal { pid, signal: 15 });
     assert_eq!(killed.end, Some(Got::Done(0)));
-    assert_eq!(host.all(stream).exit(), Exit::Signal(15));
+    assert_eq!(host.all(stream).exit(), ProcessExit::Signal(15));
     for pid in [pid, 1, host.agent.id()] {
         let refused = host.ask(&Request::Signal { pid, signal: 9 });
         assert_eq!(refused.error(), ErrorCode::NoSuchProcess);
@@ -289,7 +296,7 @@ fn signals_reach_running_processes_only() {
 fn processes_are_listed_until_they_end() {
     let mut host = Host::new();
     let argv = [&b"/bin/sleep"[..], b"30"];
-    let start = Start {
+    let start = StartProcess {
         tag: b"nap",
         ..plain_start(&argv, Stdin::Null)
     };
@@ -298,7 +305,7 @@ fn processes_are_listed_until_they_end() {
         panic!("not started")
     };
     let list = host.ask(&Request::ListProcesses);
-    let all: Vec<_> = Records::<ProcessInfo<'_>>::new(list.bytes(Channel::Records)).collect();
+    let all: Vec<_> = Records::<ProcessInfo<'_>>::new(list.bytes(DataChannel::Records)).collect();
     let nap = all
         .into_iter()
         .map(Result::unwrap)
@@ -318,7 +325,10 @@ fn a_descendant_that_keeps_the_pipe_does_not_delay_the_end() {
     let mut host = Host::new();
     let begun = Instant::now();
     let done = host.run("(sleep 20; echo late) & echo now");
-    assert_eq!((done.stdout(), done.exit()), ("now\n", Exit::Code(0)));
+    assert_eq!(
+        (done.stdout(), done.exit()),
+        ("now\n", ProcessExit::Code(0))
+    );
     assert!(begun.elapsed() < Duration::from_secs(10));
 }
 
@@ -347,7 +357,7 @@ fn many_processes_at_once_and_one_too_many() {
         host.send(stream, &Message::End);
     }
     for stream in streams {
-        assert_eq!(host.all(stream).exit(), Exit::Code(0));
+        assert_eq!(host.all(stream).exit(), ProcessExit::Code(0));
     }
     assert_eq!(host.run("echo again").stdout(), "again\n");
 }
@@ -394,7 +404,7 @@ fn a_terminal_is_one() {
         b"stty size; tty; read x; stty size; echo got $x",
     ];
     let pty = Some(PtySize { cols: 80, rows: 24 });
-    let stream = host.open(&Request::Start(Start {
+    let stream = host.open(&Request::Start(StartProcess {
         pty,
         ..plain_start(&argv, Stdin::Null)
     }));
@@ -403,7 +413,7 @@ fn a_terminal_is_one() {
     };
     let mut seen = Vec::new();
     while !seen.windows(4).any(|w| w == b"pts/") {
-        let Got::Data(Channel::Pty, bytes) = host.next(stream) else {
+        let Got::Data(DataChannel::Pty, bytes) = host.next(stream) else {
             panic!("not data")
         };
         seen.extend(bytes);
@@ -417,11 +427,11 @@ fn a_terminal_is_one() {
         host.ask(&Request::Resize { pid, size }).end,
         Some(Got::Done(0))
     );
-    host.data(stream, Channel::Stdin, b"hello\n");
+    host.data(stream, DataChannel::Stdin, b"hello\n");
     let done = host.all(stream);
-    let text = done.text(Channel::Pty);
+    let text = done.text(DataChannel::Pty);
     assert!(text.contains("40 100\r\ngot hello\r\n"), "{text:?}");
-    assert_eq!(done.exit(), Exit::Code(0));
+    assert_eq!(done.exit(), ProcessExit::Code(0));
 }
 
 #[test]
@@ -453,6 +463,9 @@ fn a_process_without_a_stream_can_be_listened_to_again() {
     assert_eq!(host.next(again), Got::Started(pid));
     std::fs::write(&go, "").unwrap();
     let done = host.all(again);
-    assert_eq!((done.stdout(), done.exit()), ("later\n", Exit::Code(7)));
+    assert_eq!(
+        (done.stdout(), done.exit()),
+        ("later\n", ProcessExit::Code(7))
+    );
     assert_eq!(host.ask(&attach).error(), ErrorCode::NoSuchProcess);
 }

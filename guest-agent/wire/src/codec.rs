@@ -80,16 +80,28 @@ impl fmt::Display for EncodeError {
 
 impl core::error::Error for EncodeError {}
 
-type Decoded<T> = Result<T, DecodeError>;
-type Encoded = Result<(), EncodeError>;
+type DecodeResult<T> = Result<T, DecodeError>;
+type EncodeResult = Result<(), EncodeError>;
+
+/// A code out of its number.
+pub(crate) fn code<T>(
+    v: u8,
+    from: impl Fn(u8) -> Option<T>,
+    field: &'static str,
+) -> Result<T, DecodeError> {
+    from(v).ok_or(DecodeError::Invalid {
+        field,
+        value: u32::from(v),
+    })
+}
 
 /// Takes fields off the front of a slice.
 #[derive(Debug, Clone)]
-pub(crate) struct Reader<'a> {
+pub(crate) struct FieldReader<'a> {
     rest: &'a [u8],
 }
 
-impl<'a> Reader<'a> {
+impl<'a> FieldReader<'a> {
     pub(crate) fn new(rest: &'a [u8]) -> Self {
         Self { rest }
     }
@@ -98,7 +110,7 @@ impl<'a> Reader<'a> {
         self.rest
     }
 
-    pub(crate) fn raw(&mut self, n: usize) -> Decoded<&'a [u8]> {
+    pub(crate) fn raw(&mut self, n: usize) -> DecodeResult<&'a [u8]> {
         let (head, rest) = self
             .rest
             .split_at_checked(n)
@@ -107,7 +119,7 @@ impl<'a> Reader<'a> {
         Ok(head)
     }
 
-    fn array<const N: usize>(&mut self) -> Decoded<[u8; N]> {
+    fn array<const N: usize>(&mut self) -> DecodeResult<[u8; N]> {
         let (head, rest) = self
             .rest
             .split_first_chunk::<N>()
@@ -116,31 +128,31 @@ impl<'a> Reader<'a> {
         Ok(*head)
     }
 
-    pub(crate) fn u8(&mut self) -> Decoded<u8> {
+    pub(crate) fn u8(&mut self) -> DecodeResult<u8> {
         Ok(u8::from_le_bytes(self.array()?))
     }
 
-    pub(crate) fn u16(&mut self) -> Decoded<u16> {
+    pub(crate) fn u16(&mut self) -> DecodeResult<u16> {
         Ok(u16::from_le_bytes(self.array()?))
     }
 
-    pub(crate) fn u32(&mut self) -> Decoded<u32> {
+    pub(crate) fn u32(&mut self) -> DecodeResult<u32> {
         Ok(u32::from_le_bytes(self.array()?))
     }
 
-    pub(crate) fn i32(&mut self) -> Decoded<i32> {
+    pub(crate) fn i32(&mut self) -> DecodeResult<i32> {
         Ok(i32::from_le_bytes(self.array()?))
     }
 
-    pub(crate) fn u64(&mut self) -> Decoded<u64> {
+    pub(crate) fn u64(&mut self) -> DecodeResult<u64> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    pub(crate) fn i64(&mut self) -> Decoded<i64> {
+    pub(crate) fn i64(&mut self) -> DecodeResult<i64> {
         Ok(i64::from_le_bytes(self.array()?))
     }
 
-    pub(crate) fn bool(&mut self, field: &'static str) -> Decoded<bool> {
+    pub(crate) fn bool(&mut self, field: &'static str) -> DecodeResult<bool> {
         match self.u8()? {
             0 => Ok(false),
             1 => Ok(true),
@@ -151,7 +163,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(crate) fn len(&mut self, field: &'static str, max: usize) -> Decoded<usize> {
+    pub(crate) fn len(&mut self, field: &'static str, max: usize) -> DecodeResult<usize> {
         let value = self.u32()?;
         let len = usize::try_from(value).map_err(|_| DecodeError::Invalid { field, value })?;
         if len > max {
@@ -161,13 +173,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(crate) fn bytes(&mut self, field: &'static str, max: usize) -> Decoded<&'a [u8]> {
+    pub(crate) fn bytes(&mut self, field: &'static str, max: usize) -> DecodeResult<&'a [u8]> {
         let len = self.len(field, max)?;
         self.raw(len)
     }
 
     /// Bytes without NUL: what the kernel accepts as a path or a name.
-    pub(crate) fn cbytes(&mut self, field: &'static str, max: usize) -> Decoded<&'a [u8]> {
+    pub(crate) fn cbytes(&mut self, field: &'static str, max: usize) -> DecodeResult<&'a [u8]> {
         let bytes = self.bytes(field, max)?;
         if bytes.contains(&0) {
             Err(DecodeError::Nul(field))
@@ -176,11 +188,11 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(crate) fn text(&mut self, field: &'static str, max: usize) -> Decoded<&'a str> {
+    pub(crate) fn text(&mut self, field: &'static str, max: usize) -> DecodeResult<&'a str> {
         core::str::from_utf8(self.bytes(field, max)?).map_err(|_| DecodeError::NotUtf8(field))
     }
 
-    pub(crate) fn finish(&self) -> Decoded<()> {
+    pub(crate) fn finish(&self) -> DecodeResult<()> {
         if self.rest.is_empty() {
             Ok(())
         } else {
@@ -191,12 +203,12 @@ impl<'a> Reader<'a> {
 
 /// Puts fields into a slice.
 #[derive(Debug)]
-pub(crate) struct Writer<'b> {
+pub(crate) struct FieldWriter<'b> {
     out: &'b mut [u8],
     len: usize,
 }
 
-impl<'b> Writer<'b> {
+impl<'b> FieldWriter<'b> {
     pub(crate) fn new(out: &'b mut [u8]) -> Self {
         Self { out, len: 0 }
     }
@@ -205,7 +217,7 @@ impl<'b> Writer<'b> {
         self.len
     }
 
-    pub(crate) fn raw(&mut self, bytes: &[u8]) -> Encoded {
+    pub(crate) fn raw(&mut self, bytes: &[u8]) -> EncodeResult {
         let end = self.len.checked_add(bytes.len()).ok_or(EncodeError::Full)?;
         let room = self.out.get_mut(self.len..end).ok_or(EncodeError::Full)?;
         room.copy_from_slice(bytes);
@@ -213,47 +225,47 @@ impl<'b> Writer<'b> {
         Ok(())
     }
 
-    pub(crate) fn u8(&mut self, v: u8) -> Encoded {
+    pub(crate) fn u8(&mut self, v: u8) -> EncodeResult {
         self.raw(&[v])
     }
 
-    pub(crate) fn u16(&mut self, v: u16) -> Encoded {
+    pub(crate) fn u16(&mut self, v: u16) -> EncodeResult {
         self.raw(&v.to_le_bytes())
     }
 
-    pub(crate) fn u32(&mut self, v: u32) -> Encoded {
+    pub(crate) fn u32(&mut self, v: u32) -> EncodeResult {
         self.raw(&v.to_le_bytes())
     }
 
-    pub(crate) fn i32(&mut self, v: i32) -> Encoded {
+    pub(crate) fn i32(&mut self, v: i32) -> EncodeResult {
         self.raw(&v.to_le_bytes())
     }
 
-    pub(crate) fn u64(&mut self, v: u64) -> Encoded {
+    pub(crate) fn u64(&mut self, v: u64) -> EncodeResult {
         self.raw(&v.to_le_bytes())
     }
 
-    pub(crate) fn i64(&mut self, v: i64) -> Encoded {
+    pub(crate) fn i64(&mut self, v: i64) -> EncodeResult {
         self.raw(&v.to_le_bytes())
     }
 
-    pub(crate) fn bool(&mut self, v: bool) -> Encoded {
+    pub(crate) fn bool(&mut self, v: bool) -> EncodeResult {
         self.u8(u8::from(v))
     }
 
-    pub(crate) fn len(&mut self, field: &'static str, len: usize, max: usize) -> Encoded {
+    pub(crate) fn len(&mut self, field: &'static str, len: usize, max: usize) -> EncodeResult {
         match u32::try_from(len) {
             Ok(v) if len <= max => self.u32(v),
             _ => Err(EncodeError::TooLong { field, len, max }),
         }
     }
 
-    pub(crate) fn bytes(&mut self, field: &'static str, v: &[u8], max: usize) -> Encoded {
+    pub(crate) fn bytes(&mut self, field: &'static str, v: &[u8], max: usize) -> EncodeResult {
         self.len(field, v.len(), max)?;
         self.raw(v)
     }
 
-    pub(crate) fn cbytes(&mut self, field: &'static str, v: &[u8], max: usize) -> Encoded {
+    pub(crate) fn cbytes(&mut self, field: &'static str, v: &[u8], max: usize) -> EncodeResult {
         if v.contains(&0) {
             return Err(EncodeError::Nul(field));
         }
@@ -261,7 +273,7 @@ impl<'b> Writer<'b> {
     }
 
     /// A text, cut at a character boundary when it is over its limit: explanations never fail.
-    pub(crate) fn text_cut(&mut self, field: &'static str, v: &str, max: usize) -> Encoded {
+    pub(crate) fn text_cut(&mut self, field: &'static str, v: &str, max: usize) -> EncodeResult {
         let mut end = v.len().min(max);
         while !v.is_char_boundary(end) {
             end -= 1;

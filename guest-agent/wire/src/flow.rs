@@ -1,6 +1,6 @@
 //! Credit: how much a sender may still send, and what a receiver owes.
 
-use crate::MAX_WINDOW;
+use crate::limits::MAX_WINDOW;
 use core::fmt;
 
 /// A window was exceeded.

@@ -1,12 +1,12 @@
 //! Frames: the header, and a decoder that works however the bytes are cut.
 
 use crate::error::codes;
-use crate::{HEADER_LEN, MAX_FRAME, MAX_PAYLOAD};
+use crate::limits::{HEADER_LEN, MAX_FRAME, MAX_PAYLOAD};
 use core::fmt;
 
 codes! {
     /// What a frame is.
-    Kind {
+    FrameKind {
         /// First frame of a connection, stream 0.
         Hello = 1,
         /// Answer me, stream 0.
@@ -32,7 +32,7 @@ codes! {
     }
 }
 
-impl Kind {
+impl FrameKind {
     /// Whether the kind speaks about the connection (stream 0) and not about a stream.
     #[must_use]
     pub const fn is_connection(self) -> bool {
@@ -52,7 +52,7 @@ pub enum FrameError {
     /// A stream frame with stream 0, or a connection frame with another.
     WrongStream {
         /// The kind.
-        kind: Kind,
+        kind: FrameKind,
         /// The stream.
         stream: u32,
     },
@@ -73,18 +73,18 @@ impl core::error::Error for FrameError {}
 
 /// A frame without its payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Header {
+pub struct FrameHeader {
     /// Payload bytes that follow, at most [`MAX_PAYLOAD`].
     pub len: usize,
     /// The stream; 0 is the connection itself.
     pub stream: u32,
     /// What it is.
-    pub kind: Kind,
+    pub kind: FrameKind,
     /// Meaning depends on the kind: see [`crate::Message`].
     pub flags: u8,
 }
 
-impl Header {
+impl FrameHeader {
     /// The header of 12 bytes.
     ///
     /// # Errors
@@ -93,7 +93,7 @@ impl Header {
         let len = u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
         let stream = u32::from_le_bytes([b[4], b[5], b[6], b[7]]);
         let reserved = u16::from_le_bytes([b[10], b[11]]);
-        let kind = Kind::from_u8(b[8]).ok_or(FrameError::UnknownKind(b[8]))?;
+        let kind = FrameKind::from_u8(b[8]).ok_or(FrameError::UnknownKind(b[8]))?;
         let len = match usize::try_from(len) {
             Ok(len) if len <= MAX_PAYLOAD => len,
             _ => return Err(FrameError::TooLong(len)),
@@ -130,7 +130,7 @@ impl Header {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame<'a> {
     /// Its header.
-    pub header: Header,
+    pub header: FrameHeader,
     /// `header.len` bytes.
     pub payload: &'a [u8],
 }
@@ -192,7 +192,7 @@ impl<const N: usize> FrameBuffer<N> {
         let Some((head, rest)) = have.split_first_chunk::<HEADER_LEN>() else {
             return Ok(None);
         };
-        let header = Header::decode(head)?;
+        let header = FrameHeader::decode(head)?;
         let Some(payload) = rest.get(..header.len) else {
             return Ok(None);
         };

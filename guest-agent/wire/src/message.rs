@@ -1,15 +1,15 @@
 //! What a frame says.
 
-use crate::codec::{DecodeError, EncodeError, Reader, Writer};
-use crate::error::codes;
-use crate::{
-    Event, Frame, GoAwayCode, HEADER_LEN, Header, Kind, MAX_FRAME, MAX_MESSAGE, MAX_PAYLOAD,
-    MAX_VERSION, Open, Reply, ResetCode,
-};
+use crate::codec::{DecodeError, EncodeError, FieldReader, FieldWriter, code};
+use crate::error::{GoAwayCode, ResetCode, codes};
+use crate::frame::{Frame, FrameHeader, FrameKind};
+use crate::limits::{HEADER_LEN, MAX_FRAME, MAX_MESSAGE, MAX_PAYLOAD, MAX_VERSION};
+use crate::reply::{Reply, StreamEvent};
+use crate::request::RequestPart;
 
 codes! {
     /// To what the bytes of a `Data` frame belong. Travels in the flags of the header.
-    Channel {
+    DataChannel {
         /// To the process.
         Stdin = 0,
         /// From the process.
@@ -69,13 +69,13 @@ pub enum Message<'a> {
         message: &'a str,
     },
     /// A request or a part of it; host to agent.
-    Open(Open<'a>),
+    Open(RequestPart<'a>),
     /// The end of a stream; agent to host.
     Reply(Reply<'a>),
     /// Bytes. Never empty.
     Data {
         /// To what they belong.
-        channel: Channel,
+        channel: DataChannel,
         /// 1 to [`MAX_PAYLOAD`] bytes.
         bytes: &'a [u8],
     },
@@ -91,7 +91,7 @@ pub enum Message<'a> {
         message: &'a str,
     },
     /// News of a stream; agent to host.
-    Event(Event<'a>),
+    Event(StreamEvent<'a>),
 }
 
 impl<'a> Message<'a> {
@@ -102,15 +102,15 @@ impl<'a> Message<'a> {
     pub fn decode(frame: &Frame<'a>) -> Result<Self, DecodeError> {
         let flags = frame.header.flags;
         let kind = frame.header.kind;
-        if flags != 0 && !matches!(kind, Kind::Data | Kind::Open) {
+        if flags != 0 && !matches!(kind, FrameKind::Data | FrameKind::Open) {
             return Err(DecodeError::Invalid {
                 field: "flags",
                 value: u32::from(flags),
             });
         }
-        let mut r = Reader::new(frame.payload);
+        let mut r = FieldReader::new(frame.payload);
         let message = match kind {
-            Kind::Hello => Self::Hello(Hello {
+            FrameKind::Hello => Self::Hello(Hello {
                 version: r.u16()?,
                 agent: r.text("agent version", MAX_VERSION)?,
                 generation: r.u64()?,
@@ -118,26 +118,26 @@ impl<'a> Message<'a> {
                 agent_start_ns: r.u64()?,
                 ready_ns: r.u64()?,
             }),
-            Kind::Ping => Self::Ping(r.u64()?),
-            Kind::Pong => Self::Pong(r.u64()?),
-            Kind::GoAway => Self::GoAway {
+            FrameKind::Ping => Self::Ping(r.u64()?),
+            FrameKind::Pong => Self::Pong(r.u64()?),
+            FrameKind::GoAway => Self::GoAway {
                 code: code(r.u8()?, GoAwayCode::from_u8, "go-away code")?,
                 message: r.text("go-away message", MAX_MESSAGE)?,
             },
-            Kind::Open => return Ok(Self::Open(Open::decode(flags, frame.payload)?)),
-            Kind::Reply => return Ok(Self::Reply(Reply::decode(frame.payload)?)),
-            Kind::Event => return Ok(Self::Event(Event::decode(frame.payload)?)),
-            Kind::Data if frame.payload.is_empty() => return Err(DecodeError::Truncated),
-            Kind::Data => {
-                let channel = code(flags, Channel::from_u8, "channel")?;
+            FrameKind::Open => return Ok(Self::Open(RequestPart::decode(flags, frame.payload)?)),
+            FrameKind::Reply => return Ok(Self::Reply(Reply::decode(frame.payload)?)),
+            FrameKind::Event => return Ok(Self::Event(StreamEvent::decode(frame.payload)?)),
+            FrameKind::Data if frame.payload.is_empty() => return Err(DecodeError::Truncated),
+            FrameKind::Data => {
+                let channel = code(flags, DataChannel::from_u8, "channel")?;
                 return Ok(Self::Data {
                     channel,
                     bytes: frame.payload,
                 });
             }
-            Kind::Credit => Self::Credit(r.u32()?),
-            Kind::End => Self::End,
-            Kind::Reset => Self::Reset {
+            FrameKind::Credit => Self::Credit(r.u32()?),
+            FrameKind::End => Self::End,
+            FrameKind::Reset => Self::Reset {
                 code: code(r.u8()?, ResetCode::from_u8, "reset code")?,
                 message: r.text("reset message", MAX_MESSAGE)?,
             },
@@ -156,10 +156,10 @@ impl<'a> Message<'a> {
             .split_first_chunk_mut::<HEADER_LEN>()
             .ok_or(EncodeError::Full)?;
         let room = body.len().min(MAX_PAYLOAD);
-        let mut w = Writer::new(&mut body[..room]);
+        let mut w = FieldWriter::new(&mut body[..room]);
         let flags = self.encode_payload(&mut w)?;
         let len = w.written();
-        *head = Header {
+        *head = FrameHeader {
             len,
             stream,
             kind: self.kind(),
@@ -169,7 +169,7 @@ impl<'a> Message<'a> {
         Ok(HEADER_LEN + len)
     }
 
-    fn encode_payload(&self, w: &mut Writer<'_>) -> Result<u8, EncodeError> {
+    fn encode_payload(&self, w: &mut FieldWriter<'_>) -> Result<u8, EncodeError> {
         match self {
             Self::Hello(h) => {
                 w.u16(h.version)?;
@@ -203,33 +203,21 @@ impl<'a> Message<'a> {
 
     /// The kind of its frame.
     #[must_use]
-    pub const fn kind(&self) -> Kind {
+    pub const fn kind(&self) -> FrameKind {
         match self {
-            Self::Hello(_) => Kind::Hello,
-            Self::Ping(_) => Kind::Ping,
-            Self::Pong(_) => Kind::Pong,
-            Self::GoAway { .. } => Kind::GoAway,
-            Self::Open(_) => Kind::Open,
-            Self::Reply(_) => Kind::Reply,
-            Self::Data { .. } => Kind::Data,
-            Self::Credit(_) => Kind::Credit,
-            Self::End => Kind::End,
-            Self::Reset { .. } => Kind::Reset,
-            Self::Event(_) => Kind::Event,
+            Self::Hello(_) => FrameKind::Hello,
+            Self::Ping(_) => FrameKind::Ping,
+            Self::Pong(_) => FrameKind::Pong,
+            Self::GoAway { .. } => FrameKind::GoAway,
+            Self::Open(_) => FrameKind::Open,
+            Self::Reply(_) => FrameKind::Reply,
+            Self::Data { .. } => FrameKind::Data,
+            Self::Credit(_) => FrameKind::Credit,
+            Self::End => FrameKind::End,
+            Self::Reset { .. } => FrameKind::Reset,
+            Self::Event(_) => FrameKind::Event,
         }
     }
 }
 
 const _: () = assert!(MAX_FRAME == HEADER_LEN + MAX_PAYLOAD);
-
-/// A code out of its number.
-pub(crate) fn code<T>(
-    v: u8,
-    from: impl Fn(u8) -> Option<T>,
-    field: &'static str,
-) -> Result<T, DecodeError> {
-    from(v).ok_or(DecodeError::Invalid {
-        field,
-        value: u32::from(v),
-    })
-}

@@ -1,9 +1,8 @@
 //! What the agent answers.
 
-use crate::codec::{DecodeError, EncodeError, Reader, Writer};
-use crate::error::codes;
-use crate::message::code;
-use crate::{ErrorCode, MAX_GROUPS, MAX_MESSAGE, MAX_NAME, MAX_PATH, MAX_TAG};
+use crate::codec::{DecodeError, EncodeError, FieldReader, FieldWriter, code};
+use crate::error::{ErrorCode, codes};
+use crate::limits::{MAX_GROUPS, MAX_MESSAGE, MAX_NAME, MAX_PATH, MAX_TAG};
 
 codes! {
     /// What an entry is.
@@ -67,7 +66,7 @@ pub struct ProcessInfo<'a> {
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exit {
+pub enum ProcessExit {
     /// It returned this status.
     Code(u8),
     /// This signal ended it.
@@ -76,7 +75,7 @@ pub enum Exit {
 
 /// A user of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct User<'a> {
+pub struct UserInfo<'a> {
     /// User id.
     pub uid: u32,
     /// Primary group.
@@ -87,11 +86,11 @@ pub struct User<'a> {
     pub home: &'a [u8],
     /// Login shell.
     pub shell: &'a [u8],
-    /// Supplementary groups, little-endian u32 each; see [`User::groups`].
+    /// Supplementary groups, little-endian u32 each; see [`UserInfo::groups`].
     pub group_bytes: &'a [u8],
 }
 
-impl User<'_> {
+impl UserInfo<'_> {
     /// The supplementary groups.
     pub fn groups(&self) -> impl Iterator<Item = u32> {
         self.group_bytes
@@ -146,18 +145,18 @@ pub enum Reply<'a> {
     /// Failed.
     Error(ReplyError<'a>),
     /// The process ended and everything it had written before was sent.
-    Exited(Exit),
+    Exited(ProcessExit),
     /// What is there now.
     Entry(EntryInfo<'a>),
     /// The user.
-    User(User<'a>),
+    User(UserInfo<'a>),
     /// The figures.
     Sysinfo(Sysinfo),
 }
 
 /// News of a stream that goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event<'a> {
+pub enum StreamEvent<'a> {
     /// The process runs.
     Started {
         /// Its id.
@@ -218,13 +217,13 @@ impl<'a, T: Record<'a>> Iterator for Records<'a, T> {
 
 impl<'a> Record<'a> for EntryInfo<'a> {
     fn read(bytes: &'a [u8]) -> Result<(Self, &'a [u8]), DecodeError> {
-        let mut r = Reader::new(bytes);
+        let mut r = FieldReader::new(bytes);
         let entry = Self::decode(&mut r)?;
         Ok((entry, r.rest()))
     }
 
     fn write(&self, out: &mut [u8]) -> Result<usize, EncodeError> {
-        let mut w = Writer::new(out);
+        let mut w = FieldWriter::new(out);
         self.encode(&mut w)?;
         Ok(w.written())
     }
@@ -232,7 +231,7 @@ impl<'a> Record<'a> for EntryInfo<'a> {
 
 impl<'a> Record<'a> for ProcessInfo<'a> {
     fn read(bytes: &'a [u8]) -> Result<(Self, &'a [u8]), DecodeError> {
-        let mut r = Reader::new(bytes);
+        let mut r = FieldReader::new(bytes);
         let process = Self {
             pid: r.u32()?,
             pty: r.bool("pty")?,
@@ -244,7 +243,7 @@ impl<'a> Record<'a> for ProcessInfo<'a> {
     }
 
     fn write(&self, out: &mut [u8]) -> Result<usize, EncodeError> {
-        let mut w = Writer::new(out);
+        let mut w = FieldWriter::new(out);
         w.u32(self.pid)?;
         w.bool(self.pty)?;
         w.u64(self.started_ns)?;
@@ -255,7 +254,7 @@ impl<'a> Record<'a> for ProcessInfo<'a> {
 }
 
 impl<'a> EntryInfo<'a> {
-    fn decode(r: &mut Reader<'a>) -> Result<Self, DecodeError> {
+    fn decode(r: &mut FieldReader<'a>) -> Result<Self, DecodeError> {
         Ok(Self {
             path: r.cbytes("path", MAX_PATH)?,
             kind: code(r.u8()?, FileKind::from_u8, "kind")?,
@@ -272,7 +271,7 @@ impl<'a> EntryInfo<'a> {
         })
     }
 
-    fn encode(&self, w: &mut Writer<'_>) -> Result<(), EncodeError> {
+    fn encode(&self, w: &mut FieldWriter<'_>) -> Result<(), EncodeError> {
         w.cbytes("path", self.path, MAX_PATH)?;
         w.u8(self.kind.to_u8())?;
         w.u8(self.target_kind.to_u8())?;
@@ -288,8 +287,8 @@ impl<'a> EntryInfo<'a> {
     }
 }
 
-impl<'a> User<'a> {
-    fn decode(r: &mut Reader<'a>) -> Result<Self, DecodeError> {
+impl<'a> UserInfo<'a> {
+    fn decode(r: &mut FieldReader<'a>) -> Result<Self, DecodeError> {
         let mut user = Self {
             uid: r.u32()?,
             gid: r.u32()?,
@@ -303,7 +302,7 @@ impl<'a> User<'a> {
         Ok(user)
     }
 
-    fn encode(&self, w: &mut Writer<'_>) -> Result<(), EncodeError> {
+    fn encode(&self, w: &mut FieldWriter<'_>) -> Result<(), EncodeError> {
         w.u32(self.uid)?;
         w.u32(self.gid)?;
         w.cbytes("user", self.name, MAX_NAME)?;
@@ -315,7 +314,7 @@ impl<'a> User<'a> {
 }
 
 impl Sysinfo {
-    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+    fn decode(r: &mut FieldReader<'_>) -> Result<Self, DecodeError> {
         Ok(Self {
             memory_total: r.u64()?,
             memory_available: r.u64()?,
@@ -330,7 +329,7 @@ impl Sysinfo {
         })
     }
 
-    fn encode(&self, w: &mut Writer<'_>) -> Result<(), EncodeError> {
+    fn encode(&self, w: &mut FieldWriter<'_>) -> Result<(), EncodeError> {
         w.u64(self.memory_total)?;
         w.u64(self.memory_available)?;
         w.u64(self.memory_cached)?;
@@ -350,7 +349,7 @@ impl<'a> Reply<'a> {
     /// # Errors
     /// [`DecodeError`]: the agent broke the protocol.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
-        let mut r = Reader::new(bytes);
+        let mut r = FieldReader::new(bytes);
         let reply = match r.u8()? {
             1 => Self::Done(r.u64()?),
             2 => Self::Error(ReplyError {
@@ -359,8 +358,8 @@ impl<'a> Reply<'a> {
                 message: r.text("error message", MAX_MESSAGE)?,
             }),
             3 => Self::Exited(match (r.u8()?, r.u8()?) {
-                (0, status) => Exit::Code(status),
-                (1, signal) => Exit::Signal(signal),
+                (0, status) => ProcessExit::Code(status),
+                (1, signal) => ProcessExit::Signal(signal),
                 (v, _) => {
                     return Err(DecodeError::Invalid {
                         field: "exit",
@@ -369,7 +368,7 @@ impl<'a> Reply<'a> {
                 }
             }),
             4 => Self::Entry(EntryInfo::decode(&mut r)?),
-            5 => Self::User(User::decode(&mut r)?),
+            5 => Self::User(UserInfo::decode(&mut r)?),
             6 => Self::Sysinfo(Sysinfo::decode(&mut r)?),
             v => {
                 return Err(DecodeError::Invalid {
@@ -382,7 +381,7 @@ impl<'a> Reply<'a> {
         Ok(reply)
     }
 
-    pub(crate) fn encode(&self, w: &mut Writer<'_>) -> Result<(), EncodeError> {
+    pub(crate) fn encode(&self, w: &mut FieldWriter<'_>) -> Result<(), EncodeError> {
         match self {
             Self::Done(n) => {
                 w.u8(1)?;
@@ -396,8 +395,8 @@ impl<'a> Reply<'a> {
             }
             Self::Exited(exit) => {
                 let (how, value) = match exit {
-                    Exit::Code(status) => (0, *status),
-                    Exit::Signal(signal) => (1, *signal),
+                    ProcessExit::Code(status) => (0, *status),
+                    ProcessExit::Signal(signal) => (1, *signal),
                 };
                 w.raw(&[3, how, value])
             }
@@ -417,13 +416,13 @@ impl<'a> Reply<'a> {
     }
 }
 
-impl<'a> Event<'a> {
+impl<'a> StreamEvent<'a> {
     /// Reads the payload of an `Event` frame.
     ///
     /// # Errors
     /// [`DecodeError`]: the agent broke the protocol.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
-        let mut r = Reader::new(bytes);
+        let mut r = FieldReader::new(bytes);
         let event = match r.u8()? {
             1 => Self::Started { pid: r.u32()? },
             2 => Self::Opened(EntryInfo::decode(&mut r)?),
@@ -438,7 +437,7 @@ impl<'a> Event<'a> {
         Ok(event)
     }
 
-    pub(crate) fn encode(&self, w: &mut Writer<'_>) -> Result<(), EncodeError> {
+    pub(crate) fn encode(&self, w: &mut FieldWriter<'_>) -> Result<(), EncodeError> {
         match self {
             Self::Started { pid } => {
                 w.u8(1)?;

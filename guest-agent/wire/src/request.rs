@@ -1,20 +1,20 @@
 //! What the host can ask for. Paths are absolute; the agent acts as root and gives what it creates
 //! to the named user. An empty user name means root.
 
-use crate::codec::{DecodeError, EncodeError, Reader, Writer};
+use crate::codec::{DecodeError, EncodeError, FieldReader, FieldWriter, code};
 use crate::error::codes;
-use crate::message::code;
-use crate::{
-    MAX_ARGS, MAX_DEFAULT_ENV, MAX_DEPTH, MAX_ENTROPY, MAX_ENV, MAX_NAME, MAX_PATH, MAX_REQUEST,
-    MAX_TAG, Strings,
+use crate::limits::{
+    MAX_ARGS, MAX_DEFAULT_ENV, MAX_DEPTH, MAX_ENTROPY, MAX_ENV, MAX_NAME, MAX_PATH, MAX_PAYLOAD,
+    MAX_REQUEST, MAX_TAG,
 };
+use crate::strings::StringList;
 
 /// An `Open` frame: a part of an encoded [`Request`].
 ///
 /// A request over one payload is cut into several `Open` frames of the same stream that follow each
 /// other directly; all but the last have `more` set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Open<'a> {
+pub struct RequestPart<'a> {
     /// Another part follows in the next frame.
     pub more: bool,
     /// The part.
@@ -23,7 +23,7 @@ pub struct Open<'a> {
 
 const FLAG_MORE: u8 = 1;
 
-impl<'a> Open<'a> {
+impl<'a> RequestPart<'a> {
     pub(crate) fn decode(flags: u8, part: &'a [u8]) -> Result<Self, DecodeError> {
         match flags {
             0 => Ok(Self { more: false, part }),
@@ -35,14 +35,14 @@ impl<'a> Open<'a> {
         }
     }
 
-    pub(crate) fn encode(&self, w: &mut Writer<'_>) -> Result<u8, EncodeError> {
+    pub(crate) fn encode(&self, w: &mut FieldWriter<'_>) -> Result<u8, EncodeError> {
         w.raw(self.part)?;
         Ok(if self.more { FLAG_MORE } else { 0 })
     }
 
     /// The `Open` frames for an encoded request.
     pub fn parts(request: &'a [u8]) -> impl Iterator<Item = Self> {
-        let mut chunks = request.chunks(crate::MAX_PAYLOAD).peekable();
+        let mut chunks = request.chunks(MAX_PAYLOAD).peekable();
         core::iter::from_fn(move || {
             let part = chunks.next()?;
             Some(Self {
@@ -74,7 +74,7 @@ pub struct PtySize {
 
 /// Resource limits of a process (`setrlimit`, soft and hard). 0 keeps the agent's default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Limits {
+pub struct ProcessLimits {
     /// Open files.
     pub open_files: u32,
     /// CPU time in seconds.
@@ -88,11 +88,11 @@ pub struct Limits {
 /// The environment is built in this order, later wins: `PATH`, `HOME`, `USER`, `LOGNAME`; the
 /// defaults of [`SetIdentity`]; `env`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Start<'a> {
+pub struct StartProcess<'a> {
     /// The program (looked up in the `PATH` of its environment if it has no slash) and arguments.
-    pub argv: Strings<'a>,
+    pub argv: StringList<'a>,
     /// `NAME=value` entries.
-    pub env: Strings<'a>,
+    pub env: StringList<'a>,
     /// Working directory; empty means the user's home, a relative one starts there.
     pub cwd: &'a [u8],
     /// Whose rights it gets; empty means root.
@@ -104,7 +104,7 @@ pub struct Start<'a> {
     /// The caller's label, shown by [`Request::ListProcesses`].
     pub tag: &'a [u8],
     /// Resource limits.
-    pub limits: Limits,
+    pub limits: ProcessLimits,
 }
 
 /// Reads a regular file. `Event(Opened)`, `Data(File)`, then `Reply(Done(bytes))`.
@@ -150,14 +150,14 @@ pub struct SetIdentity<'a> {
     /// Mixed into the kernel's random pool and credited in full, then the pool is reseeded.
     pub entropy: &'a [u8],
     /// Replaces the environment defaults; together at most [`MAX_DEFAULT_ENV`] bytes.
-    pub env: Strings<'a>,
+    pub env: StringList<'a>,
 }
 
 /// Something the host asks of the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request<'a> {
     /// Starts a process.
-    Start(Start<'a>),
+    Start(StartProcess<'a>),
     /// Sends a signal to a process the agent started. `Reply(Done(0))`.
     Signal {
         /// Its id.
@@ -176,7 +176,7 @@ pub enum Request<'a> {
         size: PtySize,
     },
     /// Listens to a process that no stream belongs to, which is so when its stream was reset or its
-    /// connection was lost. `Event(Started)`, then as [`Start`]; its input is as that was left.
+    /// connection was lost. `Event(Started)`, then as [`StartProcess`]; its input is as that was left.
     /// `NoSuchProcess`, or `Busy` if it has a stream.
     Attach {
         /// Its id.
@@ -239,13 +239,13 @@ pub enum Request<'a> {
 
 impl<'a> Request<'a> {
     /// Writes the request to the front of `out` and returns its length; [`MAX_REQUEST`] bytes
-    /// always suffice. Send it by [`Open::parts`].
+    /// always suffice. Send it by [`RequestPart::parts`].
     ///
     /// # Errors
     /// [`EncodeError`]: a field is over its limit, holds a NUL byte, or `out` is too small.
     pub fn encode(&self, out: &mut [u8]) -> Result<usize, EncodeError> {
         let room = out.len().min(MAX_REQUEST);
-        let mut w = Writer::new(&mut out[..room]);
+        let mut w = FieldWriter::new(&mut out[..room]);
         w.u8(self.tag())?;
         match self {
             Self::Start(s) => encode_start(s, &mut w)?,
@@ -297,7 +297,7 @@ impl<'a> Request<'a> {
     /// # Errors
     /// [`DecodeError`]: answer the stream with `InvalidArgument`.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
-        let mut r = Reader::new(bytes);
+        let mut r = FieldReader::new(bytes);
         let r = &mut r;
         let request = match r.u8()? {
             1 => Self::Start(decode_start(r)?),
@@ -378,7 +378,7 @@ impl<'a> Request<'a> {
 }
 
 /// An absolute path.
-fn path<'a>(r: &mut Reader<'a>) -> Result<&'a [u8], DecodeError> {
+fn path<'a>(r: &mut FieldReader<'a>) -> Result<&'a [u8], DecodeError> {
     let path = r.cbytes("path", MAX_PATH)?;
     match path.first() {
         Some(b'/') => Ok(path),
@@ -392,11 +392,11 @@ fn path<'a>(r: &mut Reader<'a>) -> Result<&'a [u8], DecodeError> {
     }
 }
 
-fn name<'a>(r: &mut Reader<'a>) -> Result<&'a [u8], DecodeError> {
+fn name<'a>(r: &mut FieldReader<'a>) -> Result<&'a [u8], DecodeError> {
     r.cbytes("user", MAX_NAME)
 }
 
-fn mode(r: &mut Reader<'_>) -> Result<u32, DecodeError> {
+fn mode(r: &mut FieldReader<'_>) -> Result<u32, DecodeError> {
     match r.u32()? {
         mode if mode <= 0o7777 => Ok(mode),
         value => Err(DecodeError::Invalid {
@@ -406,7 +406,7 @@ fn mode(r: &mut Reader<'_>) -> Result<u32, DecodeError> {
     }
 }
 
-fn depth(r: &mut Reader<'_>) -> Result<u32, DecodeError> {
+fn depth(r: &mut FieldReader<'_>) -> Result<u32, DecodeError> {
     match r.u32()? {
         depth @ 1..=MAX_DEPTH => Ok(depth),
         value => Err(DecodeError::Invalid {
@@ -416,7 +416,7 @@ fn depth(r: &mut Reader<'_>) -> Result<u32, DecodeError> {
     }
 }
 
-fn signal(r: &mut Reader<'_>) -> Result<u8, DecodeError> {
+fn signal(r: &mut FieldReader<'_>) -> Result<u8, DecodeError> {
     match r.u8()? {
         signal @ 1..=64 => Ok(signal),
         v => Err(DecodeError::Invalid {
@@ -426,14 +426,14 @@ fn signal(r: &mut Reader<'_>) -> Result<u8, DecodeError> {
     }
 }
 
-fn pty_size(r: &mut Reader<'_>) -> Result<PtySize, DecodeError> {
+fn pty_size(r: &mut FieldReader<'_>) -> Result<PtySize, DecodeError> {
     Ok(PtySize {
         cols: r.u16()?,
         rows: r.u16()?,
     })
 }
 
-fn encode_start(s: &Start<'_>, w: &mut Writer<'_>) -> Result<(), EncodeError> {
+fn encode_start(s: &StartProcess<'_>, w: &mut FieldWriter<'_>) -> Result<(), EncodeError> {
     s.argv.encode(w, "argv", MAX_ARGS)?;
     s.env.encode(w, "env", MAX_ENV)?;
     w.cbytes("cwd", s.cwd, MAX_PATH)?;
@@ -450,17 +450,17 @@ fn encode_start(s: &Start<'_>, w: &mut Writer<'_>) -> Result<(), EncodeError> {
     w.u64(s.limits.file_size)
 }
 
-fn decode_start<'a>(r: &mut Reader<'a>) -> Result<Start<'a>, DecodeError> {
-    let argv = Strings::decode(r, "argv", MAX_ARGS)?;
+fn decode_start<'a>(r: &mut FieldReader<'a>) -> Result<StartProcess<'a>, DecodeError> {
+    let argv = StringList::decode(r, "argv", MAX_ARGS)?;
     if argv.iter().next().is_none_or(<[u8]>::is_empty) {
         return Err(DecodeError::Invalid {
             field: "length of the program's name",
             value: 0,
         });
     }
-    Ok(Start {
+    Ok(StartProcess {
         argv,
-        env: Strings::decode(r, "env", MAX_ENV)?,
+        env: StringList::decode(r, "env", MAX_ENV)?,
         cwd: r.cbytes("cwd", MAX_PATH)?,
         user: name(r)?,
         stdin: code(r.u8()?, Stdin::from_u8, "stdin")?,
@@ -470,7 +470,7 @@ fn decode_start<'a>(r: &mut Reader<'a>) -> Result<Start<'a>, DecodeError> {
             None
         },
         tag: r.bytes("tag", MAX_TAG)?,
-        limits: Limits {
+        limits: ProcessLimits {
             open_files: r.u32()?,
             cpu_seconds: r.u32()?,
             file_size: r.u64()?,
@@ -478,7 +478,7 @@ fn decode_start<'a>(r: &mut Reader<'a>) -> Result<Start<'a>, DecodeError> {
     })
 }
 
-fn encode_identity(i: &SetIdentity<'_>, w: &mut Writer<'_>) -> Result<(), EncodeError> {
+fn encode_identity(i: &SetIdentity<'_>, w: &mut FieldWriter<'_>) -> Result<(), EncodeError> {
     w.u64(i.wall_clock_ns)?;
     w.u64(i.generation)?;
     w.cbytes("host name", i.hostname, MAX_NAME)?;
@@ -494,13 +494,13 @@ fn encode_identity(i: &SetIdentity<'_>, w: &mut Writer<'_>) -> Result<(), Encode
     i.env.encode(w, "env", MAX_ENV)
 }
 
-fn decode_identity<'a>(r: &mut Reader<'a>) -> Result<SetIdentity<'a>, DecodeError> {
+fn decode_identity<'a>(r: &mut FieldReader<'a>) -> Result<SetIdentity<'a>, DecodeError> {
     let identity = SetIdentity {
         wall_clock_ns: r.u64()?,
         generation: r.u64()?,
         hostname: r.cbytes("host name", MAX_NAME)?,
         entropy: r.bytes("entropy", MAX_ENTROPY)?,
-        env: Strings::decode(r, "env", MAX_ENV)?,
+        env: StringList::decode(r, "env", MAX_ENV)?,
     };
     match identity.env.packed().map_or(0, <[u8]>::len) {
         len if len > MAX_DEFAULT_ENV => Err(DecodeError::TooLong {

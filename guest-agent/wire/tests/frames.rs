@@ -5,7 +5,8 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use wire::{
-    Channel, FrameBuffer, FrameError, HEADER_LEN, Header, Kind, MAX_FRAME, MAX_PAYLOAD, Message,
+    DataChannel, FrameBuffer, FrameError, FrameHeader, FrameKind, HEADER_LEN, MAX_FRAME,
+    MAX_PAYLOAD, Message,
 };
 
 fn stream(frames: &[(u32, Vec<u8>)]) -> Vec<u8> {
@@ -13,7 +14,7 @@ fn stream(frames: &[(u32, Vec<u8>)]) -> Vec<u8> {
     let mut out = vec![0; MAX_FRAME];
     for (id, body) in frames {
         let data = Message::Data {
-            channel: Channel::File,
+            channel: DataChannel::File,
             bytes: body,
         };
         let n = data.encode(*id, &mut out).unwrap();
@@ -70,17 +71,17 @@ fn the_largest_frame_fits() {
 
 #[test]
 fn what_is_not_a_header_is_refused() {
-    let good = Header {
+    let good = FrameHeader {
         len: 0,
         stream: 1,
-        kind: Kind::End,
+        kind: FrameKind::End,
         flags: 0,
     };
-    assert_eq!(Header::decode(&good.encode()), Ok(good));
+    assert_eq!(FrameHeader::decode(&good.encode()), Ok(good));
     let bad = |at: usize, value: u8| {
         let mut bytes: [u8; HEADER_LEN] = good.encode();
         bytes[at] = value;
-        Header::decode(&bytes)
+        FrameHeader::decode(&bytes)
     };
     assert_eq!(bad(2, 1), Err(FrameError::TooLong(65536)));
     assert_eq!(bad(8, 99), Err(FrameError::UnknownKind(99)));
@@ -88,14 +89,14 @@ fn what_is_not_a_header_is_refused() {
     assert_eq!(
         bad(4, 0),
         Err(FrameError::WrongStream {
-            kind: Kind::End,
+            kind: FrameKind::End,
             stream: 0
         })
     );
     assert_eq!(
         bad(8, 1),
         Err(FrameError::WrongStream {
-            kind: Kind::Hello,
+            kind: FrameKind::Hello,
             stream: 1
         })
     );

@@ -5,10 +5,10 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use wire::{
-    Channel, EntryInfo, ErrorCode, Event, Exit, FileKind, Frame, GoAwayCode, HEADER_LEN, Header,
-    Hello, Limits, MAX_FRAME, MAX_PAYLOAD, MAX_REQUEST, Message, Open, ProcessInfo, PtySize,
-    ReadFile, Record, Records, Reply, ReplyError, Request, ResetCode, SetIdentity, Start, Stdin,
-    Strings, Sysinfo, User, WriteFile,
+    DataChannel, EntryInfo, ErrorCode, FileKind, Frame, FrameHeader, GoAwayCode, HEADER_LEN, Hello,
+    MAX_FRAME, MAX_PAYLOAD, MAX_REQUEST, Message, ProcessExit, ProcessInfo, ProcessLimits, PtySize,
+    ReadFile, Record, Records, Reply, ReplyError, Request, RequestPart, ResetCode, SetIdentity,
+    StartProcess, Stdin, StreamEvent, StringList, Sysinfo, UserInfo, WriteFile,
 };
 
 fn name() -> impl Strategy<Value = Vec<u8>> {
@@ -42,7 +42,7 @@ fn request_survives(request: &Request<'_>) {
         Request::decode(&bytes[..=n]).is_err(),
         "a longer request decodes"
     );
-    let parts: Vec<_> = Open::parts(&bytes[..n]).collect();
+    let parts: Vec<_> = RequestPart::parts(&bytes[..n]).collect();
     let joined: Vec<u8> = parts.iter().flat_map(|p| p.part.iter().copied()).collect();
     assert_eq!(joined, bytes[..n]);
     assert!(parts.iter().rev().skip(1).all(|p| p.more) && !parts.last().unwrap().more);
@@ -52,7 +52,7 @@ fn message_survives(stream: u32, message: &Message<'_>) {
     let mut bytes = vec![0; MAX_FRAME];
     let n = message.encode(stream, &mut bytes).unwrap();
     let (head, payload) = bytes[..n].split_first_chunk::<HEADER_LEN>().unwrap();
-    let header = Header::decode(head).unwrap();
+    let header = FrameHeader::decode(head).unwrap();
     assert_eq!((header.len, header.stream), (payload.len(), stream));
     assert_eq!(
         &Message::decode(&Frame { header, payload }).unwrap(),
@@ -67,15 +67,15 @@ proptest! {
         size: Option<(u16, u16)>, pipe: bool, limits: (u32, u32, u64),
     ) {
         argv.insert(0, b"program".to_vec());
-        request_survives(&Request::Start(Start {
-            argv: Strings::Slices(&borrowed(&argv)),
-            env: Strings::Slices(&borrowed(&env)),
+        request_survives(&Request::Start(StartProcess {
+            argv: StringList::Slices(&borrowed(&argv)),
+            env: StringList::Slices(&borrowed(&env)),
             cwd: &cwd,
             user: &user,
             stdin: if pipe { Stdin::Pipe } else { Stdin::Null },
             pty: size.map(|(cols, rows)| PtySize { cols, rows }),
             tag: &tag,
-            limits: Limits { open_files: limits.0, cpu_seconds: limits.1, file_size: limits.2 },
+            limits: ProcessLimits { open_files: limits.0, cpu_seconds: limits.1, file_size: limits.2 },
         }));
     }
 
@@ -106,7 +106,7 @@ proptest! {
                 generation: m,
                 hostname: &host,
                 entropy: &entropy,
-                env: Strings::Slices(&env),
+                env: StringList::Slices(&env),
             }),
             Request::Sysinfo,
             Request::Sync,
@@ -137,7 +137,7 @@ proptest! {
             modified_ns: numbers.4,
             symlink_target: &path,
         };
-        let user = User {
+        let user = UserInfo {
             uid: numbers.0,
             gid: numbers.1,
             name: &who,
@@ -148,20 +148,20 @@ proptest! {
         let info = Sysinfo { memory_total: n, cpus: numbers.0, wall_clock_ns: n, ..Sysinfo::default() };
         let code = ErrorCode::ALL[code];
         for message in [
-            Message::Open(Open { more, part: &bytes }),
+            Message::Open(RequestPart { more, part: &bytes }),
             Message::Reply(Reply::Done(n)),
             Message::Reply(Reply::Error(ReplyError { code, errno: numbers.2, message: text })),
-            Message::Reply(Reply::Exited(Exit::Code(numbers.3))),
-            Message::Reply(Reply::Exited(Exit::Signal(numbers.3))),
+            Message::Reply(Reply::Exited(ProcessExit::Code(numbers.3))),
+            Message::Reply(Reply::Exited(ProcessExit::Signal(numbers.3))),
             Message::Reply(Reply::Entry(entry)),
             Message::Reply(Reply::User(user)),
             Message::Reply(Reply::Sysinfo(info)),
-            Message::Data { channel: Channel::Stderr, bytes: &bytes },
+            Message::Data { channel: DataChannel::Stderr, bytes: &bytes },
             Message::Credit(numbers.0),
             Message::End,
             Message::Reset { code: ResetCode::FlowControl, message: text },
-            Message::Event(Event::Started { pid: numbers.0 }),
-            Message::Event(Event::Opened(entry)),
+            Message::Event(StreamEvent::Started { pid: numbers.0 }),
+            Message::Event(StreamEvent::Opened(entry)),
         ] {
             message_survives(stream, &message);
         }
@@ -201,7 +201,7 @@ proptest! {
 
     #[test]
     fn any_bytes_are_survived(bytes in vec(any::<u8>(), 0..4000)) {
-        wire::fuzz_decode(&bytes);
+        every_decoder(&bytes);
     }
 
     #[test]
@@ -215,8 +215,8 @@ proptest! {
             bytes.extend([kind, flags, 0, 0]);
             bytes.extend(&body);
         }
-        wire::fuzz_decode(&bytes[1..]);
-        wire::fuzz_decode(&bytes);
+        every_decoder(&bytes[1..]);
+        every_decoder(&bytes);
     }
 }
 
@@ -244,7 +244,7 @@ fn limits_are_refused_on_both_sides() {
         generation: 0,
         hostname: b"",
         entropy: &entropy,
-        env: Strings::EMPTY,
+        env: StringList::EMPTY,
     };
     Request::SetIdentity(identity).encode(&mut out).unwrap_err();
 }
@@ -259,4 +259,10 @@ fn explanations_are_cut_not_refused() {
     };
     let n = reset.encode(3, &mut out).unwrap();
     assert!(n <= HEADER_LEN + 5 + wire::MAX_MESSAGE);
+}
+
+fn every_decoder(bytes: &[u8]) {
+    wire::fuzz::fuzz_frames(bytes);
+    wire::fuzz::fuzz_request(bytes);
+    wire::fuzz::fuzz_records(bytes);
 }

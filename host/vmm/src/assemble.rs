@@ -22,7 +22,7 @@ use jail::{Filter, JailError};
 use machine::{
     Bus, BusDevice, CpuContract, Exit, MachineSpec, Vcpu, VcpuThread, Vm, Wiring, layout,
 };
-use snapshot_memory::{Pagemap, Range};
+use snapshot_memory::{PageRange, Pagemap};
 use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -85,7 +85,7 @@ pub(crate) struct Machine {
     /// Whether it began where another one was saved.
     pub(crate) is_clone: bool,
     /// What it was known to use when it began, if a pager brings its memory.
-    pub(crate) lazy: Option<Vec<Range>>,
+    pub(crate) lazy: Option<Vec<PageRange>>,
     /// If its working set is to be learned.
     pub(crate) trial: Option<Trial>,
     /// Where it goes on when it first runs.
@@ -187,7 +187,7 @@ pub(crate) fn assemble(
 }
 
 /// What a machine whose memory a pager brings is known to use.
-fn known(spec: &VmSpec, saved: Option<&State>) -> Option<Vec<Range>> {
+fn known(spec: &VmSpec, saved: Option<&State>) -> Option<Vec<PageRange>> {
     let lazy = matches!(spec.origin, Origin::Lazy { .. });
     saved
         .filter(|_| lazy)

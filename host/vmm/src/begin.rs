@@ -12,7 +12,7 @@ use devices::{EventLoop, Ioapic, LinkAfter};
 use machine::acpi::{self, AcpiDevice};
 use machine::boot::{self, BootSpec};
 use machine::{Backing, CpuContract, HugePages, MemorySpec, Vcpu, Vm, layout};
-use snapshot_memory::{Exact, Layer, Pagemap};
+use snapshot_memory::{LayerFile, Pagemap, TouchTracking};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -60,7 +60,7 @@ pub(crate) fn memory(spec: &VmSpec, fds: &mut Fds) -> Result<MemorySpec> {
 #[derive(Debug)]
 pub(crate) struct Trial {
     /// Keeps its page tables exact.
-    _exact: Option<Exact>,
+    _exact: Option<TouchTracking>,
 }
 
 /// A machine whose parts are all there and have no state yet.
@@ -103,7 +103,7 @@ impl Fresh<'_> {
             } => {
                 let state = self.read(&File::from(fds.take(*state)?))?;
                 let layer = layer.map(|fd| fds.take(fd)).transpose()?;
-                if let Some(layer) = layer.map(File::from).map(Layer::open).transpose()? {
+                if let Some(layer) = layer.map(File::from).map(LayerFile::open).transpose()? {
                     layer.apply(|offset, bytes| write_whole(self.vm, offset, bytes))?;
                 }
                 self.resume(&state, *link)?;
@@ -147,7 +147,7 @@ impl Fresh<'_> {
         let Origin::Snapshot { trial: true, .. } = spec.origin else {
             return None;
         };
-        let exact = Exact::begin(&self.vm.memory().host_ranges());
+        let exact = TouchTracking::begin(&self.vm.memory().host_ranges());
         let inexact = |error| {
             let text = format!("more than is used is learned: {}", chain(&error));
             log.line("warn", &text);

@@ -3,7 +3,7 @@
 use crate::assemble::Machine;
 use crate::save::{SaveError, written};
 use machine::Memory;
-use snapshot_memory::{LayerWriter, Range as Pages, Rewritten};
+use snapshot_memory::{LayerWriter, PageRange, WriteTracking};
 use std::fs::File;
 
 /// Most pages that are copied before the devices have their turn again.
@@ -19,11 +19,11 @@ pub(crate) struct Copying {
 /// A part of the memory that is copied ahead.
 #[derive(Debug)]
 struct Part {
-    rewritten: Rewritten,
+    rewritten: WriteTracking,
     /// Its first page in the whole.
     begin: u64,
     /// What is still to be copied, last first.
-    left: Vec<Pages>,
+    left: Vec<PageRange>,
 }
 
 /// What was copied.
@@ -34,7 +34,7 @@ pub(crate) struct Copied {
     /// Pages that were copied at the end.
     pub(crate) still: u64,
     /// What to drop once the machine runs again.
-    pub(crate) watches: Vec<Rewritten>,
+    pub(crate) watches: Vec<WriteTracking>,
 }
 
 impl Copying {
@@ -53,7 +53,7 @@ impl Copying {
         let mut ahead = Vec::new();
         for part in machine.vm.memory().host_ranges() {
             let pages = part.len() as u64 / 4096;
-            let (rewritten, mut left) = Rewritten::begin(part, &machine.pagemap)?;
+            let (rewritten, mut left) = WriteTracking::begin(part, &machine.pagemap)?;
             left.reverse();
             ahead.push(Part {
                 rewritten,
@@ -73,12 +73,12 @@ impl Copying {
             while room > 0
                 && let Some(pages) = part.left.pop()
             {
-                let now = Pages {
+                let now = PageRange {
                     end: pages.end.min(pages.first + room),
                     ..pages
                 };
                 if now.end < pages.end {
-                    part.left.push(Pages {
+                    part.left.push(PageRange {
                         first: now.end,
                         ..pages
                     });
@@ -121,9 +121,9 @@ fn copy(
     writer: &mut LayerWriter,
     memory: &Memory,
     begin: u64,
-    pages: Pages,
+    pages: PageRange,
 ) -> Result<(), SaveError> {
-    let whole = Pages {
+    let whole = PageRange {
         first: begin + pages.first,
         end: begin + pages.end,
     };

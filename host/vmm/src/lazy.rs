@@ -19,8 +19,8 @@ use crate::log::Log;
 use crate::supervise::chain;
 use control::{Event, ExitReport, VmStats};
 use machine::{Vcpu, Vm};
-use snapshot_memory::Range;
-use snapshot_memory::pager::{Lazy, Over};
+use snapshot_memory::PageRange;
+use snapshot_memory::pager::{LazyMemory, PagingEnd};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,7 +59,7 @@ struct Follower {
 pub(crate) fn begin(
     (pager, device): (OwnedFd, OwnedFd),
     (vm, processors): (&Vm, &[Vcpu]),
-    first: &[Range],
+    first: &[PageRange],
     watch: Watch<'_>,
 ) -> Result<()> {
     let control = watch.control.try_clone_to_owned();
@@ -72,7 +72,7 @@ pub(crate) fn begin(
         vcpu.keep()?;
     }
     let parts = vm.memory().host_ranges();
-    let lazy = Lazy::begin(pager, device, &parts, first)?;
+    let lazy = LazyMemory::begin(pager, device, &parts, first)?;
     let thread = std::thread::Builder::new().name("pager watch".into());
     let (confined, heard) = std::sync::mpsc::channel();
     let thread = thread.spawn(move || {
@@ -91,12 +91,12 @@ pub(crate) fn begin(
 }
 
 /// Runs as long as the process does: when it goes, so does the descriptor that guards the memory.
-fn follow(mut lazy: Lazy, watch: &Follower) {
+fn follow(mut lazy: LazyMemory, watch: &Follower) {
     let followed = match lazy.wait() {
-        Over::Failed(why) => {
+        PagingEnd::Failed(why) => {
             format!("the pager that brings this machine's memory failed: {why}")
         }
-        Over::Done => {
+        PagingEnd::Done => {
             watch.log.line("debug", "all memory is there");
             match lazy.serve_discards() {
                 Ok(()) => return,

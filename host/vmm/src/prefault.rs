@@ -5,7 +5,7 @@ use crate::assemble::Result;
 use crate::save::ranges;
 use machine::{Vcpu, Vm};
 use snapshot_format::UNIT;
-use snapshot_memory::{HUGE, Pagemap, Range, WorkingSet, outside};
+use snapshot_memory::{HUGE_PAGE, PageRange, Pagemap, WorkingSet, subtract};
 
 /// Maps the pages of `first`, those that are written as the machine's own. Nothing has been mapped but by
 /// the machine's devices.
@@ -27,7 +27,7 @@ pub(crate) fn prefault(
         memory.look(block.first, block.first + 1)?;
     }
     let huge = ranges(memory, |part| pagemap.huge_ranges(part))?;
-    let small = outside(&first.touched, huge.iter().copied());
+    let small = subtract(&first.touched, huge.iter().copied());
     let blocks = huge.iter().flat_map(blocks);
     for pages in blocks.chain(small) {
         for (gpa, size) in placed(vm, pages.first * UNIT, pages.end * UNIT) {
@@ -40,12 +40,12 @@ pub(crate) fn prefault(
 }
 
 /// One page of each huge one, the first: KVM maps it as the host does.
-pub(crate) fn blocks(huge: &Range) -> impl Iterator<Item = Range> + use<> {
-    let Range { first, end } = *huge;
-    let count = (end - first) / HUGE;
-    (0..count).map(move |block| Range {
-        first: first + block * HUGE,
-        end: first + block * HUGE + 1,
+pub(crate) fn blocks(huge: &PageRange) -> impl Iterator<Item = PageRange> + use<> {
+    let PageRange { first, end } = *huge;
+    let count = (end - first) / HUGE_PAGE;
+    (0..count).map(move |block| PageRange {
+        first: first + block * HUGE_PAGE,
+        end: first + block * HUGE_PAGE + 1,
     })
 }
 

@@ -18,7 +18,7 @@ use crate::save::{SaveError, State, ranges};
 use control::{FdIndex, Reset, ResetSpec};
 use devices::{Beginning, EventLoop, LinkAfter};
 use machine::monotonic_ns;
-use snapshot_memory::{Layer, MemoryError, Range, outside};
+use snapshot_memory::{LayerFile, MemoryError, PageRange, subtract};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
@@ -55,7 +55,7 @@ pub(crate) enum ResetError {
 #[derive(Debug)]
 pub(crate) struct Target {
     state: State,
-    layer: Option<Layer>,
+    layer: Option<LayerFile>,
     link: OwnedFd,
     after: LinkAfter,
     parents: Vec<Option<File>>,
@@ -91,7 +91,7 @@ impl Target {
         same("processors", state.vcpus.len(), machine.vcpus.len())?;
         same("disks", spec.disks.len(), machine.metrics.blocks.len())?;
         let layer = spec.layer.map(&mut take).transpose()?;
-        let layer = layer.map(File::from).map(Layer::open).transpose()?;
+        let layer = layer.map(File::from).map(LayerFile::open).transpose()?;
         if let Some(layer) = &layer {
             let (asked, has) = (layer.index().units(), pages);
             let int = |n| usize::try_from(n).unwrap_or(usize::MAX);
@@ -145,9 +145,9 @@ pub(crate) fn put_back(
 }
 
 /// The pages that a layer has.
-fn named(layer: &Layer) -> impl Iterator<Item = Range> {
+fn named(layer: &LayerFile) -> impl Iterator<Item = PageRange> {
     let extents = layer.index().extents().iter();
-    extents.map(|extent| Range {
+    extents.map(|extent| PageRange {
         first: extent.first,
         end: extent.end(),
     })
@@ -157,24 +157,24 @@ fn named(layer: &Layer) -> impl Iterator<Item = Range> {
 /// copies of them afterwards. Pages given up, and pages written.
 fn memory(
     machine: &Machine,
-    layer: Option<&Layer>,
-    first: &[Range],
+    layer: Option<&LayerFile>,
+    first: &[PageRange],
 ) -> Result<(u64, u64), ResetError> {
     let memory = machine.vm.memory();
     let own = ranges(memory, |part| machine.pagemap.dirty_ranges(part))?;
     let others = match layer {
-        Some(layer) => outside(&own, named(layer)),
+        Some(layer) => subtract(&own, named(layer)),
         None => own,
     };
-    let dropped = outside(&others, first.iter().copied());
+    let dropped = subtract(&others, first.iter().copied());
     for pages in &dropped {
         memory.forget(pages.first, pages.end)?;
     }
     // What it has anyway is overwritten: a copy, instead of a page freed, found, mapped and copied to.
-    for pages in outside(&others, dropped.iter().copied()) {
+    for pages in subtract(&others, dropped.iter().copied()) {
         memory.restore(pages.first, pages.end)?;
     }
-    for pages in outside(first, others) {
+    for pages in subtract(first, others) {
         memory.own(pages.first, pages.end)?;
     }
     let mut written = 0;
@@ -182,5 +182,5 @@ fn memory(
         layer.apply(|offset, bytes| write_whole(&machine.vm, offset, bytes))?;
         written = named(layer).map(|pages| pages.end - pages.first).sum();
     }
-    Ok((Range::count(&dropped), written))
+    Ok((PageRange::count(&dropped), written))
 }

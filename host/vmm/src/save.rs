@@ -16,8 +16,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use snapshot_format::{FormatError, Section, SectionFile, SectionName};
 use snapshot_memory::{
-    MemoryError, PAGES_VERSION, Range as Pages, Rewritten, TOUCHED, WRITTEN, WorkingSet,
-    encode_pages, outside,
+    MemoryError, PAGES_VERSION, PageRange, TOUCHED, WRITTEN, WorkingSet, WriteTracking,
+    encode_pages, subtract,
 };
 use std::fs::File;
 use std::io::Write;
@@ -82,7 +82,7 @@ pub(crate) struct Targets {
     /// The layer of memory.
     pub(crate) memory: Copying,
     /// The pages that the machine has used, if that was looked at before it stood still.
-    touched: Option<Vec<Pages>>,
+    touched: Option<Vec<PageRange>>,
     state: File,
     disks: Vec<File>,
     /// When the request came, when the vCPUs were to stand still, and when they did.
@@ -138,7 +138,7 @@ pub(crate) fn write(
     machine: &Machine,
     devices: &SavedDevices,
     targets: Targets,
-) -> Result<(Saved, Vec<Rewritten>), SaveError> {
+) -> Result<(Saved, Vec<WriteTracking>), SaveError> {
     let (asked, has) = (targets.disks.len(), devices.disks.len());
     if asked != has {
         return Err(SaveError::Disks { asked, has });
@@ -164,7 +164,7 @@ pub(crate) fn write(
 fn write_state(
     machine: &Machine,
     devices: &SavedDevices,
-    used: Option<Vec<Pages>>,
+    used: Option<Vec<PageRange>>,
     mut file: &File,
 ) -> Result<(), SaveError> {
     let vcpus = machine
@@ -209,13 +209,13 @@ fn write_state(
 /// Pages of the whole memory, asked for one part of it after the other.
 pub(crate) fn ranges(
     memory: &Memory,
-    ask: impl Fn(&Range<usize>) -> Result<Vec<Pages>, MemoryError>,
-) -> Result<Vec<Pages>, MemoryError> {
+    ask: impl Fn(&Range<usize>) -> Result<Vec<PageRange>, MemoryError>,
+) -> Result<Vec<PageRange>, MemoryError> {
     let mut all = Vec::new();
     let mut before = 0;
     for part in memory.host_ranges() {
         let of_part = ask(&part)?;
-        all.extend(of_part.into_iter().map(|pages| Pages {
+        all.extend(of_part.into_iter().map(|pages| PageRange {
             first: pages.first + before,
             end: pages.end + before,
         }));
@@ -226,18 +226,18 @@ pub(crate) fn ranges(
 
 /// The pages that it has used. One stands for each huge page: whoever begins here gets it whole if it has
 /// huge pages too, and else, by a look at one of them, not 512 small ones.
-fn touched(machine: &Machine) -> Result<Vec<Pages>, MemoryError> {
+fn touched(machine: &Machine) -> Result<Vec<PageRange>, MemoryError> {
     let memory = machine.vm.memory();
     let present = ranges(memory, |part| machine.pagemap.present_ranges(part))?;
     let huge = ranges(memory, |part| machine.pagemap.huge_ranges(part))?;
-    let mut used = outside(&present, huge.iter().copied());
+    let mut used = subtract(&present, huge.iter().copied());
     used.extend(huge.iter().flat_map(blocks));
     used.sort_unstable_by_key(|pages| pages.first);
     Ok(used)
 }
 
 /// The pages that are not what the machine began with.
-pub(crate) fn written(machine: &Machine) -> Result<Vec<Pages>, MemoryError> {
+pub(crate) fn written(machine: &Machine) -> Result<Vec<PageRange>, MemoryError> {
     ranges(machine.vm.memory(), |part| match machine.lazy {
         Some(_) => machine.pagemap.written_ranges(part),
         None => machine.pagemap.dirty_ranges(part),

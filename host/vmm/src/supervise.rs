@@ -25,7 +25,7 @@ use control::{ChannelError, Configured, Event, ExitReport, Request, ResetSpec, V
 use devices::{EventLoop, Host, LoopControl, SavedDevices, WatchId};
 use machine::monotonic_ns;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use snapshot_memory::Rewritten;
+use snapshot_memory::WriteTracking;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -164,7 +164,7 @@ struct Supervisor {
     log: Log,
     phase: Phase,
     /// Of memory that was copied ahead: kept until the machine runs, since to end it takes time.
-    watches: Vec<Rewritten>,
+    watches: Vec<WriteTracking>,
 }
 
 impl Supervisor {

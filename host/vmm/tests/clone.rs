@@ -6,7 +6,7 @@ use common::saved::{Change, clone, empty, from, golden, on_another, save, start,
 use common::{Machine, RESET, file, kvm, print, refused};
 use control::{Event, ExitCause, Request, SaveSpec};
 use machine::CpuContract;
-use snapshot_memory::Golden;
+use snapshot_memory::BaseMemory;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -89,7 +89,7 @@ fn what_cannot_be_continued_is_refused() {
     };
     let open = file(&vec![0; 128 << 20]);
     assert!(attempt(&open, &files.state).contains("not sealed"));
-    let short = Golden::flatten(7, &[]).unwrap();
+    let short = BaseMemory::merge_layers(7, &[]).unwrap();
     assert!(attempt(&short, &files.state).contains("28672 bytes"));
     assert!(attempt(&sealed, &empty()).contains("section file"));
     // One bit of the state anywhere is noticed.

@@ -8,8 +8,8 @@ use control::{Event, ExitCause, Origin, Request, SaveSpec, SavedLink, VmSpec};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use snapshot_format::LayerIndex;
-use snapshot_memory::pager::{self, Job};
-use snapshot_memory::{Layer, write_layer};
+use snapshot_memory::pager::{self, PagingJob};
+use snapshot_memory::{LayerFile, write_layer};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
@@ -88,7 +88,7 @@ impl Pager {
     /// The machine's end of its socket. With `record` only what is touched comes.
     fn job(&self, layers: &[&OwnedFd], record: Option<OwnedFd>) -> OwnedFd {
         let (ours, theirs) = pair();
-        let job = Job {
+        let job = PagingJob {
             name: "itest".into(),
             pages: MEMORY_PAGES,
             machine: theirs,
@@ -332,7 +332,7 @@ fn a_damaged_layer_ends_a_machine_with_the_right_words() {
         return;
     }
     let (files, pager) = (saved(), Pager::start());
-    let layer = Layer::open(File::from(files.memory.try_clone().unwrap())).unwrap();
+    let layer = LayerFile::open(File::from(files.memory.try_clone().unwrap())).unwrap();
     let place = LayerIndex::data_at(layer.index().slots().into()) - 1;
     use std::os::unix::fs::FileExt;
     let file = File::from(files.memory.try_clone().unwrap());
@@ -356,7 +356,7 @@ fn a_damaged_layer_ends_a_machine_with_the_right_words() {
     let other = File::from(empty());
     write_layer(
         &[&[1; 8192]],
-        &[snapshot_memory::Range { first: 0, end: 2 }],
+        &[snapshot_memory::PageRange { first: 0, end: 2 }],
         &other,
     )
     .unwrap();

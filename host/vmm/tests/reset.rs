@@ -6,7 +6,7 @@ mod common;
 use common::saved::{Files, clone, golden, save, start, with_working_set};
 use common::{HALT, Machine, RESET, kvm, print};
 use control::{Event, ExitCause, Request, Reset, ResetSpec, SavedLink};
-use snapshot_memory::{Range, WorkingSet};
+use snapshot_memory::{PageRange, WorkingSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::fd::{AsFd, OwnedFd};
@@ -102,11 +102,11 @@ fn a_machine_goes_back_as_often_as_it_is_told() {
 #[test]
 fn so_does_one_that_comes_with_a_working_set() {
     goes_back(Some(&WorkingSet {
-        touched: vec![Range {
+        touched: vec![PageRange {
             first: 0,
             end: 1000,
         }],
-        written: vec![Range { first: 0, end: 300 }],
+        written: vec![PageRange { first: 0, end: 300 }],
     }));
 }
 
@@ -232,7 +232,7 @@ fn what_cannot_be_put_back_runs_on() {
 /// A layer of a memory of one page.
 fn short_layer() -> OwnedFd {
     let file = File::from(common::file(&[]));
-    let range = Range { first: 0, end: 1 };
+    let range = PageRange { first: 0, end: 1 };
     snapshot_memory::write_layer(&[&[1; 4096]], &[range], &file).unwrap();
     file.into()
 }

@@ -5,7 +5,7 @@ use super::{Boot, Guest, now_ns};
 use crate::agent::Agent;
 use anyhow::{Context, Result, bail};
 use control::{DiskSpec, Event, Origin, Request, SaveSpec, SavedLink, Spawned, VmSpec, VmStats};
-use snapshot_memory::{Golden, Layer, WorkingSet};
+use snapshot_memory::{BaseMemory, LayerFile, WorkingSet};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -64,7 +64,7 @@ impl Vm {
 
 /// A saved machine that clones begin at.
 pub(crate) struct Saved {
-    golden: Golden,
+    golden: BaseMemory,
     /// The image under its disk, opened once for all, and the disk's size.
     base: (File, u64),
     state: OwnedFd,
@@ -90,7 +90,8 @@ impl Vm {
         let next_stream = self.agent.next_stream();
         let files = self.save_files()?;
         let pages = u64::from(guest.memory_mib) << 20 >> 12;
-        let golden = Golden::flatten(pages, &[Layer::open(File::from(files.memory))?])?;
+        let golden =
+            BaseMemory::merge_layers(pages, &[LayerFile::open(File::from(files.memory))?])?;
         Ok(Saved {
             base: base_image(guest)?,
             golden,

@@ -8,7 +8,7 @@
 use super::process::{Process, elf};
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{MemfdFlags, memfd_create};
-use snapshot_memory::{Golden, Layer, Range, write_layer};
+use snapshot_memory::{BaseMemory, LayerFile, PageRange, write_layer};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -92,7 +92,7 @@ pub(crate) struct Waiting {
 /// What clones begin at.
 pub(crate) struct Bare {
     /// Their memory.
-    pub(crate) golden: Golden,
+    pub(crate) golden: BaseMemory,
     /// The section file.
     pub(crate) state: OwnedFd,
     /// What each of them will write.
@@ -127,10 +127,10 @@ impl Waiting {
             "{pages} pages asked, {MAX_DIRTY} can be dirtied"
         );
         let nonce = nonce()?;
-        let patch = Layer::open(control_page(nonce, pages, then)?)?;
-        let memory = Layer::open(self.memory.try_clone()?)?;
+        let patch = LayerFile::open(control_page(nonce, pages, then)?)?;
+        let memory = LayerFile::open(self.memory.try_clone()?)?;
         Ok(Bare {
-            golden: Golden::flatten(PAGES, &[patch, memory])?,
+            golden: BaseMemory::merge_layers(PAGES, &[patch, memory])?,
             state: self.state.try_clone()?.into(),
             value: value(nonce, pages),
             pages,
@@ -142,7 +142,7 @@ impl Waiting {
 impl Bare {
     /// Checks that a layer that was saved of such a clone holds what the guest wrote.
     pub(crate) fn check_layer(&self, memory: File) -> Result<()> {
-        let layer = Layer::open(memory)?;
+        let layer = LayerFile::open(memory)?;
         let mut right = 0;
         layer.apply(|offset, bytes| {
             for (at, page) in (offset..).step_by(4096).zip(bytes.chunks(4096)) {
@@ -177,7 +177,7 @@ fn control_page(nonce: u16, pages: u64, then: Then) -> Result<File> {
     }
     let first = u64::try_from(CONTROL / 4096)?;
     let layer = File::from(file()?);
-    let range = Range {
+    let range = PageRange {
         first,
         end: first + 1,
     };
@@ -202,7 +202,7 @@ mod test {
 
     #[test]
     fn the_control_page_is_all_of_its_layer() {
-        let layer = Layer::open(control_page(0x1234, 7, Then::Reset).unwrap()).unwrap();
+        let layer = LayerFile::open(control_page(0x1234, 7, Then::Reset).unwrap()).unwrap();
         let mut found = Vec::new();
         layer
             .apply(|offset, bytes| {

@@ -6,11 +6,12 @@
 //!
 //! The extents lie behind the data, so that data can be written before it is known what else there will be.
 
-use crate::LAYER_VERSION;
 use crate::error::{FormatError, version_error};
 use crate::limits::{MAX_EXTENTS, MAX_UNITS};
 use crate::section::{field, limit, split};
 
+/// Version of the layer file's encoding.
+pub const LAYER_VERSION: u32 = 2;
 /// Bytes of one unit: a page of memory, or a block of a disk.
 pub const UNIT: u64 = 4096;
 const MAGIC: &[u8; 8] = b"HATCHLYR";

@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+pub mod fuzz;
 mod layer;
 mod limits;
 mod manifest;
@@ -23,22 +24,8 @@ mod sums;
 mod tripwires;
 
 pub use error::FormatError;
-pub use layer::{Extent, LayerIndex, UNIT};
+pub use layer::{Extent, LAYER_VERSION, LayerIndex, UNIT};
 pub use limits::{MAX_EXTENTS, MAX_LAYERS, MAX_MANIFEST, MAX_SECTION, MAX_SECTIONS, MAX_UNITS};
 pub use manifest::{BaseImage, BlobRef, Digest, GuestShape, MANIFEST_VERSION, Manifest};
 pub use section::{SECTIONS_VERSION, Section, SectionFile, SectionName};
 pub use sums::{LayerSums, unit_sum};
-
-/// Version of the layer file's encoding.
-pub const LAYER_VERSION: u32 = 2;
-
-/// Feeds arbitrary bytes to every decoder. For fuzzers: must return, never panic.
-pub fn fuzz_decode(bytes: &[u8]) {
-    let _ = SectionFile::parse(bytes);
-    let (header, table) = bytes.split_at(bytes.len().min(LayerIndex::HEADER));
-    let _ = LayerIndex::parse(header, table);
-    let _ = Manifest::parse(bytes);
-    if let Ok(index) = LayerIndex::new(8, [(0, 2, true)]) {
-        let _ = LayerSums::parse(bytes, &index);
-    }
-}

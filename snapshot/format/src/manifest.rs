@@ -1,7 +1,9 @@
 //! The manifest: one JSON object that names everything a snapshot is made of.
 
 use crate::error::{FormatError, version_error};
+use crate::layer::UNIT;
 use crate::limits::{MAX_LAYERS, MAX_MANIFEST, MAX_UNITS};
+use crate::section::limit;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -125,7 +127,7 @@ impl Manifest {
     /// # Errors
     /// What is wrong first, in the order of the crate's introduction.
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
-        crate::section::limit("length of the manifest", bytes.len(), MAX_MANIFEST)?;
+        limit("length of the manifest", bytes.len(), MAX_MANIFEST)?;
         let decode = |e: serde_json::Error| FormatError::Manifest(e.to_string());
         let VersionOnly { manifest_version } = serde_json::from_slice(bytes).map_err(decode)?;
         if manifest_version != MANIFEST_VERSION {
@@ -148,15 +150,15 @@ impl Manifest {
         self.check()?;
         let bytes =
             serde_json::to_vec_pretty(self).map_err(|e| FormatError::Manifest(e.to_string()))?;
-        crate::section::limit("length of the manifest", bytes.len(), MAX_MANIFEST)?;
+        limit("length of the manifest", bytes.len(), MAX_MANIFEST)?;
         Ok(bytes)
     }
 
     fn check(&self) -> Result<(), FormatError> {
-        crate::section::limit("number of memory layers", self.memory.len(), MAX_LAYERS)?;
-        crate::section::limit("number of disk layers", self.disk.len(), MAX_LAYERS)?;
+        limit("number of memory layers", self.memory.len(), MAX_LAYERS)?;
+        limit("number of disk layers", self.disk.len(), MAX_LAYERS)?;
         let shape = &self.guest;
-        let disk_units = shape.disk_size / crate::UNIT;
+        let disk_units = shape.disk_size / UNIT;
         if disk_units > MAX_UNITS {
             return Err(FormatError::Limit {
                 what: "disk size",
@@ -165,7 +167,7 @@ impl Manifest {
             });
         }
         let empty = shape.vcpus == 0 || shape.memory_mib == 0;
-        if empty || !shape.disk_size.is_multiple_of(crate::UNIT) {
+        if empty || !shape.disk_size.is_multiple_of(UNIT) {
             return Err(FormatError::Invalid {
                 what: "machine shape",
                 value: format!("{shape:?}"),

@@ -355,11 +355,11 @@ mod test {
 
         #[test]
         fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            crate::fuzz_decode(&bytes);
+            crate::fuzz::fuzz_sections(&bytes);
             let mut headed = MAGIC.to_vec();
             headed.extend_from_slice(&[1, 0]);
             headed.extend_from_slice(&bytes);
-            crate::fuzz_decode(&headed);
+            crate::fuzz::fuzz_sections(&headed);
         }
     }
 }

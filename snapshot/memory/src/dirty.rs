@@ -11,14 +11,14 @@ use std::os::fd::AsRawFd;
 
 /// Pages `first..end` of a mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Range {
+pub struct PageRange {
     /// The first.
     pub first: u64,
     /// Behind the last.
     pub end: u64,
 }
 
-impl Range {
+impl PageRange {
     /// How many pages ranges have together.
     #[must_use]
     pub fn count<'a>(ranges: impl IntoIterator<Item = &'a Self>) -> u64 {
@@ -30,7 +30,10 @@ impl Range {
 /// The parts of `ranges`, which rise and do not overlap, that are in none of `others`, of which the same
 /// is true.
 #[must_use]
-pub fn outside(ranges: &[Range], others: impl IntoIterator<Item = Range>) -> Vec<Range> {
+pub fn subtract(
+    ranges: &[PageRange],
+    others: impl IntoIterator<Item = PageRange>,
+) -> Vec<PageRange> {
     let mut left = Vec::with_capacity(ranges.len());
     let mut others = others.into_iter().peekable();
     for range in ranges {
@@ -46,7 +49,7 @@ pub fn outside(ranges: &[Range], others: impl IntoIterator<Item = Range>) -> Vec
                 Some(other) => range.end.min(other.first),
                 None => range.end,
             };
-            left.push(Range { first: at, end });
+            left.push(PageRange { first: at, end });
             at = end;
         }
     }
@@ -120,16 +123,16 @@ impl Pagemap {
     pub fn dirty_ranges(
         &self,
         mapping: &std::ops::Range<usize>,
-    ) -> Result<Vec<Range>, MemoryError> {
+    ) -> Result<Vec<PageRange>, MemoryError> {
         self.scan(mapping, (0, PAGE_IS_FILE), SOMEWHERE, 0)
     }
 
     /// The same, and in the same moment each page is write-protected in a way that lifts itself. There must
-    /// be a userfaultfd for that ([`crate::Rewritten`]).
+    /// be a userfaultfd for that ([`crate::WriteTracking`]).
     pub(crate) fn protect_dirty(
         &self,
         mapping: &std::ops::Range<usize>,
-    ) -> Result<Vec<Range>, MemoryError> {
+    ) -> Result<Vec<PageRange>, MemoryError> {
         let protect = PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC;
         self.scan(mapping, (0, PAGE_IS_FILE), SOMEWHERE, protect)
     }
@@ -138,7 +141,7 @@ impl Pagemap {
     pub(crate) fn unprotected_dirty_ranges(
         &self,
         mapping: &std::ops::Range<usize>,
-    ) -> Result<Vec<Range>, MemoryError> {
+    ) -> Result<Vec<PageRange>, MemoryError> {
         self.scan(mapping, (PAGE_IS_WRITTEN, PAGE_IS_FILE), SOMEWHERE, 0)
     }
 
@@ -151,7 +154,7 @@ impl Pagemap {
     pub fn written_ranges(
         &self,
         mapping: &std::ops::Range<usize>,
-    ) -> Result<Vec<Range>, MemoryError> {
+    ) -> Result<Vec<PageRange>, MemoryError> {
         self.scan(mapping, (PAGE_IS_WRITTEN, PAGE_IS_PFNZERO), SOMEWHERE, 0)
     }
 
@@ -162,7 +165,7 @@ impl Pagemap {
     pub fn present_ranges(
         &self,
         mapping: &std::ops::Range<usize>,
-    ) -> Result<Vec<Range>, MemoryError> {
+    ) -> Result<Vec<PageRange>, MemoryError> {
         self.scan(mapping, (0, 0), PAGE_IS_PRESENT, 0)
     }
 
@@ -170,7 +173,10 @@ impl Pagemap {
     ///
     /// # Errors
     /// As [`Pagemap::dirty_ranges`].
-    pub fn huge_ranges(&self, mapping: &std::ops::Range<usize>) -> Result<Vec<Range>, MemoryError> {
+    pub fn huge_ranges(
+        &self,
+        mapping: &std::ops::Range<usize>,
+    ) -> Result<Vec<PageRange>, MemoryError> {
         self.scan(mapping, (PAGE_IS_HUGE, 0), PAGE_IS_PRESENT, 0)
     }
 
@@ -182,10 +188,10 @@ impl Pagemap {
         (with, without): (u64, u64),
         any: u64,
         flags: u64,
-    ) -> Result<Vec<Range>, MemoryError> {
+    ) -> Result<Vec<PageRange>, MemoryError> {
         let base = mapping.start as u64;
         let mut regions = vec![PageRegion::default(); BATCH];
-        let mut ranges: Vec<Range> = Vec::new();
+        let mut ranges: Vec<PageRange> = Vec::new();
         let mut start = base;
         while start < mapping.end as u64 {
             let mut arg = PmScanArg {
@@ -212,7 +218,7 @@ impl Pagemap {
                 let (first, end) = ((region.start - base) / UNIT, (region.end - base) / UNIT);
                 match ranges.last_mut() {
                     Some(last) if last.end == first => last.end = end,
-                    _ => ranges.push(Range { first, end }),
+                    _ => ranges.push(PageRange { first, end }),
                 }
             }
             // `walk_end` is not to be trusted after a whole walk: the kernel leaves in it where its own
@@ -232,12 +238,12 @@ mod test {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
-    fn runs(pages: &BTreeSet<u64>) -> Vec<Range> {
-        let mut runs: Vec<Range> = Vec::new();
+    fn runs(pages: &BTreeSet<u64>) -> Vec<PageRange> {
+        let mut runs: Vec<PageRange> = Vec::new();
         for &page in pages {
             match runs.last_mut() {
                 Some(last) if last.end == page => last.end += 1,
-                _ => runs.push(Range {
+                _ => runs.push(PageRange {
                     first: page,
                     end: page + 1,
                 }),
@@ -252,7 +258,7 @@ mod test {
             dirty in proptest::collection::btree_set(0u64..100, 0..100),
             named in proptest::collection::btree_set(0u64..100, 0..100),
         ) {
-            let left = outside(&runs(&dirty), runs(&named));
+            let left = subtract(&runs(&dirty), runs(&named));
             let pages: Vec<u64> = left.iter().flat_map(|r| r.first..r.end).collect();
             let wanted: Vec<u64> = dirty.difference(&named).copied().collect();
             prop_assert_eq!(pages, wanted);

@@ -1,13 +1,13 @@
-//! Huge pages under the parts of a golden file that copies only read.
+//! Huge pages under the parts of a base memory that copies only read.
 //!
 //! A guest's code is most of what a copy reads first. In huge pages, one fault maps 512 pages of it, the
 //! tables that say so are one entry instead of a page for each copy, and the processor's own cache of
 //! them holds more. A copy that writes into such a part after all gets small pages there.
 #![expect(unsafe_code, reason = "mapping a file to say how it is to be held")]
 
-use crate::dirty::Range;
+use crate::base_memory::BaseMemory;
+use crate::dirty::PageRange;
 use crate::error::{MemoryError, io};
-use crate::golden::Golden;
 use crate::working_set::WorkingSet;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use snapshot_format::{SectionFile, UNIT};
@@ -16,30 +16,30 @@ use std::ffi::c_void;
 use std::os::fd::AsFd;
 
 /// Pages of a huge one.
-pub const HUGE: u64 = 512;
+pub const HUGE_PAGE: u64 = 512;
 const HUGE_BYTES: usize = 2 << 20;
 
 impl WorkingSet {
     /// The huge pages of a memory of `pages` pages in which something is used and nothing written.
     #[must_use]
-    pub fn only_read(&self, pages: u64) -> Vec<Range> {
-        let blocks = |ranges: &[Range]| -> BTreeSet<u64> {
-            let of = |r: &Range| r.first / HUGE..r.end.div_ceil(HUGE);
+    pub fn only_read(&self, pages: u64) -> Vec<PageRange> {
+        let blocks = |ranges: &[PageRange]| -> BTreeSet<u64> {
+            let of = |r: &PageRange| r.first / HUGE_PAGE..r.end.div_ceil(HUGE_PAGE);
             ranges.iter().flat_map(of).collect()
         };
         let (touched, written) = (blocks(&self.touched), blocks(&self.written));
         touched
             .difference(&written)
-            .map(|block| Range {
-                first: block * HUGE,
-                end: (block + 1) * HUGE,
+            .map(|block| PageRange {
+                first: block * HUGE_PAGE,
+                end: (block + 1) * HUGE_PAGE,
             })
             .filter(|block| block.end <= pages)
             .collect()
     }
 }
 
-impl Golden {
+impl BaseMemory {
     /// The state that copies begin at, with the working set that `trial`, the state of one of them, tells;
     /// what they only read is in huge pages from then on, as far as the kernel has any.
     ///
@@ -53,12 +53,12 @@ impl Golden {
         Ok((learned, first))
     }
 
-    /// Holds these blocks, each of [`HUGE`] pages and aligned to as many, in huge pages from now on.
+    /// Holds these blocks, each of [`HUGE_PAGE`] pages and aligned to as many, in huge pages from now on.
     /// Returns how many are; the first that the kernel refuses ends it (Linux 6.1 can).
     ///
     /// # Errors
     /// When the file cannot be mapped.
-    fn collapse(&self, blocks: &[Range]) -> Result<usize, MemoryError> {
+    fn collapse(&self, blocks: &[PageRange]) -> Result<usize, MemoryError> {
         let failed = |e: rustix::io::Errno| {
             let with = format!("{} blocks of 2 MiB", blocks.len());
             io("Mapping a memory file", with)(e.into())
@@ -99,7 +99,7 @@ impl Golden {
     unsafe fn collapse_at(
         &self,
         address: *mut c_void,
-        block: &Range,
+        block: &PageRange,
     ) -> Result<bool, rustix::io::Errno> {
         let flags = MapFlags::SHARED | MapFlags::FIXED;
         let (file, offset) = (self.as_fd(), block.first * UNIT);
@@ -113,11 +113,11 @@ impl Golden {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::layer::Layer;
+    use crate::layer_file::LayerFile;
     use crate::writer::write_layer;
 
-    fn range(first: u64, end: u64) -> Range {
-        Range { first, end }
+    fn range(first: u64, end: u64) -> PageRange {
+        PageRange { first, end }
     }
 
     #[test]
@@ -139,15 +139,15 @@ mod test {
         let bytes: Vec<u8> = (0..1024 * 4096).map(byte).collect();
         let file = tempfile::tempfile().unwrap();
         write_layer(&[&bytes], &[range(0, 3), range(700, 1024)], &file).unwrap();
-        let golden = Golden::flatten(1024, &[Layer::open(file).unwrap()]).unwrap();
+        let base = BaseMemory::merge_layers(1024, &[LayerFile::open(file).unwrap()]).unwrap();
         let read = || {
             let mut now = vec![0; bytes.len()];
-            let file = std::fs::File::from(golden.as_fd().try_clone_to_owned().unwrap());
+            let file = std::fs::File::from(base.as_fd().try_clone_to_owned().unwrap());
             std::os::unix::fs::FileExt::read_exact_at(&file, &mut now, 0).unwrap();
             now
         };
         let before = read();
-        let collapsed = golden.collapse(&[range(512, 1024), range(0, 512)]).unwrap();
+        let collapsed = base.collapse(&[range(512, 1024), range(0, 512)]).unwrap();
         if collapsed < 2 {
             eprintln!("skipped in part: this kernel made {collapsed} of 2 huge pages");
         }

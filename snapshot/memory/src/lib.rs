@@ -1,7 +1,7 @@
 //! The memory of snapshots.
 //!
 //! ```text
-//!  layer files, newest first ──flatten──> golden file (sealed memfd, zero pages are holes)
+//!  layer files, newest first ──merge──> base memory (sealed memfd, zero pages are holes)
 //!                                            │ mapped MAP_PRIVATE by every clone: what is only
 //!                                            │ read is one page for all, a write copies 4 KiB
 //!                                            v
@@ -15,24 +15,25 @@
 //!
 //! **Architecture invariant:** knows nothing of KVM, of sandboxes, or of where files come from.
 
+mod base_memory;
 mod dirty;
 mod error;
-mod exact;
-mod golden;
+pub mod fuzz;
 mod huge;
-mod layer;
+mod layer_file;
 pub mod pager;
-mod rewritten;
+mod touch_tracking;
 mod uffd;
 mod working_set;
+mod write_tracking;
 mod writer;
 
-pub use dirty::{Pagemap, Range, outside};
+pub use base_memory::BaseMemory;
+pub use dirty::{PageRange, Pagemap, subtract};
 pub use error::MemoryError;
-pub use exact::Exact;
-pub use golden::Golden;
-pub use huge::HUGE;
-pub use layer::Layer;
-pub use rewritten::Rewritten;
+pub use huge::HUGE_PAGE;
+pub use layer_file::LayerFile;
+pub use touch_tracking::TouchTracking;
 pub use working_set::{PAGES_VERSION, TOUCHED, WRITTEN, WorkingSet, encode_pages};
+pub use write_tracking::WriteTracking;
 pub use writer::{LayerWriter, write_layer};

@@ -13,7 +13,7 @@ pub(crate) const PAGEFAULT_FLAG_WP: u64 = 1 << 0;
 pub(crate) const WP_ASYNC: u64 = 1 << 15;
 
 #[repr(C)]
-struct Api {
+struct UffdioApi {
     api: u64,
     features: u64,
     ioctls: u64,
@@ -21,7 +21,7 @@ struct Api {
 
 /// Asks a new userfaultfd for features; before that it can do nothing.
 pub(crate) fn prepare(fd: &OwnedFd, features: u64) -> io::Result<()> {
-    let mut api = Api {
+    let mut api = UffdioApi {
         api: UFFD_API,
         features,
         ioctls: 0,
@@ -39,7 +39,7 @@ mod test {
 
     #[test]
     fn the_number_is_the_kernels() {
-        let size = size_of::<Api>() as libc::c_ulong;
+        let size = size_of::<UffdioApi>() as libc::c_ulong;
         assert_eq!(UFFDIO_API, 3 << 30 | size << 16 | 0xaa00 | 0x3f);
     }
 }

@@ -4,7 +4,7 @@
 //! maps them while it is built, off the path of whoever waits for it: a page that is there costs the
 //! guest neither an exit nor a copy.
 
-use crate::dirty::Range;
+use crate::dirty::PageRange;
 use snapshot_format::{FormatError, Section, SectionFile, SectionName};
 
 /// Names the pages that are used. A state may lack it.
@@ -20,9 +20,9 @@ const MAX_PAGES: u64 = 4096;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkingSet {
     /// All of them, rising.
-    pub touched: Vec<Range>,
+    pub touched: Vec<PageRange>,
     /// Those that are written, rising: each copy has its own.
-    pub written: Vec<Range>,
+    pub written: Vec<PageRange>,
 }
 
 impl WorkingSet {
@@ -60,7 +60,7 @@ impl WorkingSet {
 
 /// Encodes the payload of a section.
 #[must_use]
-pub fn encode_pages(ranges: &[Range]) -> Vec<u8> {
+pub fn encode_pages(ranges: &[PageRange]) -> Vec<u8> {
     let mut left = MAX_PAGES;
     let mut bytes = Vec::new();
     for range in ranges {
@@ -75,7 +75,7 @@ pub fn encode_pages(ranges: &[Range]) -> Vec<u8> {
     bytes
 }
 
-fn read(state: &SectionFile<'_>, name: &str, pages: u64) -> Result<Vec<Range>, FormatError> {
+fn read(state: &SectionFile<'_>, name: &str, pages: u64) -> Result<Vec<PageRange>, FormatError> {
     let Some(bytes) = state.find(name, PAGES_VERSION)? else {
         return Ok(Vec::new());
     };
@@ -92,14 +92,14 @@ fn read(state: &SectionFile<'_>, name: &str, pages: u64) -> Result<Vec<Range>, F
     for pair in pairs {
         let (words, _) = pair.as_chunks::<8>();
         let [first, end] = [words[0], words[1]].map(u64::from_le_bytes);
-        if first < before || end <= first || end > pages || count + end - first > MAX_PAGES {
+        if first < before || end <= first || end > pages || count + (end - first) > MAX_PAGES {
             return Err(invalid(format!(
                 "{first} to {end} behind {before} of {pages} pages"
             )));
         }
         count += end - first;
         before = end;
-        ranges.push(Range { first, end });
+        ranges.push(PageRange { first, end });
     }
     Ok(ranges)
 }
@@ -118,18 +118,18 @@ mod test {
         SectionFile::encode(&sections.collect::<Vec<_>>()).unwrap()
     }
 
-    fn touched(payload: &[u8], pages: u64) -> Result<Vec<Range>, FormatError> {
+    fn touched(payload: &[u8], pages: u64) -> Result<Vec<PageRange>, FormatError> {
         let bytes = state(&[(TOUCHED, payload)]);
         Ok(WorkingSet::of(&SectionFile::parse(&bytes).unwrap(), pages)?.touched)
     }
 
     fn pages(first: u64, end: u64) -> Vec<u8> {
-        encode_pages(&[Range { first, end }])
+        encode_pages(&[PageRange { first, end }])
     }
 
     #[test]
     fn what_is_wrong_is_refused() {
-        let all = [Range { first: 1, end: 4 }];
+        let all = [PageRange { first: 1, end: 4 }];
         assert_eq!(touched(&pages(1, 4), 4).unwrap(), all);
         touched(&pages(1, 5), 4).unwrap_err();
         touched(&pages(1, 4)[1..], 4).unwrap_err();
@@ -150,8 +150,8 @@ mod test {
         assert_eq!(learned, state(&[(TOUCHED, &used), (WRITTEN, &own)]));
         assert_eq!(WorkingSet::learn(&learned, &trial).unwrap(), learned);
         let set = WorkingSet::of(&SectionFile::parse(&learned).unwrap(), 4).unwrap();
-        assert_eq!(set.touched, [Range { first: 1, end: 4 }]);
-        assert_eq!(set.written, [Range { first: 2, end: 3 }]);
+        assert_eq!(set.touched, [PageRange { first: 1, end: 4 }]);
+        assert_eq!(set.written, [PageRange { first: 2, end: 3 }]);
     }
 
     proptest! {

@@ -1,6 +1,6 @@
 //! Writing a layer file.
 
-use crate::dirty::Range;
+use crate::dirty::PageRange;
 use crate::error::{MemoryError, io};
 use snapshot_format::{Extent, LayerIndex, LayerSums, UNIT, unit_sum};
 use std::collections::BTreeMap;
@@ -48,7 +48,7 @@ impl LayerWriter {
     /// From `read`, or when the file cannot be written.
     pub fn write<E: From<MemoryError>>(
         &mut self,
-        range: Range,
+        range: PageRange,
         mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         for page in range.first..range.end {
@@ -131,7 +131,7 @@ fn put(file: &File, bytes: &[u8], offset: u64) -> Result<(), MemoryError> {
 /// As [`LayerWriter`].
 pub fn write_layer(
     parts: &[&[u8]],
-    ranges: &[Range],
+    ranges: &[PageRange],
     file: &File,
 ) -> Result<LayerIndex, MemoryError> {
     let bytes: usize = parts.iter().map(|part| part.len()).sum();
@@ -164,10 +164,10 @@ fn is_zero(page: &[u8]) -> bool {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::layer::Layer;
+    use crate::layer_file::LayerFile;
     use proptest::prelude::*;
 
-    fn whole(layer: &Layer) -> BTreeMap<u64, Vec<u8>> {
+    fn whole(layer: &LayerFile) -> BTreeMap<u64, Vec<u8>> {
         let mut pages = BTreeMap::new();
         let put = |at: u64, bytes: &[u8]| {
             for (page, bytes) in (at / UNIT..).zip(bytes.chunks(PAGE)) {
@@ -188,7 +188,7 @@ mod test {
             let mut writer = LayerWriter::new(file.try_clone().unwrap(), 1000);
             let mut wanted = BTreeMap::new();
             for (first, count, byte) in writes {
-                let range = Range { first, end: first + count };
+                let range = PageRange { first, end: first + count };
                 writer.write(range, |page, into| {
                     into.fill(byte);
                     into[0] = byte * u8::try_from(page % 100).unwrap();
@@ -198,7 +198,7 @@ mod test {
             }
             prop_assert_eq!(writer.pages.len(), wanted.len());
             let index = writer.finish().unwrap();
-            let layer = Layer::open(file).unwrap();
+            let layer = LayerFile::open(file).unwrap();
             prop_assert_eq!(layer.index(), &index);
             let sums = layer.sums().unwrap();
             let found = whole(&layer);

@@ -1,10 +1,10 @@
-//! Golden file, clone, dirty set, layer, and back, on real mappings.
+//! Base memory, clone, dirty set, layer, and back, on real mappings.
 #![expect(clippy::unwrap_used, reason = "a test's helpers may panic")]
 #![expect(unsafe_code, reason = "maps memory")]
 
 use proptest::prelude::*;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use snapshot_memory::{Golden, Layer, MemoryError, Pagemap, Range, write_layer};
+use snapshot_memory::{BaseMemory, LayerFile, MemoryError, PageRange, Pagemap, write_layer};
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::os::fd::AsFd;
@@ -18,8 +18,8 @@ struct Clone {
 }
 
 impl Clone {
-    fn of(golden: &Golden) -> Self {
-        let len = usize::try_from(golden.pages()).unwrap() * PAGE;
+    fn of(base: &BaseMemory) -> Self {
+        let len = usize::try_from(base.pages()).unwrap() * PAGE;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         let (read, write) = (ProtFlags::READ, ProtFlags::WRITE);
         // SAFETY: a fresh mapping at an address of the kernel's choice.
@@ -29,7 +29,7 @@ impl Clone {
                 len,
                 read | write,
                 flags,
-                golden.as_fd(),
+                base.as_fd(),
                 0,
             )
         };
@@ -44,15 +44,15 @@ impl Clone {
         unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
     }
 
-    fn dirty(&self) -> Vec<Range> {
+    fn dirty(&self) -> Vec<PageRange> {
         Pagemap::open()
             .unwrap()
             .dirty_ranges(&(self.start.addr()..self.start.addr() + self.len))
             .unwrap()
     }
 
-    /// Writes what differs from the golden file into a layer.
-    fn save(&mut self) -> Layer {
+    /// Writes what differs from the base memory into a layer.
+    fn save(&mut self) -> LayerFile {
         let ranges = self.dirty();
         layer(self.bytes(), &ranges)
     }
@@ -65,21 +65,21 @@ impl Drop for Clone {
     }
 }
 
-fn layer(memory: &[u8], ranges: &[Range]) -> Layer {
+fn layer(memory: &[u8], ranges: &[PageRange]) -> LayerFile {
     let file = tempfile::tempfile().unwrap();
     // In two parts, as the memory of a large guest is.
     let (low, high) = memory.split_at(memory.len() / 2 / 4096 * 4096);
     write_layer(&[low, high], ranges, &file).unwrap();
-    Layer::open(file).unwrap()
+    LayerFile::open(file).unwrap()
 }
 
-fn golden(memory: &[u8]) -> Golden {
+fn base(memory: &[u8]) -> BaseMemory {
     let pages = memory.len() as u64 / 4096;
-    Golden::flatten(
+    BaseMemory::merge_layers(
         pages,
         &[layer(
             memory,
-            &[Range {
+            &[PageRange {
                 first: 0,
                 end: pages,
             }],
@@ -93,29 +93,29 @@ fn zero_pages_take_no_memory() {
     let mut memory = vec![0; 64 * PAGE];
     memory[5 * PAGE] = 1;
     memory[6 * PAGE + 17] = 1;
-    let golden = golden(&memory);
-    assert_eq!(golden.resident_bytes().unwrap(), 2 * 4096);
-    assert_eq!(Clone::of(&golden).bytes(), memory);
+    let base = base(&memory);
+    assert_eq!(base.resident_bytes().unwrap(), 2 * 4096);
+    assert_eq!(Clone::of(&base).bytes(), memory);
 }
 
 #[test]
-fn a_golden_file_cannot_be_changed_nor_a_clone_seen_by_another() {
-    let golden = golden(&vec![7; 4 * PAGE]);
-    let mut file = File::from(golden.as_fd().try_clone_to_owned().unwrap());
+fn base_memory_cannot_be_changed_nor_a_clone_seen_by_another() {
+    let base = base(&vec![7; 4 * PAGE]);
+    let mut file = File::from(base.as_fd().try_clone_to_owned().unwrap());
     assert_eq!(
         file.write(b"x").unwrap_err().raw_os_error(),
         Some(libc::EPERM)
     );
     file.set_len(0).unwrap_err();
-    let (mut one, mut two) = (Clone::of(&golden), Clone::of(&golden));
+    let (mut one, mut two) = (Clone::of(&base), Clone::of(&base));
     one.bytes().fill(1);
     assert!(two.bytes().iter().all(|b| *b == 7));
 }
 
 #[test]
 fn reading_dirties_nothing_and_writing_exactly_the_written() {
-    let golden = golden(&vec![7; 64 * PAGE]);
-    let mut clone = Clone::of(&golden);
+    let base = base(&vec![7; 64 * PAGE]);
+    let mut clone = Clone::of(&base);
     assert_eq!(
         clone.bytes().iter().map(|b| u64::from(*b)).sum::<u64>(),
         7 * 64 * 4096
@@ -124,18 +124,18 @@ fn reading_dirties_nothing_and_writing_exactly_the_written() {
     for page in [3, 4, 5, 40] {
         clone.bytes()[page * PAGE] = 7; // the same value: written all the same
     }
-    let range = |first, end| Range { first, end };
+    let range = |first, end| PageRange { first, end };
     assert_eq!(clone.dirty(), [range(3, 6), range(40, 41)]);
 }
 
 #[test]
 fn more_ranges_than_one_call_returns() {
-    let golden = golden(&vec![7; 6000 * PAGE]);
-    let mut clone = Clone::of(&golden);
+    let base = base(&vec![7; 6000 * PAGE]);
+    let mut clone = Clone::of(&base);
     for page in (0..6000).step_by(2) {
         clone.bytes()[page * PAGE] = 1;
     }
-    let alternate = (0..3000).map(|n| Range {
+    let alternate = (0..3000).map(|n| PageRange {
         first: 2 * n,
         end: 2 * n + 1,
     });
@@ -146,14 +146,14 @@ fn more_ranges_than_one_call_returns() {
 fn a_cut_or_foreign_layer_is_refused() {
     let memory = vec![1; 4 * PAGE];
     let mut file = tempfile::tempfile().unwrap();
-    write_layer(&[&memory], &[Range { first: 0, end: 4 }], &file).unwrap();
+    write_layer(&[&memory], &[PageRange { first: 0, end: 4 }], &file).unwrap();
     file.set_len(5 * 4096 - 1).unwrap();
     file.rewind().unwrap();
-    let cut = Layer::open(file).unwrap_err();
+    let cut = LayerFile::open(file).unwrap_err();
     assert!(matches!(cut, MemoryError::Format(_)), "{cut}");
     let other = layer(&memory, &[]);
     assert!(matches!(
-        Golden::flatten(5, &[other]),
+        BaseMemory::merge_layers(5, &[other]),
         Err(MemoryError::Size {
             found: 4,
             wanted: 5
@@ -173,7 +173,7 @@ proptest! {
         let mut memory = vec![0; 32 * PAGE];
         let mut chain = Vec::new(); // newest first
         for writes in generations {
-            let mut clone = Clone::of(&Golden::flatten(32, &chain).unwrap());
+            let mut clone = Clone::of(&BaseMemory::merge_layers(32, &chain).unwrap());
             prop_assert_eq!(&*clone.bytes(), &memory);
             for (page, value) in writes {
                 clone.bytes()[page * PAGE..][..PAGE].fill(value);
@@ -181,11 +181,11 @@ proptest! {
             }
             chain.insert(0, clone.save());
         }
-        let golden = Golden::flatten(32, &chain).unwrap();
+        let base = BaseMemory::merge_layers(32, &chain).unwrap();
         // Asked before anybody reads: reading a hole of a memory file fills it.
         let nonzero = memory.chunks(PAGE).filter(|p| p[0] != 0).count() as u64;
-        prop_assert_eq!(golden.resident_bytes().unwrap(), nonzero * 4096);
-        let mut last = Clone::of(&golden);
+        prop_assert_eq!(base.resident_bytes().unwrap(), nonzero * 4096);
+        let mut last = Clone::of(&base);
         prop_assert_eq!(&*last.bytes(), &memory);
     }
 }
@@ -194,7 +194,7 @@ proptest! {
 fn applying_a_layer_changes_exactly_the_named_pages() {
     let mut memory = vec![7; 8 * 4096];
     memory[4096..3 * 4096].fill(0);
-    let saved = layer(&memory, &[Range { first: 1, end: 5 }]);
+    let saved = layer(&memory, &[PageRange { first: 1, end: 5 }]);
     let mut other = vec![9; 8 * 4096];
     saved
         .apply(|offset, bytes| {

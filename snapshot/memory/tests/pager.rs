@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use snapshot_memory::pager::{Job, Lazy, Over, PagerError, send_job};
-use snapshot_memory::{Golden, Layer, Pagemap, Range, write_layer};
+use snapshot_memory::pager::{LazyMemory, PagerError, PagingEnd, PagingJob, send_job};
+use snapshot_memory::{BaseMemory, LayerFile, PageRange, Pagemap, write_layer};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -56,7 +56,7 @@ impl Pager {
     fn machine(&self, pages: usize, layers: &[File], record: Option<&File>) -> OwnedFd {
         let (ours, theirs) = pair();
         let copy = |file: &File| OwnedFd::from(file.try_clone().unwrap());
-        let job = Job {
+        let job = PagingJob {
             name: "itest".into(),
             pages: pages as u64,
             machine: theirs,
@@ -141,7 +141,7 @@ impl Memory {
         unsafe { madvise(self.at(page).cast(), PAGE, Advice::LinuxDontNeed) }.unwrap();
     }
 
-    fn written(&self) -> Vec<Range> {
+    fn written(&self) -> Vec<PageRange> {
         let pagemap = Pagemap::open().unwrap();
         let (mut all, mut before) = (Vec::new(), 0);
         for part in &self.parts {
@@ -150,7 +150,7 @@ impl Memory {
             before += (part.len() / PAGE) as u64;
         }
         all.into_iter()
-            .map(|n| Range {
+            .map(|n| PageRange {
                 first: n,
                 end: n + 1,
             })
@@ -179,7 +179,7 @@ fn layer(marks: &[u8]) -> File {
     }
     let named = (0..).zip(marks).filter(|(_, m)| **m != 0);
     let ranges: Vec<_> = named
-        .map(|(n, _)| Range {
+        .map(|(n, _)| PageRange {
             first: n,
             end: n + 1,
         })
@@ -190,10 +190,10 @@ fn layer(marks: &[u8]) -> File {
 }
 
 fn flattened(pages: usize, layers: &[File]) -> Vec<u8> {
-    let open = |file: &File| Layer::open(file.try_clone().unwrap()).unwrap();
+    let open = |file: &File| LayerFile::open(file.try_clone().unwrap()).unwrap();
     let layers: Vec<_> = layers.iter().map(open).collect();
-    let golden = Golden::flatten(pages as u64, &layers).unwrap();
-    let file = File::from(golden.as_fd().try_clone_to_owned().unwrap());
+    let base = BaseMemory::merge_layers(pages as u64, &layers).unwrap();
+    let file = File::from(base.as_fd().try_clone_to_owned().unwrap());
     let mut bytes = vec![0; pages * PAGE];
     file.read_exact_at(&mut bytes, 0).unwrap();
     bytes
@@ -203,11 +203,11 @@ fn lazy(
     pager: &Pager,
     memory: &Memory,
     layers: &[File],
-    first: &[Range],
-) -> Result<Lazy, PagerError> {
+    first: &[PageRange],
+) -> Result<LazyMemory, PagerError> {
     let pages = memory.parts.iter().map(|p| p.len() / PAGE).sum();
     let socket = pager.machine(pages, layers, None);
-    Lazy::begin(socket, device().unwrap(), &memory.parts, first)
+    LazyMemory::begin(socket, device().unwrap(), &memory.parts, first)
 }
 
 /// Does something that may hang, on a thread of its own; whether it came back.
@@ -238,7 +238,7 @@ proptest! {
         let mut wanted = flattened(300, &layers);
         let pager = Pager::start();
         let memory = Memory::new(300);
-        let first: Vec<_> = first.iter().map(|&(first, n)| Range { first, end: (first + n).min(300) }).collect();
+        let first: Vec<_> = first.iter().map(|&(first, n)| PageRange { first, end: (first + n).min(300) }).collect();
         let lazy = lazy(&pager, &memory, &layers, &first).unwrap();
         let mut written = std::collections::BTreeSet::new();
         for (page, write) in order {
@@ -250,7 +250,7 @@ proptest! {
                 written.insert(page as u64);
             }
         }
-        prop_assert_eq!(lazy.wait(), Over::Done);
+        prop_assert_eq!(lazy.wait(), PagingEnd::Done);
         for page in 0..300 {
             prop_assert_eq!(&memory.read(page), &wanted[page * PAGE..(page + 1) * PAGE], "page {}", page);
         }
@@ -266,7 +266,7 @@ fn what_was_never_fetched_is_not_written() {
     let layers = [layer(&[5; 4096])];
     let (record, memory) = (tempfile::tempfile().unwrap(), Memory::new(4096));
     let socket = pager.machine(4096, &layers, Some(&record));
-    let _lazy = Lazy::begin(socket, device().unwrap(), &memory.parts, &[]).unwrap();
+    let _lazy = LazyMemory::begin(socket, device().unwrap(), &memory.parts, &[]).unwrap();
     // Alone with its record, nothing is fetched that is not touched, in this order.
     assert_eq!(memory.read(700)[9], 5);
     memory.write(30, 1);
@@ -274,7 +274,7 @@ fn what_was_never_fetched_is_not_written() {
     memory.write(700, 2);
     assert_eq!(
         memory.written(),
-        [30, 700].map(|n| Range {
+        [30, 700].map(|n| PageRange {
             first: n,
             end: n + 1
         })
@@ -293,7 +293,7 @@ fn two_machines_on_one_pager_do_not_mix_and_leave_nothing_behind() {
     let pager = Pager::start();
     let memory = Memory::new(9);
     let first = lazy(&pager, &memory, &[layer(&[1; 9])], &[]).unwrap();
-    assert_eq!(first.wait(), Over::Done);
+    assert_eq!(first.wait(), PagingEnd::Done);
     // Standard input, output and error are all that it has then.
     let before = 3;
     for round in 0..5_u8 {
@@ -305,7 +305,7 @@ fn two_machines_on_one_pager_do_not_mix_and_leave_nothing_behind() {
             assert_eq!(memories[1].read(page)[100], 101 + round);
         }
         if round % 2 == 0 {
-            assert!(lazies.iter().all(|lazy| lazy.wait() == Over::Done));
+            assert!(lazies.iter().all(|lazy| lazy.wait() == PagingEnd::Done));
         }
     }
     // Machines that went are noticed by their sockets.
@@ -329,7 +329,7 @@ fn a_changed_or_cut_layer_ends_with_the_right_words_and_no_wrong_byte() {
     flipped.write_all_at(&[byte[0] ^ 1], place).unwrap();
     let memory = Memory::new(600);
     let over = lazy(&pager, &memory, &[flipped], &[]).unwrap();
-    let Over::Failed(why) = over.wait() else {
+    let PagingEnd::Failed(why) = over.wait() else {
         panic!("done")
     };
     assert!(
@@ -372,7 +372,7 @@ fn the_end_of_the_pager_is_noticed_and_nobody_sees_zeros() {
     // Before it was asked, while it is asked, and while it streams.
     let socket = pager.machine(100_000, &layers, None);
     pager.kill();
-    let gone = Lazy::begin(socket, device().unwrap(), &memory.parts, &[]).unwrap_err();
+    let gone = LazyMemory::begin(socket, device().unwrap(), &memory.parts, &[]).unwrap_err();
     assert!(
         matches!(gone, PagerError::Gone | PagerError::GaveUp(_)),
         "{gone}"
@@ -381,10 +381,10 @@ fn the_end_of_the_pager_is_noticed_and_nobody_sees_zeros() {
     let (mut pager, memory) = (Pager::start(), Memory::new(100_000));
     let record = tempfile::tempfile().unwrap();
     let socket = pager.machine(100_000, &layers, Some(&record));
-    let lazy = Lazy::begin(socket, device().unwrap(), &memory.parts, &[]).unwrap();
+    let lazy = LazyMemory::begin(socket, device().unwrap(), &memory.parts, &[]).unwrap();
     assert_eq!(memory.read(5)[100], 7);
     pager.kill();
-    assert_eq!(lazy.wait(), Over::Failed("it is gone".into()));
+    assert_eq!(lazy.wait(), PagingEnd::Failed("it is gone".into()));
     assert_eq!(memory.read(5)[100], 7);
     let address = memory.at(99_999).addr();
     assert!(!returns(move || {
@@ -406,7 +406,7 @@ fn discarded_memory_is_zero_also_after_the_pager_has_gone() {
         memory.discard(page);
         assert_eq!(memory.read(page), [0; PAGE], "page {page}");
     }
-    assert_eq!(over.wait(), Over::Done);
+    assert_eq!(over.wait(), PagingEnd::Done);
     std::thread::spawn(move || over.serve_discards().unwrap());
     for page in (0..20_000).step_by(101) {
         memory.discard(page);
@@ -431,7 +431,7 @@ fn many_threads_that_wait_for_the_same_pages_all_go_on() {
             });
         }
     });
-    assert_eq!(over.wait(), Over::Done);
+    assert_eq!(over.wait(), PagingEnd::Done);
 }
 
 #[test]
@@ -445,12 +445,12 @@ fn what_is_no_userfaultfd_is_refused_and_so_is_used_memory() {
     let null = File::open("/dev/null").unwrap();
     let memory = Memory::new(10);
     let socket = pager.machine(10, &[layer(&[7; 10])], None);
-    Lazy::begin(socket, null, &memory.parts, &[]).unwrap_err();
+    LazyMemory::begin(socket, null, &memory.parts, &[]).unwrap_err();
     // One that says nothing and goes: the pager serves on.
     drop(pager.machine(10, &[layer(&[7; 10])], None));
     let memory = Memory::new(10);
     let over = lazy(&pager, &memory, &[layer(&[7; 10])], &[]).unwrap();
-    assert_eq!(over.wait(), Over::Done);
+    assert_eq!(over.wait(), PagingEnd::Done);
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Writing a blob: its name is known only when its last byte is.
 
 use crate::error::{StoreError, io};
-use crate::known::{self, Known};
-use crate::lease::{Lease, Leases};
+use crate::folder::{fresh, sync};
+use crate::known::{self, KnownDigests};
+use crate::lease::{BlobLease, LeaseTable};
 use snapshot_format::{BlobRef, Digest};
 use std::fs::File;
 use std::io::{self, Write};
@@ -18,8 +19,8 @@ pub struct BlobWriter {
     file: File,
     path: PathBuf,
     blobs: PathBuf,
-    leases: Leases,
-    known: Known,
+    leases: LeaseTable,
+    known: KnownDigests,
     hash: blake3::Hasher,
     size: u64,
 }
@@ -28,10 +29,10 @@ impl BlobWriter {
     pub(crate) fn create(
         tmp: &Path,
         blobs: &Path,
-        leases: Leases,
-        known: Known,
+        leases: LeaseTable,
+        known: KnownDigests,
     ) -> Result<Self, StoreError> {
-        let path = crate::store::fresh(tmp)?;
+        let path = fresh(tmp)?;
         let file = File::create_new(&path).map_err(io("Creating", &path))?;
         let blobs = blobs.to_owned();
         Ok(Self {
@@ -50,7 +51,7 @@ impl BlobWriter {
     ///
     /// # Errors
     /// When the disk refuses; then nothing is left of it.
-    pub fn finish(self) -> Result<(BlobRef, Lease), StoreError> {
+    pub fn finish(self) -> Result<(BlobRef, BlobLease), StoreError> {
         let done = known::finish(&self.file).and_then(|()| self.file.sync_all());
         let meta = done.and_then(|()| self.file.metadata());
         let meta = meta.map_err(io("Making durable", &self.path))?;
@@ -59,7 +60,7 @@ impl BlobWriter {
         let lease = self.leases.take([digest]);
         let place = self.blobs.join(digest.to_string());
         std::fs::rename(&self.path, &place).map_err(io("Putting in place", &place))?;
-        crate::store::sync_dir(&self.blobs)?;
+        sync(&self.blobs)?;
         self.known.note(digest, &meta);
         Ok((
             BlobRef {

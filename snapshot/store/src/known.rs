@@ -20,18 +20,18 @@ const EPOCH: SystemTime = SystemTime::UNIX_EPOCH;
 
 /// Cloning gives another handle to the same memory.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Known {
-    files: Arc<Mutex<HashMap<Digest, Hashed>>>,
+pub(crate) struct KnownDigests {
+    files: Arc<Mutex<HashMap<Digest, HashedFile>>>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Hashed {
+struct HashedFile {
     /// Device, inode, bytes.
     file: (u64, u64, u64),
     at: Instant,
 }
 
-impl Known {
+impl KnownDigests {
     /// Remembers that this file's bytes have this digest, unless it was changed since it was finished.
     pub(crate) fn note(&self, digest: Digest, file: &Metadata) {
         if !untouched(file) {
@@ -40,7 +40,7 @@ impl Known {
         let (file, at) = (which(file), Instant::now());
         let mut files = self.lock();
         files.retain(|_, hashed| hashed.at.elapsed() < BELIEVED);
-        files.insert(digest, Hashed { file, at });
+        files.insert(digest, HashedFile { file, at });
     }
 
     /// Whether this file's bytes had this digest a moment ago, and nobody has changed them.
@@ -49,7 +49,7 @@ impl Known {
         found.is_some_and(|h| h.at.elapsed() < BELIEVED && h.file == which(file)) && untouched(file)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Hashed>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, HashedFile>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -11,7 +11,7 @@
 //! digest; the manifest, which names them, is made durable and renamed last. A crash leaves a whole
 //! snapshot or none, and at worst blobs that nobody names, which the next collection removes.
 //!
-//! **A blob lives** while a manifest names it or somebody holds a [`Lease`] on it. Leases are in
+//! **A blob lives** while a manifest names it or somebody holds a [`BlobLease`] on it. Leases are in
 //! memory: they end with the process, and the lock says that there is only one. Collection takes the
 //! leases' own lock, so that a blob cannot gain its first lease while it is being removed.
 //!
@@ -26,6 +26,7 @@
 mod blob;
 mod error;
 mod flat;
+mod folder;
 mod id;
 mod known;
 mod lease;
@@ -35,5 +36,5 @@ pub use blob::BlobWriter;
 pub use error::StoreError;
 pub use flat::{pack, unpack};
 pub use id::SnapshotId;
-pub use lease::Lease;
-pub use store::{Collected, Store};
+pub use lease::BlobLease;
+pub use store::{CollectedBlobs, SnapshotStore};

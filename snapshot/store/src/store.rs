@@ -2,9 +2,10 @@
 
 use crate::blob::{BlobWriter, digest};
 use crate::error::{StoreError, io};
+use crate::folder::{entries, fresh, sync};
 use crate::id::SnapshotId;
-use crate::known::Known;
-use crate::lease::{Lease, Leases};
+use crate::known::KnownDigests;
+use crate::lease::{BlobLease, LeaseTable};
 use rustix::fs::{FlockOperation, flock};
 use snapshot_format::{BlobRef, Digest, MAX_MANIFEST, Manifest};
 use std::collections::HashSet;
@@ -15,25 +16,25 @@ use std::path::{Path, PathBuf};
 
 /// An open store.
 #[derive(Debug)]
-pub struct Store {
+pub struct SnapshotStore {
     blobs: PathBuf,
     manifests: PathBuf,
     tmp: PathBuf,
-    leases: Leases,
-    known: Known,
+    leases: LeaseTable,
+    known: KnownDigests,
     _lock: File,
 }
 
 /// What a collection removed.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Collected {
+pub struct CollectedBlobs {
     /// Blobs.
     pub blobs: usize,
     /// Their bytes.
     pub bytes: u64,
 }
 
-impl Store {
+impl SnapshotStore {
     /// Opens the store at `root`, made if need be. Removes what a crash left half-written.
     ///
     /// # Errors
@@ -53,8 +54,8 @@ impl Store {
             blobs,
             manifests,
             tmp,
-            leases: Leases::default(),
-            known: Known::default(),
+            leases: LeaseTable::default(),
+            known: KnownDigests::default(),
             _lock: lock,
         };
         // What is in there is the memory and the disks of others' machines.
@@ -114,14 +115,14 @@ impl Store {
             let _ = fs::remove_file(&path);
         }
         written?;
-        sync_dir(&self.manifests)
+        sync(&self.manifests)
     }
 
     /// The manifest of a snapshot, and a lease on everything it names.
     ///
     /// # Errors
     /// [`StoreError::NoSnapshot`] or [`StoreError::Format`].
-    pub fn load(&self, id: &SnapshotId) -> Result<(Manifest, Lease), StoreError> {
+    pub fn load(&self, id: &SnapshotId) -> Result<(Manifest, BlobLease), StoreError> {
         let manifest = self.read(id)?;
         let lease = self.leases.take(digests(&manifest));
         // Removed or replaced before the lease began? Then its blobs may be collected already.
@@ -134,7 +135,7 @@ impl Store {
     /// A lease on blobs that the caller knows to be kept at this moment, by another lease or by a
     /// manifest.
     #[must_use]
-    pub fn lease(&self, blobs: &[BlobRef]) -> Lease {
+    pub fn lease(&self, blobs: &[BlobRef]) -> BlobLease {
         self.leases.take(blobs.iter().map(|blob| blob.digest))
     }
 
@@ -229,14 +230,14 @@ impl Store {
             }
             other => other.map_err(io("Removing", &path)),
         }?;
-        sync_dir(&self.manifests)
+        sync(&self.manifests)
     }
 
     /// Removes every blob that no manifest names and nobody leases.
     ///
     /// # Errors
     /// When a manifest cannot be read: then nothing is removed, since it might name anything.
-    pub fn collect(&self) -> Result<Collected, StoreError> {
+    pub fn collect_garbage(&self) -> Result<CollectedBlobs, StoreError> {
         let leased = self.leases.lock();
         let mut named = HashSet::new();
         for id in self.list()? {
@@ -246,7 +247,7 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
-        let mut collected = Collected::default();
+        let mut collected = CollectedBlobs::default();
         for path in entries(&self.blobs)? {
             let digest = path.file_name().and_then(|n| n.to_str()).map(str::to_owned);
             let digest = digest.and_then(|name| Digest::try_from(name).ok());
@@ -279,33 +280,4 @@ fn blobs(manifest: &Manifest) -> impl Iterator<Item = &BlobRef> {
 
 fn digests(manifest: &Manifest) -> Vec<Digest> {
     blobs(manifest).map(|b| b.digest).collect()
-}
-
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
-    let read = || -> std::io::Result<Vec<PathBuf>> {
-        fs::read_dir(folder)?
-            .map(|entry| Ok(entry?.path()))
-            .collect()
-    };
-    read().map_err(io("Listing", folder))
-}
-
-/// A path in `tmp` that nobody else has.
-pub(crate) fn fresh(tmp: &Path) -> Result<PathBuf, StoreError> {
-    let random = getrandom::u64().map_err(|e| {
-        let source = std::io::Error::other(e.to_string());
-        StoreError::Io {
-            action: "Choosing a name in",
-            path: tmp.to_owned(),
-            source,
-        }
-    })?;
-    Ok(tmp.join(format!("{random:016x}")))
-}
-
-/// Makes renames in `folder` durable.
-pub(crate) fn sync_dir(folder: &Path) -> Result<(), StoreError> {
-    File::open(folder)
-        .and_then(|f| f.sync_all())
-        .map_err(io("Making durable", folder))
 }

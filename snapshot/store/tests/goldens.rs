@@ -13,7 +13,7 @@ use snapshot_format::{
     BaseImage, BlobRef, Extent, FormatError, GuestShape, LayerIndex, LayerSums, MANIFEST_VERSION,
     Manifest, Section, SectionFile, SectionName, UNIT, unit_sum,
 };
-use snapshot_store::{SnapshotId, Store, StoreError};
+use snapshot_store::{SnapshotId, SnapshotStore, StoreError};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::{Read, Write};
@@ -66,7 +66,7 @@ fn index(layer: &[u8]) -> Result<(LayerIndex, &[u8]), FormatError> {
 
 /// Writes the golden snapshot as this version does.
 fn write(place: &Path) {
-    let store = Store::open(place).unwrap();
+    let store = SnapshotStore::open(place).unwrap();
     let put = |bytes: Vec<u8>| {
         let mut writer = store.write_blob().unwrap();
         writer.write_all(&bytes).unwrap();
@@ -109,14 +109,14 @@ fn files(place: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// A golden store in a place where it may be changed.
-fn copy(version: u32) -> (TempDir, Store) {
+fn copy(version: u32) -> (TempDir, SnapshotStore) {
     let dir = tempfile::tempdir().unwrap();
     for (name, bytes) in files(&golden(version)) {
         let path = dir.path().join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, bytes).unwrap();
     }
-    let store = Store::open(dir.path()).unwrap();
+    let store = SnapshotStore::open(dir.path()).unwrap();
     (dir, store)
 }
 
@@ -125,7 +125,7 @@ fn manifest(dir: &TempDir) -> PathBuf {
 }
 
 /// What is said when the snapshot is loaded.
-fn said(store: &Store) -> String {
+fn said(store: &SnapshotStore) -> String {
     let refused = store.load(&id()).map(drop).unwrap_err();
     format!("{refused}: {}", refused.source().unwrap())
 }
@@ -194,9 +194,9 @@ fn older_ones_are_refused() {
         );
         assert!(words.contains(&wanted), "{words}");
         // It may name any blob, so all of them stay, until it goes.
-        store.collect().unwrap_err();
+        store.collect_garbage().unwrap_err();
         store.remove(&id()).unwrap();
-        assert_eq!(store.collect().unwrap().blobs, 4);
+        assert_eq!(store.collect_garbage().unwrap().blobs, 4);
         drop((dir, store));
     }
 }

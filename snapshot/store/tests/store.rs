@@ -3,28 +3,28 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers may panic")]
 
 use snapshot_format::{BaseImage, BlobRef, GuestShape, MANIFEST_VERSION, Manifest};
-use snapshot_store::{Collected, Lease, SnapshotId, Store, StoreError};
+use snapshot_store::{BlobLease, CollectedBlobs, SnapshotId, SnapshotStore, StoreError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-fn open() -> (TempDir, Store) {
+fn open() -> (TempDir, SnapshotStore) {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
+    let store = SnapshotStore::open(dir.path()).unwrap();
     (dir, store)
 }
 
 /// As another process would. A child that a test beside this one is just starting holds all locks for a moment.
-fn reopen(dir: &TempDir) -> Store {
+fn reopen(dir: &TempDir) -> SnapshotStore {
     loop {
-        match Store::open(dir.path()) {
+        match SnapshotStore::open(dir.path()) {
             Err(StoreError::InUse(_)) => std::thread::yield_now(),
             other => return other.unwrap(),
         }
     }
 }
 
-fn put(store: &Store, bytes: &[u8]) -> (BlobRef, Lease) {
+fn put(store: &SnapshotStore, bytes: &[u8]) -> (BlobRef, BlobLease) {
     let mut writer = store.write_blob().unwrap();
     writer.write_all(bytes).unwrap();
     writer.finish().unwrap()
@@ -73,7 +73,7 @@ fn a_snapshot_survives_a_restart_and_its_parts_a_collection() {
         .unwrap();
     drop((a, b, store));
     let store = reopen(&dir);
-    assert_eq!(store.collect().unwrap(), Collected::default());
+    assert_eq!(store.collect_garbage().unwrap(), CollectedBlobs::default());
     let (read, _lease) = store.load(&id("one")).unwrap();
     let mut text = String::new();
     store
@@ -102,17 +102,20 @@ fn what_is_used_is_kept_and_what_is_not_goes() {
     let (_, running) = store.load(&id("one")).unwrap();
     store.remove(&id("one")).unwrap();
     assert_eq!(
-        store.collect().unwrap().blobs,
+        store.collect_garbage().unwrap().blobs,
         0,
         "a clone of it still runs"
     );
     let second = running.clone();
     drop(running);
-    assert_eq!(store.collect().unwrap().blobs, 0);
+    assert_eq!(store.collect_garbage().unwrap().blobs, 0);
     drop(second);
-    assert_eq!(store.collect().unwrap(), Collected { blobs: 1, bytes: 3 });
+    assert_eq!(
+        store.collect_garbage().unwrap(),
+        CollectedBlobs { blobs: 1, bytes: 3 }
+    );
     store.remove(&id("two")).unwrap();
-    assert_eq!(store.collect().unwrap().blobs, 1);
+    assert_eq!(store.collect_garbage().unwrap().blobs, 1);
     assert!(files(dir.path()).is_empty());
     assert!(matches!(
         store.load(&id("two")),
@@ -132,7 +135,7 @@ fn half_a_publication_leaves_nothing() {
     drop(put(&store, b"finished, but never named"));
     drop(store);
     let store = reopen(&dir);
-    assert_eq!(store.collect().unwrap().blobs, 1);
+    assert_eq!(store.collect_garbage().unwrap().blobs, 1);
     assert!(files(dir.path()).is_empty());
 }
 
@@ -174,7 +177,7 @@ fn a_snapshot_is_replaced_at_once() {
                 store
                     .replace(&id("one"), &manifest(&blob, &[&blob]))
                     .unwrap();
-                store.collect().unwrap();
+                store.collect_garbage().unwrap();
             }
         });
         while !writer.is_finished() {
@@ -191,7 +194,7 @@ fn a_snapshot_is_replaced_at_once() {
     let (found, lease) = store.load(&id("one")).unwrap();
     store.open_blob(&found.machine).unwrap();
     drop(lease);
-    store.collect().unwrap();
+    store.collect_garbage().unwrap();
     assert_eq!(
         files(dir.path()).len(),
         2,
@@ -229,7 +232,7 @@ fn damage_is_noticed_and_named() {
     let newer = store.load(&id("one")).unwrap_err();
     assert!(matches!(newer, StoreError::Format { .. }));
     // It might name anything, so nothing is collected.
-    store.collect().unwrap_err();
+    store.collect_garbage().unwrap_err();
 }
 
 /// What was hashed a moment ago is not read again, unless somebody has been at it.
@@ -242,7 +245,8 @@ fn a_blob_that_was_touched_is_hashed_again() {
         .publish(&id("one"), &manifest(&blob, &[&blob]))
         .unwrap();
     let path = dir.path().join("blobs").join(blob.digest.to_string());
-    let refused = |store: &Store| matches!(store.open_blob(&blob), Err(StoreError::Digest { .. }));
+    let refused =
+        |store: &SnapshotStore| matches!(store.open_blob(&blob), Err(StoreError::Digest { .. }));
     // As soon as it can be: the clock of files has not moved since.
     std::fs::write(&path, b"g0lden").unwrap();
     assert!(refused(&store));
@@ -276,7 +280,10 @@ fn a_blob_that_was_touched_is_hashed_again() {
 #[test]
 fn one_process_at_a_time() {
     let (dir, _store) = open();
-    assert!(matches!(Store::open(dir.path()), Err(StoreError::InUse(_))));
+    assert!(matches!(
+        SnapshotStore::open(dir.path()),
+        Err(StoreError::InUse(_))
+    ));
 }
 
 #[test]
@@ -287,7 +294,7 @@ fn a_full_disk_is_told_and_leaves_nothing() {
     }
     let dir = tempfile::tempdir().unwrap();
     let small = SmallDisk::mount(dir.path());
-    let store = Store::open(dir.path()).unwrap();
+    let store = SnapshotStore::open(dir.path()).unwrap();
     let mut writer = store.write_blob().unwrap();
     let full =
         std::iter::repeat_n([7_u8; 65536], 64).find_map(|part| writer.write_all(&part).err());
@@ -328,7 +335,7 @@ fn publishing_and_collecting_at_once_loses_nothing() {
         let (store, done) = (&store, &done);
         let collector = scope.spawn(move || {
             while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                store.collect().unwrap();
+                store.collect_garbage().unwrap();
             }
         });
         for n in 0..50 {
@@ -343,6 +350,6 @@ fn publishing_and_collecting_at_once_loses_nothing() {
         done.store(true, std::sync::atomic::Ordering::Relaxed);
         collector.join().unwrap();
     });
-    store.collect().unwrap();
+    store.collect_garbage().unwrap();
     assert!(store.list().unwrap().is_empty());
 }

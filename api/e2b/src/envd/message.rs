@@ -10,7 +10,7 @@ use link::{Output, exit_status};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use wire::Exit;
+use wire::ProcessExit;
 
 /// `ProcessConfig`.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -229,10 +229,10 @@ fn data_frame(output: Output, bytes: &[u8]) -> Bytes {
 }
 
 /// The sealed frame of the end event.
-fn end_frame(exit: Exit) -> Bytes {
+fn end_frame(exit: ProcessExit) -> Bytes {
     let (code, exited, status) = exit_status(exit);
     let mut end = json!({ "exitCode": code, "exited": exited, "status": status });
-    if exit != Exit::Code(0) {
+    if exit != ProcessExit::Code(0) {
         end["error"] = Value::String(status);
     }
     envelope::message(&json!({ "event": { "end": end } }))
@@ -272,15 +272,15 @@ mod tests {
     fn end_events_word_the_exit_as_go_does() {
         let of = |exit| text(&end_frame(exit))["event"]["end"].clone();
         let ok = json!({"exitCode": 0, "exited": true, "status": "exit status 0"});
-        assert_eq!(of(Exit::Code(0)), ok);
+        assert_eq!(of(ProcessExit::Code(0)), ok);
         let one = json!({"exitCode": 1, "exited": true, "status": "exit status 1",
             "error": "exit status 1"});
-        assert_eq!(of(Exit::Code(1)), one);
+        assert_eq!(of(ProcessExit::Code(1)), one);
         let killed = json!({"exitCode": -1, "exited": false, "status": "signal: killed",
             "error": "signal: killed"});
-        assert_eq!(of(Exit::Signal(9)), killed);
-        assert_eq!(of(Exit::Signal(15))["status"], "signal: terminated");
-        assert_eq!(of(Exit::Signal(40))["status"], "signal: signal 40");
+        assert_eq!(of(ProcessExit::Signal(9)), killed);
+        assert_eq!(of(ProcessExit::Signal(15))["status"], "signal: terminated");
+        assert_eq!(of(ProcessExit::Signal(40))["status"], "signal: signal 40");
     }
 
     #[test]

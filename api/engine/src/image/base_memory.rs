@@ -2,8 +2,8 @@
 
 use crate::image::pager::LONGEST;
 use snapshot_format::BlobRef;
-use snapshot_memory::{Layer, MemoryError};
-use snapshot_store::Lease;
+use snapshot_memory::{LayerFile, MemoryError};
+use snapshot_store::BlobLease;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -17,14 +17,14 @@ const BROUGHT: usize = 2;
 #[derive(Debug)]
 pub struct BaseMemory {
     pages: u64,
-    memory: OnceLock<snapshot_memory::Golden>,
+    memory: OnceLock<snapshot_memory::BaseMemory>,
     /// Held while it is put together, so that it is not twice.
     making: Mutex<()>,
     /// Machines that began while it was not whole.
     brought: AtomicUsize,
     layers: Vec<Arc<File>>,
     /// The layers in the store, in the same order, once they are there; the lease keeps them.
-    stored: Mutex<Option<(Vec<BlobRef>, Lease)>>,
+    stored: Mutex<Option<(Vec<BlobRef>, BlobLease)>>,
 }
 
 impl BaseMemory {
@@ -59,18 +59,18 @@ impl BaseMemory {
         Ok(self.whole()?.as_fd())
     }
 
-    pub(super) fn whole(&self) -> Result<&snapshot_memory::Golden, MemoryError> {
+    pub(super) fn whole(&self) -> Result<&snapshot_memory::BaseMemory, MemoryError> {
         let _one = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(memory) = self.memory.get() {
             return Ok(memory);
         }
-        let open = |file: &Arc<File>| Layer::open(file.try_clone().map_err(again(self.pages))?);
+        let open = |file: &Arc<File>| LayerFile::open(file.try_clone().map_err(again(self.pages))?);
         let opened = self
             .layers
             .iter()
             .map(open)
             .collect::<Result<Vec<_>, _>>()?;
-        let memory = snapshot_memory::Golden::flatten(self.pages, &opened)?;
+        let memory = snapshot_memory::BaseMemory::merge_layers(self.pages, &opened)?;
         Ok(self.memory.get_or_init(|| memory))
     }
 
@@ -102,16 +102,16 @@ impl BaseMemory {
 
     /// Where the layers are in the store, if they are.
     #[must_use]
-    pub fn stored(&self) -> Option<(Vec<BlobRef>, Lease)> {
+    pub fn stored(&self) -> Option<(Vec<BlobRef>, BlobLease)> {
         self.stored_lock().clone()
     }
 
     /// Notes where the layers are in the store.
-    pub fn note_stored(&self, blobs: Vec<BlobRef>, lease: Lease) {
+    pub fn note_stored(&self, blobs: Vec<BlobRef>, lease: BlobLease) {
         *self.stored_lock() = Some((blobs, lease));
     }
 
-    fn stored_lock(&self) -> std::sync::MutexGuard<'_, Option<(Vec<BlobRef>, Lease)>> {
+    fn stored_lock(&self) -> std::sync::MutexGuard<'_, Option<(Vec<BlobRef>, BlobLease)>> {
         // Nothing panics while it holds the lock.
         self.stored.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -4,7 +4,7 @@
 //! not yet whole have ended with it by themselves, each with its own word about it.
 
 use crate::error::chain;
-use snapshot_memory::pager::{self, Job, MAX_LAYERS, PagerError, send_job};
+use snapshot_memory::pager::{self, MAX_LAYERS, PagerError, PagingJob, send_job};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Error};
 use std::os::fd::OwnedFd;
@@ -79,7 +79,7 @@ impl PagerClient {
         let (socket, theirs) = control::pair().map_err(failed("Making a socket", "the pager's"))?;
         let copy = |file: &Arc<File>| file.try_clone().map(OwnedFd::from);
         let copies = layers.iter().map(copy).collect::<Result<Vec<_>, _>>();
-        let job = Job {
+        let job = PagingJob {
             name: name.chars().take(16).collect(),
             pages,
             machine: theirs,

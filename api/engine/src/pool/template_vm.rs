@@ -13,7 +13,7 @@ use crate::restore_point::BootSource;
 use crate::template::Template;
 use crate::timings::StepTimings;
 use link::Link;
-use snapshot_memory::Range;
+use snapshot_memory::PageRange;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -192,7 +192,10 @@ async fn learn(
     let tried: Result<MachineImage, TemplateVmError> = tried.await;
     machine.stop().await;
     let (learned, first) = template_vm.learn(&launcher.layer_dir, &tried?).await?;
-    let (touched, written) = (Range::count(&first.touched), Range::count(&first.written));
+    let (touched, written) = (
+        PageRange::count(&first.touched),
+        PageRange::count(&first.written),
+    );
     tracing::info!(
         template = template.name,
         touched,

@@ -75,10 +75,10 @@ pub(super) async fn warm(link: &Link, template: &Template) -> Result<(), WarmUpE
 }
 
 /// Has the files that programs begin with come to lie together in the machine's memory
-/// ([`wire::READ_FIRST`]).
+/// ([`wire::PRIMED_FILES`]).
 async fn read_first(link: &Link) -> Result<(), WarmUpError> {
     let all = async {
-        for (path, bytes) in wire::READ_FIRST {
+        for (path, bytes) in wire::PRIMED_FILES {
             let failed = |source| failed(&["reading", path], source);
             match link.read_file(path.as_bytes(), 0, bytes).await {
                 Ok((_, mut file)) => {
@@ -143,7 +143,9 @@ async fn failure(process: &mut ProcessStream, start: &str) -> WarmUpError {
     loop {
         match process.next().await {
             Ok(ProcessEvent::Output(..)) => {}
-            Ok(ProcessEvent::Exited(wire::Exit::Code(0))) => return std::future::pending().await,
+            Ok(ProcessEvent::Exited(wire::ProcessExit::Code(0))) => {
+                return std::future::pending().await;
+            }
             Ok(ProcessEvent::Exited(exit)) => {
                 return WarmUpError::Ended {
                     command: start.to_owned(),
@@ -162,7 +164,7 @@ async fn run(link: &Link, user: &str, command: &[&str]) -> Result<bool, WarmUpEr
         loop {
             match process.next().await {
                 Ok(ProcessEvent::Output(..)) => {}
-                Ok(ProcessEvent::Exited(exit)) => return Ok(exit == wire::Exit::Code(0)),
+                Ok(ProcessEvent::Exited(exit)) => return Ok(exit == wire::ProcessExit::Code(0)),
                 Err(source) => return Err(failed(command, source)),
             }
         }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use link::{ProcessInput, ProcessStream, StreamEnded};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
-use wire::Exit;
+use wire::ProcessExit;
 
 /// Notices that wait for one listener, each of at most one window of the link.
 const BACKLOG: usize = 4;
@@ -33,7 +33,7 @@ enum Listeners {
         senders: Vec<mpsc::Sender<ProcessNotice>>,
     },
     /// Only the end is kept: command lines may be long.
-    Ended(Exit),
+    Ended(ProcessExit),
 }
 
 /// Bytes for a process.
@@ -133,7 +133,7 @@ impl GuestProcess {
     }
 
     /// Ends the process for listeners to come, and returns those it had.
-    pub(super) fn end(&self, exit: Exit) -> Vec<mpsc::Sender<ProcessNotice>> {
+    pub(super) fn end(&self, exit: ProcessExit) -> Vec<mpsc::Sender<ProcessNotice>> {
         match std::mem::replace(&mut *self.lock(), Listeners::Ended(exit)) {
             Listeners::Running { senders, .. } => senders,
             Listeners::Ended(_) => Vec::new(),

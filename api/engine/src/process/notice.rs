@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use link::Output;
-use wire::Exit;
+use wire::ProcessExit;
 
 /// What a listener hears of a process, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub enum ProcessNotice {
     /// The process wrote.
     Output(Output, Bytes),
     /// The process ended; nothing follows.
-    Ended(Exit),
+    Ended(ProcessExit),
     /// What became of the process is not known; nothing follows.
     Lost(String),
 }

@@ -11,7 +11,7 @@ use link::{LinkError, ProcessEvent, ProcessStream};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
-use wire::Exit;
+use wire::ProcessExit;
 
 /// How long a late listener still learns how a process ended.
 const REMEMBER: Duration = Duration::from_secs(30);
@@ -70,7 +70,10 @@ async fn run(
 }
 
 /// Hands each event to all listeners until the process ends.
-async fn hand_out(process: &GuestProcess, stream: &mut ProcessStream) -> Result<Exit, LinkError> {
+async fn hand_out(
+    process: &GuestProcess,
+    stream: &mut ProcessStream,
+) -> Result<ProcessExit, LinkError> {
     loop {
         match stream.next().await? {
             ProcessEvent::Exited(exit) => return Ok(exit),

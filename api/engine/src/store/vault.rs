@@ -10,7 +10,7 @@ use crate::image::machine_image::{AgentLink, MachineImage, MachineShape};
 use crate::image::pager::LONGEST;
 use snapshot_format::{BaseImage, BlobRef, Digest, GuestShape, MANIFEST_VERSION, Manifest};
 use snapshot_memory::MemoryError;
-use snapshot_store::{Lease, SnapshotId, Store, StoreError};
+use snapshot_store::{BlobLease, SnapshotId, SnapshotStore, StoreError};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -69,7 +69,7 @@ pub enum VaultError {
 /// Images on a disk.
 #[derive(Debug)]
 pub struct ImageVault {
-    store: Store,
+    store: SnapshotStore,
     /// Where private files are made.
     layers: PathBuf,
     /// Whether memory that is not resident may stay so.
@@ -100,10 +100,10 @@ impl ImageVault {
     /// `lazy` it leaves memory that nobody uses where it is: a pager can bring it.
     ///
     /// # Errors
-    /// As [`Store::open`].
+    /// As [`SnapshotStore::open`].
     pub fn open(folder: &Path, layers: &Path, lazy: bool) -> Result<Self, VaultError> {
         Ok(Self {
-            store: Store::open(folder)?,
+            store: SnapshotStore::open(folder)?,
             layers: layers.to_owned(),
             lazy,
             bases: Mutex::default(),
@@ -172,7 +172,7 @@ impl ImageVault {
     fn put_basis(
         &self,
         base_memory: &Arc<BaseMemory>,
-    ) -> Result<(Vec<BlobRef>, Lease), VaultError> {
+    ) -> Result<(Vec<BlobRef>, BlobLease), VaultError> {
         let _one = lock(&self.making);
         if let Some(stored) = base_memory.stored() {
             return Ok(stored);
@@ -198,7 +198,7 @@ impl ImageVault {
     }
 
     /// The whole of a file as a blob.
-    fn copy_in(&self, from: &File) -> Result<(BlobRef, Lease), VaultError> {
+    fn copy_in(&self, from: &File) -> Result<(BlobRef, BlobLease), VaultError> {
         let mut blob = self.store.write_blob()?;
         let (mut buffer, mut at) = (vec![0; CHUNK], 0);
         loop {
@@ -388,7 +388,7 @@ impl ImageVault {
         if self.swept.swap(true, SeqCst) {
             return;
         }
-        match self.store.collect() {
+        match self.store.collect_garbage() {
             Ok(collected) => tracing::debug!(?collected, "store swept"),
             Err(error) => {
                 let error = crate::error::chain(&error);

@@ -13,12 +13,12 @@ const EPOLLET: u32 = 1 << 31;
 /// `struct epoll_event`: packed on x86-64.
 #[derive(Clone, Copy, Default)]
 #[repr(C, packed)]
-pub(crate) struct Event {
+pub(crate) struct EpollEvent {
     events: u32,
     token: u64,
 }
 
-impl Event {
+impl EpollEvent {
     pub(crate) const fn token(&self) -> u64 {
         self.token
     }
@@ -61,7 +61,7 @@ impl Epoll {
     fn control(&self, how: usize, what: &Fd, token: u64, write: bool, read: bool) -> Result<()> {
         let read = if read { EPOLLIN | EPOLLRDHUP } else { 0 };
         let write = if write { EPOLLOUT } else { 0 };
-        let event = Event {
+        let event = EpollEvent {
             events: EPOLLET | read | write,
             token,
         };
@@ -71,7 +71,7 @@ impl Epoll {
     }
 
     /// Waits for events; `None` waits for ever. Returns how many there are.
-    pub(crate) fn wait(&self, events: &mut [Event], timeout_ms: Option<u32>) -> usize {
+    pub(crate) fn wait(&self, events: &mut [EpollEvent], timeout_ms: Option<u32>) -> usize {
         let timeout = timeout_ms.map_or(usize::MAX, |ms| usize::try_from(ms).unwrap_or(0));
         let at = events.as_mut_ptr().expose_provenance();
         // SAFETY: the kernel writes at most `events.len()` events.

@@ -27,7 +27,7 @@ pub(crate) const S_IFLNK: u32 = 0o120_000;
 /// `struct stat`.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
-pub(crate) struct Stat {
+pub(crate) struct FileStat {
     pub(crate) dev: u64,
     pub(crate) ino: u64,
     nlink: u64,
@@ -45,24 +45,24 @@ pub(crate) struct Stat {
     unused: [i64; 3],
 }
 
-impl Stat {
+impl FileStat {
     pub(crate) const fn is(&self, kind: u32) -> bool {
         self.mode & S_IFMT == kind
     }
 }
 
-const _: () = assert!(size_of::<Stat>() == 144);
+const _: () = assert!(size_of::<FileStat>() == 144);
 
 /// Where a path starts.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Dir<'a> {
+pub(crate) enum PathBase<'a> {
     /// At the root or the working directory.
     Cwd,
     /// In this directory.
     At(&'a Fd),
 }
 
-impl Dir<'_> {
+impl PathBase<'_> {
     fn arg(self) -> usize {
         match self {
             Self::Cwd => CWD,
@@ -72,7 +72,7 @@ impl Dir<'_> {
 }
 
 /// Opens; always close-on-exec.
-pub(crate) fn open(dir: Dir<'_>, path: &CStr, flags: usize, mode: u32) -> Result<Fd> {
+pub(crate) fn open(dir: PathBase<'_>, path: &CStr, flags: usize, mode: u32) -> Result<Fd> {
     let mode = usize::try_from(mode).unwrap_or(0);
     loop {
         match at(nr::OPENAT, dir.arg(), path, [flags | O_CLOEXEC, mode, 0]) {
@@ -82,8 +82,8 @@ pub(crate) fn open(dir: Dir<'_>, path: &CStr, flags: usize, mode: u32) -> Result
     }
 }
 
-pub(crate) fn fstat(file: &Fd) -> Result<Stat> {
-    let mut stat = Stat::default();
+pub(crate) fn fstat(file: &Fd) -> Result<FileStat> {
+    let mut stat = FileStat::default();
     // SAFETY: the kernel fills one `struct stat`.
     unsafe {
         call(
@@ -95,8 +95,8 @@ pub(crate) fn fstat(file: &Fd) -> Result<Stat> {
 }
 
 /// What is at a path; with `follow`, behind links.
-pub(crate) fn stat(dir: Dir<'_>, path: &CStr, follow: bool) -> Result<Stat> {
-    let mut stat = Stat::default();
+pub(crate) fn stat(dir: PathBase<'_>, path: &CStr, follow: bool) -> Result<FileStat> {
+    let mut stat = FileStat::default();
     let flags = if follow { 0 } else { AT_SYMLINK_NOFOLLOW };
     at(
         nr::NEWFSTATAT,
@@ -107,7 +107,7 @@ pub(crate) fn stat(dir: Dir<'_>, path: &CStr, follow: bool) -> Result<Stat> {
     Ok(stat)
 }
 
-pub(crate) fn readlink<'a>(dir: Dir<'_>, path: &CStr, buf: &'a mut [u8]) -> Result<&'a [u8]> {
+pub(crate) fn readlink<'a>(dir: PathBase<'_>, path: &CStr, buf: &'a mut [u8]) -> Result<&'a [u8]> {
     let n = at(
         nr::READLINKAT,
         dir.arg(),
@@ -117,7 +117,7 @@ pub(crate) fn readlink<'a>(dir: Dir<'_>, path: &CStr, buf: &'a mut [u8]) -> Resu
     buf.get(..n).ok_or(Errno::NAMETOOLONG)
 }
 
-pub(crate) fn mkdir(dir: Dir<'_>, path: &CStr, mode: u32) -> Result<()> {
+pub(crate) fn mkdir(dir: PathBase<'_>, path: &CStr, mode: u32) -> Result<()> {
     at(
         nr::MKDIRAT,
         dir.arg(),
@@ -127,11 +127,11 @@ pub(crate) fn mkdir(dir: Dir<'_>, path: &CStr, mode: u32) -> Result<()> {
     .map(drop)
 }
 
-pub(crate) fn unlink(dir: Dir<'_>, path: &CStr) -> Result<()> {
+pub(crate) fn unlink(dir: PathBase<'_>, path: &CStr) -> Result<()> {
     at(nr::UNLINKAT, dir.arg(), path, [0; 3]).map(drop)
 }
 
-pub(crate) fn rmdir(dir: Dir<'_>, path: &CStr) -> Result<()> {
+pub(crate) fn rmdir(dir: PathBase<'_>, path: &CStr) -> Result<()> {
     at(nr::UNLINKAT, dir.arg(), path, [AT_REMOVEDIR, 0, 0]).map(drop)
 }
 
@@ -153,7 +153,7 @@ pub(crate) fn symlink(target: &CStr, path: &CStr) -> Result<()> {
     .map(drop)
 }
 
-pub(crate) fn rename(from: Dir<'_>, old: &CStr, to: Dir<'_>, new: &CStr) -> Result<()> {
+pub(crate) fn rename(from: PathBase<'_>, old: &CStr, to: PathBase<'_>, new: &CStr) -> Result<()> {
     let (old, new) = (
         old.as_ptr().expose_provenance(),
         new.as_ptr().expose_provenance(),
@@ -171,7 +171,7 @@ pub(crate) fn fchown(file: &Fd, uid: u32, gid: u32) -> Result<()> {
 }
 
 /// Changes the owner of a directory entry itself.
-pub(crate) fn lchown(dir: Dir<'_>, path: &CStr, uid: u32, gid: u32) -> Result<()> {
+pub(crate) fn lchown(dir: PathBase<'_>, path: &CStr, uid: u32, gid: u32) -> Result<()> {
     at(
         nr::FCHOWNAT,
         dir.arg(),
@@ -197,7 +197,7 @@ pub(crate) fn seek(file: &Fd, offset: i64) -> Result<()> {
 
 /// An entry of a directory.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Dirent<'a> {
+pub(crate) struct DirEntry<'a> {
     /// Position after it, for [`seek`].
     pub(crate) next: i64,
     /// The kernel's hint of what it is; 0 when the file system does not say.
@@ -228,12 +228,12 @@ pub(crate) fn getdents(dir: &Fd, buf: &mut [u8]) -> Result<usize> {
 }
 
 /// The entry at the front of what [`getdents`] read, and what follows it.
-pub(crate) fn dirent(bytes: &[u8]) -> Option<(Dirent<'_>, &[u8])> {
+pub(crate) fn dirent(bytes: &[u8]) -> Option<(DirEntry<'_>, &[u8])> {
     let next = i64::from_ne_bytes(bytes.get(8..16)?.try_into().ok()?);
     let len = usize::from(u16::from_ne_bytes(bytes.get(16..18)?.try_into().ok()?));
     let kind = *bytes.get(18)?;
     let name = CStr::from_bytes_until_nul(bytes.get(19..len)?).ok()?;
-    Some((Dirent { next, kind, name }, &bytes[len..]))
+    Some((DirEntry { next, kind, name }, &bytes[len..]))
 }
 
 /// Bytes of a file system: all of them, and those a user can still have.
@@ -309,7 +309,12 @@ pub(crate) fn readable(file: &Fd) -> Result<u32> {
 pub(crate) fn open_pty() -> Result<(Fd, Fd)> {
     const TIOCSPTLCK: usize = 0x4004_5431;
     const TIOCGPTPEER: usize = 0x5441;
-    let master = open(Dir::Cwd, c"/dev/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK, 0)?;
+    let master = open(
+        PathBase::Cwd,
+        c"/dev/ptmx",
+        O_RDWR | O_NOCTTY | O_NONBLOCK,
+        0,
+    )?;
     let unlocked = 0i32;
     // SAFETY: the kernel reads one int.
     unsafe {

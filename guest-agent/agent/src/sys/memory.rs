@@ -4,12 +4,12 @@ use super::{Result, call, nr, plain};
 
 /// Private zeroed pages, given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Pages {
+pub(crate) struct PrivatePages {
     start: *mut u8,
     len: usize,
 }
 
-impl Pages {
+impl PrivatePages {
     /// At least `len` bytes.
     pub(crate) fn new(len: usize) -> Result<Self> {
         const PROT_READ_WRITE: usize = 3;
@@ -28,7 +28,7 @@ impl Pages {
     }
 }
 
-impl Drop for Pages {
+impl Drop for PrivatePages {
     fn drop(&mut self) {
         // SAFETY: nothing borrows the mapping any more.
         let _ = unsafe {

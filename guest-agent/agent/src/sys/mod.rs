@@ -12,6 +12,7 @@ pub(crate) mod file;
 pub(crate) mod memory;
 pub(crate) mod runtime;
 pub(crate) mod spawn;
+mod start;
 pub(crate) mod system;
 
 use core::arch::asm;

@@ -1,26 +1,15 @@
-//! What a program without libc must bring itself: the entry point, the memory functions the
-//! compiler calls, and a personality symbol the prebuilt `core` refers to.
+//! What a program without libc must bring itself, beside its first instruction (`start.rs`): the memory
+//! functions that the compiler calls, and a personality symbol the prebuilt `core` refers to.
 
-use core::arch::{asm, global_asm};
-
-global_asm!(
-    ".globl _start",
-    "_start:",
-    "xor ebp, ebp",
-    "mov rdi, rsp", // argc, argv, envp as the kernel left them
-    "and rsp, -16",
-    "call {main}",
-    "ud2",
-    main = sym crate::entry,
-);
+use core::arch::asm;
 
 /// The arguments the kernel put on the stack.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Args {
+pub(crate) struct ProgramArgs {
     stack: *const usize,
 }
 
-impl Args {
+impl ProgramArgs {
     /// The `n`th argument.
     pub(crate) fn get(self, n: usize) -> Option<&'static [u8]> {
         // SAFETY: argc is at the entry stack pointer.
@@ -121,16 +110,16 @@ unsafe extern "C" fn strlen(s: *const u8) -> usize {
 }
 
 /// The agent's tables: zero pages until they are used.
-struct Global(core::cell::UnsafeCell<crate::agent::Agent>);
+struct AgentCell(core::cell::UnsafeCell<crate::agent::Agent>);
 
 // SAFETY: the program has one thread, and `begin` hands the contents out once.
-unsafe impl Sync for Global {}
+unsafe impl Sync for AgentCell {}
 
-static AGENT: Global = Global(core::cell::UnsafeCell::new(crate::agent::Agent::new()));
+static AGENT: AgentCell = AgentCell(core::cell::UnsafeCell::new(crate::agent::Agent::new()));
 
 /// The arguments and the agent. To be called once, by the program's entry.
-pub(crate) fn begin(stack: *const usize) -> (Args, &'static mut crate::agent::Agent) {
+pub(crate) fn begin(stack: *const usize) -> (ProgramArgs, &'static mut crate::agent::Agent) {
     // SAFETY: called once, so this is the only reference.
     let agent = unsafe { &mut *AGENT.0.get() };
-    (Args { stack }, agent)
+    (ProgramArgs { stack }, agent)
 }

@@ -2,21 +2,21 @@
 //!
 //! A child is made by `clone3(CLONE_VM | CLONE_VFORK)`: it runs on a stack of its own in the agent's
 //! memory while the agent waits, so nothing is copied and a failure is told through memory. It
-//! touches only its [`Plan`] and that stack until `execve` gives it a memory of its own.
+//! touches only its [`SpawnPlan`] and that stack until `execve` gives it a memory of its own.
 
-use super::event::{Epoll, Event};
+use super::event::{Epoll, EpollEvent};
 use super::{Errno, Fd, Result, call, fd, nr, plain, signed};
 use core::arch::asm;
 use core::ffi::CStr;
-use wire::{Exit, Limits};
+use wire::{ProcessExit, ProcessLimits};
 
 const STACK: usize = 32 * 1024;
 
 /// The child's stack.
 #[repr(C, align(16))]
-pub(crate) struct Stack([u8; STACK]);
+pub(crate) struct SpawnStack([u8; STACK]);
 
-impl Stack {
+impl SpawnStack {
     pub(crate) const fn new() -> Self {
         Self([0; STACK])
     }
@@ -24,7 +24,7 @@ impl Stack {
 
 /// At what a child failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stage {
+pub(crate) enum SpawnStage {
     /// Making the process.
     Clone,
     /// Session, terminal, descriptors.
@@ -38,7 +38,7 @@ pub(crate) enum Stage {
 }
 
 /// What a child is to become. The pointers are into buffers that outlive [`spawn`].
-pub(crate) struct Plan<'a> {
+pub(crate) struct SpawnPlan<'a> {
     /// Pointers to terminated strings, then a null pointer.
     pub(crate) argv: &'a [*const u8],
     /// As `argv`.
@@ -56,7 +56,7 @@ pub(crate) struct Plan<'a> {
     /// Descriptor 0 is to be the controlling terminal.
     pub(crate) terminal: bool,
     /// Resource limits.
-    pub(crate) limits: Limits,
+    pub(crate) limits: ProcessLimits,
     /// The cgroup to be born in.
     pub(crate) cgroup: Option<&'a Fd>,
     /// Room to build paths.
@@ -64,9 +64,9 @@ pub(crate) struct Plan<'a> {
 }
 
 /// The plan and the report of the child.
-struct Shared<'p, 'a> {
-    plan: &'p mut Plan<'a>,
-    failed: Option<(Stage, Errno)>,
+struct SpawnShared<'p, 'a> {
+    plan: &'p mut SpawnPlan<'a>,
+    failed: Option<(SpawnStage, Errno)>,
 }
 
 #[repr(C)]
@@ -87,9 +87,9 @@ struct CloneArgs {
 
 /// Starts a process and returns its id once it runs its program.
 pub(crate) fn spawn(
-    plan: &mut Plan<'_>,
-    stack: &mut Stack,
-) -> core::result::Result<u32, (Stage, Errno)> {
+    plan: &mut SpawnPlan<'_>,
+    stack: &mut SpawnStack,
+) -> core::result::Result<u32, (SpawnStage, Errno)> {
     const CLONE_VM: u64 = 0x100;
     const CLONE_VFORK: u64 = 0x4000;
     const CLONE_INTO_CGROUP: u64 = 1 << 33;
@@ -105,7 +105,7 @@ pub(crate) fn spawn(
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = address(signed(cgroup.raw()));
     }
-    let mut shared = Shared { plan, failed: None };
+    let mut shared = SpawnShared { plan, failed: None };
     let ret: isize;
     // SAFETY: the child runs `child` on its own stack and never returns; the parent is stopped until
     // the child has its own memory or is gone, so `shared` and the stack are used by one at a time.
@@ -129,7 +129,7 @@ pub(crate) fn spawn(
     }
     let pid = u32::try_from(ret).map_err(|_| {
         (
-            Stage::Clone,
+            SpawnStage::Clone,
             Errno(i32::try_from(-ret).unwrap_or(Errno::IO.0)),
         )
     })?;
@@ -148,21 +148,21 @@ fn address(v: usize) -> u64 {
 }
 
 /// The child, from here to `execve`.
-extern "C" fn child(shared: *mut Shared<'_, '_>) -> ! {
+extern "C" fn child(shared: *mut SpawnShared<'_, '_>) -> ! {
     // SAFETY: the parent's `shared` lives while the parent waits.
     let shared = unsafe { &mut *shared };
     let failed = match become_user(shared.plan) {
         Err(failed) => failed,
-        Ok(()) => (Stage::Exec, execute(shared.plan)),
+        Ok(()) => (SpawnStage::Exec, execute(shared.plan)),
     };
     // SAFETY: a plain store; volatile because the parent reads it behind the compiler.
     unsafe { (&raw mut shared.failed).write_volatile(Some(failed)) };
     exit(127)
 }
 
-fn become_user(plan: &Plan<'_>) -> core::result::Result<(), (Stage, Errno)> {
+fn become_user(plan: &SpawnPlan<'_>) -> core::result::Result<(), (SpawnStage, Errno)> {
     const TIOCSCTTY: usize = 0x540e;
-    let setup = |e| (Stage::Setup, e);
+    let setup = |e| (SpawnStage::Setup, e);
     numbers(nr::SETSID, [0; 3]).map_err(setup)?;
     for (to, from) in plan.stdio.iter().enumerate() {
         numbers(nr::DUP2, [from.arg(), to, 0]).map_err(setup)?;
@@ -172,7 +172,7 @@ fn become_user(plan: &Plan<'_>) -> core::result::Result<(), (Stage, Errno)> {
     }
     limit(&plan.limits).map_err(setup)?;
     if let Some((uid, gid, groups)) = plan.ids {
-        let user = |e| (Stage::User, e);
+        let user = |e| (SpawnStage::User, e);
         let (uid, gid) = (index(uid), index(gid));
         numbers(
             nr::SETGROUPS,
@@ -183,7 +183,7 @@ fn become_user(plan: &Plan<'_>) -> core::result::Result<(), (Stage, Errno)> {
         numbers(nr::SETRESUID, [uid, uid, uid]).map_err(user)?;
     }
     numbers(nr::CHDIR, [plan.cwd.as_ptr().expose_provenance(), 0, 0])
-        .map_err(|e| (Stage::Cwd, e))?;
+        .map_err(|e| (SpawnStage::Cwd, e))?;
     let none = 0u64;
     // SAFETY: the kernel reads one 8-byte set.
     unsafe {
@@ -206,7 +206,7 @@ fn index(v: u32) -> usize {
     usize::try_from(v).unwrap_or(usize::MAX)
 }
 
-fn limit(limits: &Limits) -> Result<()> {
+fn limit(limits: &ProcessLimits) -> Result<()> {
     const RLIMIT_CPU: usize = 0;
     const RLIMIT_FSIZE: usize = 1;
     const RLIMIT_NOFILE: usize = 7;
@@ -231,7 +231,7 @@ fn limit(limits: &Limits) -> Result<()> {
 }
 
 /// Runs the program; returns only why it could not.
-fn execute(plan: &mut Plan<'_>) -> Errno {
+fn execute(plan: &mut SpawnPlan<'_>) -> Errno {
     let Some(path) = plan.path else {
         return exec(plan.program, plan);
     };
@@ -257,7 +257,7 @@ fn execute(plan: &mut Plan<'_>) -> Errno {
     worst
 }
 
-fn exec(program: &CStr, plan: &Plan<'_>) -> Errno {
+fn exec(program: &CStr, plan: &SpawnPlan<'_>) -> Errno {
     let (argv, env) = (
         plan.argv.as_ptr().expose_provenance(),
         plan.env.as_ptr().expose_provenance(),
@@ -293,19 +293,19 @@ pub(crate) fn kill_all() {
 }
 
 /// Reaps a child that has ended, if there is one. Orphans are children of PID 1, so this reaps them.
-pub(crate) fn reap() -> Option<(u32, Exit)> {
+pub(crate) fn reap() -> Option<(u32, ProcessExit)> {
     const P_ALL: usize = 0;
     const WNOHANG: usize = 1;
     wait(P_ALL, 0, WNOHANG)
 }
 
 /// Waits for a child to end and reaps it; kills it when it has not ended within the time.
-pub(crate) fn wait_at_most(pid: u32, timeout_ms: u32) -> Result<Exit> {
+pub(crate) fn wait_at_most(pid: u32, timeout_ms: u32) -> Result<ProcessExit> {
     const SIGKILL: u8 = 9;
     let child = plain(nr::PIDFD_OPEN, &[index(pid), 0]).map(fd)?;
     let epoll = Epoll::new()?;
     epoll.add(&child, 0, false, true)?;
-    let ended = epoll.wait(&mut [Event::default()], Some(timeout_ms)) > 0;
+    let ended = epoll.wait(&mut [EpollEvent::default()], Some(timeout_ms)) > 0;
     if !ended {
         kill(pid, SIGKILL)?;
     }
@@ -315,12 +315,12 @@ pub(crate) fn wait_at_most(pid: u32, timeout_ms: u32) -> Result<Exit> {
     }
 }
 
-fn wait_for(pid: u32) -> Option<(u32, Exit)> {
+fn wait_for(pid: u32) -> Option<(u32, ProcessExit)> {
     const P_PID: usize = 1;
     wait(P_PID, index(pid), 0)
 }
 
-fn wait(which: usize, id: usize, flags: usize) -> Option<(u32, Exit)> {
+fn wait(which: usize, id: usize, flags: usize) -> Option<(u32, ProcessExit)> {
     const WEXITED: usize = 4;
     const CLD_EXITED: i32 = 1;
     // signo, errno, code, padding, pid, uid, status, and room for the rest of `siginfo_t`
@@ -334,9 +334,9 @@ fn wait(which: usize, id: usize, flags: usize) -> Option<(u32, Exit)> {
     Some((
         pid,
         if code == CLD_EXITED {
-            Exit::Code(value)
+            ProcessExit::Code(value)
         } else {
-            Exit::Signal(value)
+            ProcessExit::Signal(value)
         },
     ))
 }

@@ -1,7 +1,7 @@
 //! The machine: mounts, name, randomness, memory figures, power.
 
 use super::{Fd, Result, call, nr, plain, signed};
-use agent_core::Text;
+use agent_core::FixedText;
 use core::ffi::CStr;
 
 pub(crate) const MS_NOSUID: usize = 2;
@@ -164,7 +164,7 @@ pub(crate) fn loopback_up() -> Result<()> {
 
 /// Says something to whoever reads the log: the kernel's log, or standard error in test mode.
 pub(crate) fn log(message: core::fmt::Arguments<'_>) {
-    let line = Text::<256>::of(format_args!("<6>hatchery-agent: {message}\n"));
+    let line = FixedText::<256>::of(format_args!("<6>hatchery-agent: {message}\n"));
     let log = core::mem::ManuallyDrop::new(Fd::inherited(2));
     let _ = super::write_all(&log, line.as_str().as_bytes());
 }

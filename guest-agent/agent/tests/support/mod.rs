@@ -16,9 +16,9 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command};
 use std::time::Duration;
 use wire::{
-    Channel, EntryInfo, ErrorCode, Event, Exit, FileKind, FrameBuffer, Hello, Limits, MAX_FRAME,
-    MAX_REQUEST, Message, Open, PROTOCOL_VERSION, ReadFile, Records, Reply, Request, Start, Stdin,
-    Strings, WriteFile,
+    DataChannel, EntryInfo, ErrorCode, FileKind, FrameBuffer, Hello, MAX_FRAME, MAX_REQUEST,
+    Message, PROTOCOL_VERSION, ProcessExit, ProcessLimits, ReadFile, Records, Reply, Request,
+    RequestPart, StartProcess, Stdin, StreamEvent, StringList, WriteFile,
 };
 
 /// No answer of the agent takes longer, even on a busy machine.
@@ -58,10 +58,10 @@ impl Entry {
 pub enum Got {
     Started(u32),
     Opened(Entry),
-    Data(Channel, Vec<u8>),
+    Data(DataChannel, Vec<u8>),
     Credit(u32),
     Done(u64),
-    Exited(Exit),
+    Exited(ProcessExit),
     Entry(Entry),
     Error(ErrorCode, i32, String),
     /// A user or figures, for people.
@@ -149,7 +149,7 @@ impl Host {
         let n = request.encode(&mut bytes).unwrap();
         let stream = self.next;
         self.next += 1;
-        for part in Open::parts(&bytes[..n]) {
+        for part in RequestPart::parts(&bytes[..n]) {
             self.send(stream, &Message::Open(part));
         }
         stream
@@ -161,7 +161,7 @@ impl Host {
         self.open(&Request::Start(plain_start(&argv, stdin)))
     }
 
-    pub fn data(&mut self, stream: u32, channel: Channel, bytes: &[u8]) {
+    pub fn data(&mut self, stream: u32, channel: DataChannel, bytes: &[u8]) {
         self.send(stream, &Message::Data { channel, bytes });
     }
 
@@ -205,8 +205,8 @@ impl Host {
                 }
                 Message::Credit(n) => Got::Credit(n),
                 Message::Reset { .. } => Got::Reset,
-                Message::Event(Event::Started { pid }) => Got::Started(pid),
-                Message::Event(Event::Opened(e)) => Got::Opened(Entry::of(&e)),
+                Message::Event(StreamEvent::Started { pid }) => Got::Started(pid),
+                Message::Event(StreamEvent::Opened(e)) => Got::Opened(Entry::of(&e)),
                 Message::Reply(Reply::Done(n)) => Got::Done(n),
                 Message::Reply(Reply::Exited(exit)) => Got::Exited(exit),
                 Message::Reply(Reply::Entry(e)) => Got::Entry(Entry::of(&e)),
@@ -294,7 +294,7 @@ impl Host {
                 }
             }
             window -= piece.len();
-            self.data(stream, Channel::File, piece);
+            self.data(stream, DataChannel::File, piece);
         }
         self.send(stream, &Message::End);
         self.all(stream).end.unwrap()
@@ -317,7 +317,7 @@ impl Host {
         let mut entries = Vec::new();
         loop {
             match self.next(stream) {
-                Got::Data(Channel::Records, bytes) => entries
+                Got::Data(DataChannel::Records, bytes) => entries
                     .extend(Records::<EntryInfo<'_>>::new(&bytes).map(|e| Entry::of(&e.unwrap()))),
                 Got::Done(n) => {
                     assert_eq!(n, entries.len() as u64);
@@ -336,16 +336,16 @@ impl Host {
 }
 
 /// A process as root in `/tmp` without extras.
-pub fn plain_start<'a>(argv: &'a [&'a [u8]], stdin: Stdin) -> Start<'a> {
-    Start {
-        argv: Strings::Slices(argv),
-        env: Strings::EMPTY,
+pub fn plain_start<'a>(argv: &'a [&'a [u8]], stdin: Stdin) -> StartProcess<'a> {
+    StartProcess {
+        argv: StringList::Slices(argv),
+        env: StringList::EMPTY,
         cwd: b"/tmp",
         user: b"",
         stdin,
         pty: None,
         tag: b"",
-        limits: Limits::default(),
+        limits: ProcessLimits::default(),
     }
 }
 
@@ -360,19 +360,19 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    pub fn bytes(&self, channel: Channel) -> &[u8] {
+    pub fn bytes(&self, channel: DataChannel) -> &[u8] {
         self.data.get(&channel.to_u8()).map_or(&[], Vec::as_slice)
     }
 
-    pub fn text(&self, channel: Channel) -> &str {
+    pub fn text(&self, channel: DataChannel) -> &str {
         std::str::from_utf8(self.bytes(channel)).unwrap()
     }
 
     pub fn stdout(&self) -> &str {
-        self.text(Channel::Stdout)
+        self.text(DataChannel::Stdout)
     }
 
-    pub fn exit(&self) -> Exit {
+    pub fn exit(&self) -> ProcessExit {
         match self.end {
             Some(Got::Exited(exit)) => exit,
             ref other => panic!("not an exit: {other:?}"),

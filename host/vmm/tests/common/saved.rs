@@ -5,7 +5,9 @@ use control::{Event, Origin, Request, SaveSpec, Saved, SavedLink, VmSpec};
 use machine::CpuContract;
 use rustix::fs::{MemfdFlags, memfd_create};
 use snapshot_format::{Section, SectionFile, SectionName};
-use snapshot_memory::{Golden, Layer, PAGES_VERSION, TOUCHED, WRITTEN, WorkingSet, encode_pages};
+use snapshot_memory::{
+    BaseMemory, LayerFile, PAGES_VERSION, TOUCHED, WRITTEN, WorkingSet, encode_pages,
+};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -42,10 +44,10 @@ pub(crate) fn save_as(machine: &Machine, ahead: bool) -> (Files, Saved) {
     (Files { memory, state }, saved)
 }
 
-pub(crate) fn golden(layers: Vec<&OwnedFd>) -> Golden {
-    let open = |fd: &OwnedFd| Layer::open(File::from(fd.try_clone().unwrap())).unwrap();
+pub(crate) fn golden(layers: Vec<&OwnedFd>) -> BaseMemory {
+    let open = |fd: &OwnedFd| LayerFile::open(File::from(fd.try_clone().unwrap())).unwrap();
     let layers: Vec<_> = layers.into_iter().map(open).collect();
-    Golden::flatten(MEMORY_PAGES, &layers).unwrap()
+    BaseMemory::merge_layers(MEMORY_PAGES, &layers).unwrap()
 }
 
 pub(crate) fn from(layer: Option<u8>) -> VmSpec {
@@ -61,7 +63,7 @@ pub(crate) fn from(layer: Option<u8>) -> VmSpec {
     }
 }
 
-pub(crate) fn clone(golden: &Golden, files: &Files, layer: Option<&OwnedFd>) -> Machine {
+pub(crate) fn clone(golden: &BaseMemory, files: &Files, layer: Option<&OwnedFd>) -> Machine {
     let (machine, link) = Machine::spawn();
     let mut fds = vec![
         golden.as_fd().try_clone_to_owned().unwrap(),

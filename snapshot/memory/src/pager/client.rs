@@ -1,9 +1,9 @@
 //! The machine's side: giving its memory to the pager, and noticing how that ends.
 
-use super::message::{Attach, Word, wait};
-use super::uffd::{Filler, Happened, PAGE, Placed, create};
-use super::{PagerError, io};
-use crate::dirty::{Pagemap, Range as Pages};
+use super::error::{PagerError, io};
+use super::message::{AttachRequest, PagerStatus, wait};
+use super::uffd::{FillProgress, MemoryEvent, PAGE, PageFiller, create};
+use crate::dirty::{PageRange, Pagemap};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use std::ops::Range;
@@ -14,7 +14,7 @@ const READY_S: i64 = 10;
 
 /// How serving a machine ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Over {
+pub enum PagingEnd {
     /// All of its memory is there.
     Done,
     /// The pager is gone or gave up. Pages are missing for ever; who touches one hangs.
@@ -24,8 +24,8 @@ pub enum Over {
 /// Memory that comes through a pager. Keep it as long as the memory: without its descriptor missing
 /// pages would be zeros.
 #[derive(Debug)]
-pub struct Lazy {
-    filler: Filler,
+pub struct LazyMemory {
+    filler: PageFiller,
     socket: OwnedFd,
     parts: Vec<Range<usize>>,
 }
@@ -38,7 +38,7 @@ pub fn check(device: impl AsFd) -> Result<(), PagerError> {
     create(device.as_fd()).map(drop)
 }
 
-impl Lazy {
+impl LazyMemory {
     /// Gives this process's memory in `parts`, private, anonymous and never touched, to the pager behind
     /// `socket`. `device` is `/dev/userfaultfd`, open; `first` is fetched before the rest.
     ///
@@ -49,7 +49,7 @@ impl Lazy {
         socket: OwnedFd,
         device: impl AsFd,
         parts: &[Range<usize>],
-        first: &[Pages],
+        first: &[PageRange],
     ) -> Result<Self, PagerError> {
         let pagemap =
             Pagemap::open().map_err(|e| io("Looking at memory", e.to_string())(Errno::IO))?;
@@ -64,7 +64,7 @@ impl Lazy {
             }
         }
         let uffd = create(device.as_fd())?;
-        let attach = Attach {
+        let attach = AttachRequest {
             parts: parts
                 .iter()
                 .map(|p| (p.start, (p.len() / PAGE) as u64))
@@ -80,31 +80,31 @@ impl Lazy {
             let text = format!("it was not ready within {READY_S} s");
             return Err(PagerError::GaveUp(text));
         }
-        match Word::receive(&socket)? {
-            Some(Word::Ready) => Ok(Self {
-                filler: Filler::of_this_process(uffd),
+        match PagerStatus::receive(&socket)? {
+            Some(PagerStatus::Ready) => Ok(Self {
+                filler: PageFiller::of_this_process(uffd),
                 socket,
                 parts: parts.to_vec(),
             }),
-            Some(Word::Failed(why)) => Err(PagerError::GaveUp(why)),
-            Some(Word::Done) => Err(PagerError::Message("done before it began".into())),
+            Some(PagerStatus::Failed(why)) => Err(PagerError::GaveUp(why)),
+            Some(PagerStatus::Done) => Err(PagerError::Message("done before it began".into())),
             None => Err(PagerError::GaveUp("it is gone".into())),
         }
     }
 
     /// Waits until all memory is there, or never will be. Touches none of it.
     #[must_use]
-    pub fn wait(&self) -> Over {
-        match Word::receive(&self.socket) {
-            Ok(Some(Word::Done)) => Over::Done,
-            Ok(Some(Word::Failed(why))) => Over::Failed(why),
-            Ok(Some(Word::Ready)) => Over::Failed("it was ready twice".into()),
-            Ok(None) => Over::Failed("it is gone".into()),
-            Err(error) => Over::Failed(error.to_string()),
+    pub fn wait(&self) -> PagingEnd {
+        match PagerStatus::receive(&self.socket) {
+            Ok(Some(PagerStatus::Done)) => PagingEnd::Done,
+            Ok(Some(PagerStatus::Failed(why))) => PagingEnd::Failed(why),
+            Ok(Some(PagerStatus::Ready)) => PagingEnd::Failed("it was ready twice".into()),
+            Ok(None) => PagingEnd::Failed("it is gone".into()),
+            Err(error) => PagingEnd::Failed(error.to_string()),
         }
     }
 
-    /// After [`Over::Done`], for ever: pages that were discarded since are zero when they are touched.
+    /// After [`PagingEnd::Done`], for ever: pages that were discarded since are zero when they are touched.
     ///
     /// # Errors
     /// When that fails: then somebody waits for ever.
@@ -120,14 +120,14 @@ impl Lazy {
                 }
             }
             filler.read(|event| {
-                if let Happened::Fault { address, .. } = event {
+                if let MemoryEvent::Fault { address, .. } = event {
                     waiting.push(address / PAGE * PAGE);
                 }
                 Ok(())
             })?;
             let mut later = Vec::new();
             for page in waiting.drain(..) {
-                if filler.copy(page, &[0; PAGE], false)? != Placed::All {
+                if filler.copy(page, &[0; PAGE], false)? != FillProgress::All {
                     later.push(page);
                 }
             }

@@ -1,10 +1,10 @@
 //! One machine's memory, from its first fault to the last page.
 
-use super::message::{Attach, Job, Word, wait};
-use super::source::Source;
-use super::uffd::{Filler, Happened, PAGE, Placed};
-use super::{PagerError, io};
-use crate::dirty::Range as Pages;
+use super::error::{PagerError, io};
+use super::layer_chain::LayerChain;
+use super::message::{AttachRequest, PagerStatus, PagingJob, wait};
+use super::uffd::{FillProgress, MemoryEvent, PAGE, PageFiller};
+use crate::dirty::PageRange;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::collections::VecDeque;
@@ -27,7 +27,7 @@ const MAX_FAULTS: usize = 1024;
 const WRITTEN: u64 = 1 << 63;
 
 /// Serves a machine until all of its memory is there or it is gone, and tells it how that ended.
-pub(super) fn serve(job: Job) -> Result<(), PagerError> {
+pub(super) fn serve(job: PagingJob) -> Result<(), PagerError> {
     let socket = job.machine;
     let files = job.layers.into_iter().map(File::from).collect();
     let served = begin(&socket, job.pages, files, job.record)
@@ -41,7 +41,7 @@ pub(super) fn serve(job: Job) -> Result<(), PagerError> {
                 why = format!("{why}: {error}");
                 next = error.source();
             }
-            let _ = Word::Failed(why).send(&socket);
+            let _ = PagerStatus::Failed(why).send(&socket);
         }
         Ok(()) => {}
     }
@@ -54,41 +54,41 @@ fn begin(
     pages: u64,
     files: Vec<File>,
     record: Option<OwnedFd>,
-) -> Result<Option<Memory>, PagerError> {
-    let source = Source::open(pages, files)?;
+) -> Result<Option<ServedMemory>, PagerError> {
+    let source = LayerChain::open(pages, files)?;
     if !wait(socket, ATTACH_S)? {
         let text = format!("nothing came within {ATTACH_S} s");
         return Err(PagerError::Message(text));
     }
-    let Some((attach, uffd)) = Attach::receive(socket, pages)? else {
+    let Some((attach, uffd)) = AttachRequest::receive(socket, pages)? else {
         return Ok(None);
     };
     let regions = match record {
         Some(_) => std::iter::once(0..pages).collect(),
         None => source.regions(),
     };
-    let mut memory = Memory {
+    let mut memory = ServedMemory {
         missing: regions.iter().map(|r| r.end - r.start).sum(),
         source,
-        filler: Filler::new(uffd)?,
+        filler: PageFiller::new(uffd)?,
         parts: attach.parts,
         regions,
         first: attach.first.into(),
         streamed: 0,
-        present: Bits::new(pages),
-        discarded: Bits::new(pages),
+        present: PageBitmap::new(pages),
+        discarded: PageBitmap::new(pages),
         faults: VecDeque::new(),
         record: record.map(File::from),
         buffer: vec![0; usize::try_from(BATCH).unwrap_or(0) * PAGE],
     };
     memory.register()?;
-    Word::Ready.send(socket)?;
+    PagerStatus::Ready.send(socket)?;
     Ok(Some(memory))
 }
 
-struct Bits(Vec<u64>);
+struct PageBitmap(Vec<u64>);
 
-impl Bits {
+impl PageBitmap {
     fn new(pages: u64) -> Self {
         Self(vec![0; usize::try_from(pages.div_ceil(64)).unwrap_or(0)])
     }
@@ -111,21 +111,21 @@ impl Bits {
     }
 }
 
-struct Memory {
-    source: Source,
-    filler: Filler,
+struct ServedMemory {
+    source: LayerChain,
+    filler: PageFiller,
     /// Address and pages of each part, in the order of the whole.
     parts: Vec<(usize, u64)>,
     /// What is registered, rising.
     regions: Vec<Range<u64>>,
     /// What is fetched before the rest.
-    first: VecDeque<Pages>,
+    first: VecDeque<PageRange>,
     /// Pages below have been streamed.
     streamed: u64,
     /// Pages that were put in place. They may have gone since: only the kernel knows.
-    present: Bits,
+    present: PageBitmap,
     /// Pages that the machine has given up: zero from then on.
-    discarded: Bits,
+    discarded: PageBitmap,
     /// Registered pages that were never put in place.
     missing: u64,
     faults: VecDeque<(u64, bool)>,
@@ -133,7 +133,7 @@ struct Memory {
     buffer: Vec<u8>,
 }
 
-impl Memory {
+impl ServedMemory {
     fn register(&mut self) -> Result<(), PagerError> {
         for region in &self.regions {
             let mut page = region.start;
@@ -180,7 +180,7 @@ impl Memory {
         loop {
             let busy = self.record.is_none() && self.missing > 0;
             if !busy && self.record.is_none() && self.faults.is_empty() {
-                return Word::Done.send(socket);
+                return PagerStatus::Done.send(socket);
             }
             let limit = (busy || !self.faults.is_empty()).then_some(&nobody);
             let mut ready = [
@@ -217,12 +217,12 @@ impl Memory {
             })?;
             for event in seen {
                 match event {
-                    Happened::Fault { address, write } => {
+                    MemoryEvent::Fault { address, write } => {
                         let foreign = || PagerError::Message(format!("a fault at {address:#x}"));
                         let page = self.page_at(address).ok_or_else(foreign)?;
                         self.faults.push_back((page, write));
                     }
-                    Happened::Discarded(start, end) => self.discard(start, end),
+                    MemoryEvent::Discarded(start, end) => self.discard(start, end),
                 }
             }
             if count == 0 {
@@ -267,7 +267,7 @@ impl Memory {
         if let Some(pages) = self.first.pop_front() {
             let end = pages.end.min(pages.first + BATCH);
             if end < pages.end {
-                self.first.push_front(Pages {
+                self.first.push_front(PageRange {
                     first: end,
                     end: pages.end,
                 });
@@ -343,14 +343,14 @@ impl Memory {
                 None => self.filler.zero(address, bytes)?,
             };
             let done = match placed {
-                Placed::All => end - page,
-                Placed::Some(pages) => pages as u64,
+                FillProgress::All => end - page,
+                FillProgress::Some(pages) => pages as u64,
             };
             for placed in page..page + done {
                 self.missing -= u64::from(self.present.set(placed));
             }
             page += done;
-            if placed != Placed::All {
+            if placed != FillProgress::All {
                 self.read_events()?;
                 if range.end - range.start == 1 {
                     // Somebody may wait for it.
@@ -363,7 +363,7 @@ impl Memory {
     }
 }
 
-impl std::fmt::Debug for Memory {
+impl std::fmt::Debug for ServedMemory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let pages = self.source.pages();
         f.debug_struct("Memory")

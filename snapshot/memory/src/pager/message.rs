@@ -1,8 +1,8 @@
 //! What the service and a machine tell the pager, and what it answers: one packet, one message, all
 //! numbers little-endian, descriptors beside it.
 
-use super::{PagerError, io};
-use crate::dirty::Range;
+use super::error::{PagerError, io};
+use crate::dirty::PageRange;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
@@ -25,11 +25,13 @@ const MAX_REASON: usize = 1024;
 const MAX_PARTS: usize = 4;
 /// Most ranges that are fetched first.
 const MAX_FIRST: usize = 2048;
+/// Most bytes of a machine's name.
+const MAX_NAME: usize = 64;
 const VERSION: u8 = 1;
 
 /// A machine that is to be served.
 #[derive(Debug)]
-pub struct Job {
+pub struct PagingJob {
     /// Its name in the log, at most 64 bytes.
     pub name: String,
     /// Pages of its memory.
@@ -47,14 +49,14 @@ pub struct Job {
 ///
 /// # Errors
 /// [`PagerError::Message`] for what is over a limit, or the socket's error: the pager is gone.
-pub fn send_job(socket: impl AsFd, job: &Job) -> Result<(), PagerError> {
+pub fn send_job(socket: impl AsFd, job: &PagingJob) -> Result<(), PagerError> {
     let mut bytes = vec![VERSION, u8::from(job.record.is_some())];
     bytes.extend_from_slice(&job.pages.to_le_bytes());
     bytes.extend_from_slice(job.name.as_bytes());
     let mut fds = vec![job.machine.as_fd()];
     fds.extend(job.record.as_ref().map(AsFd::as_fd));
     fds.extend(job.layers.iter().map(AsFd::as_fd));
-    if fds.len() > MAX_FDS || job.layers.is_empty() || job.name.len() > 64 {
+    if fds.len() > MAX_FDS || job.layers.is_empty() || job.name.len() > MAX_NAME {
         let text = format!("{} layers and a name {:?}", job.layers.len(), job.name);
         return Err(PagerError::Message(text));
     }
@@ -62,24 +64,24 @@ pub fn send_job(socket: impl AsFd, job: &Job) -> Result<(), PagerError> {
 }
 
 /// The next machine; `None`: the service is gone.
-pub(super) fn receive_job(socket: impl AsFd) -> Result<Option<Job>, PagerError> {
+pub(super) fn receive_job(socket: impl AsFd) -> Result<Option<PagingJob>, PagerError> {
     let Some((bytes, fds)) = receive(socket)? else {
         return Ok(None);
     };
-    let mut reader = Reader(&bytes);
-    let (version, record) = (reader.byte()?, reader.byte()?);
-    check_version(version)?;
-    let pages = reader.number()?;
-    let name = String::from_utf8_lossy(reader.0).into_owned();
+    let JobHeader {
+        record,
+        pages,
+        name,
+    } = JobHeader::decode(&bytes)?;
     let mut fds = fds.into_iter();
     let mut fd = || fds.next().ok_or_else(|| invalid("a descriptor is missing"));
     let machine = fd()?;
-    let record = (record != 0).then(fd).transpose()?;
+    let record = record.then(fd).transpose()?;
     let layers: Vec<_> = fds.collect();
     if layers.is_empty() || layers.len() > MAX_LAYERS {
         return Err(PagerError::Message(format!("{} layers", layers.len())));
     }
-    Ok(Some(Job {
+    Ok(Some(PagingJob {
         name,
         pages,
         machine,
@@ -88,15 +90,42 @@ pub(super) fn receive_job(socket: impl AsFd) -> Result<Option<Job>, PagerError> 
     }))
 }
 
-/// Where a machine's memory lies, and what of it is used soon.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Attach {
-    /// Address and pages of each part, in the order of the whole.
-    pub(super) parts: Vec<(usize, u64)>,
-    pub(super) first: Vec<Range>,
+/// What a [`PagingJob`] says in bytes.
+#[derive(Debug)]
+pub(super) struct JobHeader {
+    record: bool,
+    pages: u64,
+    name: String,
 }
 
-impl Attach {
+impl JobHeader {
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, PagerError> {
+        let mut reader = MessageReader(bytes);
+        check_version(reader.byte()?)?;
+        let record = reader.byte()? != 0;
+        let pages = reader.number()?;
+        if reader.0.len() > MAX_NAME {
+            let text = format!("a name of {} bytes", reader.0.len());
+            return Err(PagerError::Message(text));
+        }
+        let name = String::from_utf8_lossy(reader.0).into_owned();
+        Ok(Self {
+            record,
+            pages,
+            name,
+        })
+    }
+}
+
+/// Where a machine's memory lies, and what of it is used soon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct AttachRequest {
+    /// Address and pages of each part, in the order of the whole.
+    pub(super) parts: Vec<(usize, u64)>,
+    pub(super) first: Vec<PageRange>,
+}
+
+impl AttachRequest {
     pub(super) fn send(&self, socket: impl AsFd, uffd: BorrowedFd<'_>) -> Result<(), PagerError> {
         let mut bytes = vec![VERSION, u8::try_from(self.parts.len()).unwrap_or(u8::MAX)];
         for (address, pages) in &self.parts {
@@ -118,7 +147,15 @@ impl Attach {
         let Some((bytes, fds)) = receive(socket)? else {
             return Ok(None);
         };
-        let mut reader = Reader(&bytes);
+        let attach = Self::decode(&bytes, pages)?;
+        let uffd = fds.into_iter().next();
+        let uffd = uffd.ok_or_else(|| invalid("the userfaultfd is missing"))?;
+        Ok(Some((attach, uffd)))
+    }
+
+    /// Of a memory of `pages` pages.
+    pub(super) fn decode(bytes: &[u8], pages: u64) -> Result<Self, PagerError> {
+        let mut reader = MessageReader(bytes);
         check_version(reader.byte()?)?;
         let count = usize::from(reader.byte()?);
         if count == 0 || count > MAX_PARTS {
@@ -140,7 +177,7 @@ impl Attach {
         }
         let mut first = Vec::new();
         while !reader.0.is_empty() && first.len() < MAX_FIRST {
-            let range = Range {
+            let range = PageRange {
                 first: reader.number()?,
                 end: reader.number()?,
             };
@@ -153,15 +190,13 @@ impl Attach {
             let text = format!("memory of {whole} pages, layers of {pages}");
             return Err(PagerError::Message(text));
         }
-        let uffd = fds.into_iter().next();
-        let uffd = uffd.ok_or_else(|| invalid("the userfaultfd is missing"))?;
-        Ok(Some((Self { parts, first }, uffd)))
+        Ok(Self { parts, first })
     }
 }
 
 /// What the pager tells a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Word {
+pub(super) enum PagerStatus {
     /// Memory may be touched from now on.
     Ready,
     /// All of it is there.
@@ -170,7 +205,7 @@ pub(super) enum Word {
     Failed(String),
 }
 
-impl Word {
+impl PagerStatus {
     pub(super) fn send(&self, socket: impl AsFd) -> Result<(), PagerError> {
         let (kind, text) = match self {
             Self::Ready => (0, ""),
@@ -183,23 +218,25 @@ impl Word {
 
     /// `None`: the pager is gone.
     pub(super) fn receive(socket: impl AsFd) -> Result<Option<Self>, PagerError> {
-        let Some((bytes, _)) = receive(socket)? else {
-            return Ok(None);
-        };
-        let mut reader = Reader(&bytes);
+        let received = receive(socket)?;
+        received.map(|(bytes, _)| Self::decode(&bytes)).transpose()
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, PagerError> {
+        let mut reader = MessageReader(bytes);
         check_version(reader.byte()?)?;
-        Ok(Some(match reader.byte()? {
-            0 => Self::Ready,
-            1 => Self::Done,
-            2 => Self::Failed(String::from_utf8_lossy(reader.0).into_owned()),
-            kind => return Err(PagerError::Message(format!("a word of kind {kind}"))),
-        }))
+        match reader.byte()? {
+            0 => Ok(Self::Ready),
+            1 => Ok(Self::Done),
+            2 => Ok(Self::Failed(String::from_utf8_lossy(reader.0).into_owned())),
+            kind => Err(PagerError::Message(format!("a word of kind {kind}"))),
+        }
     }
 }
 
-struct Reader<'a>(&'a [u8]);
+struct MessageReader<'a>(&'a [u8]);
 
-impl Reader<'_> {
+impl MessageReader<'_> {
     fn byte(&mut self) -> Result<u8, PagerError> {
         let (first, rest) = self
             .0
@@ -321,25 +358,29 @@ mod test {
     #[test]
     fn words_arrive() {
         let (a, b) = pair();
-        for word in [Word::Ready, Word::Done, Word::Failed("no".into())] {
+        for word in [
+            PagerStatus::Ready,
+            PagerStatus::Done,
+            PagerStatus::Failed("no".into()),
+        ] {
             word.send(&a).unwrap();
-            assert_eq!(Word::receive(&b).unwrap(), Some(word));
+            assert_eq!(PagerStatus::receive(&b).unwrap(), Some(word));
         }
         drop(a);
-        assert_eq!(Word::receive(&b).unwrap(), None);
+        assert_eq!(PagerStatus::receive(&b).unwrap(), None);
     }
 
     #[test]
     fn a_memory_that_does_not_fit_is_refused() {
         let said = |parts: &[(usize, u64)], first: &[(u64, u64)]| {
             let (a, b) = pair();
-            let first = first.iter().map(|&(first, end)| Range { first, end });
-            let attach = Attach {
+            let first = first.iter().map(|&(first, end)| PageRange { first, end });
+            let attach = AttachRequest {
                 parts: parts.to_vec(),
                 first: first.collect(),
             };
             attach.send(&a, a.as_fd()).unwrap();
-            Attach::receive(&b, 8).map(|got| got.unwrap().0 == attach)
+            AttachRequest::receive(&b, 8).map(|got| got.unwrap().0 == attach)
         };
         assert!(said(&[(4096, 3), (1 << 20, 5)], &[(0, 8)]).unwrap());
         for (parts, first) in [
@@ -362,8 +403,8 @@ mod test {
             for _ in 0..3 {
                 send(&a, &bytes, &[a.as_fd()]).unwrap();
             }
-            let _ = Attach::receive(&b, 8);
-            let _ = Word::receive(&b);
+            let _ = AttachRequest::receive(&b, 8);
+            let _ = PagerStatus::receive(&b);
             let _ = receive_job(&b);
         }
     }

@@ -24,63 +24,18 @@
 //! Pages arrive write-protected without a handler (`UFFD_FEATURE_WP_ASYNC`): the kernel takes the
 //! protection away at the first write and the page tables then say exactly what differs from the
 //! layers ([`crate::Pagemap::written_ranges`]). For that the memory stays registered after Done; a fault
-//! can then only come of a discard, and [`Lazy::serve_discards`] answers it with zeros.
+//! can then only come of a discard, and [`LazyMemory::serve_discards`] answers it with zeros.
 
 mod client;
+mod error;
+pub(crate) mod fuzz;
+mod layer_chain;
 mod machine;
 mod message;
 mod server;
-mod source;
 mod uffd;
 
-pub use client::{Lazy, Over, check};
-pub use message::{Job, MAX_LAYERS, send_job};
+pub use client::{LazyMemory, PagingEnd, check};
+pub use error::PagerError;
+pub use message::{MAX_LAYERS, PagingJob, send_job};
 pub use server::{MAX_MACHINES, serve};
-
-use crate::error::MemoryError;
-
-/// Why a machine is served no more.
-#[derive(Debug, thiserror::Error)]
-pub enum PagerError {
-    /// A layer cannot be read, or is not what was written.
-    #[error("Layer {number} of {count} is refused")]
-    Layer {
-        /// Its number, 0 is the newest.
-        number: usize,
-        /// Of how many.
-        count: usize,
-        /// Why.
-        source: MemoryError,
-    },
-    /// Words that nobody says.
-    #[error("A message to or from the pager is refused: {0}")]
-    Message(String),
-    /// A system call failed.
-    #[error("{what} ({with})")]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// With which values.
-        with: String,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// The machine is gone, which is no fault.
-    #[error("The machine is gone")]
-    Gone,
-    /// The pager said why it gave up.
-    #[error("The pager gave up: {0}")]
-    GaveUp(String),
-}
-
-pub(crate) fn io<E: Into<std::io::Error>>(
-    what: &'static str,
-    with: impl Into<String>,
-) -> impl FnOnce(E) -> PagerError {
-    let with = with.into();
-    move |source| PagerError::Io {
-        what,
-        with,
-        source: source.into(),
-    }
-}

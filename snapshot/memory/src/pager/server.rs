@@ -1,7 +1,8 @@
 //! The pager process: takes machines from the service and gives each a thread.
 
+use super::error::{PagerError, io};
+use super::machine;
 use super::message::receive_job;
-use super::{PagerError, io, machine};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};

@@ -3,7 +3,7 @@
 //! write-protected.
 #![expect(unsafe_code, reason = "ioctls on addresses of another process")]
 
-use super::{PagerError, io};
+use super::error::{PagerError, io};
 use crate::uffd::{PAGEFAULT_FLAG_WP, WP_ASYNC, prepare};
 use rustix::io::Errno;
 use std::ffi::c_void;
@@ -23,7 +23,7 @@ const COPY_MODE_WP: u64 = 1 << 1;
 const EVENTS: usize = 32;
 
 #[repr(C)]
-struct Copy {
+struct UffdioCopy {
     dst: u64,
     src: u64,
     len: u64,
@@ -32,12 +32,12 @@ struct Copy {
 }
 
 /// What a guest's memory is filled through.
-pub(crate) struct Filler {
+pub(crate) struct PageFiller {
     uffd: Uffd,
     events: EventBuffer,
 }
 
-impl std::fmt::Debug for Filler {
+impl std::fmt::Debug for PageFiller {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Filler").field(&self.uffd).finish()
     }
@@ -45,7 +45,7 @@ impl std::fmt::Debug for Filler {
 
 /// How far an attempt to put pages in place came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Placed {
+pub(crate) enum FillProgress {
     /// All of them are there.
     All,
     /// The first so many are; memory is being discarded: read events and look again.
@@ -54,7 +54,7 @@ pub(crate) enum Placed {
 
 /// What befell the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Happened {
+pub(crate) enum MemoryEvent {
     /// Somebody waits for the page at this address.
     Fault {
         /// Anywhere in it.
@@ -84,7 +84,7 @@ pub(crate) fn create(device: BorrowedFd<'_>) -> Result<OwnedFd, PagerError> {
     Ok(fd)
 }
 
-impl Filler {
+impl PageFiller {
     /// Takes a descriptor, which must be a userfaultfd that does not block.
     pub(crate) fn new(fd: OwnedFd) -> Result<Self, PagerError> {
         let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
@@ -127,9 +127,9 @@ impl Filler {
         start: usize,
         bytes: &[u8],
         clean: bool,
-    ) -> Result<Placed, PagerError> {
+    ) -> Result<FillProgress, PagerError> {
         self.place(start, bytes.len(), |at, len| {
-            let mut copy = Copy {
+            let mut copy = UffdioCopy {
                 dst: at as u64,
                 src: bytes[at - start..].as_ptr().expose_provenance() as u64,
                 len: len as u64,
@@ -146,7 +146,7 @@ impl Filler {
     }
 
     /// Puts the kernel's page of zeros at every page of the range.
-    pub(crate) fn zero(&self, start: usize, len: usize) -> Result<Placed, PagerError> {
+    pub(crate) fn zero(&self, start: usize, len: usize) -> Result<FillProgress, PagerError> {
         self.place(start, len, |at, len| {
             // SAFETY: the target is checked by the kernel to be registered memory of the other process.
             let done = unsafe { self.uffd.zeropage(pointer(at), len, true) };
@@ -166,7 +166,7 @@ impl Filler {
         start: usize,
         len: usize,
         attempt: impl Fn(usize, usize) -> (i64, Option<Errno>),
-    ) -> Result<Placed, PagerError> {
+    ) -> Result<FillProgress, PagerError> {
         let mut done = 0;
         // Each turn places a page, skips one, or leaves.
         while done < len {
@@ -177,7 +177,7 @@ impl Filler {
                 None if placed > 0 => {}
                 // The rest of it says why by itself.
                 Some(Errno::AGAIN) if placed > 0 => {}
-                Some(Errno::AGAIN) => return Ok(Placed::Some(done / PAGE)),
+                Some(Errno::AGAIN) => return Ok(FillProgress::Some(done / PAGE)),
                 Some(Errno::EXIST) => {
                     self.wake(start + done, PAGE)?;
                     done += PAGE;
@@ -192,7 +192,7 @@ impl Filler {
                 }
             }
         }
-        Ok(Placed::All)
+        Ok(FillProgress::All)
     }
 
     /// Wakes whoever waits for a page of the range; if it is not there, they fault again.
@@ -204,19 +204,19 @@ impl Filler {
     /// Hands over what has happened since the last call, as much as one call reads; how many that were.
     pub(crate) fn read(
         &mut self,
-        mut each: impl FnMut(Happened) -> Result<(), PagerError>,
+        mut each: impl FnMut(MemoryEvent) -> Result<(), PagerError>,
     ) -> Result<usize, PagerError> {
         let failed = |e| fault("Reading events", 0, 0, &e);
         let mut count = 0;
         for event in self.uffd.read_events(&mut self.events).map_err(failed)? {
             count += 1;
             match event.map_err(failed)? {
-                Event::Pagefault { addr, rw, .. } => each(Happened::Fault {
+                Event::Pagefault { addr, rw, .. } => each(MemoryEvent::Fault {
                     address: addr.addr(),
                     write: rw == userfaultfd::ReadWrite::Write,
                 })?,
                 Event::Remove { start, end } => {
-                    each(Happened::Discarded(start.addr(), end.addr()))?;
+                    each(MemoryEvent::Discarded(start.addr(), end.addr()))?;
                 }
                 // Not asked for.
                 other => return Err(PagerError::Message(format!("{other:?}"))),
@@ -245,6 +245,6 @@ mod test {
     fn the_numbers_are_the_kernels() {
         let iowr =
             |nr: libc::c_ulong, size: usize| 3 << 30 | (size as libc::c_ulong) << 16 | 0xaa00 | nr;
-        assert_eq!(UFFDIO_COPY, iowr(0x03, size_of::<Copy>()));
+        assert_eq!(UFFDIO_COPY, iowr(0x03, size_of::<UffdioCopy>()));
     }
 }

@@ -8,7 +8,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
-use wire::{Frame, HEADER_LEN, Header, Kind, Message, PROTOCOL_VERSION, Reply, Request};
+use wire::{Frame, FrameHeader, FrameKind, HEADER_LEN, Message, PROTOCOL_VERSION, Reply, Request};
 
 /// What becomes of the answer to a new identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +89,7 @@ fn requests(
     }
     loop {
         let (header, payload) = frame(link)?;
-        let becomes = header.kind == Kind::Open
+        let becomes = header.kind == FrameKind::Open
             && matches!(Request::decode(&payload), Ok(Request::SetIdentity(_)));
         if becomes {
             identity.store(header.stream, SeqCst);
@@ -115,7 +115,7 @@ fn answers(
     }
     loop {
         let (header, payload) = frame(agent)?;
-        if header.kind == Kind::Reply && header.stream == identity.load(SeqCst) {
+        if header.kind == FrameKind::Reply && header.stream == identity.load(SeqCst) {
             match (lie, Reply::decode(&payload)) {
                 (Lie::Wrong, Ok(Reply::Done(generation))) => {
                     let other = Message::Reply(Reply::Done(generation + 1));
@@ -131,10 +131,10 @@ fn answers(
     }
 }
 
-fn frame(from: &mut UnixStream) -> std::io::Result<(Header, Vec<u8>)> {
+fn frame(from: &mut UnixStream) -> std::io::Result<(FrameHeader, Vec<u8>)> {
     let mut head = [0; HEADER_LEN];
     from.read_exact(&mut head)?;
-    let header = Header::decode(&head).map_err(std::io::Error::other)?;
+    let header = FrameHeader::decode(&head).map_err(std::io::Error::other)?;
     let mut payload = vec![0; header.len];
     from.read_exact(&mut payload)?;
     Ok((header, payload))

@@ -11,9 +11,9 @@ use userfaultfd::{RegisterMode, Uffd, UffdBuilder};
 
 /// As long as it lives, page tables tell what was touched.
 #[derive(Debug)]
-pub struct Exact(#[expect(dead_code, reason = "the registration ends with it")] Uffd);
+pub struct TouchTracking(#[expect(dead_code, reason = "the registration ends with it")] Uffd);
 
-impl Exact {
+impl TouchTracking {
     /// For this process's mappings at `parts`, whole pages. What is mapped already is not forgotten.
     ///
     /// # Errors

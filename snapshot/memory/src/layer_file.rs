@@ -7,12 +7,12 @@ use std::os::unix::fs::FileExt;
 
 /// A checked layer file.
 #[derive(Debug)]
-pub struct Layer {
+pub struct LayerFile {
     index: LayerIndex,
     file: File,
 }
 
-impl Layer {
+impl LayerFile {
     /// Reads and checks the index of a layer file.
     ///
     /// # Errors

@@ -7,7 +7,7 @@
 /// that is ever written: a copy maps such a block in one step, and each page elsewhere in a step of its own.
 /// A language's interpreter comes first to fill the gaps, and some of its libraries last, to keep others out
 /// of the last block.
-pub const READ_FIRST: [(&str, u64); 14] = [
+pub const PRIMED_FILES: [(&str, u64); 14] = [
     ("/usr/bin/python3", 8 * MIB),
     ("/usr/bin/perl", 4 * MIB),
     ("/lib64/ld-linux-x86-64.so.2", MIB),

@@ -5,7 +5,7 @@
 //! runs. Then it stands still, and what is its own but no longer protected is copied again.
 #![expect(unsafe_code, reason = "userfaultfd is a system call without a wrapper")]
 
-use crate::dirty::{Pagemap, Range};
+use crate::dirty::{PageRange, Pagemap};
 use crate::error::{MemoryError, io};
 use crate::uffd::{PAGEFAULT_FLAG_WP, WP_ASYNC, prepare};
 use std::ffi::c_void;
@@ -17,13 +17,13 @@ const FLAGS: libc::c_int = libc::O_CLOEXEC | 1;
 
 /// As long as it lives, pages that it has protected tell whether they were written to.
 #[derive(Debug)]
-pub struct Rewritten {
+pub struct WriteTracking {
     #[expect(dead_code, reason = "the registration ends with it")]
     uffd: Uffd,
     mapping: std::ops::Range<usize>,
 }
 
-impl Rewritten {
+impl WriteTracking {
     /// Protects the pages of `mapping`, a private mapping of this process, that it has written to; and says
     /// which they are, as [`Pagemap::dirty_ranges`] does.
     ///
@@ -34,7 +34,7 @@ impl Rewritten {
     pub fn begin(
         mapping: std::ops::Range<usize>,
         pagemap: &Pagemap,
-    ) -> Result<(Self, Vec<Range>), MemoryError> {
+    ) -> Result<(Self, Vec<PageRange>), MemoryError> {
         let failed = |with: String| io("Watching for writes by a userfaultfd", with);
         // SAFETY: the system call takes flags by value and gives a new descriptor.
         let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS) };
@@ -63,7 +63,7 @@ impl Rewritten {
     ///
     /// # Errors
     /// As [`Pagemap::dirty_ranges`].
-    pub fn ranges(&self, pagemap: &Pagemap) -> Result<Vec<Range>, MemoryError> {
+    pub fn ranges(&self, pagemap: &Pagemap) -> Result<Vec<PageRange>, MemoryError> {
         pagemap.unprotected_dirty_ranges(&self.mapping)
     }
 }

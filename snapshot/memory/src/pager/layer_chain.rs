@@ -1,10 +1,10 @@
 //! What a chain of layers says about each page, read and checked.
 
-use super::PagerError;
+use super::error::PagerError;
 use super::uffd::PAGE;
+use crate::base_memory::visible;
 use crate::error::MemoryError;
-use crate::golden::visible;
-use crate::layer::Layer;
+use crate::layer_file::LayerFile;
 use snapshot_format::{LayerIndex, LayerSums, UNIT};
 use std::fs::File;
 use std::ops::Range;
@@ -16,7 +16,7 @@ const MIN_GAP: u64 = 64;
 
 /// A run of pages with data in one layer.
 #[derive(Debug, Clone, Copy)]
-struct Run {
+struct DataRun {
     first: u64,
     end: u64,
     layer: usize,
@@ -24,19 +24,19 @@ struct Run {
 
 /// A machine's whole memory as layer files, newest first. What no layer has is zero.
 #[derive(Debug)]
-pub(crate) struct Source {
-    layers: Vec<Checked>,
-    runs: Vec<Run>,
+pub(crate) struct LayerChain {
+    layers: Vec<CheckedLayer>,
+    runs: Vec<DataRun>,
     pages: u64,
 }
 
 #[derive(Debug)]
-struct Checked {
-    layer: Layer,
+struct CheckedLayer {
+    layer: LayerFile,
     sums: LayerSums,
 }
 
-impl Source {
+impl LayerChain {
     /// Opens layers of a memory of `pages` pages.
     pub(crate) fn open(pages: u64, files: Vec<File>) -> Result<Self, PagerError> {
         let count = files.len();
@@ -48,7 +48,7 @@ impl Source {
                 count,
                 source,
             };
-            let layer = Layer::open(file).map_err(refused)?;
+            let layer = LayerFile::open(file).map_err(refused)?;
             let found = layer.index().units();
             if found != pages {
                 let wanted = pages;
@@ -59,14 +59,14 @@ impl Source {
             layers.push(layer);
         }
         let runs = visible(pages, &layers).into_iter();
-        let runs = runs.map(|(first, units, layer)| Run {
+        let runs = runs.map(|(first, units, layer)| DataRun {
             first,
             end: first + units,
             layer,
         });
         let runs = runs.collect();
         let both = layers.into_iter().zip(opened);
-        let layers = both.map(|(layer, sums)| Checked { layer, sums });
+        let layers = both.map(|(layer, sums)| CheckedLayer { layer, sums });
         Ok(Self {
             layers: layers.collect(),
             runs,
@@ -115,7 +115,7 @@ impl Source {
         bytes: &mut [u8],
     ) -> Result<(), PagerError> {
         let read = || -> Result<(), MemoryError> {
-            let Checked { layer, sums } = &self.layers[layer];
+            let CheckedLayer { layer, sums } = &self.layers[layer];
             let (mut page, mut rest) = (first, bytes);
             while !rest.is_empty() {
                 let found = layer.index().find(page);

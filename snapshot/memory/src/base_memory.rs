@@ -1,7 +1,7 @@
-//! The golden file: a snapshot's whole memory, resident, immutable, and shared by all its clones.
+//! Base memory: a snapshot's whole memory, resident, immutable, and shared by all its clones.
 
 use crate::error::{MemoryError, io};
-use crate::layer::Layer;
+use crate::layer_file::LayerFile;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use snapshot_format::UNIT;
 use std::fs::File;
@@ -14,26 +14,29 @@ const CHUNK: usize = 1 << 20;
 /// A sealed memory file: nobody, this process included, can change it any more. Pages that are all
 /// zeros are holes and take no memory.
 #[derive(Debug)]
-pub struct Golden {
+pub struct BaseMemory {
     file: File,
     pages: u64,
 }
 
-impl Golden {
+impl BaseMemory {
     /// Builds the memory that a chain of layers describes, newest first. What no layer names is
     /// zero.
     ///
     /// # Errors
     /// [`MemoryError::Size`] when the layers are of different machines, or the system's error.
-    pub fn flatten(pages: u64, layers: &[Layer]) -> Result<Self, MemoryError> {
+    pub fn merge_layers(pages: u64, layers: &[LayerFile]) -> Result<Self, MemoryError> {
         if let Some(other) = layers.iter().find(|l| l.index().units() != pages) {
             return Err(MemoryError::Size {
                 found: other.index().units(),
                 wanted: pages,
             });
         }
-        let fd = memfd_create("golden", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-            .map_err(|e| io("Creating a memory file", "golden")(e.into()))?;
+        let fd = memfd_create(
+            "base-memory",
+            MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+        )
+        .map_err(|e| io("Creating a memory file", "base memory")(e.into()))?;
         let file = File::from(fd);
         ftruncate(&file, pages * UNIT)
             .map_err(|e| io("Sizing a memory file", format!("{pages} pages"))(e.into()))?;
@@ -69,7 +72,7 @@ impl Golden {
     }
 }
 
-impl AsFd for Golden {
+impl AsFd for BaseMemory {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
@@ -77,7 +80,7 @@ impl AsFd for Golden {
 
 /// The runs of pages whose bytes come from a layer, with the number of that layer: the newest that
 /// names the page, if it names it with data.
-pub(crate) fn visible(pages: u64, layers: &[Layer]) -> Vec<(u64, u64, usize)> {
+pub(crate) fn visible(pages: u64, layers: &[LayerFile]) -> Vec<(u64, u64, usize)> {
     // From oldest to newest, each layer's extents replace what was visible below them.
     let mut runs: Vec<(u64, u64, Option<usize>)> = Vec::new();
     for (number, layer) in layers.iter().enumerate().rev() {
@@ -91,10 +94,10 @@ pub(crate) fn visible(pages: u64, layers: &[Layer]) -> Vec<(u64, u64, usize)> {
         .collect()
 }
 
-type Run = (u64, u64, Option<usize>);
+type LayerRun = (u64, u64, Option<usize>);
 
 /// `top` over `bottom`, both sorted and free of overlap.
-fn overlay(bottom: &[Run], top: &[Run]) -> Vec<Run> {
+fn overlay(bottom: &[LayerRun], top: &[LayerRun]) -> Vec<LayerRun> {
     let mut out = Vec::with_capacity(bottom.len() + top.len());
     let mut above = top.iter().peekable();
     for &(first, end, layer) in bottom {
@@ -128,7 +131,7 @@ mod test {
     use proptest::prelude::*;
 
     /// Runs over 40 units out of marks: 0 nothing, n + 1 layer n, 9 a zero.
-    fn runs(marks: &[u8]) -> Vec<Run> {
+    fn runs(marks: &[u8]) -> Vec<LayerRun> {
         let kind = |m: u8| (m != 9).then(|| usize::from(m) - 1);
         let named = (0..).zip(marks).filter(|(_, m)| **m != 0);
         named.map(|(i, m)| (i, i + 1, kind(*m))).collect()
