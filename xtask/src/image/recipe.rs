@@ -244,7 +244,7 @@ impl Recipe {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
 
     #[test]

@@ -223,7 +223,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
 
     const BASE: u64 = 0x10_0000;

@@ -164,7 +164,7 @@ fn line(option: &str, value: Option<&str>) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
 
     fn parse(text: &str) -> Result<Fragments> {

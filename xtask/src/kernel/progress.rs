@@ -92,7 +92,7 @@ fn remaining(elapsed: Duration, done: u64, expected: u64) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
 
     #[test]

@@ -94,7 +94,7 @@ fn padding(length: usize) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
 
     #[test]

@@ -102,7 +102,7 @@ pub(super) fn copy(from: &Path, to: &Path, list: impl BufRead) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
 
     #[test]

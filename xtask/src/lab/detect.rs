@@ -71,7 +71,7 @@ fn judge(extension: Option<&str>, exists: bool, open: Result<(), String>) -> Fin
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
 
     #[test]

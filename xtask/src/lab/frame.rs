@@ -138,7 +138,7 @@ pub(super) fn number(payload: &[u8]) -> Result<u32> {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
 
     #[test]

@@ -78,7 +78,7 @@ pub(super) fn name_of(path: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
 
     const DEP: &str = "\

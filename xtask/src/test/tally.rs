@@ -200,7 +200,7 @@ fn number_before(line: &str, word: &str) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
     use std::os::unix::process::ExitStatusExt;
 

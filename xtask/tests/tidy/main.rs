@@ -7,19 +7,27 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "helpers of tests: to panic is to fail")]
 
+mod circles;
+mod exceptions;
 mod graph;
+mod lexer;
 mod licences;
 mod lints;
+mod modules;
+mod names;
 mod source;
+mod style;
 mod text;
 
+use exceptions::Excused;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The workspace's top folder.
+/// The workspace's top folder, or that of another checkout: `$TIDY_TOP`.
 fn top() -> PathBuf {
-    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let top = std::env::var_os("TIDY_TOP").map_or_else(own, PathBuf::from);
     fs::canonicalize(&top).unwrap()
 }
 
@@ -67,6 +75,20 @@ fn walk(dir: &Path, found: &mut Vec<String>) {
             found.push(name);
         }
     }
+}
+
+/// What breaks a rule in files that are not excused, and what excuses a file that does not break
+/// it. `broken` names the file of each.
+fn unless(excused: Excused, broken: Vec<(String, String)>) -> Vec<String> {
+    let mut found: Vec<_> = excused.iter().flat_map(|(_, files)| *files).collect();
+    found.retain(|excused| !broken.iter().any(|(file, _)| file == **excused));
+    let over = found
+        .iter()
+        .map(|file| format!("{file} is excused, and keeps the rule"));
+    let over: Vec<_> = over.collect();
+    let listed = |file: &str| excused.iter().any(|(_, files)| files.contains(&file));
+    let broken = broken.into_iter().filter(|(file, _)| !listed(file));
+    broken.map(|(_, told)| told).chain(over).collect()
 }
 
 /// Fails with all `broken` rules at once.
