@@ -1,8 +1,8 @@
 //! One exec through the whole service, as a client feels it: request sent to exit event read.
 
-use crate::boot::say;
 use crate::counters::{Counters, Counts};
 use crate::engine::timed;
+use crate::output::say;
 use crate::record::Printer;
 use anyhow::{Context, Result, ensure};
 use std::io::Read;

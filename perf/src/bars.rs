@@ -1,7 +1,7 @@
 //! Figures against bars: one line each, and never silence about a bar that was not measured.
 
-use crate::boot::say;
 use crate::definition::{self, Bar};
+use crate::output::say;
 use crate::record::{self, Record};
 use crate::statistics::Summary;
 use anyhow::Result;

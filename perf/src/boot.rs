@@ -4,6 +4,7 @@
 use crate::counters::{Counters, Counts};
 use crate::engine::peer::Peer as _;
 use crate::engine::{Boot, Guest, hatchery, qemu, timed};
+use crate::output::say;
 use crate::record::Printer;
 use crate::{agent::Ran, api};
 use anyhow::{Context, Result, ensure};
@@ -272,9 +273,4 @@ fn work(figures: &Figures, unit: &str) {
             w.counts.vm_exits / mib.max(1),
         ));
     }
-}
-
-#[expect(clippy::print_stdout, reason = "the report is this program's output")]
-pub(crate) fn say(line: &str) {
-    println!("{line}");
 }

@@ -6,10 +6,10 @@
 //! husks that have waited a while, as they do in a pool; the others of such that are claimed at once.
 
 use crate::agent::Ran;
-use crate::boot::say;
 use crate::counters::{Counters, Counts};
 use crate::engine::hatchery::{Husk, Saved, Vm};
 use crate::engine::{Guest, timed};
+use crate::output::say;
 use crate::record::Printer;
 use anyhow::{Context, Result, ensure};
 use snapshot_memory::Range;

@@ -1,7 +1,7 @@
 //! What a machine is, and what it has left.
 
 use crate::processes::{self, stat_fields};
-use crate::record::{COUNTED, UNCOUNTED};
+use crate::record::{BASELINE, COUNTED, UNCOUNTED};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -79,7 +79,7 @@ pub(crate) fn description(place: &str, program: &Path, commit: &str) -> Result<D
 /// Every description in a folder.
 pub(crate) fn descriptions(folder: &Path) -> Result<Vec<Description>> {
     let mut found = Vec::new();
-    for place in ["floor", COUNTED, UNCOUNTED, "metal"] {
+    for place in [BASELINE, COUNTED, UNCOUNTED, "metal"] {
         let path = folder.join(format!("machine-{place}.json"));
         if let Ok(text) = fs::read_to_string(&path) {
             let description = serde_json::from_str(&text);

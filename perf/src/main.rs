@@ -11,12 +11,14 @@ mod api;
 mod bars;
 mod boot;
 mod clone;
+mod compare;
 mod counters;
 mod definition;
 mod engine;
 mod floor;
 mod host;
 mod http;
+mod output;
 mod processes;
 mod record;
 mod report;
@@ -49,6 +51,8 @@ enum Command {
     Service(service::Args),
     /// What was measured, against the bars
     Bars(bars::Args),
+    /// Two sets of records, figure by figure
+    Compare(compare::CompareArgs),
     /// What was measured, as a page of HTML and one of Markdown
     Report(report::Args),
 }
@@ -61,6 +65,7 @@ fn main() -> ExitCode {
         Command::Floor(args) => floor::run(&args),
         Command::Service(args) => service::run(&args),
         Command::Bars(args) => bars::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Report(args) => report::run(&args),
     };
     result.unwrap_or_else(|error| {

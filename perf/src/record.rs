@@ -15,6 +15,8 @@ pub(crate) const SCHEMA: u32 = 1;
 pub(crate) const COUNTED: &str = "lab";
 /// An emulated host whose clock does not: its times are good for ratios only.
 pub(crate) const UNCOUNTED: &str = "lab-wall";
+/// Bare guests on a machine's own KVM, in real time.
+pub(crate) const BASELINE: &str = "floor";
 /// What record files end with.
 const EXTENSION: &str = "jsonl";
 /// Most bytes of a record file that are read.
@@ -186,9 +188,19 @@ impl Printer {
         };
         *number += 1;
         if let Ok(json) = serde_json::to_string(&record) {
-            crate::boot::say(&format!("record: {json}"));
+            crate::output::say(&format!("record: {json}"));
         }
     }
+}
+
+/// Every record of a folder, or of one file.
+pub(crate) fn read(path: &Path) -> Result<Vec<Record>> {
+    if path.is_dir() {
+        return read_folder(path);
+    }
+    let mut records = Vec::new();
+    read_file(path, &mut records).with_context(|| format!("Reading {}", path.display()))?;
+    Ok(records)
 }
 
 /// Every record of a folder, files in the order of their names.

@@ -6,9 +6,9 @@ mod phases;
 mod plot;
 
 use crate::bars::{self, Judged, human};
-use crate::boot::say;
 use crate::definition::{self, OURS};
 use crate::host::{self, Description};
+use crate::output::say;
 use crate::record::{self, COUNTED, Record, UNCOUNTED};
 use crate::statistics::{Statistic, Summary};
 use anyhow::{Context, Result, ensure};

@@ -4,7 +4,6 @@
 //! What is compared are VM processes alone, without a service in front of any of them.
 
 use crate::agent::{Agent, Ran};
-use crate::boot::say;
 use crate::clone::{POOLED, claim, entropy, template};
 use crate::counters::Counters;
 use crate::engine::cloud_hypervisor::CloudHypervisor;
@@ -13,6 +12,7 @@ use crate::engine::hatchery::{self, Husk, Saved};
 use crate::engine::peer::{Machine, Peer};
 use crate::engine::qemu::Qemu;
 use crate::engine::{Guest, now_ns, timed};
+use crate::output::say;
 use crate::record::{Printer, Sample};
 use anyhow::{Context, Result, ensure};
 use std::io::{Read, Write};

@@ -10,7 +10,7 @@ mod results;
 use crate::lab::Options;
 use anyhow::{Result, ensure};
 use clap::Subcommand;
-use floor::Programs;
+use floor::{Programs, Reader};
 use lab::{Bench, Part};
 use results::Results;
 use std::os::unix::process::ExitStatusExt;
@@ -53,6 +53,17 @@ enum What {
         /// Judge the records of this folder instead of measuring
         #[arg(long)]
         results: Option<PathBuf>,
+    },
+    /// Two sets of records, figure by figure: names what got worse and better, and fails if something
+    /// that is counted did
+    Compare {
+        /// A folder of records (such as `bench/latest`), or one file of them
+        old: PathBuf,
+        /// What is held against it
+        new: PathBuf,
+        /// So many per cent worse is still good
+        #[arg(long, default_value = "2", value_name = "PERCENT")]
+        limit: String,
     },
     /// Everything that this machine and its lab can measure, and the report; fails if a bar is missed
     All {
@@ -131,7 +142,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             let programs = Programs::ensure()?;
             let results = Results::create()?;
             programs.floor(&results, only)?;
-            programs.bars(&results.dir)
+            programs.reader.bars(&results.dir)
         }
         What::Lab {
             only,
@@ -142,8 +153,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             let programs = Programs::ensure()?;
             let results = Results::create()?;
             let failed = in_labs(&results, only, (!wall, !counted), peers)?;
-            programs.report(&results.dir)?;
-            programs.bars(&results.dir)?;
+            programs.reader.report(&results.dir)?;
+            programs.reader.bars(&results.dir)?;
             Ok(if failed.is_empty() {
                 ExitCode::SUCCESS
             } else {
@@ -152,8 +163,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         }
         What::All { peers } => all(peers),
         What::Bars { results: None } => all(&Peers::default()),
-        What::Report { results } => Programs::ensure()?.report(results),
-        What::Bars { results: Some(dir) } => Programs::ensure()?.bars(dir),
+        What::Report { results } => Reader::ensure()?.report(results),
+        What::Bars { results: Some(dir) } => Reader::ensure()?.bars(dir),
+        What::Compare { old, new, limit } => Reader::ensure()?.compare(old, new, limit),
         &What::Boot {
             samples,
             no_peer,
@@ -185,8 +197,8 @@ fn all(peers: &Peers) -> Result<ExitCode> {
     if floor != ExitCode::SUCCESS {
         failed.push("floor".into());
     }
-    programs.report(&results.dir)?;
-    let bars = programs.bars(&results.dir)?;
+    programs.reader.report(&results.dir)?;
+    let bars = programs.reader.bars(&results.dir)?;
     eprintln!("bench: {:.0} minutes", begin.elapsed().as_secs_f64() / 60.0);
     ensure!(failed.is_empty(), "These failed: {}", failed.join(", "));
     Ok(bars)

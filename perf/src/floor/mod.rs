@@ -7,17 +7,16 @@ mod life;
 mod process;
 mod wide;
 
-use crate::boot::say;
 use crate::definition::{self, Kind, Scenario};
 use crate::host;
-use crate::record::{Recorder, Sample};
+use crate::output::say;
+use crate::record::{BASELINE, Recorder, Sample};
 use anyhow::{Context as _, Result};
 use guest::{Bare, Then, Waiting};
 use life::Pool;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const PLACE: &str = "floor";
 const ENGINE: &str = "hatchery";
 
 #[derive(clap::Args)]
@@ -56,8 +55,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         .write(true)
         .open("/dev/kvm")
         .context("The floor needs /dev/kvm")?;
-    let mut recorder = Recorder::create(&args.out, PLACE, PLACE)?;
-    host::describe(&args.out, PLACE, &args.program, &args.commit)?;
+    let mut recorder = Recorder::create(&args.out, BASELINE, BASELINE)?;
+    host::describe(&args.out, BASELINE, &args.program, &args.commit)?;
     let context = Context {
         waiting: Waiting::save(&args.program).context("Making the bare guest's snapshot")?,
         program: args.program.clone(),

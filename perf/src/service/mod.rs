@@ -9,8 +9,8 @@ mod density;
 mod meter;
 mod server;
 
-use crate::boot::say;
 use crate::definition::{self, LabKind, LabScenario};
+use crate::output::say;
 use crate::record::{Printer, Sample};
 use crate::{host, record};
 use anyhow::{Context as _, Result};

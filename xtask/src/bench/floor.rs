@@ -8,8 +8,14 @@ use std::process::{Command, ExitCode};
 
 /// The programs that the floor needs, built.
 pub(super) struct Programs {
-    barometer: PathBuf,
+    /// Reads what was measured.
+    pub(super) reader: Reader,
     vmm: PathBuf,
+}
+
+/// The barometer as a reader of records.
+pub(super) struct Reader {
+    program: PathBuf,
 }
 
 impl Programs {
@@ -17,16 +23,17 @@ impl Programs {
     pub(super) fn ensure() -> Result<Self> {
         dist::cargo(&["--release", "-p", "vmm", "-p", "perf"])?;
         let built = dist::target_dir().join("release");
+        let program = built.join("barometer");
         Ok(Self {
-            barometer: built.join("barometer"),
+            reader: Reader { program },
             vmm: built.join("hatchery-vmm"),
         })
     }
 
     /// Measures bare guests into `results`.
     pub(super) fn floor(&self, results: &Results, only: &[String]) -> Result<ExitCode> {
-        let mut command = Command::new(&self.barometer);
-        command.arg("floor").arg("--program").arg(&self.vmm);
+        let mut command = self.reader.command("floor");
+        command.arg("--program").arg(&self.vmm);
         command.arg("--out").arg(&results.dir);
         command.args(["--commit", &results.commit]);
         if !only.is_empty() {
@@ -34,19 +41,36 @@ impl Programs {
         }
         run(&mut command)
     }
+}
+
+impl Reader {
+    /// Builds it, quickly: it measures nothing.
+    pub(super) fn ensure() -> Result<Self> {
+        dist::cargo(&["-p", "perf"])?;
+        let program = dist::target_dir().join("debug/barometer");
+        Ok(Self { program })
+    }
+
+    fn command(&self, what: &str) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg(what);
+        command
+    }
 
     /// Writes the pages.
     pub(super) fn report(&self, folder: &Path) -> Result<ExitCode> {
-        run(Command::new(&self.barometer)
-            .args(["report", "--results"])
-            .arg(folder))
+        run(self.command("report").arg("--results").arg(folder))
     }
 
     /// Says what became of the bars.
     pub(super) fn bars(&self, folder: &Path) -> Result<ExitCode> {
-        run(Command::new(&self.barometer)
-            .args(["bars", "--results"])
-            .arg(folder))
+        run(self.command("bars").arg("--results").arg(folder))
+    }
+
+    /// Holds one set of records against another.
+    pub(super) fn compare(&self, old: &Path, new: &Path, limit: &str) -> Result<ExitCode> {
+        let mut command = self.command("compare");
+        run(command.arg(old).arg(new).args(["--limit", limit]))
     }
 }
 

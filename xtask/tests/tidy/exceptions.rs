@@ -92,15 +92,12 @@ pub(crate) const CIRCLES: Excused = &[
     (
         "contexts of benchmark parts get files of their own",
         &[
-            "perf/src/api.rs",
-            "perf/src/boot.rs",
             "perf/src/floor/cycle.rs",
             "perf/src/floor/guest.rs",
             "perf/src/floor/life.rs",
             "perf/src/floor/mod.rs",
             "perf/src/floor/process.rs",
             "perf/src/floor/wide.rs",
-            "perf/src/record.rs",
             "perf/src/report.rs",
             "perf/src/report/density.rs",
             "perf/src/report/phases.rs",
