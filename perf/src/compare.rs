@@ -6,7 +6,7 @@
 use crate::output::say;
 use crate::record::{self, COUNTED, Record};
 use crate::statistics::{Statistic, Summary};
-use crate::{bars::human, definition::OURS};
+use crate::{definition::OURS, targets::human};
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

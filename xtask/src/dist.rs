@@ -51,7 +51,12 @@ impl Dist {
         )?;
         cargo(&["--profile", "agent", "-p", "guest-agent"])?;
         let built = target_dir();
-        for name in ["hatchery", "hatchery-vmm", "hatchery-pager", "barometer"] {
+        for name in [
+            "hatchery",
+            "hatchery-vmm",
+            "hatchery-pager",
+            "hatchery-bench",
+        ] {
             install(&built.join("release").join(name), &dir.join(name))?;
         }
         install(

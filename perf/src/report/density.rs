@@ -1,8 +1,8 @@
 //! What each of many sandboxes takes, over how many there are.
 
-use super::Table;
-use crate::bars::human;
+use super::table::FigureTable;
 use crate::statistics::Statistic;
+use crate::targets::human;
 use std::fmt::Write as _;
 
 const WIDTH: u64 = 480;
@@ -10,8 +10,8 @@ const HEIGHT: u64 = 180;
 const LEFT: u64 = 75;
 
 /// The curve of a place, as SVG; nothing with fewer than two numbers of sandboxes.
-pub(super) fn curve(tables: &[Table], place: &str) -> String {
-    let get = |table: &Table, name: &str| {
+pub(super) fn curve(tables: &[FigureTable], place: &str) -> String {
+    let get = |table: &FigureTable, name: &str| {
         let found = table.values.iter().find(|(n, _)| n == name);
         found.and_then(|(_, summary)| summary.get(Statistic::P50))
     };
@@ -54,7 +54,7 @@ pub(super) fn curve(tables: &[Table], place: &str) -> String {
     }
     let _ = writeln!(
         text,
-        "<path d=\"{path}\" fill=\"none\" stroke=\"#06c\" stroke-width=\"2\"/><text x=\"{}\" y=\"{}\">sandboxes at once; MemAvailable of each, and the bar</text></svg>",
+        "<path d=\"{path}\" fill=\"none\" stroke=\"#06c\" stroke-width=\"2\"/><text x=\"{}\" y=\"{}\">sandboxes at once; MemAvailable of each, and the target</text></svg>",
         LEFT,
         HEIGHT + 42
     );

@@ -1,9 +1,9 @@
 //! Where the time of a creation goes: a bar for each scenario and engine, a piece for each step.
 
-use super::Table;
 use super::plot::escape;
-use crate::bars::human;
+use super::table::FigureTable;
 use crate::statistics::Statistic;
+use crate::targets::human;
 use std::fmt::Write as _;
 
 /// The steps that are known, in the order in which they happen, and their colours.
@@ -27,11 +27,11 @@ const LEFT: u64 = 260;
 const ROW: u64 = 24;
 
 /// One bar: its name, and its pieces' places in [`STEPS`] with their figures.
-type Bar = (String, Vec<(usize, u64)>);
+type PhaseBar = (String, Vec<(usize, u64)>);
 
 /// The bars of a place, as SVG; nothing if no scenario there has steps.
-pub(super) fn bars(tables: &[Table], place: &str) -> String {
-    let bars: Vec<Bar> = tables
+pub(super) fn bars(tables: &[FigureTable], place: &str) -> String {
+    let bars: Vec<PhaseBar> = tables
         .iter()
         .filter(|t| t.place == place)
         .filter_map(bar)
@@ -100,7 +100,7 @@ fn unit(place: &str) -> &'static str {
 }
 
 /// A table's medians of its steps, the command last.
-fn bar(table: &Table) -> Option<Bar> {
+fn bar(table: &FigureTable) -> Option<PhaseBar> {
     let unit = unit(&table.place);
     let piece = |(place, (step, _)): (usize, &(&str, &str))| {
         let names = [format!("step_{step}{unit}"), format!("{step}{unit}")];

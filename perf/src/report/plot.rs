@@ -1,7 +1,7 @@
 //! A distribution as a picture: how many samples took at most how long.
 
-use crate::bars::human;
 use crate::statistics::Summary;
+use crate::targets::human;
 use std::fmt::Write as _;
 
 const WIDTH: u64 = 480;

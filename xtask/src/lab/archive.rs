@@ -13,12 +13,12 @@ const REGULAR: u32 = 0o100_000;
 const SYMLINK: u32 = 0o120_000;
 
 /// An archive in the making.
-pub(super) struct Archive<W: Write> {
+pub(super) struct CpioArchive<W: Write> {
     to: W,
     entries: u32,
 }
 
-impl<W: Write> Archive<W> {
+impl<W: Write> CpioArchive<W> {
     /// An empty archive.
     pub(super) fn new(to: W) -> Self {
         Self { to, entries: 0 }
@@ -99,7 +99,7 @@ mod test {
 
     #[test]
     fn an_archive_has_aligned_entries_and_an_end() {
-        let mut archive = Archive::new(Vec::new());
+        let mut archive = CpioArchive::new(Vec::new());
         archive.folder("bin").unwrap();
         archive.file("bin/x", 0o755, b"12345").unwrap();
         archive.link("bin/y", "x").unwrap();

@@ -13,7 +13,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 const PINS: u64 = 24;
 
 /// Keeps the machine while it lives.
-pub(super) struct Held {
+pub(super) struct HeldLab {
     _vcpu: VcpuFd,
     _machine: VmFd,
 }
@@ -22,7 +22,7 @@ pub(super) struct Held {
 ///
 /// # Errors
 /// What KVM says; the lab works without, less reliably.
-pub(super) fn machine() -> Result<Held> {
+pub(super) fn machine() -> Result<HeldLab> {
     let machine = Kvm::new()
         .context("Opening /dev/kvm")?
         .create_vm()
@@ -36,7 +36,7 @@ pub(super) fn machine() -> Result<Held> {
         .enable_cap(&split)
         .context("KVM_CAP_SPLIT_IRQCHIP")?;
     let vcpu = machine.create_vcpu(0).context("KVM_CREATE_VCPU")?;
-    Ok(Held {
+    Ok(HeldLab {
         _vcpu: vcpu,
         _machine: machine,
     })

@@ -90,25 +90,6 @@ pub(crate) const CIRCLES: Excused = &[
         ],
     ),
     (
-        "contexts of benchmark parts get files of their own",
-        &[
-            "perf/src/floor/cycle.rs",
-            "perf/src/floor/guest.rs",
-            "perf/src/floor/life.rs",
-            "perf/src/floor/mod.rs",
-            "perf/src/floor/process.rs",
-            "perf/src/floor/wide.rs",
-            "perf/src/report.rs",
-            "perf/src/report/density.rs",
-            "perf/src/report/phases.rs",
-            "perf/src/service/branch.rs",
-            "perf/src/service/create.rs",
-            "perf/src/service/cycles.rs",
-            "perf/src/service/density.rs",
-            "perf/src/service/mod.rs",
-        ],
-    ),
-    (
         "the fuzz entries leave `lib.rs`; `fresh` its own file",
         &[
             "snapshot/format/src/layer.rs",
@@ -117,18 +98,6 @@ pub(crate) const CIRCLES: Excused = &[
             "snapshot/format/src/sums.rs",
             "snapshot/store/src/blob.rs",
             "snapshot/store/src/store.rs",
-        ],
-    ),
-    (
-        "what all stages share gets files of its own",
-        &[
-            "xtask/src/bench.rs",
-            "xtask/src/bench/floor.rs",
-            "xtask/src/bench/lab.rs",
-            "xtask/src/sdk.rs",
-            "xtask/src/test.rs",
-            "xtask/src/test/e2e.rs",
-            "xtask/src/test/server.rs",
         ],
     ),
 ];

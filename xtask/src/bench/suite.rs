@@ -1,38 +1,39 @@
-//! The floor and the judgement: the barometer on this machine itself.
+//! The benchmark suite on this machine itself: the bare-guest baseline, and whatever reads records.
 
-use super::results::Results;
+use super::results::ResultsFolder;
+use super::status::exit_code;
 use crate::dist;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-/// The programs that the floor needs, built.
-pub(super) struct Programs {
+/// The programs that the baseline needs, built.
+pub(super) struct SuitePrograms {
     /// Reads what was measured.
-    pub(super) reader: Reader,
+    pub(super) reader: RecordReader,
     vmm: PathBuf,
 }
 
-/// The barometer as a reader of records.
-pub(super) struct Reader {
+/// The suite's program as a reader of records.
+pub(super) struct RecordReader {
     program: PathBuf,
 }
 
-impl Programs {
+impl SuitePrograms {
     /// Builds them as a release has them.
     pub(super) fn ensure() -> Result<Self> {
         dist::cargo(&["--release", "-p", "vmm", "-p", "perf"])?;
         let built = dist::target_dir().join("release");
-        let program = built.join("barometer");
+        let program = built.join("hatchery-bench");
         Ok(Self {
-            reader: Reader { program },
+            reader: RecordReader { program },
             vmm: built.join("hatchery-vmm"),
         })
     }
 
     /// Measures bare guests into `results`.
-    pub(super) fn floor(&self, results: &Results, only: &[String]) -> Result<ExitCode> {
-        let mut command = self.reader.command("floor");
+    pub(super) fn baseline(&self, results: &ResultsFolder, only: &[String]) -> Result<ExitCode> {
+        let mut command = self.reader.command("baseline");
         command.arg("--program").arg(&self.vmm);
         command.arg("--out").arg(&results.dir);
         command.args(["--commit", &results.commit]);
@@ -43,11 +44,11 @@ impl Programs {
     }
 }
 
-impl Reader {
+impl RecordReader {
     /// Builds it, quickly: it measures nothing.
     pub(super) fn ensure() -> Result<Self> {
         dist::cargo(&["-p", "perf"])?;
-        let program = dist::target_dir().join("debug/barometer");
+        let program = dist::target_dir().join("debug/hatchery-bench");
         Ok(Self { program })
     }
 
@@ -62,9 +63,9 @@ impl Reader {
         run(self.command("report").arg("--results").arg(folder))
     }
 
-    /// Says what became of the bars.
-    pub(super) fn bars(&self, folder: &Path) -> Result<ExitCode> {
-        run(self.command("bars").arg("--results").arg(folder))
+    /// Says what became of the targets.
+    pub(super) fn targets(&self, folder: &Path) -> Result<ExitCode> {
+        run(self.command("targets").arg("--results").arg(folder))
     }
 
     /// Holds one set of records against another.
@@ -79,5 +80,5 @@ fn run(command: &mut Command) -> Result<ExitCode> {
     let status = command
         .status()
         .with_context(|| format!("Running {}", command.get_program().display()))?;
-    Ok(super::exit_code(status))
+    Ok(exit_code(status))
 }

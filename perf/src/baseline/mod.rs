@@ -1,26 +1,30 @@
-//! The floor: what the VM process itself costs, with guests of a few instructions on this
+//! The bare-guest baseline: what the VM process itself costs, with guests of a few instructions on this
 //! machine's own /dev/kvm. Real time, real kernel objects, no Linux in the guest.
 
+mod context;
 mod cycle;
 mod guest;
 mod life;
 mod process;
+mod saved;
 mod wide;
 
-use crate::definition::{self, Kind, Scenario};
+use crate::definition::{self, BaselineKind, BaselineScenario};
 use crate::host;
 use crate::output::say;
-use crate::record::{BASELINE, Recorder, Sample};
+use crate::record::{BASELINE, RecordFile, Sample};
 use anyhow::{Context as _, Result};
-use guest::{Bare, Then, Waiting};
-use life::Pool;
+use context::BaselineContext;
+use guest::{AfterAnswer, BareGuest};
+use life::WarmPool;
+use saved::SavedGuest;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 const ENGINE: &str = "hatchery";
 
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct BaselineArgs {
     /// The VM process's program
     #[arg(long)]
     program: PathBuf,
@@ -41,29 +45,23 @@ pub(crate) struct Args {
     commit: String,
 }
 
-/// What every scenario needs.
-pub(crate) struct Context {
-    program: PathBuf,
-    waiting: Waiting,
-    cycles: Option<u64>,
-}
-
-pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let definitions = definition::floor(args.definitions.as_deref())?;
+pub(crate) fn run(args: &BaselineArgs) -> Result<ExitCode> {
+    let definitions = definition::baseline(args.definitions.as_deref())?;
     std::fs::File::options()
         .read(true)
         .write(true)
         .open("/dev/kvm")
-        .context("The floor needs /dev/kvm")?;
-    let mut recorder = Recorder::create(&args.out, BASELINE, BASELINE)?;
+        .context("The baseline needs /dev/kvm")?;
+    let mut recorder = RecordFile::create(&args.out, BASELINE, BASELINE)?;
     host::describe(&args.out, BASELINE, &args.program, &args.commit)?;
-    let context = Context {
-        waiting: Waiting::save(&args.program).context("Making the bare guest's snapshot")?,
+    let context = BaselineContext {
+        waiting: SavedGuest::save(&args.program).context("Making the bare guest's snapshot")?,
         program: args.program.clone(),
         cycles: args.cycles,
+        scratch: tempfile::tempdir().context("Making a folder for scratch files")?,
     };
-    let wanted = |s: &&Scenario| args.only.is_empty() || args.only.contains(&s.name);
-    let scenarios: Vec<&Scenario> = definitions.scenario.iter().filter(wanted).collect();
+    let wanted = |s: &&BaselineScenario| args.only.is_empty() || args.only.contains(&s.name);
+    let scenarios: Vec<&BaselineScenario> = definitions.scenario.iter().filter(wanted).collect();
     for group in scenarios.chunk_by(|a, b| a.group == b.group) {
         run_group(&context, group, &mut recorder)?;
     }
@@ -72,14 +70,18 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// Lets scenarios take turns until each has its samples, or nothing comes of any of them.
-fn run_group(context: &Context, group: &[&Scenario], recorder: &mut Recorder) -> Result<()> {
+fn run_group(
+    context: &BaselineContext,
+    group: &[&BaselineScenario],
+    recorder: &mut RecordFile,
+) -> Result<()> {
     let mut runners = Vec::new();
     for scenario in group {
         eprintln!(
             "{}: {} ({} samples)",
             scenario.name, scenario.does, scenario.samples
         );
-        let runner = Runner::prepare(context, scenario.kind)
+        let runner = ScenarioRunner::prepare(context, scenario.kind)
             .with_context(|| format!("Preparing {}", scenario.name))?;
         runners.push((*scenario, runner));
     }
@@ -100,49 +102,53 @@ fn run_group(context: &Context, group: &[&Scenario], recorder: &mut Recorder) ->
 }
 
 /// A scenario that stands ready to give samples.
-enum Runner {
+enum ScenarioRunner {
     Boot,
-    Claim(Pool),
-    /// The rest needs nothing but a golden file.
-    Of(Kind, Bare),
+    Claim(WarmPool),
+    /// The rest needs nothing but base memory.
+    Of(BaselineKind, BareGuest),
 }
 
-impl Runner {
-    fn prepare(context: &Context, kind: Kind) -> Result<Self> {
+impl ScenarioRunner {
+    fn prepare(context: &BaselineContext, kind: BaselineKind) -> Result<Self> {
         Ok(match kind {
-            Kind::Boot => Self::Boot,
-            Kind::Claim { pool } => Self::Claim(Pool::fill(context, pool)?),
-            Kind::Save { pages } | Kind::Reset { pages } => {
-                Self::Of(kind, context.waiting.golden(pages, Then::Wait)?)
+            BaselineKind::Boot => Self::Boot,
+            BaselineKind::Claim { pool } => Self::Claim(WarmPool::fill(context, pool)?),
+            BaselineKind::Save { pages } | BaselineKind::Reset { pages } => {
+                Self::Of(kind, context.waiting.base_memory(pages, AfterAnswer::Wait)?)
             }
-            _ => Self::Of(kind, wide::golden(context)?),
+            _ => Self::Of(kind, wide::base_memory(context)?),
         })
     }
 
     /// One round's samples.
-    fn samples(&mut self, context: &Context) -> Result<Vec<Result<Sample>>> {
+    fn samples(&mut self, context: &BaselineContext) -> Result<Vec<Result<Sample>>> {
         let one = match self {
             Self::Boot => life::boot(context),
             Self::Claim(pool) => pool.claim(context),
             Self::Of(kind, bare) => match *kind {
-                Kind::Boot | Kind::Claim { .. } => unreachable!("prepared otherwise"),
-                Kind::Build => life::build(context, bare),
-                Kind::Kill => wide::kill(context, bare),
-                Kind::Reap { count } => wide::reap(context, bare, count),
-                Kind::Husks { count } => wide::husks(context, bare, count),
-                Kind::Save { .. } => life::save(context, bare),
-                Kind::Reset { .. } => life::reset(context, bare),
-                Kind::Closed { workers, seconds } => cycle::closed(context, bare, workers, seconds),
-                Kind::Growth { cycles, workers } => {
+                BaselineKind::Boot | BaselineKind::Claim { .. } => {
+                    unreachable!("prepared otherwise")
+                }
+                BaselineKind::Build => life::build(context, bare),
+                BaselineKind::Kill => wide::kill(context, bare),
+                BaselineKind::Reap { count } => wide::reap(context, bare, count),
+                BaselineKind::WarmVms { count } => wide::warm_vms(context, bare, count),
+                BaselineKind::Save { .. } => life::save(context, bare),
+                BaselineKind::Reset { .. } => life::reset(context, bare),
+                BaselineKind::Closed { workers, seconds } => {
+                    cycle::closed(context, bare, workers, seconds)
+                }
+                BaselineKind::Growth { cycles, workers } => {
                     let cycles = context.cycles.unwrap_or(cycles);
                     cycle::growth(context, bare, workers, cycles)
                 }
-                Kind::Open {
+                BaselineKind::Open {
                     per_s,
                     seconds,
                     workers,
                 } => {
-                    let load = cycle::Load {
+                    let load = cycle::OpenLoad {
                         per_s,
                         seconds,
                         workers,
