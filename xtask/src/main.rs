@@ -4,6 +4,7 @@
 
 mod bench;
 mod cache;
+mod check;
 mod deps;
 mod dist;
 mod image;
@@ -31,6 +32,8 @@ struct XtaskArgs {
 enum XtaskCommand {
     /// From nothing to a running server, checked with the published E2B SDK
     Up(up::UpArgs),
+    /// Format, lints, the house's rules and documentation, within a minute
+    Check,
     /// Everything that must pass, ending in a count
     Test(test::TestArgs),
     /// Measure, and compare with the targets
@@ -46,6 +49,7 @@ enum XtaskCommand {
 fn main() -> ExitCode {
     let result = match XtaskArgs::parse().command {
         XtaskCommand::Up(args) => up::run(&args),
+        XtaskCommand::Check => check::run(),
         XtaskCommand::Test(args) => test::run(&args),
         XtaskCommand::Bench(args) => bench::run(&args),
         XtaskCommand::Kernel(args) => kernel::run(&args),

@@ -50,7 +50,7 @@ pub(crate) const TIDY: TestStage = TestStage {
 };
 
 /// Packages whose documentation has warnings still. One that has none any more fails.
-const DOC_LATER: &[&str] = &[];
+const DOC_LATER: &[&str] = &["host/control"];
 
 fn fmt() -> Result<Tally> {
     check(&["fmt", "--all", "--check"])
@@ -132,7 +132,8 @@ fn doc_warnings() -> Result<Tally> {
         .stderr(Stdio::inherit())
         .output()
         .context("Running cargo doc")?;
-    let warnings = doc_messages(&String::from_utf8_lossy(&done.stdout), &workspace())?;
+    let top = std::fs::canonicalize(workspace())?;
+    let warnings = doc_messages(&String::from_utf8_lossy(&done.stdout), &top)?;
     let mut tally = Tally::of_status(done.status, "cargo doc");
     for (package, texts) in &warnings {
         let later = DOC_LATER.contains(&package.as_str());
