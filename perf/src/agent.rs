@@ -142,7 +142,8 @@ impl<S: Read + Write> AgentClient<S> {
         Ok(())
     }
 
-    /// Makes a request and consumes what comes of it, to its end: bytes, without those of standard error.
+    /// Makes a request and consumes what comes of it, to its end: bytes, without those of standard
+    /// error.
     fn stream_of(&mut self, request: &Request<'_>) -> Result<(u64, StreamEnd)> {
         let stream = self.open(request)?;
         let mut window = RecvWindow::new(wire::OUTPUT_WINDOW);

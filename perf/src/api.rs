@@ -37,7 +37,8 @@ impl ApiExec {
             self.create_ns
         ));
         say(&format!(
-            "api: exec /bin/true {} {unit}; server {} system calls; vm process {} vm exits, {} system calls",
+            "api: exec /bin/true {} {unit}; server {} system calls; vm process {} vm exits, {} \
+             system calls",
             self.exec_ns, self.server.syscalls, self.vm.vm_exits, self.vm.syscalls
         ));
     }

@@ -1,12 +1,13 @@
 //! The boot benchmark: what one sandbox costs to boot, to run a first program in, and to get bytes
 //! out of; and the targets it is held to.
 
+use crate::agent::RunOutcome;
+use crate::api;
 use crate::counters::{EventCounters, EventCounts};
 use crate::engine::peer::PeerEngine as _;
 use crate::engine::{BootTimes, GuestSpec, hatchery, qemu, timed};
 use crate::output::say;
 use crate::record::RecordPrinter;
-use crate::{agent::RunOutcome, api};
 use anyhow::{Context, Result, ensure};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -277,7 +278,8 @@ fn work(figures: &BootFigures, unit: &str) {
     if let Some(w) = figures.bulk {
         let mib = w.bytes / (1024 * 1024);
         say(&format!(
-            "{name}: {mib} MiB guest -> client: {} bytes per 1000 {unit}, {} system calls and {} vm \
+            "{name}: {mib} MiB guest -> client: {} bytes per 1000 {unit}, {} system calls and {} \
+             vm \
              exits per MiB",
             w.bytes.saturating_mul(1000) / w.ns.max(1),
             w.counts.syscalls / mib.max(1),

@@ -1,9 +1,10 @@
 //! The clone benchmark: what a sandbox costs when it is claimed rather than booted.
 //!
-//! A guest is booted and warmed once, saved, and cloned. Each sample is one life: a warm VM is built
-//! (off the path of a create), claimed (Start to the agent's acknowledgement of its identity), and
-//! runs `/bin/true` for the first time, whose exit status is the verification. Half of the lives are of
-//! warm VMs that have waited a while, as they do in a pool; the others of such that are claimed at once.
+//! A guest is booted and warmed once, saved, and cloned. Each sample is one life: a warm VM is
+//! built (off the path of a create), claimed (Start to the agent's acknowledgement of its
+//! identity), and runs `/bin/true` for the first time, whose exit status is the verification. Half
+//! of the lives are of warm VMs that have waited a while, as they do in a pool; the others of such
+//! that are claimed at once.
 
 use crate::agent::RunOutcome;
 use crate::counters::{EventCounters, EventCounts};
@@ -20,9 +21,9 @@ use std::time::Duration;
 /// How long a warmed guest is left alone before it is saved, so that nothing is under way.
 const IDLE: Duration = Duration::from_millis(300);
 
-/// How long a warm VM is left alone in which a pool's is: what its making and the end of the life before
-/// have left the kernel to do is not a part of its claim. It frees after grace periods, of whose end no event
-/// tells.
+/// How long a warm VM is left alone in which a pool's is: what its making and the end of the life
+/// before have left the kernel to do is not a part of its claim. It frees after grace periods, of
+/// whose end no event tells.
 pub(crate) const POOLED: Duration = Duration::from_millis(100);
 
 #[derive(clap::Args)]
@@ -271,7 +272,8 @@ fn report(args: &CloneArgs, figures: &CloneFigures) {
     ));
     if let (Some(warm_vm), Some(clone)) = (figures.warm_vm_kib, figures.clone_kib) {
         say(&format!(
-            "{} at once, of MemAvailable each: warm VM {warm_vm} KiB, clone after one exec {clone} KiB",
+            "{} at once, of MemAvailable each: warm VM {warm_vm} KiB, clone after one exec \
+             {clone} KiB",
             args.density
         ));
     }

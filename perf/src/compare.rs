@@ -3,10 +3,11 @@
 //! A figure is the median of one value of one scenario. Where instructions are counted it hardly
 //! changes from run to run, so only those places are judged; times of the others are shown.
 
+use crate::definition::OURS;
 use crate::output::say;
 use crate::record::{self, COUNTED, Record};
 use crate::statistics::{Statistic, Summary};
-use crate::{definition::OURS, targets::human};
+use crate::targets::human;
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -146,7 +147,8 @@ fn rows(old: &FigureSet, new: &FigureSet, limit: u64) -> Vec<FigureRow> {
         .chain(new.figures.keys())
         .cloned()
         .collect();
-    // A scenario that failed is told by the figures that the other side has of it, if there are any.
+    // A scenario that failed is told by the figures that the other side has of it, if there are
+    // any.
     for lost in old.lost().chain(new.lost()) {
         let of = |key: &FigureKey| (&key.0, &key.1, &key.2) == (&lost.0, &lost.1, &lost.2);
         if !keys.iter().any(of) {
@@ -332,7 +334,8 @@ fn summary(rows: &[FigureRow], limit: u64) -> Vec<String> {
     let judged: Vec<_> = rows.iter().filter(|row| row.is_judged()).collect();
     let count = |change| judged.iter().filter(|row| row.change == change).count();
     lines.push(format!(
-        "compare: {} counted figures: {} worse, {} better, {} within {limit}, {} failed, {} not measured; \
+        "compare: {} counted figures: {} worse, {} better, {} within {limit}, {} failed, {} not \
+         measured; \
          {} others for information",
         judged.len(),
         count(FigureChange::Worse),

@@ -61,7 +61,8 @@ impl EventCounters {
         self.around(|thread| threads.contains(&thread), work)
     }
 
-    /// Runs `work` on this thread and returns what it gave, with what all other processes did meanwhile.
+    /// Runs `work` on this thread and returns what it gave, with what all other processes did
+    /// meanwhile.
     pub(crate) fn of_others<T>(
         &self,
         work: impl FnOnce() -> Result<T>,

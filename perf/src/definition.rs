@@ -1,5 +1,5 @@
-//! What is measured, as files: scenarios and targets. They are part of the program, so that it can be
-//! carried into a lab by itself; a folder of changed ones can be given instead.
+//! What is measured, as files: scenarios and targets. They are part of the program, so that it can
+//! be carried into a lab by itself; a folder of changed ones can be given instead.
 
 use crate::statistics::Statistic;
 use anyhow::{Context, Result};
@@ -209,8 +209,8 @@ pub(crate) struct TargetDefinition {
     pub(crate) statistic: Option<Statistic>,
     /// The limit, in the value's unit.
     pub(crate) limit: u64,
-    /// The figure of the same place by which this one is divided: then the limit is of the ratio, in
-    /// thousandths.
+    /// The figure of the same place by which this one is divided: then the limit is of the ratio,
+    /// in thousandths.
     pub(crate) over: Option<ReferenceFigure>,
     /// Whether more is better.
     #[serde(default)]

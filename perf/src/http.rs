@@ -1,7 +1,8 @@
-//! The smallest HTTP/1.1 client, over any byte stream: little of what is measured beside it is its own.
+//! The smallest HTTP/1.1 client, over any byte stream: little of what is measured beside it is its
+//! own.
 //!
-//! It speaks with Hatchery over TCP and with other engines over unix sockets. One request at a time,
-//! on a connection that is kept.
+//! It speaks with Hatchery over TCP and with other engines over unix sockets. One request at a
+//! time, on a connection that is kept.
 
 use anyhow::{Context, Result, bail, ensure};
 use std::fmt::Write as _;
@@ -199,7 +200,8 @@ mod test {
     use super::*;
     use std::io::Cursor;
 
-    /// A server that has written its answers before it was asked, and hands them out in small pieces.
+    /// A server that has written its answers before it was asked, and hands them out in small
+    /// pieces.
     struct ToldStream(Cursor<Vec<u8>>, Vec<u8>);
 
     impl Read for ToldStream {

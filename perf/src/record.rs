@@ -147,8 +147,8 @@ impl RecordFile {
     }
 }
 
-/// Prints records, one a line behind `record: `, from a place that keeps no files: whoever runs this
-/// program there writes them down.
+/// Prints records, one a line behind `record: `, from a place that keeps no files: whoever runs
+/// this program there writes them down.
 pub(crate) struct RecordPrinter {
     /// Whether the clock counts instructions, as in the lab.
     pub(crate) icount: bool,
@@ -171,8 +171,8 @@ impl RecordPrinter {
         self.sample(scenario, engine, Ok(Sample::new("", values)));
     }
 
-    /// Prints one sample, good or failed; a failure is said at once. Values whose name ends in `_time`
-    /// are what the clock counts.
+    /// Prints one sample, good or failed; a failure is said at once. Values whose name ends in
+    /// `_time` are what the clock counts.
     pub(crate) fn sample(&mut self, scenario: &str, engine: &str, sample: Result<Sample>) {
         let unit = if self.icount { "_insns" } else { "_ns" };
         let named = |(name, value): (String, u64)| match name.strip_suffix("_time") {

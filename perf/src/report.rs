@@ -23,28 +23,43 @@ use table::{FigureTable, TableRows, tables};
 const LEAST_FOR_PLOT: u64 = 20;
 /// What whoever reads the figures should know about whoever made them.
 const BIAS: [&str; 10] = [
-    "We wrote both the program and its benchmark, and looked at these figures while we wrote the program. \
+    "We wrote both the program and its benchmark, and looked at these figures while we wrote the \
+     program. \
      Scenarios that we did not think of are not here.",
-    "Places are never mixed. \"baseline\" is real time of bare guests that run a few instructions on this \
-     machine's own KVM: it has no Linux guest, and other load on the machine is in it. \"lab\" counts \
-     instructions of an emulated host: an instruction is not a nanosecond, caches and memory do not exist \
+    "Places are never mixed. \"baseline\" is real time of bare guests that run a few instructions \
+     on this \
+     machine's own KVM: it has no Linux guest, and other load on the machine is in it. \"lab\" \
+     counts \
+     instructions of an emulated host: an instruction is not a nanosecond, caches and memory do \
+     not exist \
      there, and exits cost other amounts than on a processor.",
-    "\"lab-wall\" is an ordinary emulated host, 10 to 50 times slower than hardware: its times are shown as \
-     ratios to one client's creation and first command from a full pool there, and mean nothing else.",
-    "The emulator (QEMU 7.2, software) loses a guest now and then, which is a failed sample here. It has one \
-     processor where it counts: 50 clients at once queue, so read the work of each, not the latency.",
-    "The peers that we run are QEMU 7.2's microvm and Firecracker v1.12.1, the newest that a package registry \
-     carries: with our kernel, agent and disk, without its jailer, its memory file in memory. The lab's processor \
-     has no XSAVE, so Firecracker's write of XCR0 is answered by a filter. Cloud Hypervisor is not at hand.",
-    "A pool moves cost out of sight, not out of the world: what ending a sandbox and building the next warm VM \
+    "\"lab-wall\" is an ordinary emulated host, 10 to 50 times slower than hardware: its times \
+     are shown as \
+     ratios to one client's creation and first command from a full pool there, and mean nothing \
+     else.",
+    "The emulator (QEMU 7.2, software) loses a guest now and then, which is a failed sample here. \
+     It has one \
+     processor where it counts: 50 clients at once queue, so read the work of each, not the \
+     latency.",
+    "The peers that we run are QEMU 7.2's microvm and Firecracker v1.12.1, the newest that a \
+     package registry \
+     carries: with our kernel, agent and disk, without its jailer, its memory file in memory. The \
+     lab's processor \
+     has no XSAVE, so Firecracker's write of XCR0 is answered by a filter. Cloud Hypervisor is \
+     not at hand.",
+    "A pool moves cost out of sight, not out of the world: what ending a sandbox and building the \
+     next warm VM \
      take is in every `-rounds` as `end_and_refill_each`.",
-    "Peers' figures in the table of targets are their own publications, on their machines, with their \
+    "Peers' figures in the table of targets are their own publications, on their machines, with \
+     their \
      definitions. Only where a scenario names another engine was it run by us, beside ours.",
     "A copy's first command is one that the template's machine had run before it was saved, so its \
      program is in the guest's page cache. A first command that reads new files is slower.",
-    "Warm VMs come with what a trial copy wrote. Memory is counted after one command; a sandbox that works \
+    "Warm VMs come with what a trial copy wrote. Memory is counted after one command; a sandbox \
+     that works \
      has more.",
-    "Percentiles are nearest rank: values that were measured. Of ten samples the 99th percentile is the \
+    "Percentiles are nearest rank: values that were measured. Of ten samples the 99th percentile \
+     is the \
      largest. Samples that failed are counted and have no value.",
 ];
 
@@ -211,7 +226,8 @@ const VALUE: [&str; 8] = [
     "p99.9",
     "max",
 ];
-const HEAD: &str = "<!doctype html>\n<meta charset=\"utf-8\">\n<title>Hatchery: what was measured</title>\n\
+const HEAD: &str = "<!doctype html>\n<meta charset=\"utf-8\">\n<title>Hatchery: what was \
+    measured</title>\n\
 <style>body{font:15px/1.5 system-ui,sans-serif;max-width:75em;margin:2em auto;padding:0 1em}\
 table{border-collapse:collapse;margin:1em 0}td,th{border-bottom:1px solid #ddd;padding:.2em .7em;\
 text-align:left;vertical-align:top}svg{margin:.5em 1em .5em 0}</style>\n";

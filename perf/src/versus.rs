@@ -1,5 +1,6 @@
-//! The same work by several engines, in turn: a machine begins where one was saved, takes an identity, and
-//! runs a first command. Ours from a pool and without; others by their own fastest way to do it.
+//! The same work by several engines, in turn: a machine begins where one was saved, takes an
+//! identity, and runs a first command. Ours from a pool and without; others by their own fastest
+//! way to do it.
 //!
 //! What is compared are VM processes alone, without a service in front of any of them.
 
@@ -28,8 +29,8 @@ const MAX_FAILURES: u32 = 3;
 
 #[derive(clap::Args)]
 pub(crate) struct VersusArgs {
-    /// Folder with hatchery-vmm, hatchery-agent, vmlinux and base.ext4; for peers also initrd.cpio, with
-    /// the agent as /init
+    /// Folder with hatchery-vmm, hatchery-agent, vmlinux and base.ext4; for peers also initrd.cpio,
+    /// with the agent as /init
     #[arg(long)]
     dist: PathBuf,
     /// Machines of each engine to measure, after one that is not counted
@@ -204,8 +205,8 @@ fn measured<T>(
     counters: Option<&EventCounters>,
     work: impl FnOnce() -> Result<(T, Sample)>,
 ) -> Result<(T, Sample)> {
-    // What was made ahead waits, as it does in a pool, and so do others. No event tells when the kernel has
-    // done what the life before left to it: it is freed after grace periods.
+    // What was made ahead waits, as it does in a pool, and so do others. No event tells when the
+    // kernel has done what the life before left to it: it is freed after grace periods.
     std::thread::sleep(POOLED);
     let Some(counters) = counters else {
         return work();

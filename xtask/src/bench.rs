@@ -36,8 +36,8 @@ enum BenchCommand {
     },
     /// The whole system and QEMU's microvm beside it, in the lab: counted, and ratios of real time
     Lab {
-        /// Only these parts: clone, versus, boot, or groups of scenarios (create, burst, branch, idle, density,
-        /// cycles)
+        /// Only these parts: clone, versus, boot, or groups of scenarios (create, burst, branch,
+        /// idle, density, cycles)
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
         /// Only where the clock counts instructions
@@ -56,8 +56,8 @@ enum BenchCommand {
         #[arg(long)]
         results: Option<PathBuf>,
     },
-    /// Two sets of records, figure by figure: names what got worse and better, and fails if something
-    /// that is counted did
+    /// Two sets of records, figure by figure: names what got worse and better, and fails if
+    /// something that is counted did
     Compare {
         /// A folder of records (such as `bench/latest`), or one file of them
         old: PathBuf,
@@ -67,7 +67,8 @@ enum BenchCommand {
         #[arg(long, default_value = "2", value_name = "PERCENT")]
         limit: String,
     },
-    /// Everything that this machine and its lab can measure, and the report; fails if a target is missed
+    /// Everything that this machine and its lab can measure, and the report; fails if a target is
+    /// missed
     All {
         #[command(flatten)]
         peers: PeerPrograms,
@@ -213,8 +214,8 @@ const COUNTED: [&str; 4] = ["create", "burst", "branch", "idle"];
 /// And where it does not.
 const WALL: [&str; 5] = ["create", "burst", "branch", "density", "cycles"];
 
-/// Measures in the counting lab and then in an ordinary one, if that is wanted; the names of parts that
-/// failed.
+/// Measures in the counting lab and then in an ordinary one, if that is wanted; the names of parts
+/// that failed.
 fn in_labs(
     results: &ResultsFolder,
     only: &[String],

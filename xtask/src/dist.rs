@@ -10,7 +10,8 @@ pub(crate) const BASE: &str = "base";
 
 /// `target/dist/` of this workspace.
 pub(crate) struct Dist {
-    /// Holds `hatchery`, `hatchery-vmm`, `hatchery-pager`, `hatchery-agent`, `vmlinux`, `base.ext4`.
+    /// Holds `hatchery`, `hatchery-vmm`, `hatchery-pager`, `hatchery-agent`, `vmlinux`,
+    /// `base.ext4`.
     pub(crate) dir: PathBuf,
     /// The base image's own place in the cache.
     pub(crate) image: PathBuf,

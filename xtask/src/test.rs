@@ -27,9 +27,14 @@ pub(crate) struct TestArgs {
     /// List the stages and stop
     #[arg(long)]
     list: bool,
-    /// Run all of it so many times, and say how often each stage passed, and how often only when run
-    /// again
-    #[arg(long, value_name = "TIMES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    /// Run all of it so many times, and say how often each stage passed, and how often only when
+    /// run again
+    #[arg(
+        long,
+        value_name = "TIMES",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=1000),
+    )]
     repeat: u32,
 }
 

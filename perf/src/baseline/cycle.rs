@@ -7,9 +7,8 @@ use crate::engine::now_ns;
 use crate::host::{self, Leftovers};
 use crate::record::Sample;
 use anyhow::{Context as _, Result};
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 const SECOND_NS: u64 = 1_000_000_000;

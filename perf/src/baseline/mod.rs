@@ -1,5 +1,5 @@
-//! The bare-guest baseline: what the VM process itself costs, with guests of a few instructions on this
-//! machine's own /dev/kvm. Real time, real kernel objects, no Linux in the guest.
+//! The bare-guest baseline: what the VM process itself costs, with guests of a few instructions on
+//! this machine's own /dev/kvm. Real time, real kernel objects, no Linux in the guest.
 
 mod context;
 mod cycle;

@@ -1,7 +1,7 @@
 //! Any Cloud Hypervisor, by the path of its program, through its public HTTP API.
 //!
-//! The same agent and disk. It has its devices on a PCI bus, which our guest kernel leaves out, so it needs
-//! a kernel of its own: the one difference, and it is said beside its figures.
+//! The same agent and disk. It has its devices on a PCI bus, which our guest kernel leaves out, so
+//! it needs a kernel of its own: the one difference, and it is said beside its figures.
 
 use super::GuestSpec;
 use super::peer::{CMDLINE, PeerEngine, PeerVm, disk, vsock_path};

@@ -1,8 +1,8 @@
 //! Any Firecracker, by the path of its program, through its public HTTP API.
 //!
-//! The same kernel, agent and disk; its memory comes back from a file, mapped privately, which is the
-//! fastest way that it has without another process. No jailer and no network, both of which would cost it
-//! more.
+//! The same kernel, agent and disk; its memory comes back from a file, mapped privately, which is
+//! the fastest way that it has without another process. No jailer and no network, both of which
+//! would cost it more.
 
 use super::peer::{CMDLINE, PeerEngine, PeerVm, disk, vsock_path};
 use super::started::{StartedEngine, api};

@@ -141,7 +141,8 @@ struct SavedFiles {
 }
 
 impl SavedVm {
-    /// Has warm VMs begin with the pages that `trial`, a clone built to tell them, has used. Ends it.
+    /// Has warm VMs begin with the pages that `trial`, a clone built to tell them, has used. Ends
+    /// it.
     pub(crate) fn learn(&mut self, trial: RunningVm) -> Result<WorkingSet> {
         let trial = trial.save_files()?;
         let states = (whole(&self.state)?, whole(&trial.state)?);

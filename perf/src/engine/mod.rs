@@ -1,4 +1,5 @@
-//! What can run the agent: a VM that boots the same kernel, agent and disk, and gives a byte stream.
+//! What can run the agent: a VM that boots the same kernel, agent and disk, and gives a byte
+//! stream.
 
 pub(crate) mod child;
 pub(crate) mod cloud_hypervisor;

@@ -45,7 +45,8 @@ pub(crate) struct PeerVm {
     pub(crate) agent: AgentClient<Box<dyn GuestStream>>,
     /// When the agent came about, as it says.
     pub(crate) ready: AgentReady,
-    /// When the process was asked for, answered, stood loaded or booting, and its agent had greeted.
+    /// When the process was asked for, answered, stood loaded or booting, and its agent had
+    /// greeted.
     pub(crate) times: [u64; 4],
 }
 
@@ -141,7 +142,8 @@ impl PeerProcess {
     }
 }
 
-/// Where a peer's `vsock` socket is: guests' connections to a port go to this path, `_` and the port.
+/// Where a peer's `vsock` socket is: guests' connections to a port go to this path, `_` and the
+/// port.
 pub(super) fn vsock_path(place: &Path) -> PathBuf {
     place.join("vsock")
 }
@@ -169,8 +171,9 @@ pub(super) fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// A writable copy of the guest's disk in `place`, holes and all. Machines that begin at one restore point
-/// share it one after the other; none lives long enough to write back what it has changed.
+/// A writable copy of the guest's disk in `place`, holes and all. Machines that begin at one
+/// restore point share it one after the other; none lives long enough to write back what it has
+/// changed.
 pub(super) fn disk(guest: &GuestSpec, place: &Path) -> Result<PathBuf> {
     let (from, to) = (guest.dist.join("base.ext4"), place.join("disk"));
     if !to.exists() {

@@ -1,8 +1,8 @@
-//! The peer that is at hand everywhere: QEMU's `microvm` machine with KVM and vhost-vsock, with the same
-//! kernel, agent and disk.
+//! The peer that is at hand everywhere: QEMU's `microvm` machine with KVM and vhost-vsock, with the
+//! same kernel, agent and disk.
 //!
-//! It begins at a restore point by an incoming migration whose memory is a file that is mapped privately:
-//! the way that templates of other projects take with it, and its fastest.
+//! It begins at a restore point by an incoming migration whose memory is a file that is mapped
+//! privately: the way that templates of other projects take with it, and its fastest.
 
 use super::peer::{CMDLINE, PATIENCE, PeerEngine, PeerProcess, PeerVm};
 use super::qmp::QmpClient;

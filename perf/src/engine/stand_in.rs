@@ -1,5 +1,5 @@
-//! For tests: a process that does nothing, and this program answering in its place: the engine's HTTP API,
-//! and a guest's agent that greets when the guest would run.
+//! For tests: a process that does nothing, and this program answering in its place: the engine's
+//! HTTP API, and a guest's agent that greets when the guest would run.
 
 use crate::engine::GuestSpec;
 use serde_json::Value;

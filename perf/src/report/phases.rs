@@ -46,7 +46,8 @@ pub(super) fn bars(tables: &[FigureTable], place: &str) -> String {
     let rows = u64::try_from(bars.len()).unwrap_or(0);
     let (wide, tall) = (LEFT + WIDTH + 180, ROW * (rows + 2));
     let mut text = format!(
-        "<svg width=\"{wide}\" height=\"{tall}\" font-size=\"12\" role=\"img\" aria-label=\"steps\">"
+        "<svg width=\"{wide}\" height=\"{tall}\" font-size=\"12\" role=\"img\" \
+         aria-label=\"steps\">"
     );
     let mut top = 0;
     for (name, pieces) in &bars {
@@ -60,7 +61,8 @@ pub(super) fn bars(tables: &[FigureTable], place: &str) -> String {
             let (name, colour) = STEPS[*step];
             let _ = write!(
                 text,
-                "<rect x=\"{left}\" y=\"{top}\" width=\"{width}\" height=\"18\" fill=\"{colour}\"><title>{name} {}</title></rect>",
+                "<rect x=\"{left}\" y=\"{top}\" width=\"{width}\" height=\"18\" \
+                 fill=\"{colour}\"><title>{name} {}</title></rect>",
                 human(unit(place), *value)
             );
             left += width;
@@ -82,7 +84,8 @@ pub(super) fn bars(tables: &[FigureTable], place: &str) -> String {
         let (square, words) = (top + 10, top + 20);
         let _ = write!(
             text,
-            "<rect x=\"{left}\" y=\"{square}\" width=\"11\" height=\"11\" fill=\"{colour}\"/><text x=\"{}\" y=\"{words}\">{name}</text>",
+            "<rect x=\"{left}\" y=\"{square}\" width=\"11\" height=\"11\" \
+             fill=\"{colour}\"/><text x=\"{}\" y=\"{words}\">{name}</text>",
             left + 15
         );
         left += 80;

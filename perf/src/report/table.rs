@@ -49,7 +49,8 @@ pub(super) fn tables(records: &[Record]) -> Vec<FigureTable> {
     keys.into_iter().map(table).collect()
 }
 
-/// One client's creation and first command from a full pool, where only ratios to it mean something.
+/// One client's creation and first command from a full pool, where only ratios to it mean
+/// something.
 fn base_of(records: &[Record], place: &str) -> Option<u64> {
     let base = targets::values(records, OURS, (place, "create-warm-c1"), "first_exec_ns");
     (place == UNCOUNTED).then(|| base.get(Statistic::P50).unwrap_or(0))

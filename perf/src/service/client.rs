@@ -42,8 +42,8 @@ pub(crate) struct ExecOutcome {
 }
 
 impl ApiClient {
-    /// Connects, and makes sure that the server is well and takes the key: a client that has spoken before,
-    /// with its memory in place. Waits at most `patience` for bytes.
+    /// Connects, and makes sure that the server is well and takes the key: a client that has spoken
+    /// before, with its memory in place. Waits at most `patience` for bytes.
     pub(crate) fn connect(address: SocketAddr, patience: Duration) -> Result<Self> {
         let stream =
             TcpStream::connect(address).with_context(|| format!("Connecting to {address}"))?;
@@ -81,8 +81,8 @@ impl ApiClient {
         answer.expect(204, "DELETE /sandboxes").map(drop)
     }
 
-    /// Makes children of a sandbox that all go on where it stands; and how many pages of it were copied while
-    /// it stood still.
+    /// Makes children of a sandbox that all go on where it stands; and how many pages of it were
+    /// copied while it stood still.
     pub(crate) fn fork(
         &mut self,
         id: &str,
@@ -174,7 +174,8 @@ fn sandbox(made: &Value) -> Result<ClientSandbox> {
     })
 }
 
-/// `Server-Timing: request;dur=0.123, claim;dur=1.5`, without the total; durations are milliseconds.
+/// `Server-Timing: request;dur=0.123, claim;dur=1.5`, without the total; durations are
+/// milliseconds.
 fn steps(answer: &HttpAnswer) -> ServerSteps {
     let header = answer.field("server-timing").unwrap_or_default();
     let step = |entry: &str| {

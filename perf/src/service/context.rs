@@ -45,9 +45,9 @@ impl ServiceContext<'_> {
         self.printer.sample(scenario, ENGINE, sample);
     }
 
-    /// How long clients wait for bytes, by the measured machine's clock: where instructions are counted a
-    /// second is a billion of them, of which the dearest of quick requests needs a fiftieth. A guest that
-    /// the emulator has lost spins meanwhile.
+    /// How long clients wait for bytes, by the measured machine's clock: where instructions are
+    /// counted a second is a billion of them, of which the dearest of quick requests needs a
+    /// fiftieth. A guest that the emulator has lost spins meanwhile.
     pub(super) fn patience(&self) -> ClientPatience {
         let ms = |counted, uncounted| {
             Duration::from_millis(if self.args.icount { counted } else { uncounted })

@@ -22,8 +22,8 @@ struct MadeSandbox {
     sample: Sample,
 }
 
-/// All of `clients` make a sandbox at once, and run a first command in it. A sample each, and one of the
-/// round in `<name>-rounds`.
+/// All of `clients` make a sandbox at once, and run a first command in it. A sample each, and one
+/// of the round in `<name>-rounds`.
 pub(super) fn round(
     context: &mut ServiceContext<'_>,
     name: &str,
@@ -115,8 +115,8 @@ pub(super) fn add_steps(sample: &mut Sample, steps: &ServerSteps) {
     }
 }
 
-/// Ends sandboxes one after the other; the longest that a caller waited for an answer, and if it was one,
-/// how long until its process was gone.
+/// Ends sandboxes one after the other; the longest that a caller waited for an answer, and if it
+/// was one, how long until its process was gone.
 fn end_all(server: &BenchServer, ids: &[String]) -> Result<Vec<(&'static str, u64)>> {
     let mut client = server.client()?;
     let machines = server.machines()?;

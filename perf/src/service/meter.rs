@@ -1,7 +1,7 @@
 //! What a piece of work took of the whole machine, apart from the client's own part.
 //!
-//! Waiting is not work: under instruction counting idle time is skipped to the next timer, so the clock
-//! alone would count it. The scheduler's account of each processor's busy time does not.
+//! Waiting is not work: under instruction counting idle time is skipped to the next timer, so the
+//! clock alone would count it. The scheduler's account of each processor's busy time does not.
 
 use crate::engine::now_ns;
 use crate::{host, processes};

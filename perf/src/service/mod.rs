@@ -1,5 +1,5 @@
-//! The whole system through its HTTP API, as clients feel it: real servers, real machines, every answer
-//! checked. For the lab, in two passes: with a clock that counts instructions, and without.
+//! The whole system through its HTTP API, as clients feel it: real servers, real machines, every
+//! answer checked. For the lab, in two passes: with a clock that counts instructions, and without.
 
 mod branch;
 mod client;

@@ -1,8 +1,8 @@
 //! A server of our own for measuring, with a pool that stands still while it is looked at.
 //!
-//! Warm VMs hold slots under `max_sandboxes` like sandboxes do. A server with exactly as many slots as
-//! warm VMs therefore does not refill its pool before sandboxes end: what a creation costs and what the
-//! next warm VM costs are seen apart, and both are printed.
+//! Warm VMs hold slots under `max_sandboxes` like sandboxes do. A server with exactly as many slots
+//! as warm VMs therefore does not refill its pool before sandboxes end: what a creation costs and
+//! what the next warm VM costs are seen apart, and both are printed.
 
 use super::client::{ApiClient, KEY};
 use crate::processes;
@@ -15,13 +15,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A server that does not come up, or a pool that does not fill, is given up after this long, by the
-/// measured machine's own clock.
+/// A server that does not come up, or a pool that does not fill, is given up after this long, by
+/// the measured machine's own clock.
 const UP: Duration = Duration::from_secs(120);
 /// A server ends all its machines within this.
 const DOWN: Duration = Duration::from_secs(120);
-/// Between two looks: at first, and after a while. Looking at hundreds of processes takes millions of
-/// instructions.
+/// Between two looks: at first, and after a while. Looking at hundreds of processes takes millions
+/// of instructions.
 const PAUSE: Duration = Duration::from_millis(10);
 const LONG_PAUSE: Duration = Duration::from_millis(200);
 
@@ -66,7 +66,8 @@ impl BenchServer {
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let config = data.path().join("hatchery.toml");
         let text = format!(
-            "[limits]\nmax_sandboxes = {}\n[clones]\nhusks = {}\n[templates.base]\nimage = \"base.ext4\"\n\
+            "[limits]\nmax_sandboxes = {}\n[clones]\nhusks = {}\n\
+             [templates.base]\nimage = \"base.ext4\"\n\
              cpu_count = 1\nmemory_mb = 512\ndefault_user = \"{}\"\n",
             wanted.machines,
             wanted.pool,

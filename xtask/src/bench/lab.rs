@@ -1,5 +1,5 @@
-//! The benchmark suite in the lab, part by part: a lab that dies costs one part, which is tried again in
-//! another one.
+//! The benchmark suite in the lab, part by part: a lab that dies costs one part, which is tried
+//! again in another one.
 //!
 //! QEMU's emulation of nested virtualization kills a guest now and then (a sample that failed), and
 //! seldom the lab itself.
@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
-/// A lab that says nothing for so long has died, or what runs in it has. Where idle time is skipped, a
-/// step is a few seconds of its clock and may be minutes of a busy machine's.
+/// A lab that says nothing for so long has died, or what runs in it has. Where idle time is
+/// skipped, a step is a few seconds of its clock and may be minutes of a busy machine's.
 const SILENCE: Duration = Duration::from_secs(400);
 /// How often a part is tried.
 const TRIES: u32 = 3;

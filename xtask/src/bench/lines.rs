@@ -1,5 +1,5 @@
-//! What the benchmark suite says in a place that keeps no files: records and a machine's description for
-//! files, the rest for people.
+//! What the benchmark suite says in a place that keeps no files: records and a machine's
+//! description for files, the rest for people.
 
 use anyhow::{Context, Result};
 use std::fs::File;

@@ -3,7 +3,8 @@
 use super::recipe::{EPOCH, ImageRecipe, RecipeFile, SOURCES, SUITE};
 use super::times;
 use crate::deps;
-use crate::kernel::{output, progress::BuildProgress};
+use crate::kernel::output;
+use crate::kernel::progress::BuildProgress;
 use anyhow::{Context, Result, bail, ensure};
 use std::ffi::OsStr;
 use std::fs;
@@ -119,8 +120,15 @@ fn debootstrap(recipe: &ImageRecipe, archive: &Path) -> Result<()> {
         .args(["--verbose", "--variant=minbase", "--format=tar"])
         .arg(format!("--include={}", recipe.packages.join(",")))
         .arg("--aptopt=APT::Install-Recommends \"false\"")
-        .args(DPKG_OPTIONS.iter().map(|option| format!("--dpkgopt={option}")))
-        .arg("--customize-hook=chroot \"$1\" useradd --create-home --shell /bin/bash --uid 1000 --user-group user")
+        .args(
+            DPKG_OPTIONS
+                .iter()
+                .map(|option| format!("--dpkgopt={option}")),
+        )
+        .arg(
+            "--customize-hook=chroot \"$1\" useradd --create-home --shell /bin/bash --uid 1000 \
+            --user-group user",
+        )
         .arg(SUITE)
         .arg(archive)
         .args(SOURCES)

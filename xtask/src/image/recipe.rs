@@ -133,8 +133,8 @@ rpc: db files
 netgroup: nis
 ";
 
-/// As Debian's, with one difference: a login shell, which every command of the E2B SDKs is, asks `id` who it
-/// runs for, and that is a second process for each command. Bash knows by itself.
+/// As Debian's, with one difference: a login shell, which every command of the E2B SDKs is, asks
+/// `id` who it runs for, and that is a second process for each command. Bash knows by itself.
 const PROFILE: &str = r#"# Read by login shells, and so by every command of the E2B SDKs: no process is started here.
 
 if [ "${EUID:-$(id -u)}" -eq 0 ]; then

@@ -58,7 +58,8 @@ impl<W: Write> CpioArchive<W> {
         let size = u32::try_from(content.len())
             .with_context(|| format!("{path} is too large for a cpio archive"))?;
         let name_size = u32::try_from(path.len() + 1)?;
-        // magic, then: inode, mode, uid, gid, links, mtime, size, device ×2, rdev ×2, name size, sum
+        // magic, then: inode, mode, uid, gid, links, mtime, size, device ×2, rdev ×2, name size,
+        // sum
         let numbers = [
             self.entries,
             mode,

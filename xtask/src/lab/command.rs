@@ -70,7 +70,11 @@ struct StartArgs {
     #[arg(long)]
     icount: bool,
     /// Memory, in MiB
-    #[arg(long, default_value_t = LabOptions::default().memory_mib, value_parser = clap::value_parser!(u32).range(512..))]
+    #[arg(
+        long,
+        default_value_t = LabOptions::default().memory_mib,
+        value_parser = clap::value_parser!(u32).range(512..),
+    )]
     memory: u32,
     /// Forward a port of 127.0.0.1 to a port of the lab
     #[arg(long, value_name = "HOST:LAB", value_parser = forward)]

@@ -1,12 +1,13 @@
 //! The frames between `cargo xtask lab` and the agent inside the lab.
 //!
 //! One TCP connection carries one command. A frame is a kind (1 byte), a length (4 bytes, little
-//! endian) and that many bytes. The host opens with [`FrameKind::CommandRequest`] and may then send input,
-//! signals and window sizes; the agent answers with output and ends with [`FrameKind::Exited`].
+//! endian) and that many bytes. The host opens with [`FrameKind::CommandRequest`] and may then send
+//! input, signals and window sizes; the agent answers with output and ends with
+//! [`FrameKind::Exited`].
 //!
 //! Output is paced by TCP: a host that does not read stops the agent's reading, and so the command
-//! itself. Input has a window ([`INPUT_WINDOW`]) instead, so that a command that reads nothing never
-//! hides a signal or a closed connection from the agent.
+//! itself. Input has a window ([`INPUT_WINDOW`]) instead, so that a command that reads nothing
+//! never hides a signal or a closed connection from the agent.
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};

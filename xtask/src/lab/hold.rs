@@ -1,9 +1,9 @@
 //! One virtual machine that exists as long as the lab does, and never runs.
 //!
 //! Linux patches its own code when the first virtual machine comes and when the last one goes (the
-//! keys of `preempt_notifier` in the scheduler, of software-disabled APICs in KVM). A host that is in
-//! use always has a machine, so in a benchmark that cost would be nobody's. With one machine that
-//! stays, with a vCPU whose APIC nobody enables, nothing is patched any more.
+//! keys of `preempt_notifier` in the scheduler, of software-disabled APICs in KVM). A host that is
+//! in use always has a machine, so in a benchmark that cost would be nobody's. With one machine
+//! that stays, with a vCPU whose APIC nobody enables, nothing is patched any more.
 
 use anyhow::{Context, Result};
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};

@@ -21,10 +21,10 @@ const COMMAND_LINE: &str =
 /// extended state.
 const PROCESSOR: &str = "EPYC,+svm,+npt,-xsave,-avx,-avx2,-fma,-f16c";
 
-/// Starts QEMU in the background, with its first root already in place. One processor: with two, one in
-/// some hundred machines dies of a triple fault, and the lab itself once in a thousand (QEMU 7.2 and
-/// 10.0: an interrupt injected into a nested guest is noted as an exception too, and comes again when the
-/// other processor asks this one to leave its loop); with one, none of 6,000 did.
+/// Starts QEMU in the background, with its first root already in place. One processor: with two,
+/// one in some hundred machines dies of a triple fault, and the lab itself once in a thousand (QEMU
+/// 7.2 and 10.0: an interrupt injected into a nested guest is noted as an exception too, and comes
+/// again when the other processor asks this one to leave its loop); with one, none of 6,000 did.
 pub(super) fn start(place: &LabPlace, kernel: &LabKernel, state: &LabState) -> Result<()> {
     let mut command = Command::new("qemu-system-x86_64");
     command.args(["-nodefaults", "-no-user-config", "-display", "none"]);

@@ -64,9 +64,10 @@ impl MortalServer {
         with_user("/etc/passwd", &dir.join("passwd"), USER)?;
         with_user("/etc/group", &dir.join("group"), "user:x:60123:")?;
         let wrap = format!(
-            "unshare --mount --propagation private sh -c 'mount --bind {0}/passwd /etc/passwd && mount \
-             --bind {0}/group /etc/group && mount -t tmpfs -o mode=755 none /home && mount -t tmpfs -o \
-             mode=700 none /root && mkdir /home/user && chown 60123:60123 /home/user && exec \"$@\"' - ",
+            "unshare --mount --propagation private sh -c 'mount --bind {0}/passwd /etc/passwd && \
+             mount --bind {0}/group /etc/group && mount -t tmpfs -o mode=755 none /home && \
+             mount -t tmpfs -o mode=700 none /root && mkdir /home/user && \
+             chown 60123:60123 /home/user && exec \"$@\"' - ",
             dir.display()
         );
         let port = free_port()?;
@@ -146,8 +147,8 @@ impl Drop for MortalServer {
     fn drop(&mut self) {
         // Killed hard only if it does not end by itself.
         let script = format!(
-            "p=$(cat '{}') || exit 0; kill $p || exit 0; for i in 1 2 3 4 5 6 7 8 9 10; do kill -0 $p \
-             2>/dev/null || exit 0; sleep 1; done; kill -9 $p",
+            "p=$(cat '{}') || exit 0; kill $p || exit 0; for i in 1 2 3 4 5 6 7 8 9 10; do \
+             kill -0 $p 2>/dev/null || exit 0; sleep 1; done; kill -9 $p",
             self.pid_file()
         );
         let _ = self.on_host(&script);
@@ -159,9 +160,9 @@ impl Drop for MortalServer {
 fn start_script(programs: &Path, listen: &str, dir: &Path, wrap: &str) -> String {
     let (programs, dir) = (programs.display(), dir.display());
     format!(
-        "HATCHERY_API_KEYS={API_KEY} HATCHERY_HUSKS=0 setsid {wrap}sh -c 'echo $$ > \"{dir}/pid\"; exec \"{programs}/hatchery\" \
-         serve --listen {listen} --image-dir \"{programs}\" --data-dir \"{dir}/data\"' \
-         >> '{dir}/log' 2>&1 < /dev/null &"
+        "HATCHERY_API_KEYS={API_KEY} HATCHERY_HUSKS=0 setsid {wrap}sh -c 'echo $$ > \"{dir}/pid\"; \
+         exec \"{programs}/hatchery\" serve --listen {listen} --image-dir \"{programs}\" \
+         --data-dir \"{dir}/data\"' >> '{dir}/log' 2>&1 < /dev/null &"
     )
 }
 

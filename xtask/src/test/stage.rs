@@ -79,7 +79,8 @@ fn summary(name: &str, tally: &Tally, time: Duration) -> String {
     let verdict = if *failed == 0 { "ok" } else { "FAILED" };
     let seconds = time.as_secs_f64();
     let mut text = format!(
-        "{name:<8} {verdict:<6} {passed:>5} passed {failed:>3} failed {skipped:>3} skipped {seconds:>7.1} s"
+        "{name:<8} {verdict:<6} {passed:>5} passed {failed:>3} failed {skipped:>3} skipped \
+         {seconds:>7.1} s"
     );
     for note in notes {
         text.push_str("\n         ");

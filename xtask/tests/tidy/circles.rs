@@ -167,7 +167,8 @@ fn circles_are_pairs_that_say_why() {
     let over = still.difference(&seen);
     broken.extend(over.map(|file| format!("{file} is listed as in a circle but is not any more")));
     none(
-        "Files need each other in one direction, or are a pair that says in both heads why (`Circle: …`):",
+        "Files need each other in one direction, or are a pair that says in both heads why \
+         (`Circle: …`):",
         &broken,
     );
 }

@@ -43,6 +43,37 @@ const OURS: &[(&str, &str, &[&str])] = &[
             "wire",
         ],
     ),
+    // The service as it is going to be; what is not there yet is skipped.
+    ("link", "api/link", &["wire"]),
+    (
+        "engine",
+        "api/engine",
+        &[
+            "control",
+            "link",
+            "snapshot-format",
+            "snapshot-memory",
+            "snapshot-store",
+            "wire",
+        ],
+    ),
+    ("e2b", "api/e2b", &["engine", "link", "wire"]),
+    ("doctor", "api/doctor", &["control", "snapshot-memory"]),
+    (
+        "hatchery",
+        "api/hatchery",
+        &[
+            "control",
+            "doctor",
+            "e2b",
+            "engine",
+            "link",
+            "snapshot-format",
+            "snapshot-memory",
+            "snapshot-store",
+            "wire",
+        ],
+    ),
     (
         "perf",
         "perf",
@@ -62,6 +93,16 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
         "api",
         &["kvm-ioctls", "kvm-bindings", "linux-loader"],
         "the service never links KVM",
+    ),
+    (
+        "api/engine",
+        &["http-body-util", "hyper", "hyper-util"],
+        "lives of sandboxes know no HTTP",
+    ),
+    (
+        "api/link",
+        &["http-body-util", "hyper", "hyper-util"],
+        "the agent's client knows no HTTP",
     ),
     (
         "host",

@@ -8,10 +8,13 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests: to panic is to fail")]
 
 mod circles;
+mod dead;
 mod exceptions;
 mod graph;
+mod imports;
 mod lexer;
 mod licences;
+mod lines;
 mod lints;
 mod modules;
 mod names;
@@ -77,18 +80,29 @@ fn walk(dir: &Path, found: &mut Vec<String>) {
     }
 }
 
-/// What breaks a rule in files that are not excused, and what excuses a file that does not break
-/// it. `broken` names the file of each.
+/// What breaks a rule in files that are not excused, and what excuses a file, or a folder whose
+/// name ends in `/`, that does not break it. `broken` names the file of each.
 fn unless(excused: Excused, broken: Vec<(String, String)>) -> Vec<String> {
-    let mut found: Vec<_> = excused.iter().flat_map(|(_, files)| *files).collect();
-    found.retain(|excused| !broken.iter().any(|(file, _)| file == **excused));
-    let over = found
+    let covers = |excuse: &str, file: &str| {
+        file == excuse || excuse.ends_with('/') && file.starts_with(excuse)
+    };
+    let excuses: Vec<&str> = excused
         .iter()
-        .map(|file| format!("{file} is excused, and keeps the rule"));
-    let over: Vec<_> = over.collect();
-    let listed = |file: &str| excused.iter().any(|(_, files)| files.contains(&file));
-    let broken = broken.into_iter().filter(|(file, _)| !listed(file));
-    broken.map(|(_, told)| told).chain(over).collect()
+        .flat_map(|(_, files)| *files)
+        .copied()
+        .collect();
+    let idle = excuses
+        .iter()
+        .filter(|excuse| !broken.iter().any(|(file, _)| covers(excuse, file)));
+    let mut told: Vec<_> = idle
+        .map(|excuse| format!("{excuse} is excused, and keeps the rule"))
+        .collect();
+    for (file, what) in broken {
+        if !excuses.iter().any(|excuse| covers(excuse, &file)) {
+            told.push(what);
+        }
+    }
+    told
 }
 
 /// Fails with all `broken` rules at once.

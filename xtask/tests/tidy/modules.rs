@@ -1,6 +1,7 @@
 //! The modules of our crates: which file each is in, what it defines and what it names.
 //!
-//! This reads declarations (`mod`, `use`, items) and paths, no types: enough to tell who names whom.
+//! This reads declarations (`mod`, `use`, items) and paths, no types: enough to tell who names
+//! whom.
 
 use crate::lexer::{Token, blanked, tokens};
 use crate::{files, top};
@@ -110,6 +111,15 @@ pub(crate) fn crates() -> &'static [Crate] {
         };
         manifests.flat_map(one).collect()
     })
+}
+
+/// Files with nothing but tests.
+pub(crate) fn test_files() -> BTreeSet<&'static str> {
+    let all = crates().iter().flat_map(|of| &of.modules);
+    let (tests, own): (Vec<_>, Vec<_>) = all.partition(|module| module.test);
+    let own: BTreeSet<_> = own.iter().map(|module| module.file.as_str()).collect();
+    let tests = tests.iter().map(|module| module.file.as_str());
+    tests.filter(|file| !own.contains(file)).collect()
 }
 
 /// The root files of a package's crates, and whether each is a test.

@@ -1,11 +1,11 @@
 //! Rust sources: how long, how named, where unsafe.
 
 use crate::lexer::has_word;
-use crate::modules::{Source, sources};
+use crate::modules::{Source, sources, test_files};
 use crate::{none, top};
 
 /// Lines of code a file may have without its tests, blank lines and comments.
-const LONGEST: usize = 400;
+pub(crate) const LONGEST: usize = 400;
 
 /// Files that may be longer, and why.
 const LONGER: &[(&str, &str)] = &[
@@ -20,17 +20,6 @@ const LONGER: &[(&str, &str)] = &[
 ];
 
 impl Source {
-    /// Whether all of it is test code.
-    fn is_test(&self) -> bool {
-        let file = self.name.rsplit('/').next().unwrap();
-        if self.name == "xtask/src/test.rs" {
-            return false; // the test command
-        }
-        self.name.contains("/tests/")
-            || ["test.rs", "tests.rs"].contains(&file)
-            || file.ends_with("_test.rs")
-    }
-
     /// Lines of code before the tests at its end.
     fn lines(&self) -> usize {
         let tests = ["#[cfg(test)]\nmod test {", "#[cfg(test)]\nmod tests {"];
@@ -56,10 +45,23 @@ impl Source {
     }
 }
 
+/// How many files of a folder are longer than they may be without a reason.
+pub(crate) fn long(folder: &str) -> usize {
+    let of_folder = |source: &&Source| source.name.starts_with(&format!("{folder}/"));
+    let own = sources().values().filter(of_folder);
+    let tests = test_files();
+    own.filter(|source| !tests.contains(source.name.as_str()) && source.lines() > LONGEST)
+        .count()
+}
+
 #[test]
 fn a_file_is_one_idea() {
     let mut broken = Vec::new();
-    for source in sources().values().filter(|source| !source.is_test()) {
+    let tests = test_files();
+    let own = sources()
+        .iter()
+        .filter(|(name, _)| !tests.contains(name.as_str()));
+    for (_, source) in own {
         let listed = LONGER.iter().any(|(name, _)| *name == source.name);
         let long = source.lines() > LONGEST;
         if long && !listed {
