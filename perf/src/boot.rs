@@ -197,18 +197,18 @@ fn report(
     if args.icount {
         targets.push((
             "kernel entry -> agent ready, instructions",
-            in_guest,
+            Some(in_guest),
             TARGET_BOOT_INSTRUCTIONS,
         ));
     }
     targets.push((
         "vm process memory outside the guest, KiB",
-        ours.overhead_kib.unwrap_or(u64::MAX),
+        ours.overhead_kib,
         TARGET_OVERHEAD_KIB,
     ));
     targets.push((
         "guest memory touched when ready, KiB",
-        ours.guest_resident_kib.unwrap_or(u64::MAX),
+        ours.guest_resident_kib,
         TARGET_GUEST_KIB,
     ));
     for figures in [Some(ours), peer].into_iter().flatten() {
@@ -217,11 +217,13 @@ fn report(
     api.print(unit);
     let mut missed = false;
     for (what, value, limit) in targets {
-        let verdict = if value <= limit { "met" } else { "MISSED" };
-        missed |= value > limit;
-        say(&format!(
-            "target: {what}: {value} (target {limit}) {verdict}"
-        ));
+        missed |= value.is_some_and(|value| value > limit);
+        let told = match value {
+            Some(value) if value <= limit => format!("{value} (target {limit}) met"),
+            Some(value) => format!("{value} (target {limit}) MISSED"),
+            None => format!("not measured (target {limit})"),
+        };
+        say(&format!("target: {what}: {told}"));
     }
     let mut printer = RecordPrinter::new(args.icount);
     for figures in [Some(ours), peer].into_iter().flatten() {

@@ -81,9 +81,11 @@ pub(crate) fn run(args: &ReportArgs) -> Result<ExitCode> {
         "There are no records in {folder}: run a bench first"
     );
     let targets = definition::targets(args.definitions.as_deref())?;
+    let judged = targets::judge(&targets.target, &records);
     let page = ReportPage {
         machines: host::descriptions(&args.results)?,
-        targets: targets::judge(&targets.target, &records),
+        summary: targets::summary(&judged, &records),
+        targets: judged,
         tables: tables(&records),
     };
     for (name, text) in [("report.md", page.markdown()), ("report.html", page.html())] {
@@ -98,6 +100,8 @@ pub(crate) fn run(args: &ReportArgs) -> Result<ExitCode> {
 struct ReportPage {
     machines: Vec<HostDescription>,
     targets: Vec<JudgedTarget>,
+    /// How many targets are met, and which are not.
+    summary: Vec<String>,
     tables: Vec<FigureTable>,
 }
 
@@ -145,6 +149,9 @@ impl ReportPage {
         text.push_str(&markdown_table(&MACHINE, &self.machine_rows()));
         text.push_str("\n## Targets\n\n");
         text.push_str(&markdown_table(&TARGET, &self.target_rows()));
+        for line in &self.summary {
+            let _ = write!(text, "\n{line}\n");
+        }
         text.push_str("\n## Figures\n");
         for table in &self.tables {
             let _ = write!(text, "\n### {}\n\n", table.title());
@@ -163,6 +170,9 @@ impl ReportPage {
         text.push_str(&html_table(&MACHINE, &self.machine_rows()));
         text.push_str("<h2>Targets</h2>\n");
         text.push_str(&html_table(&TARGET, &self.target_rows()));
+        for line in &self.summary {
+            let _ = writeln!(text, "<p>{}</p>", escape(line));
+        }
         for (title, plot) in [
             (
                 "Steps of a creation, medians, counted",
@@ -286,6 +296,8 @@ mod test {
                 text.contains("not measured"),
                 "targets without figures are in it"
             );
+            let lost = "failed samples: baseline claim (hatchery) 1 of 31";
+            assert!(text.contains(lost), "{text}");
         }
         assert!(html.contains("<svg") && html.contains("a&lt;b") && !html.contains("a<b"));
     }

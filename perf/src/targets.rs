@@ -61,7 +61,7 @@ pub(crate) fn run(args: &TargetArgs) -> Result<ExitCode> {
 }
 
 /// What is not met, by name and apart, and how many of each there are.
-fn summary(judged: &[JudgedTarget], records: &[Record]) -> Vec<String> {
+pub(crate) fn summary(judged: &[JudgedTarget], records: &[Record]) -> Vec<String> {
     let mut lines = Vec::new();
     let mut count = |word: &str, of: fn(&JudgedTarget) -> bool| {
         let names: Vec<_> = judged

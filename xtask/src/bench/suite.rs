@@ -22,8 +22,7 @@ pub(super) struct RecordReader {
 impl SuitePrograms {
     /// Builds them as a release has them.
     pub(super) fn ensure() -> Result<Self> {
-        dist::cargo(&["--release", "-p", "vmm", "-p", "perf"])?;
-        let built = dist::target_dir().join("release");
+        let built = dist::release()?;
         let program = built.join("hatchery-bench");
         Ok(Self {
             reader: RecordReader { program },

@@ -193,7 +193,8 @@ fn native_programs(dir: &Path) -> Result<PathBuf> {
     let programs = dir.join("dist");
     fs::create_dir_all(&programs)?;
     for args in [
-        &["build", "-p", "api", "--bins"][..],
+        // With the features that the tests' build has chosen: so nothing is built twice.
+        &["build", "--workspace", "--bin=hatchery", "--bin=fake-vmm"][..],
         &["build", "--profile", "agent", "-p", "guest-agent"],
     ] {
         let (status, _) = tee(&mut cargo(args))?;

@@ -1,9 +1,10 @@
 //! Files and dependencies that nothing names.
 
-use crate::graph::packages;
+use crate::graph::{list, metadata, packages, text};
 use crate::lexer::has_word;
 use crate::modules::{crates, sources};
 use crate::{files, none, top};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
 
@@ -90,6 +91,22 @@ fn every_other_file_is_named_by_one() {
     none("Nothing names:", &broken);
 }
 
+/// What sources call a package: its library's name.
+fn library(package: &str) -> String {
+    let all = list(metadata(), "packages").iter();
+    let mut targets = all
+        .filter(|found| text(found, "name") == package)
+        .flat_map(|found| list(found, "targets"));
+    let is_library = |target: &&Value| {
+        let kinds = list(target, "kind").iter().filter_map(Value::as_str);
+        kinds
+            .into_iter()
+            .any(|kind| kind.ends_with("lib") || kind == "proc-macro")
+    };
+    let found = targets.find(is_library).map(|target| text(target, "name"));
+    found.unwrap_or(package).replace('-', "_")
+}
+
 /// The dependencies of one kind in a manifest, by the names that sources have for them.
 fn dependencies(table: &toml::Table, kind: &str) -> Vec<String> {
     let entries = table.get(kind).and_then(toml::Value::as_table);
@@ -128,7 +145,7 @@ fn every_dependency_is_named_by_its_sources() {
         let own: Vec<_> = own.collect();
         for kind in KINDS {
             for name in dependencies(&table, kind) {
-                let word = name.replace('-', "_");
+                let word = library(&name);
                 // What only tests need is a dev-dependency.
                 let built = |file: &str| kind != "dependencies" || !file.contains("/tests/");
                 let names = |code: &str| code.lines().any(|line| has_word(line, &word));
