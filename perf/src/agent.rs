@@ -14,7 +14,7 @@ const BUFFER: usize = 256 * 1024;
 
 /// What the agent said of its own start, nanoseconds of the guest's monotonic clock.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Ready {
+pub(crate) struct AgentReady {
     /// Its first instruction.
     pub(crate) agent_start_ns: u64,
     /// When it greeted.
@@ -23,7 +23,7 @@ pub(crate) struct Ready {
 
 /// The outcome of one process; the verification of a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ran {
+pub(crate) struct RunOutcome {
     /// Bytes on standard output.
     pub(crate) bytes: u64,
     /// The exit status.
@@ -31,7 +31,7 @@ pub(crate) struct Ran {
 }
 
 /// How a request ended.
-enum End {
+enum StreamEnd {
     Exited(u8),
     Done,
     /// The agent's word for it.
@@ -39,22 +39,22 @@ enum End {
 }
 
 /// A connection to a guest agent.
-pub(crate) struct Agent<S> {
+pub(crate) struct AgentClient<S> {
     stream: S,
     frames: Box<FrameBuffer<BUFFER>>,
     next_stream: u32,
 }
 
-impl<S: Read + Write> Agent<S> {
+impl<S: Read + Write> AgentClient<S> {
     /// Waits for the agent's greeting and answers it.
-    pub(crate) fn greet(stream: S) -> Result<(Self, Ready)> {
+    pub(crate) fn greet(stream: S) -> Result<(Self, AgentReady)> {
         let mut agent = Self {
             stream,
             frames: Box::new(FrameBuffer::new()),
             next_stream: 1,
         };
         let ready = agent.next(|_, message| match message {
-            Message::Hello(h) => Ok(Some(Ready {
+            Message::Hello(h) => Ok(Some(AgentReady {
                 agent_start_ns: h.agent_start_ns,
                 ready_ns: h.ready_ns,
             })),
@@ -64,7 +64,7 @@ impl<S: Read + Write> Agent<S> {
             0,
             &Message::Hello(Hello {
                 version: PROTOCOL_VERSION,
-                agent: "barometer",
+                agent: "hatchery-bench",
                 generation: 0,
                 flags: 0,
                 agent_start_ns: 0,
@@ -109,7 +109,7 @@ impl<S: Read + Write> Agent<S> {
     }
 
     /// Runs a program as root to its end, consuming its output as it comes.
-    pub(crate) fn run(&mut self, argv: &[&[u8]]) -> Result<Ran> {
+    pub(crate) fn run(&mut self, argv: &[&[u8]]) -> Result<RunOutcome> {
         let start = Request::Start(StartProcess {
             argv: StringList::Slices(argv),
             env: StringList::EMPTY,
@@ -122,9 +122,9 @@ impl<S: Read + Write> Agent<S> {
         });
         let (bytes, end) = self.stream_of(&start)?;
         match end {
-            End::Exited(status) => Ok(Ran { bytes, status }),
-            End::Refused(why) => bail!("The agent refused to start a program: {why}"),
-            End::Done => bail!("The agent ended a program without its exit status"),
+            StreamEnd::Exited(status) => Ok(RunOutcome { bytes, status }),
+            StreamEnd::Refused(why) => bail!("The agent refused to start a program: {why}"),
+            StreamEnd::Done => bail!("The agent ended a program without its exit status"),
         }
     }
 
@@ -143,8 +143,9 @@ impl<S: Read + Write> Agent<S> {
         Ok(())
     }
 
-    /// Makes a request and consumes what comes of it, to its end: bytes, without those of standard error.
-    fn stream_of(&mut self, request: &Request<'_>) -> Result<(u64, End)> {
+    /// Makes a request and consumes what comes of it, to its end: bytes, without those of standard
+    /// error.
+    fn stream_of(&mut self, request: &Request<'_>) -> Result<(u64, StreamEnd)> {
         let stream = self.open(request)?;
         let mut window = RecvWindow::new(wire::OUTPUT_WINDOW);
         let mut bytes = 0u64;
@@ -172,11 +173,11 @@ impl<S: Read + Write> Agent<S> {
                         }
                     }
                     Message::Reply(Reply::Exited(ProcessExit::Code(status))) => {
-                        return Ok(Some(Some(End::Exited(status))));
+                        return Ok(Some(Some(StreamEnd::Exited(status))));
                     }
-                    Message::Reply(Reply::Done(_)) => return Ok(Some(Some(End::Done))),
+                    Message::Reply(Reply::Done(_)) => return Ok(Some(Some(StreamEnd::Done))),
                     Message::Reply(Reply::Error(why)) => {
-                        return Ok(Some(Some(End::Refused(format!("{why:?}")))));
+                        return Ok(Some(Some(StreamEnd::Refused(format!("{why:?}")))));
                     }
                     other => bail!("The agent answered a request with {other:?}"),
                 }

@@ -1,9 +1,9 @@
 //! One exec through the whole service, as a client feels it: request sent to exit event read.
 
-use crate::boot::say;
-use crate::counters::{Counters, Counts};
+use crate::counters::{EventCounters, EventCounts};
 use crate::engine::timed;
-use crate::record::Printer;
+use crate::output::say;
+use crate::record::RecordPrinter;
 use anyhow::{Context, Result, ensure};
 use std::io::Read;
 use std::net::TcpListener;
@@ -24,9 +24,9 @@ pub(crate) struct ApiExec {
     /// `Process/Start` of /bin/true to the end of its stream, sandbox warm.
     pub(crate) exec_ns: u64,
     /// What the server and the VM process did during one such exec.
-    pub(crate) server: Counts,
+    pub(crate) server: EventCounts,
     /// The VM process's part.
-    pub(crate) vm: Counts,
+    pub(crate) vm: EventCounts,
 }
 
 impl ApiExec {
@@ -37,7 +37,8 @@ impl ApiExec {
             self.create_ns
         ));
         say(&format!(
-            "api: exec /bin/true {} {unit}; server {} system calls; vm process {} vm exits, {} system calls",
+            "api: exec /bin/true {} {unit}; server {} system calls; vm process {} vm exits, {} \
+             system calls",
             self.exec_ns, self.server.syscalls, self.vm.vm_exits, self.vm.syscalls
         ));
     }
@@ -45,7 +46,7 @@ impl ApiExec {
 
 impl ApiExec {
     /// Records the figures.
-    pub(crate) fn keep(&self, printer: &mut Printer) {
+    pub(crate) fn keep(&self, printer: &mut RecordPrinter) {
         let values = [
             ("exec_time", self.exec_ns),
             ("server_syscalls", self.server.syscalls),
@@ -57,7 +58,7 @@ impl ApiExec {
 }
 
 /// A server of our own that ends with this value.
-struct Server {
+struct ApiServer {
     child: Child,
     url: String,
     _data: tempfile::TempDir,
@@ -78,7 +79,7 @@ pub(crate) fn exec(dist: &Path) -> Result<ApiExec> {
 }
 
 fn measure(dist: &Path) -> Result<ApiExec> {
-    let server = Server::start(dist)?;
+    let server = ApiServer::start(dist)?;
     let client: Agent = Agent::config_builder()
         .http_status_as_error(false)
         .timeout_global(Some(REQUEST_LIMIT))
@@ -89,7 +90,7 @@ fn measure(dist: &Path) -> Result<ApiExec> {
     run()?;
     run()?;
     let ((), exec_ns) = timed(run)?;
-    let counters = Counters::arm()?;
+    let counters = EventCounters::arm()?;
     let vms = crate::processes::children(server.child.id())?;
     ensure!(
         vms.len() == 1,
@@ -108,13 +109,13 @@ fn measure(dist: &Path) -> Result<ApiExec> {
 
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Created {
+struct CreatedSandbox {
     #[serde(rename = "sandboxID")]
     sandbox_id: String,
     envd_access_token: String,
 }
 
-fn create(client: &Agent, url: &str) -> Result<Created> {
+fn create(client: &Agent, url: &str) -> Result<CreatedSandbox> {
     let mut answer = client
         .post(format!("{url}/v2/sandboxes"))
         .header("X-API-KEY", KEY)
@@ -130,7 +131,7 @@ fn create(client: &Agent, url: &str) -> Result<Created> {
 }
 
 /// Runs `/bin/true` and checks that its end event says so.
-fn run_true(client: &Agent, url: &str, sandbox: &Created) -> Result<()> {
+fn run_true(client: &Agent, url: &str, sandbox: &CreatedSandbox) -> Result<()> {
     let message = br#"{"process":{"cmd":"/bin/true"},"stdin":false}"#;
     let mut body = vec![0];
     body.extend(u32::try_from(message.len())?.to_be_bytes());
@@ -157,7 +158,7 @@ fn run_true(client: &Agent, url: &str, sandbox: &Created) -> Result<()> {
     Ok(())
 }
 
-impl Server {
+impl ApiServer {
     fn start(dist: &Path) -> Result<Self> {
         let data = tempfile::tempdir()?;
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
@@ -196,7 +197,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for ApiServer {
     fn drop(&mut self) {
         if let Some(pid) = rustix::process::Pid::from_raw(self.child.id().cast_signed()) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);

@@ -1,22 +1,24 @@
 //! The boot benchmark: what one sandbox costs to boot, to run a first program in, and to get bytes
-//! out of; and the bars it is held to.
+//! out of; and the targets it is held to.
 
-use crate::counters::{Counters, Counts};
-use crate::engine::peer::Peer as _;
-use crate::engine::{Boot, Guest, hatchery, qemu, timed};
-use crate::record::Printer;
-use crate::{agent::Ran, api};
+use crate::agent::RunOutcome;
+use crate::api;
+use crate::counters::{EventCounters, EventCounts};
+use crate::engine::peer::PeerEngine as _;
+use crate::engine::{BootTimes, GuestSpec, hatchery, qemu, timed};
+use crate::output::say;
+use crate::record::RecordPrinter;
 use anyhow::{Context, Result, ensure};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Bars on a cold boot (issue "One sandbox, end to end").
-const BAR_BOOT_INSTRUCTIONS: u64 = 100_000_000;
-const BAR_OVERHEAD_KIB: u64 = 2 * 1024;
-const BAR_GUEST_KIB: u64 = 24 * 1024;
+/// Targets of a cold boot (issue "One sandbox, end to end").
+const TARGET_BOOT_INSTRUCTIONS: u64 = 100_000_000;
+const TARGET_OVERHEAD_KIB: u64 = 2 * 1024;
+const TARGET_GUEST_KIB: u64 = 24 * 1024;
 
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct BootArgs {
     /// Folder with hatchery, hatchery-vmm, hatchery-agent, vmlinux and base.ext4
     #[arg(long)]
     dist: PathBuf,
@@ -32,7 +34,7 @@ pub(crate) struct Args {
     /// A QEMU to measure beside, with vhost-vsock
     #[arg(long)]
     qemu: Option<PathBuf>,
-    /// Exit with success although a bar is missed
+    /// Exit with success although a target is missed
     #[arg(long)]
     report_only: bool,
     /// Guest memory, MiB
@@ -42,26 +44,26 @@ pub(crate) struct Args {
 
 /// One engine's figures.
 #[derive(Debug)]
-struct Figures {
+struct BootFigures {
     engine: &'static str,
-    boots: Vec<Boot>,
+    boots: Vec<BootTimes>,
     overhead_kib: Option<u64>,
     guest_resident_kib: Option<u64>,
-    exec: Option<Work>,
-    bulk: Option<Work>,
+    exec: Option<WarmWork>,
+    bulk: Option<WarmWork>,
 }
 
 /// Some work on a warm VM.
 #[derive(Clone, Copy, Debug)]
-struct Work {
+struct WarmWork {
     /// Nanoseconds, or instructions under instruction counting.
     ns: u64,
-    counts: Counts,
+    counts: EventCounts,
     bytes: u64,
 }
 
-pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let guest = Guest {
+pub(crate) fn run(args: &BootArgs) -> Result<ExitCode> {
+    let guest = GuestSpec {
         dist: args.dist.clone(),
         vcpus: 1,
         memory_mib: args.memory_mib,
@@ -75,10 +77,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(report(args, &ours, &api, peer.as_ref()))
 }
 
-fn measure_hatchery(args: &Args, guest: &Guest) -> Result<Figures> {
+fn measure_hatchery(args: &BootArgs, guest: &GuestSpec) -> Result<BootFigures> {
     eprintln!("warming up: one boot that is not counted");
-    hatchery::Vm::boot(guest)?.stop()?;
-    let mut figures = Figures {
+    hatchery::RunningVm::boot(guest)?.stop()?;
+    let mut figures = BootFigures {
         engine: "hatchery",
         boots: Vec::new(),
         overhead_kib: None,
@@ -87,7 +89,7 @@ fn measure_hatchery(args: &Args, guest: &Guest) -> Result<Figures> {
         bulk: None,
     };
     for sample in 1..=args.samples {
-        let mut vm = hatchery::Vm::boot(guest)?;
+        let mut vm = hatchery::RunningVm::boot(guest)?;
         let stats = vm.stats()?;
         eprintln!("boot {sample} of {}: {:?}", args.samples, vm.boot);
         figures.boots.push(vm.boot);
@@ -104,19 +106,23 @@ fn measure_hatchery(args: &Args, guest: &Guest) -> Result<Figures> {
     Ok(figures)
 }
 
-fn measure_qemu(args: &Args, guest: &Guest, program: &std::path::Path) -> Result<Figures> {
+fn measure_qemu(
+    args: &BootArgs,
+    guest: &GuestSpec,
+    program: &std::path::Path,
+) -> Result<BootFigures> {
     eprintln!("peer: {}", program.display());
-    let peer = qemu::Qemu {
+    let peer = qemu::QemuEngine {
         program: program.into(),
     };
     let place = tempfile::tempdir()?;
     let mut vm = peer.boot(guest, place.path())?;
     let [asked_ns, _, entered_ns, greeted_ns] = vm.times;
-    let boot = Boot::split(asked_ns, entered_ns, greeted_ns, vm.ready);
+    let boot = BootTimes::split(asked_ns, entered_ns, greeted_ns, vm.ready);
     let pid = vm.pid();
     let (exec, bulk) = warm_work(args, pid, |argv| vm.agent.run(argv))?;
     vm.end()?;
-    Ok(Figures {
+    Ok(BootFigures {
         engine: peer.name(),
         boots: vec![boot],
         overhead_kib: None,
@@ -128,11 +134,11 @@ fn measure_qemu(args: &Args, guest: &Guest, program: &std::path::Path) -> Result
 
 /// A small program and a bulk transfer: each once to warm up, once timed, once counted.
 fn warm_work(
-    args: &Args,
+    args: &BootArgs,
     pid: u32,
-    mut run: impl FnMut(&[&[u8]]) -> Result<Ran>,
-) -> Result<(Option<Work>, Option<Work>)> {
-    let counters = Counters::arm;
+    mut run: impl FnMut(&[&[u8]]) -> Result<RunOutcome>,
+) -> Result<(Option<WarmWork>, Option<WarmWork>)> {
+    let counters = EventCounters::arm;
     let mib = format!("{}", args.bulk_mib * 1024 * 1024);
     let jobs: [(&[&[u8]], u64); 2] = [
         (&[b"/bin/true"], 0),
@@ -146,7 +152,7 @@ fn warm_work(
         let mut checked = || -> Result<()> {
             let ran = run(argv)?;
             ensure!(
-                ran == Ran { bytes, status: 0 },
+                ran == RunOutcome { bytes, status: 0 },
                 "wrong answer from the guest: {ran:?}"
             );
             Ok(())
@@ -154,16 +160,21 @@ fn warm_work(
         checked()?;
         let ((), ns) = timed(&mut checked)?;
         let ((), counts) = counters()?.during(&[pid], &mut checked)?;
-        *slot = Some(Work { ns, counts, bytes });
+        *slot = Some(WarmWork { ns, counts, bytes });
     }
     let [exec, bulk] = done;
     Ok((exec, bulk))
 }
 
-fn report(args: &Args, ours: &Figures, api: &api::ApiExec, peer: Option<&Figures>) -> ExitCode {
+fn report(
+    args: &BootArgs,
+    ours: &BootFigures,
+    api: &api::ApiExec,
+    peer: Option<&BootFigures>,
+) -> ExitCode {
     let unit = if args.icount { "instructions" } else { "ns" };
     let boots = &ours.boots;
-    let median = |part: fn(&Boot) -> u64| {
+    let median = |part: fn(&BootTimes) -> u64| {
         let mut values: Vec<u64> = boots.iter().map(part).collect();
         values.sort_unstable();
         values.get(values.len() / 2).copied().unwrap_or(0)
@@ -182,35 +193,39 @@ fn report(args: &Args, ours: &Figures, api: &api::ApiExec, peer: Option<&Figures
         "  agent's first -> ready            {:>12}",
         median(|b| b.agent_ns)
     ));
-    let mut bars = Vec::new();
+    let mut targets = Vec::new();
     if args.icount {
-        bars.push((
+        targets.push((
             "kernel entry -> agent ready, instructions",
-            in_guest,
-            BAR_BOOT_INSTRUCTIONS,
+            Some(in_guest),
+            TARGET_BOOT_INSTRUCTIONS,
         ));
     }
-    bars.push((
+    targets.push((
         "vm process memory outside the guest, KiB",
-        ours.overhead_kib.unwrap_or(u64::MAX),
-        BAR_OVERHEAD_KIB,
+        ours.overhead_kib,
+        TARGET_OVERHEAD_KIB,
     ));
-    bars.push((
+    targets.push((
         "guest memory touched when ready, KiB",
-        ours.guest_resident_kib.unwrap_or(u64::MAX),
-        BAR_GUEST_KIB,
+        ours.guest_resident_kib,
+        TARGET_GUEST_KIB,
     ));
     for figures in [Some(ours), peer].into_iter().flatten() {
         work(figures, unit);
     }
     api.print(unit);
     let mut missed = false;
-    for (what, value, bar) in bars {
-        let verdict = if value <= bar { "met" } else { "MISSED" };
-        missed |= value > bar;
-        say(&format!("bar: {what}: {value} (bar {bar}) {verdict}"));
+    for (what, value, limit) in targets {
+        missed |= value.is_some_and(|value| value > limit);
+        let told = match value {
+            Some(value) if value <= limit => format!("{value} (target {limit}) met"),
+            Some(value) => format!("{value} (target {limit}) MISSED"),
+            None => format!("not measured (target {limit})"),
+        };
+        say(&format!("target: {what}: {told}"));
     }
-    let mut printer = Printer::new(args.icount);
+    let mut printer = RecordPrinter::new(args.icount);
     for figures in [Some(ours), peer].into_iter().flatten() {
         keep(&mut printer, figures);
     }
@@ -222,7 +237,7 @@ fn report(args: &Args, ours: &Figures, api: &api::ApiExec, peer: Option<&Figures
     }
 }
 
-fn keep(printer: &mut Printer, figures: &Figures) {
+fn keep(printer: &mut RecordPrinter, figures: &BootFigures) {
     for b in &figures.boots {
         let values = [
             ("vmm_time", b.vmm_ns),
@@ -254,7 +269,7 @@ fn keep(printer: &mut Printer, figures: &Figures) {
     }
 }
 
-fn work(figures: &Figures, unit: &str) {
+fn work(figures: &BootFigures, unit: &str) {
     let name = figures.engine;
     if let Some(w) = figures.exec {
         say(&format!(
@@ -265,16 +280,12 @@ fn work(figures: &Figures, unit: &str) {
     if let Some(w) = figures.bulk {
         let mib = w.bytes / (1024 * 1024);
         say(&format!(
-            "{name}: {mib} MiB guest -> client: {} bytes per 1000 {unit}, {} system calls and {} vm \
+            "{name}: {mib} MiB guest -> client: {} bytes per 1000 {unit}, {} system calls and {} \
+             vm \
              exits per MiB",
             w.bytes.saturating_mul(1000) / w.ns.max(1),
             w.counts.syscalls / mib.max(1),
             w.counts.vm_exits / mib.max(1),
         ));
     }
-}
-
-#[expect(clippy::print_stdout, reason = "the report is this program's output")]
-pub(crate) fn say(line: &str) {
-    println!("{line}");
 }

@@ -1,16 +1,17 @@
 //! The clone benchmark: what a sandbox costs when it is claimed rather than booted.
 //!
-//! A guest is booted and warmed once, saved, and cloned. Each sample is one life: a husk is built
-//! (off the path of a create), claimed (Start to the agent's acknowledgement of its identity), and
-//! runs `/bin/true` for the first time, whose exit status is the verification. Half of the lives are of
-//! husks that have waited a while, as they do in a pool; the others of such that are claimed at once.
+//! A guest is booted and warmed once, saved, and cloned. Each sample is one life: a warm VM is
+//! built (off the path of a create), claimed (Start to the agent's acknowledgement of its
+//! identity), and runs `/bin/true` for the first time, whose exit status is the verification. Half
+//! of the lives are of warm VMs that have waited a while, as they do in a pool; the others of such
+//! that are claimed at once.
 
-use crate::agent::Ran;
-use crate::boot::say;
-use crate::counters::{Counters, Counts};
-use crate::engine::hatchery::{Husk, Saved, Vm};
-use crate::engine::{Guest, timed};
-use crate::record::Printer;
+use crate::agent::RunOutcome;
+use crate::counters::{EventCounters, EventCounts};
+use crate::engine::hatchery::{RunningVm, SavedVm, WarmVm};
+use crate::engine::{GuestSpec, timed};
+use crate::output::say;
+use crate::record::RecordPrinter;
 use anyhow::{Context, Result, ensure};
 use snapshot_memory::PageRange;
 use std::path::PathBuf;
@@ -20,13 +21,13 @@ use std::time::Duration;
 /// How long a warmed guest is left alone before it is saved, so that nothing is under way.
 const IDLE: Duration = Duration::from_millis(300);
 
-/// How long a husk is left alone in which a pool's is: what its making and the end of the life before
-/// have left the kernel to do is not a part of its claim. It frees after grace periods, of whose end no event
-/// tells.
+/// How long a warm VM is left alone in which a pool's is: what its making and the end of the life
+/// before have left the kernel to do is not a part of its claim. It frees after grace periods, of
+/// whose end no event tells.
 pub(crate) const POOLED: Duration = Duration::from_millis(100);
 
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct CloneArgs {
     /// Folder with hatchery-vmm, hatchery-agent, vmlinux and base.ext4
     #[arg(long)]
     dist: PathBuf,
@@ -46,7 +47,7 @@ pub(crate) struct Args {
 
 /// One life, nanoseconds or instructions.
 #[derive(Clone, Copy, Debug)]
-struct Sample {
+struct CloneSample {
     build_ns: u64,
     claim_ns: u64,
     exec_ns: u64,
@@ -55,19 +56,19 @@ struct Sample {
 }
 
 #[derive(Debug)]
-struct Figures {
+struct CloneFigures {
     save: [u64; 4],
-    samples: Vec<Sample>,
-    claim_and_exec: Counts,
+    samples: Vec<CloneSample>,
+    claim_and_exec: EventCounts,
     second_exec_ns: u64,
     guest_resident_kib: u64,
     overhead_kib: u64,
-    husk_kib: Option<u64>,
+    warm_vm_kib: Option<u64>,
     clone_kib: Option<u64>,
 }
 
-pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let guest = Guest {
+pub(crate) fn run(args: &CloneArgs) -> Result<ExitCode> {
+    let guest = GuestSpec {
         dist: args.dist.clone(),
         vcpus: 1,
         memory_mib: args.memory_mib,
@@ -75,21 +76,21 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let saved = template(&guest)?;
     let mut figures = lives(args, &guest, &saved)?;
     if args.density > 0 {
-        (figures.husk_kib, figures.clone_kib) = density(args.density, &guest, &saved)?;
+        (figures.warm_vm_kib, figures.clone_kib) = density(args.density, &guest, &saved)?;
     }
     report(args, &figures);
     Ok(ExitCode::SUCCESS)
 }
 
 /// Boots a guest, reads and runs in it what programs begin with, and saves it.
-pub(crate) fn template(guest: &Guest) -> Result<Saved> {
+pub(crate) fn template(guest: &GuestSpec) -> Result<SavedVm> {
     eprintln!("booting and saving the guest that is cloned");
-    let mut vm = Vm::boot(guest)?;
+    let mut vm = RunningVm::boot(guest)?;
     vm.agent.read_first()?;
     (0..3).try_for_each(|_| run_true(&mut vm))?;
     std::thread::sleep(IDLE);
     let mut saved = vm.save(guest)?;
-    let mut trial = claim(Husk::trial(guest, &saved)?, u32::MAX)?;
+    let mut trial = claim(WarmVm::trial(guest, &saved)?, u32::MAX)?;
     run_true(&mut trial)?;
     std::thread::sleep(IDLE);
     let first = saved.learn(trial)?;
@@ -101,10 +102,10 @@ pub(crate) fn template(guest: &Guest) -> Result<Saved> {
     Ok(saved)
 }
 
-fn run_true(vm: &mut Vm) -> Result<()> {
+fn run_true(vm: &mut RunningVm) -> Result<()> {
     let ran = vm.agent.run(&[b"/bin/true"])?;
     ensure!(
-        ran == Ran {
+        ran == RunOutcome {
             bytes: 0,
             status: 0
         },
@@ -120,11 +121,11 @@ pub(crate) fn entropy() -> Result<[u8; 32]> {
     Ok(bytes)
 }
 
-pub(crate) fn claim(husk: Husk, generation: u32) -> Result<Vm> {
-    husk.claim(generation.into(), &entropy()?)
+pub(crate) fn claim(warm_vm: WarmVm, generation: u32) -> Result<RunningVm> {
+    warm_vm.claim(generation.into(), &entropy()?)
 }
 
-fn lives(args: &Args, guest: &Guest, saved: &Saved) -> Result<Figures> {
+fn lives(args: &CloneArgs, guest: &GuestSpec, saved: &SavedVm) -> Result<CloneFigures> {
     let mut samples = Vec::new();
     for number in 0..=args.samples {
         let sample = life(guest, saved, 2 * number + 1)?;
@@ -134,12 +135,12 @@ fn lives(args: &Args, guest: &Guest, saved: &Saved) -> Result<Figures> {
             samples.push(sample);
         }
     }
-    let husk = Husk::build(guest, saved)?;
-    let pid = husk.pid();
+    let warm_vm = WarmVm::build(guest, saved)?;
+    let pid = warm_vm.pid();
     std::thread::sleep(POOLED);
-    let counters = Counters::arm()?;
+    let counters = EventCounters::arm()?;
     let (mut vm, claim_and_exec) = counters.during(&[pid], || {
-        let mut vm = claim(husk, 2 * args.samples + 3)?;
+        let mut vm = claim(warm_vm, 2 * args.samples + 3)?;
         run_true(&mut vm)?;
         Ok(vm)
     })?;
@@ -148,7 +149,7 @@ fn lives(args: &Args, guest: &Guest, saved: &Saved) -> Result<Figures> {
     let stats = vm.stats()?;
     vm.stop()?;
     let report = saved.report;
-    Ok(Figures {
+    Ok(CloneFigures {
         save: [
             report.park_ns,
             report.write_ns,
@@ -160,27 +161,27 @@ fn lives(args: &Args, guest: &Guest, saved: &Saved) -> Result<Figures> {
         second_exec_ns,
         guest_resident_kib: stats.guest_resident_kib,
         overhead_kib: stats.overhead_kib,
-        husk_kib: None,
+        warm_vm_kib: None,
         clone_kib: None,
     })
 }
 
-/// A husk that has waited, and then one that has not.
-fn life(guest: &Guest, saved: &Saved, number: u32) -> Result<Sample> {
-    let husk = Husk::build(guest, saved)?;
-    let build_ns = husk.build_ns;
+/// A warm VM that has waited, and then one that has not.
+fn life(guest: &GuestSpec, saved: &SavedVm, number: u32) -> Result<CloneSample> {
+    let warm_vm = WarmVm::build(guest, saved)?;
+    let build_ns = warm_vm.build_ns;
     std::thread::sleep(POOLED);
-    let (mut vm, claim_ns) = timed(|| claim(husk, number))?;
+    let (mut vm, claim_ns) = timed(|| claim(warm_vm, number))?;
     let ((), exec_ns) = timed(|| run_true(&mut vm))?;
     vm.stop()?;
     std::thread::sleep(POOLED);
     let (vm, cold_ns) = timed(|| {
-        let mut vm = claim(Husk::build(guest, saved)?, number + 1)?;
+        let mut vm = claim(WarmVm::build(guest, saved)?, number + 1)?;
         run_true(&mut vm)?;
         Ok(vm)
     })?;
     vm.stop()?;
-    Ok(Sample {
+    Ok(CloneSample {
         build_ns,
         claim_ns,
         exec_ns,
@@ -188,20 +189,20 @@ fn life(guest: &Guest, saved: &Saved, number: u32) -> Result<Sample> {
     })
 }
 
-/// What a husk and what a clone after one exec take of the host's memory, KiB each.
-fn density(count: u32, guest: &Guest, saved: &Saved) -> Result<(Option<u64>, Option<u64>)> {
+/// What a warm VM and what a clone after one exec take of the host's memory, KiB each.
+fn density(count: u32, guest: &GuestSpec, saved: &SavedVm) -> Result<(Option<u64>, Option<u64>)> {
     // One before, so that what all share is there.
-    let mut first = claim(Husk::build(guest, saved)?, 1_000_000)?;
+    let mut first = claim(WarmVm::build(guest, saved)?, 1_000_000)?;
     run_true(&mut first)?;
     let empty = available_kib()?;
-    let husks: Vec<_> = (0..count)
-        .map(|_| Husk::build(guest, saved))
+    let warm_vms: Vec<_> = (0..count)
+        .map(|_| WarmVm::build(guest, saved))
         .collect::<Result<_>>()?;
     std::thread::sleep(IDLE);
-    let with_husks = available_kib()?;
+    let with_warm_vms = available_kib()?;
     let mut vms = Vec::new();
-    for (husk, number) in husks.into_iter().zip(1_000_001..) {
-        let mut vm = claim(husk, number)?;
+    for (warm_vm, number) in warm_vms.into_iter().zip(1_000_001..) {
+        let mut vm = claim(warm_vm, number)?;
         run_true(&mut vm)?;
         vms.push(vm);
     }
@@ -212,7 +213,7 @@ fn density(count: u32, guest: &Guest, saved: &Saved) -> Result<(Option<u64>, Opt
     }
     first.stop()?;
     let each = |now: u64| Some(empty.saturating_sub(now) / u64::from(count));
-    Ok((each(with_husks), each(with_clones)))
+    Ok((each(with_warm_vms), each(with_clones)))
 }
 
 fn available_kib() -> Result<u64> {
@@ -222,9 +223,9 @@ fn available_kib() -> Result<u64> {
     value.context("/proc/meminfo does not say MemAvailable")
 }
 
-fn report(args: &Args, figures: &Figures) {
+fn report(args: &CloneArgs, figures: &CloneFigures) {
     let unit = if args.icount { "instructions" } else { "ns" };
-    let median = |part: fn(&Sample) -> u64| {
+    let median = |part: fn(&CloneSample) -> u64| {
         let mut values: Vec<u64> = figures.samples.iter().map(part).collect();
         values.sort_unstable();
         values.get(values.len() / 2).copied().unwrap_or(0)
@@ -238,7 +239,7 @@ fn report(args: &Args, figures: &Figures) {
         figures.samples.len()
     ));
     say(&format!(
-        "  husk: vm process start -> ready   {:>12}",
+        "  warm VM: vm process start -> ready   {:>12}",
         median(|s| s.build_ns)
     ));
     say(&format!(
@@ -269,18 +270,19 @@ fn report(args: &Args, figures: &Figures) {
         "clone after two execs: {} KiB of guest memory present (shared or own), {} KiB outside",
         figures.guest_resident_kib, figures.overhead_kib
     ));
-    if let (Some(husk), Some(clone)) = (figures.husk_kib, figures.clone_kib) {
+    if let (Some(warm_vm), Some(clone)) = (figures.warm_vm_kib, figures.clone_kib) {
         say(&format!(
-            "{} at once, of MemAvailable each: husk {husk} KiB, clone after one exec {clone} KiB",
+            "{} at once, of MemAvailable each: warm VM {warm_vm} KiB, clone after one exec \
+             {clone} KiB",
             args.density
         ));
     }
     keep(args, figures);
 }
 
-fn keep(args: &Args, figures: &Figures) {
+fn keep(args: &CloneArgs, figures: &CloneFigures) {
     const ENGINE: &str = "hatchery";
-    let mut printer = Printer::new(args.icount);
+    let mut printer = RecordPrinter::new(args.icount);
     for s in &figures.samples {
         let values = [
             ("build_time", s.build_ns),
@@ -306,9 +308,9 @@ fn keep(args: &Args, figures: &Figures) {
         ("blocks", blocks),
     ];
     printer.keep("save", ENGINE, &save);
-    if let (Some(husk), Some(clone)) = (figures.husk_kib, figures.clone_kib) {
+    if let (Some(warm_vm), Some(clone)) = (figures.warm_vm_kib, figures.clone_kib) {
         let density = [
-            ("husk_kib", husk),
+            ("warm_vm_kib", warm_vm),
             ("clone_kib", clone),
             ("clones", args.density.into()),
         ];

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Events that happened in some processes between two points.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
+pub(crate) struct EventCounts {
     /// System calls.
     pub(crate) syscalls: u64,
     /// Returns from guest mode.
@@ -18,7 +18,7 @@ pub(crate) struct Counts {
 }
 
 /// The tracing file system with both histograms armed; disarmed when dropped.
-pub(crate) struct Counters {
+pub(crate) struct EventCounters {
     events: PathBuf,
 }
 
@@ -28,7 +28,7 @@ const FAULTS: &str = "kvm/kvm_page_fault";
 const EVENTS: [&str; 3] = [SYSCALLS, EXITS, FAULTS];
 const TRIGGER: &str = "hist:keys=common_pid:size=8192";
 
-impl Counters {
+impl EventCounters {
     /// Arms the histograms.
     ///
     /// # Errors
@@ -56,13 +56,17 @@ impl Counters {
         &self,
         pids: &[u32],
         work: impl FnOnce() -> Result<T>,
-    ) -> Result<(T, Counts)> {
+    ) -> Result<(T, EventCounts)> {
         let threads: HashSet<u32> = pids.iter().flat_map(|pid| threads(*pid)).collect();
         self.around(|thread| threads.contains(&thread), work)
     }
 
-    /// Runs `work` on this thread and returns what it gave, with what all other processes did meanwhile.
-    pub(crate) fn of_others<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<(T, Counts)> {
+    /// Runs `work` on this thread and returns what it gave, with what all other processes did
+    /// meanwhile.
+    pub(crate) fn of_others<T>(
+        &self,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<(T, EventCounts)> {
         let own: HashSet<u32> = threads(std::process::id()).into_iter().collect();
         self.around(|thread| !own.contains(&thread), work)
     }
@@ -71,11 +75,11 @@ impl Counters {
         &self,
         counts: impl Fn(u32) -> bool,
         work: impl FnOnce() -> Result<T>,
-    ) -> Result<(T, Counts)> {
+    ) -> Result<(T, EventCounts)> {
         let before = self.read(&counts)?;
         let value = work()?;
         let after = self.read(&counts)?;
-        let counts = Counts {
+        let counts = EventCounts {
             syscalls: after.syscalls - before.syscalls,
             vm_exits: after.vm_exits - before.vm_exits,
             guest_faults: after.guest_faults - before.guest_faults,
@@ -83,7 +87,7 @@ impl Counters {
         Ok((value, counts))
     }
 
-    fn read(&self, counted: impl Fn(u32) -> bool) -> Result<Counts> {
+    fn read(&self, counted: impl Fn(u32) -> bool) -> Result<EventCounts> {
         let sum = |event: &str| -> Result<u64> {
             let path = self.events.join(event).join("hist");
             let text =
@@ -95,7 +99,7 @@ impl Counters {
                 .map(|(_, n)| n)
                 .sum())
         };
-        Ok(Counts {
+        Ok(EventCounts {
             syscalls: sum(SYSCALLS)?,
             vm_exits: sum(EXITS)?,
             guest_faults: sum(FAULTS)?,
@@ -103,7 +107,7 @@ impl Counters {
     }
 }
 
-impl Drop for Counters {
+impl Drop for EventCounters {
     fn drop(&mut self) {
         for event in EVENTS {
             let _ = fs::write(

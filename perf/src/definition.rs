@@ -1,5 +1,5 @@
-//! What is measured, as files: scenarios and bars. They are part of the program, so that it can be
-//! carried into a lab by itself; a folder of changed ones can be given instead.
+//! What is measured, as files: scenarios and targets. They are part of the program, so that it can
+//! be carried into a lab by itself; a folder of changed ones can be given instead.
 
 use crate::statistics::Statistic;
 use anyhow::{Context, Result};
@@ -7,21 +7,21 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::path::Path;
 
-const FLOOR: &str = include_str!("../definitions/floor.toml");
+const BASELINE: &str = include_str!("../definitions/baseline.toml");
 const LAB: &str = include_str!("../definitions/lab.toml");
-const BARS: &str = include_str!("../definitions/bars.toml");
+const TARGETS: &str = include_str!("../definitions/targets.toml");
 
-/// The scenarios of the floor.
+/// The scenarios of the baseline.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Floor {
+pub(crate) struct BaselineDefinition {
     /// In the order in which they run.
-    pub(crate) scenario: Vec<Scenario>,
+    pub(crate) scenario: Vec<BaselineScenario>,
 }
 
 /// One thing that is done many times.
 #[derive(Clone, Debug, Deserialize)]
-pub(crate) struct Scenario {
+pub(crate) struct BaselineScenario {
     /// Its name in records.
     pub(crate) name: String,
     /// What is done, in words.
@@ -32,20 +32,20 @@ pub(crate) struct Scenario {
     pub(crate) samples: u32,
     /// What is done, for the program.
     #[serde(flatten)]
-    pub(crate) kind: Kind,
+    pub(crate) kind: BaselineKind,
 }
 
 /// What is done in one sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
-pub(crate) enum Kind {
+pub(crate) enum BaselineKind {
     /// Process start, kernel's entry, answer.
     Boot,
     /// Process start at a snapshot, let go at once, answer.
     Build,
-    /// A husk of a pool is let go, answer.
+    /// A warm VM of a pool is let go, answer.
     Claim {
-        /// Husks that stand ready.
+        /// Warm VMs that stand ready.
         pool: u32,
     },
     /// A machine that ran is killed and reaped.
@@ -55,8 +55,8 @@ pub(crate) enum Kind {
         /// How many.
         count: u32,
     },
-    /// Husks stand at once, and their memory is counted.
-    Husks {
+    /// Warm VMs stand at once, and their memory is counted.
+    WarmVms {
         /// How many.
         count: u32,
     },
@@ -65,7 +65,7 @@ pub(crate) enum Kind {
         /// How many pages.
         pages: u64,
     },
-    /// A machine dirties pages and is put back in place.
+    /// A machine dirties pages and is reset in place.
     Reset {
         /// How many pages.
         pages: u64,
@@ -98,7 +98,7 @@ pub(crate) enum Kind {
 /// The scenarios of the lab.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Lab {
+pub(crate) struct LabDefinition {
     /// In the order in which they run.
     pub(crate) scenario: Vec<LabScenario>,
 }
@@ -118,8 +118,8 @@ pub(crate) struct LabScenario {
     #[serde(default)]
     pub(crate) wall: u32,
     /// Copies that its server keeps ready.
-    pub(crate) husks: u32,
-    /// Most machines of its server, husks and sandboxes together.
+    pub(crate) pool: u32,
+    /// Most machines of its server, warm VMs and sandboxes together.
     pub(crate) machines: u32,
     /// What is done, for the program.
     #[serde(flatten)]
@@ -147,7 +147,7 @@ pub(crate) enum LabKind {
         /// What it has written by then.
         dirty_mib: u32,
     },
-    /// A sandbox is put back to where it began.
+    /// A sandbox is reset to where it began.
     Reset {
         /// What it has written by then.
         dirty_mib: u32,
@@ -180,24 +180,24 @@ const fn yes() -> bool {
     true
 }
 
-/// The bars.
+/// The targets.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Bars {
+pub(crate) struct TargetList {
     /// In the order of `performance.md`.
-    pub(crate) bar: Vec<Bar>,
+    pub(crate) target: Vec<TargetDefinition>,
 }
 
 /// What a figure is held to.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Bar {
+pub(crate) struct TargetDefinition {
     /// What is measured, in words.
     pub(crate) what: String,
     /// Whose samples it is about, as records name them.
     #[serde(default = "ours")]
     pub(crate) engine: String,
-    /// `floor`, `lab` or `metal`.
+    /// `baseline`, `lab`, `lab-wall` or `metal`.
     pub(crate) place: String,
     /// The scenario whose samples it is about.
     #[serde(default)]
@@ -207,11 +207,11 @@ pub(crate) struct Bar {
     pub(crate) value: String,
     /// Which figure of the samples.
     pub(crate) statistic: Option<Statistic>,
-    /// The bar, in the value's unit.
-    pub(crate) bar: u64,
-    /// The figure of the same place by which this one is divided: then the bar is of the ratio, in
-    /// thousandths.
-    pub(crate) over: Option<Other>,
+    /// The limit, in the value's unit.
+    pub(crate) limit: u64,
+    /// The figure of the same place by which this one is divided: then the limit is of the ratio,
+    /// in thousandths.
+    pub(crate) over: Option<ReferenceFigure>,
     /// Whether more is better.
     #[serde(default)]
     pub(crate) at_least: bool,
@@ -225,7 +225,7 @@ pub(crate) struct Bar {
 /// A figure that another is held against; the value's name and the statistic are the same.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Other {
+pub(crate) struct ReferenceFigure {
     /// Whose samples.
     #[serde(default = "ours")]
     pub(crate) engine: String,
@@ -240,19 +240,19 @@ fn ours() -> String {
     OURS.into()
 }
 
-/// The floor's scenarios, from `folder` or our own.
-pub(crate) fn floor(folder: Option<&Path>) -> Result<Floor> {
-    load(folder, "floor.toml", FLOOR)
+/// The baseline's scenarios, from `folder` or our own.
+pub(crate) fn baseline(folder: Option<&Path>) -> Result<BaselineDefinition> {
+    load(folder, "baseline.toml", BASELINE)
 }
 
 /// The lab's scenarios, from `folder` or our own.
-pub(crate) fn lab(folder: Option<&Path>) -> Result<Lab> {
+pub(crate) fn lab(folder: Option<&Path>) -> Result<LabDefinition> {
     load(folder, "lab.toml", LAB)
 }
 
-/// The bars, from `folder` or our own.
-pub(crate) fn bars(folder: Option<&Path>) -> Result<Bars> {
-    load(folder, "bars.toml", BARS)
+/// The targets, from `folder` or our own.
+pub(crate) fn targets(folder: Option<&Path>) -> Result<TargetList> {
+    load(folder, "targets.toml", TARGETS)
 }
 
 fn load<T: DeserializeOwned>(folder: Option<&Path>, name: &str, own: &str) -> Result<T> {
@@ -271,18 +271,25 @@ mod test {
     use super::*;
 
     #[test]
-    fn every_bar_of_the_floor_is_about_a_scenario_there_is() {
-        let floor = floor(None).unwrap();
-        let bars = bars(None).unwrap();
-        for bar in bars.bar.iter().filter(|b| b.place == "floor") {
-            let known = floor.scenario.iter().any(|s| s.name == bar.scenario);
-            assert!(known || bar.missing.is_some(), "{bar:?}");
-            assert!(bar.statistic.is_some() || bar.missing.is_some(), "{bar:?}");
+    fn every_target_of_the_baseline_is_about_a_scenario_there_is() {
+        let baseline = baseline(None).unwrap();
+        let targets = targets(None).unwrap();
+        for target in targets
+            .target
+            .iter()
+            .filter(|t| t.place == crate::record::BASELINE)
+        {
+            let known = baseline.scenario.iter().any(|s| s.name == target.scenario);
+            assert!(known || target.missing.is_some(), "{target:?}");
+            assert!(
+                target.statistic.is_some() || target.missing.is_some(),
+                "{target:?}"
+            );
         }
     }
 
     #[test]
-    fn every_bar_of_the_service_is_about_a_scenario_there_is() {
+    fn every_target_of_the_service_is_about_a_scenario_there_is() {
         // What single VMs are measured by is not in a file.
         const OF_PROGRAM: [&str; 6] = [
             "clone",
@@ -293,14 +300,14 @@ mod test {
             "versus-counts",
         ];
         let lab = lab(None).unwrap();
-        for bar in bars(None)
+        for target in targets(None)
             .unwrap()
-            .bar
+            .target
             .iter()
-            .filter(|b| b.place.starts_with("lab"))
+            .filter(|t| t.place.starts_with("lab"))
         {
-            let other = bar.over.as_ref().map(|over| &over.scenario);
-            for name in [Some(&bar.scenario), other].into_iter().flatten() {
+            let other = target.over.as_ref().map(|over| &over.scenario);
+            for name in [Some(&target.scenario), other].into_iter().flatten() {
                 let known = lab.scenario.iter().any(|s| match &s.kind {
                     LabKind::Density { steps } => {
                         steps.iter().any(|n| *name == format!("{}-{n}", s.name))
@@ -308,7 +315,7 @@ mod test {
                     LabKind::Cycles { .. } => *name == format!("{}-growth", s.name),
                     _ => *name == s.name || *name == format!("{}-rounds", s.name),
                 });
-                assert!(known || OF_PROGRAM.contains(&name.as_str()), "{bar:?}");
+                assert!(known || OF_PROGRAM.contains(&name.as_str()), "{target:?}");
             }
         }
     }
@@ -322,16 +329,16 @@ mod test {
                 LabKind::Density { steps } => steps.iter().copied().max().unwrap(),
                 _ => 2,
             };
-            assert!(most <= s.machines && s.husks <= s.machines, "{s:?}");
+            assert!(most <= s.machines && s.pool <= s.machines, "{s:?}");
         }
     }
 
     #[test]
     fn what_is_not_understood_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let text = "[[bar]]\nwhat = \"x\"\nplace = \"floor\"\nbar = 1\ncolour = \"red\"\n";
-        std::fs::write(folder.path().join("bars.toml"), text).unwrap();
-        let error = bars(Some(folder.path())).unwrap_err();
+        let text = "[[target]]\nwhat = \"x\"\nplace = \"baseline\"\nlimit = 1\ncolour = \"red\"\n";
+        std::fs::write(folder.path().join("targets.toml"), text).unwrap();
+        let error = targets(Some(folder.path())).unwrap_err();
         assert!(format!("{error:#}").contains("colour"), "{error:#}");
     }
 }

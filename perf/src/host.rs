@@ -1,10 +1,14 @@
 //! What a machine is, and what it has left.
 
 use crate::processes::{self, stat_fields};
-use crate::record::{COUNTED, UNCOUNTED};
+use crate::record::{BASELINE, COUNTED, UNCOUNTED};
+use crate::renamed;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -14,8 +18,8 @@ const PROBE_KIB: usize = 64 << 10;
 
 /// What figures were taken on. Written beside the records of a place as `machine-<place>.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Description {
-    /// `floor`, `lab` or `metal`.
+pub(crate) struct HostDescription {
+    /// `baseline`, `lab`, `lab-wall` or `metal`.
     pub(crate) place: String,
     /// When the run began.
     pub(crate) date: String,
@@ -46,7 +50,7 @@ pub(crate) fn describe(folder: &Path, place: &str, program: &Path, commit: &str)
 }
 
 /// What this machine is.
-pub(crate) fn description(place: &str, program: &Path, commit: &str) -> Result<Description> {
+pub(crate) fn description(place: &str, program: &Path, commit: &str) -> Result<HostDescription> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let after = |key: &str| {
         let line = cpuinfo.lines().find(|l| l.starts_with(key));
@@ -54,7 +58,7 @@ pub(crate) fn description(place: &str, program: &Path, commit: &str) -> Result<D
     };
     let version = Command::new(program).arg("version").output();
     let version = version.with_context(|| format!("Running {} version", program.display()))?;
-    Ok(Description {
+    Ok(HostDescription {
         place: place.into(),
         date: jiff::Timestamp::now()
             .strftime("%Y-%m-%d %H:%M UTC")
@@ -77,13 +81,16 @@ pub(crate) fn description(place: &str, program: &Path, commit: &str) -> Result<D
 }
 
 /// Every description in a folder.
-pub(crate) fn descriptions(folder: &Path) -> Result<Vec<Description>> {
+pub(crate) fn descriptions(folder: &Path) -> Result<Vec<HostDescription>> {
     let mut found = Vec::new();
-    for place in ["floor", COUNTED, UNCOUNTED, "metal"] {
+    for place in ["floor", BASELINE, COUNTED, UNCOUNTED, "metal"] {
         let path = folder.join(format!("machine-{place}.json"));
         if let Ok(text) = fs::read_to_string(&path) {
             let description = serde_json::from_str(&text);
-            found.push(description.with_context(|| format!("Reading {}", path.display()))?);
+            let mut description: HostDescription =
+                description.with_context(|| format!("Reading {}", path.display()))?;
+            description.place = renamed::place(description.place);
+            found.push(description);
         }
     }
     Ok(found)
@@ -191,7 +198,7 @@ fn busy(text: &str) -> Option<u64> {
 
 /// What is in use now, and would be more if something were left behind.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Left {
+pub(crate) struct Leftovers {
     /// Processes of this session: whoever starts one is in it, and so are its orphans.
     pub(crate) processes: u64,
     /// Descriptors of this process.
@@ -200,22 +207,44 @@ pub(crate) struct Left {
     pub(crate) own_kib: u64,
     /// Memory of the machine that could be had, if it says so.
     pub(crate) available_kib: Option<u64>,
-    /// Room where files for a while are made.
+    /// Files in the benchmark's own folder.
     pub(crate) disk_kib: u64,
 }
 
-impl Left {
-    /// Looks.
-    pub(crate) fn now() -> Result<Self> {
-        let room = rustix::fs::statvfs(std::env::temp_dir())?;
+impl Leftovers {
+    /// Looks; `folder` is the benchmark's own.
+    pub(crate) fn now(folder: &Path) -> Result<Self> {
         Ok(Self {
             processes: u64::try_from(session()?.len())?,
             descriptors: u64::try_from(fs::read_dir("/proc/self/fd")?.count())?,
             own_kib: private_kib(std::process::id())?,
             available_kib: true_available_kib()?,
-            disk_kib: room.f_bavail * room.f_frsize / 1024,
+            disk_kib: folder_kib(folder)?,
         })
     }
+}
+
+/// What the files of a folder take of its disk, KiB: each once, whatever its names. What ends while
+/// this looks is not counted.
+pub(crate) fn folder_kib(folder: &Path) -> Result<u64> {
+    let mut blocks = BTreeMap::new();
+    let mut next = vec![folder.to_path_buf()];
+    while let Some(folder) = next.pop() {
+        let entries = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            other => other.with_context(|| format!("Listing {}", folder.display()))?,
+        };
+        for entry in entries.flatten() {
+            let Ok(about) = entry.metadata() else {
+                continue;
+            };
+            if about.is_dir() {
+                next.push(entry.path());
+            }
+            blocks.insert((about.dev(), about.ino()), about.blocks());
+        }
+    }
+    Ok(blocks.values().sum::<u64>() / 2)
 }
 
 /// The processes of this session.
@@ -252,6 +281,24 @@ mod test {
     }
 
     #[test]
+    fn a_folders_files_count_once_and_nobody_elses() {
+        let folder = tempfile::tempdir().unwrap();
+        let before = folder_kib(folder.path()).unwrap();
+        let deep = folder.path().join("a/b");
+        fs::create_dir_all(&deep).unwrap();
+        fs::write(deep.join("file"), vec![1; 256 << 10]).unwrap();
+        fs::hard_link(deep.join("file"), folder.path().join("same")).unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        fs::write(elsewhere.path().join("file"), vec![1; 8 << 20]).unwrap();
+        let grown = folder_kib(folder.path()).unwrap() - before;
+        assert!((256..512).contains(&grown), "{grown} KiB");
+        fs::remove_dir_all(folder.path().join("a")).unwrap();
+        fs::remove_file(folder.path().join("same")).unwrap();
+        assert_eq!(folder_kib(folder.path()).unwrap(), before);
+        assert_eq!(folder_kib(&deep).unwrap(), 0);
+    }
+
+    #[test]
     fn a_child_that_is_there_is_seen() {
         let mut child = Command::new("/bin/sleep").arg("60").spawn().unwrap();
         let with = session().unwrap();
@@ -261,6 +308,6 @@ mod test {
         let pid = child.id().to_string();
         assert!(with.contains(&pid), "{pid} is not in {with:?}");
         assert!(!after.contains(&pid), "{pid} is in {after:?}");
-        assert!(Left::now().unwrap().descriptors > 0);
+        assert!(Leftovers::now(&std::env::temp_dir()).unwrap().descriptors > 0);
     }
 }

@@ -1,7 +1,8 @@
-//! The smallest HTTP/1.1 client, over any byte stream: little of what is measured beside it is its own.
+//! The smallest HTTP/1.1 client, over any byte stream: little of what is measured beside it is its
+//! own.
 //!
-//! It speaks with Hatchery over TCP and with other engines over unix sockets. One request at a time,
-//! on a connection that is kept.
+//! It speaks with Hatchery over TCP and with other engines over unix sockets. One request at a
+//! time, on a connection that is kept.
 
 use anyhow::{Context, Result, bail, ensure};
 use std::fmt::Write as _;
@@ -14,7 +15,7 @@ const MAX_BODY: usize = 64 << 20;
 
 /// A connection.
 #[derive(Debug)]
-pub(crate) struct Http<S> {
+pub(crate) struct HttpClient<S> {
     stream: S,
     host: String,
     /// What was read and not used yet.
@@ -23,7 +24,7 @@ pub(crate) struct Http<S> {
 
 /// An answer, whole.
 #[derive(Clone, Debug)]
-pub(crate) struct Answer {
+pub(crate) struct HttpAnswer {
     /// The status.
     pub(crate) status: u16,
     /// The head's fields, names in lower case.
@@ -32,7 +33,7 @@ pub(crate) struct Answer {
     pub(crate) body: Vec<u8>,
 }
 
-impl Answer {
+impl HttpAnswer {
     /// The first field of this name, which is in lower case.
     pub(crate) fn field(&self, name: &str) -> Option<&str> {
         let found = self.fields.iter().find(|(field, _)| field == name);
@@ -57,7 +58,7 @@ impl Answer {
     }
 }
 
-impl<S: Read + Write> Http<S> {
+impl<S: Read + Write> HttpClient<S> {
     /// Speaks on `stream` with the server of this name.
     pub(crate) fn new(stream: S, host: &str) -> Self {
         Self {
@@ -77,7 +78,7 @@ impl<S: Read + Write> Http<S> {
         path: &str,
         fields: &[(&str, &str)],
         body: &[u8],
-    ) -> Result<Answer> {
+    ) -> Result<HttpAnswer> {
         let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n", self.host);
         for (name, value) in fields {
             let _ = write!(head, "{name}: {value}\r\n");
@@ -93,13 +94,13 @@ impl<S: Read + Write> Http<S> {
         self.answer(method).with_context(asked)
     }
 
-    fn answer(&mut self, method: &str) -> Result<Answer> {
+    fn answer(&mut self, method: &str) -> Result<HttpAnswer> {
         loop {
             let (status, fields) = self.head()?;
             if (100..200).contains(&status) {
                 continue; // an interim answer
             }
-            let mut answer = Answer {
+            let mut answer = HttpAnswer {
                 status,
                 fields,
                 body: Vec::new(),
@@ -199,17 +200,18 @@ mod test {
     use super::*;
     use std::io::Cursor;
 
-    /// A server that has written its answers before it was asked, and hands them out in small pieces.
-    struct Told(Cursor<Vec<u8>>, Vec<u8>);
+    /// A server that has written its answers before it was asked, and hands them out in small
+    /// pieces.
+    struct ToldStream(Cursor<Vec<u8>>, Vec<u8>);
 
-    impl Read for Told {
+    impl Read for ToldStream {
         fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
             let piece = bytes.len().min(3);
             self.0.read(&mut bytes[..piece])
         }
     }
 
-    impl Write for Told {
+    impl Write for ToldStream {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
             self.1.extend(bytes);
             Ok(bytes.len())
@@ -220,9 +222,9 @@ mod test {
         }
     }
 
-    fn told(answers: &str) -> Http<Told> {
-        let told = Told(Cursor::new(answers.as_bytes().to_vec()), Vec::new());
-        Http::new(told, "here")
+    fn told(answers: &str) -> HttpClient<ToldStream> {
+        let told = ToldStream(Cursor::new(answers.as_bytes().to_vec()), Vec::new());
+        HttpClient::new(told, "here")
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The barometer: measures Hatchery, and peers doing the same work, from outside.
+//! The benchmark suite: measures Hatchery, and peers doing the same work, from outside.
 //!
 //! It drives VM processes as black boxes with the same kernel, agent and disk, checks every answer,
 //! and prints counts (instructions, VM exits, system calls, bytes) rather than wall times wherever
@@ -8,20 +8,23 @@
 
 mod agent;
 mod api;
-mod bars;
+mod baseline;
 mod boot;
 mod clone;
+mod compare;
 mod counters;
 mod definition;
 mod engine;
-mod floor;
 mod host;
 mod http;
+mod output;
 mod processes;
 mod record;
+mod renamed;
 mod report;
 mod service;
 mod statistics;
+mod targets;
 mod versus;
 
 use anyhow::Result;
@@ -29,39 +32,44 @@ use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
 #[derive(Parser)]
-#[command(name = "barometer", about = "Measures Hatchery and its peers")]
-struct Cli {
+#[command(name = "hatchery-bench", about = "Measures Hatchery and its peers")]
+struct SuiteArgs {
     #[command(subcommand)]
-    command: Command,
+    command: SuiteCommand,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum SuiteCommand {
     /// Cold boot, first exec and bulk transfer of single VMs
-    Boot(boot::Args),
+    Boot(boot::BootArgs),
     /// Clones of a saved VM: claim, first exec, memory
-    Clone(clone::Args),
-    /// A first command after a saved moment, by several engines in turn
-    Versus(versus::Args),
+    Clone(clone::CloneArgs),
+    /// A first command after a restore point, by several engines in turn
+    Versus(versus::VersusArgs),
     /// Bare guests on this machine's own KVM
-    Floor(floor::Args),
+    #[command(alias = "floor")]
+    Baseline(baseline::BaselineArgs),
     /// The whole system through its API, in the lab
-    Service(service::Args),
-    /// What was measured, against the bars
-    Bars(bars::Args),
+    Service(service::ServiceArgs),
+    /// What was measured, against the targets
+    #[command(alias = "bars")]
+    Targets(targets::TargetArgs),
+    /// Two sets of records, figure by figure
+    Compare(compare::CompareArgs),
     /// What was measured, as a page of HTML and one of Markdown
-    Report(report::Args),
+    Report(report::ReportArgs),
 }
 
 fn main() -> ExitCode {
-    let result: Result<ExitCode> = match Cli::parse().command {
-        Command::Boot(args) => boot::run(&args),
-        Command::Clone(args) => clone::run(&args),
-        Command::Versus(args) => versus::run(&args),
-        Command::Floor(args) => floor::run(&args),
-        Command::Service(args) => service::run(&args),
-        Command::Bars(args) => bars::run(&args),
-        Command::Report(args) => report::run(&args),
+    let result: Result<ExitCode> = match SuiteArgs::parse().command {
+        SuiteCommand::Boot(args) => boot::run(&args),
+        SuiteCommand::Clone(args) => clone::run(&args),
+        SuiteCommand::Versus(args) => versus::run(&args),
+        SuiteCommand::Baseline(args) => baseline::run(&args),
+        SuiteCommand::Service(args) => service::run(&args),
+        SuiteCommand::Targets(args) => targets::run(&args),
+        SuiteCommand::Compare(args) => compare::run(&args),
+        SuiteCommand::Report(args) => report::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

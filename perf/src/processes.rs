@@ -49,7 +49,8 @@ pub(crate) fn descendants(pid: u32) -> Result<BTreeSet<u32>> {
     Ok(found)
 }
 
-/// The processes below `server` that have a virtual machine, which a zygote's is not: it does nothing.
+/// The processes below `server` that have a virtual machine, which a zygote's is not: it does
+/// nothing.
 pub(crate) fn machines(server: u32) -> Result<Vec<u32>> {
     let has_machine = |pid: &u32| {
         let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else {

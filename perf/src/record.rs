@@ -2,6 +2,7 @@
 //!
 //! Figures in reports are made from these lines and nothing else, so that anybody can make others.
 
+use crate::renamed;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -15,6 +16,8 @@ pub(crate) const SCHEMA: u32 = 1;
 pub(crate) const COUNTED: &str = "lab";
 /// An emulated host whose clock does not: its times are good for ratios only.
 pub(crate) const UNCOUNTED: &str = "lab-wall";
+/// Bare guests on a machine's own KVM, in real time.
+pub(crate) const BASELINE: &str = "baseline";
 /// What record files end with.
 const EXTENSION: &str = "jsonl";
 /// Most bytes of a record file that are read.
@@ -26,7 +29,7 @@ const MAX_FILE: u64 = 1 << 30;
 pub(crate) struct Record {
     /// [`SCHEMA`].
     pub(crate) schema: u32,
-    /// `floor`, `lab`, `lab-wall` or `metal`; never mixed in one figure.
+    /// `baseline`, `lab`, `lab-wall` or `metal`; never mixed in one figure.
     pub(crate) place: String,
     /// The scenario's name in its definition.
     pub(crate) scenario: String,
@@ -47,6 +50,19 @@ pub(crate) struct Record {
     /// The figures. The end of a name is its unit: `_ns`, `_insns` (instructions of the emulated
     /// host), `_kib`, `_per_s`; without one it is a count.
     pub(crate) values: BTreeMap<String, u64>,
+}
+
+impl Record {
+    /// Whatever it was called when it was written.
+    fn under_todays_names(mut self) -> Self {
+        self.place = renamed::place(self.place);
+        self.scenario = renamed::scenario(self.scenario);
+        let values = self.values.into_iter();
+        self.values = values
+            .map(|(name, value)| (renamed::value(name), value))
+            .collect();
+        self
+    }
 }
 
 /// What one sample gave, before it is a record.
@@ -75,14 +91,14 @@ impl Sample {
 }
 
 /// Appends records to a file.
-pub(crate) struct Recorder {
+pub(crate) struct RecordFile {
     out: BufWriter<File>,
     place: String,
     began_ns: u64,
     counts: BTreeMap<String, u64>,
 }
 
-impl Recorder {
+impl RecordFile {
     /// Begins `<folder>/<name>.jsonl`; samples of an earlier run of the same name are replaced.
     pub(crate) fn create(folder: &Path, name: &str, place: &str) -> Result<Self> {
         std::fs::create_dir_all(folder)
@@ -131,16 +147,16 @@ impl Recorder {
     }
 }
 
-/// Prints records, one a line behind `record: `, from a place that keeps no files: whoever runs this
-/// program there writes them down.
-pub(crate) struct Printer {
+/// Prints records, one a line behind `record: `, from a place that keeps no files: whoever runs
+/// this program there writes them down.
+pub(crate) struct RecordPrinter {
     /// Whether the clock counts instructions, as in the lab.
     pub(crate) icount: bool,
     counts: BTreeMap<(String, String), u64>,
     began_ns: u64,
 }
 
-impl Printer {
+impl RecordPrinter {
     /// Nothing is printed yet.
     pub(crate) fn new(icount: bool) -> Self {
         Self {
@@ -155,8 +171,8 @@ impl Printer {
         self.sample(scenario, engine, Ok(Sample::new("", values)));
     }
 
-    /// Prints one sample, good or failed; a failure is said at once. Values whose name ends in `_time`
-    /// are what the clock counts.
+    /// Prints one sample, good or failed; a failure is said at once. Values whose name ends in
+    /// `_time` are what the clock counts.
     pub(crate) fn sample(&mut self, scenario: &str, engine: &str, sample: Result<Sample>) {
         let unit = if self.icount { "_insns" } else { "_ns" };
         let named = |(name, value): (String, u64)| match name.strip_suffix("_time") {
@@ -186,9 +202,19 @@ impl Printer {
         };
         *number += 1;
         if let Ok(json) = serde_json::to_string(&record) {
-            crate::boot::say(&format!("record: {json}"));
+            crate::output::say(&format!("record: {json}"));
         }
     }
+}
+
+/// Every record of a folder, or of one file.
+pub(crate) fn read(path: &Path) -> Result<Vec<Record>> {
+    if path.is_dir() {
+        return read_folder(path);
+    }
+    let mut records = Vec::new();
+    read_file(path, &mut records).with_context(|| format!("Reading {}", path.display()))?;
+    Ok(records)
 }
 
 /// Every record of a folder, files in the order of their names.
@@ -218,7 +244,7 @@ fn read_file(path: &Path, records: &mut Vec<Record>) -> Result<()> {
             number + 1,
             record.schema
         );
-        records.push(record);
+        records.push(record.under_todays_names());
     }
     Ok(())
 }
@@ -230,7 +256,7 @@ mod test {
     #[test]
     fn what_is_kept_is_read_again() {
         let folder = tempfile::tempdir().unwrap();
-        let mut recorder = Recorder::create(folder.path(), "floor", "floor").unwrap();
+        let mut recorder = RecordFile::create(folder.path(), "baseline", BASELINE).unwrap();
         let sample = Sample::new("kfpa", &[("claim_ns", 7)]);
         recorder.keep("claim", "hatchery", Ok(sample)).unwrap();
         let failed = Err(anyhow::anyhow!("wrong answer"));
@@ -244,9 +270,29 @@ mod test {
     }
 
     #[test]
+    fn an_old_record_has_todays_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("floor.jsonl");
+        let line = r#"{"schema":1,"place":"floor","scenario":"husks","engine":"hatchery","sample":0,"at_ns":0,"ok":true,"values":{"husks":100,"private_kib":900}}"#;
+        std::fs::write(&path, format!("{line}\n")).unwrap();
+        let record = read(&path).unwrap().remove(0);
+        assert_eq!(
+            (record.place.as_str(), record.scenario.as_str()),
+            (BASELINE, "warm-vms")
+        );
+        let values: Vec<_> = record
+            .values
+            .iter()
+            .map(|(name, value)| (name.as_str(), *value))
+            .collect();
+        assert_eq!(values, [("private_kib", 900), ("warm_vms", 100)]);
+        assert_eq!(record.clone().under_todays_names(), record);
+    }
+
+    #[test]
     fn another_schema_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let line = r#"{"schema":2,"place":"floor","scenario":"x","engine":"x","sample":0,"at_ns":0,"ok":true,"values":{}}"#;
+        let line = r#"{"schema":2,"place":"baseline","scenario":"x","engine":"x","sample":0,"at_ns":0,"ok":true,"values":{}}"#;
         std::fs::write(folder.path().join("x.jsonl"), format!("{line}\n")).unwrap();
         let error = read_folder(folder.path()).unwrap_err();
         assert!(format!("{error:#}").contains("schema 2"), "{error:#}");

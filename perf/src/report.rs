@@ -4,59 +4,67 @@
 mod density;
 mod phases;
 mod plot;
+mod table;
 
-use crate::bars::{self, Judged, human};
-use crate::boot::say;
-use crate::definition::{self, OURS};
-use crate::host::{self, Description};
-use crate::record::{self, COUNTED, Record, UNCOUNTED};
-use crate::statistics::{Statistic, Summary};
+use crate::definition;
+use crate::host::{self, HostDescription};
+use crate::output::say;
+use crate::record::{self, COUNTED, UNCOUNTED};
+use crate::statistics::Summary;
+use crate::targets::{self, JudgedTarget};
 use anyhow::{Context, Result, ensure};
 use plot::escape;
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use table::{FigureTable, TableRows, tables};
 
 /// Fewer samples make no curve.
 const LEAST_FOR_PLOT: u64 = 20;
-const STATISTICS: [Statistic; 6] = [
-    Statistic::Min,
-    Statistic::P50,
-    Statistic::P90,
-    Statistic::P99,
-    Statistic::P999,
-    Statistic::Max,
-];
 /// What whoever reads the figures should know about whoever made them.
 const BIAS: [&str; 10] = [
-    "We wrote both the program and its benchmark, and looked at these figures while we wrote the program. \
+    "We wrote both the program and its benchmark, and looked at these figures while we wrote the \
+     program. \
      Scenarios that we did not think of are not here.",
-    "Places are never mixed. \"floor\" is real time of bare guests that run a few instructions on this \
-     machine's own KVM: it has no Linux guest, and other load on the machine is in it. \"lab\" counts \
-     instructions of an emulated host: an instruction is not a nanosecond, caches and memory do not exist \
+    "Places are never mixed. \"baseline\" is real time of bare guests that run a few instructions \
+     on this \
+     machine's own KVM: it has no Linux guest, and other load on the machine is in it. \"lab\" \
+     counts \
+     instructions of an emulated host: an instruction is not a nanosecond, caches and memory do \
+     not exist \
      there, and exits cost other amounts than on a processor.",
-    "\"lab-wall\" is an ordinary emulated host, 10 to 50 times slower than hardware: its times are shown as \
-     ratios to one client's creation and first command from a full pool there, and mean nothing else.",
-    "The emulator (QEMU 7.2, software) loses a guest now and then, which is a failed sample here. It has one \
-     processor where it counts: 50 clients at once queue, so read the work of each, not the latency.",
-    "The peers that we run are QEMU 7.2's microvm and Firecracker v1.12.1, the newest that a package registry \
-     carries: with our kernel, agent and disk, without its jailer, its memory file in memory. The lab's processor \
-     has no XSAVE, so Firecracker's write of XCR0 is answered by a filter. Cloud Hypervisor is not at hand.",
-    "A pool moves cost out of sight, not out of the world: what ending a sandbox and building the next husk \
+    "\"lab-wall\" is an ordinary emulated host, 10 to 50 times slower than hardware: its times \
+     are shown as \
+     ratios to one client's creation and first command from a full pool there, and mean nothing \
+     else.",
+    "The emulator (QEMU 7.2, software) loses a guest now and then, which is a failed sample here. \
+     It has one \
+     processor where it counts: 50 clients at once queue, so read the work of each, not the \
+     latency.",
+    "The peers that we run are QEMU 7.2's microvm and Firecracker v1.12.1, the newest that a \
+     package registry \
+     carries: with our kernel, agent and disk, without its jailer, its memory file in memory. The \
+     lab's processor \
+     has no XSAVE, so Firecracker's write of XCR0 is answered by a filter. Cloud Hypervisor is \
+     not at hand.",
+    "A pool moves cost out of sight, not out of the world: what ending a sandbox and building the \
+     next warm VM \
      take is in every `-rounds` as `end_and_refill_each`.",
-    "Peers' figures in the table of bars are their own publications, on their machines, with their \
+    "Peers' figures in the table of targets are their own publications, on their machines, with \
+     their \
      definitions. Only where a scenario names another engine was it run by us, beside ours.",
     "A copy's first command is one that the template's machine had run before it was saved, so its \
      program is in the guest's page cache. A first command that reads new files is slower.",
-    "Husks come with what a trial copy wrote. Memory is counted after one command; a sandbox that works \
+    "Warm VMs come with what a trial copy wrote. Memory is counted after one command; a sandbox \
+     that works \
      has more.",
-    "Percentiles are nearest rank: values that were measured. Of ten samples the 99th percentile is the \
+    "Percentiles are nearest rank: values that were measured. Of ten samples the 99th percentile \
+     is the \
      largest. Samples that failed are counted and have no value.",
 ];
 
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct ReportArgs {
     /// The folder with the raw records; the pages are written into it
     #[arg(long)]
     results: PathBuf,
@@ -65,17 +73,19 @@ pub(crate) struct Args {
     definitions: Option<PathBuf>,
 }
 
-pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+pub(crate) fn run(args: &ReportArgs) -> Result<ExitCode> {
     let records = record::read_folder(&args.results)?;
     let folder = args.results.display();
     ensure!(
         !records.is_empty(),
         "There are no records in {folder}: run a bench first"
     );
-    let bars = definition::bars(args.definitions.as_deref())?;
-    let page = Page {
+    let targets = definition::targets(args.definitions.as_deref())?;
+    let judged = targets::judge(&targets.target, &records);
+    let page = ReportPage {
         machines: host::descriptions(&args.results)?,
-        bars: bars::judge(&bars.bar, &records),
+        summary: targets::summary(&judged, &records),
+        targets: judged,
         tables: tables(&records),
     };
     for (name, text) in [("report.md", page.markdown()), ("report.html", page.html())] {
@@ -86,64 +96,18 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// All values of one engine's scenario.
-struct Table {
-    place: String,
-    scenario: String,
-    engine: String,
-    values: Vec<(String, Summary)>,
-    /// What times are told in parts of, where they mean nothing by themselves.
-    unit_ns: Option<u64>,
-}
-
 /// A report's parts, before they are text of one kind.
-struct Page {
-    machines: Vec<Description>,
-    bars: Vec<Judged>,
-    tables: Vec<Table>,
+struct ReportPage {
+    machines: Vec<HostDescription>,
+    targets: Vec<JudgedTarget>,
+    /// How many targets are met, and which are not.
+    summary: Vec<String>,
+    tables: Vec<FigureTable>,
 }
 
-fn tables(records: &[Record]) -> Vec<Table> {
-    let key = |r: &Record| (r.place.clone(), r.scenario.clone(), r.engine.clone());
-    let keys: BTreeSet<_> = records.iter().map(key).collect();
-    let table = |(place, scenario, engine): (String, String, String)| {
-        let own = |r: &&Record| r.place == place && r.scenario == scenario && r.engine == engine;
-        let own: Vec<_> = records.iter().filter(own).cloned().collect();
-        let names: BTreeSet<_> = own.iter().flat_map(|r| r.values.keys().cloned()).collect();
-        let summary = |name: String| {
-            let summary = bars::values(&own, &engine, (&place, &scenario), &name);
-            (name, summary)
-        };
-        Table {
-            values: names.into_iter().map(summary).collect(),
-            unit_ns: base_of(records, &place),
-            place: place.clone(),
-            scenario: scenario.clone(),
-            engine,
-        }
-    };
-    keys.into_iter().map(table).collect()
-}
-
-/// One client's creation and first command from a full pool, where only ratios to it mean something.
-fn base_of(records: &[Record], place: &str) -> Option<u64> {
-    let base = bars::values(records, OURS, (place, "create-warm-c1"), "first_exec_ns");
-    (place == UNCOUNTED).then(|| base.get(Statistic::P50).unwrap_or(0))
-}
-
-/// A time in thousandths of another; nothing without one.
-fn part(value: u64, of: u64) -> String {
-    let scaled = (u128::from(value) * 1000).checked_div(of.into());
-    let scaled = scaled.and_then(|scaled| u64::try_from(scaled).ok());
-    scaled.map_or_else(String::new, |scaled| human("_permille", scaled))
-}
-
-/// A table's cells as text, the same in both pages.
-type Rows = Vec<Vec<String>>;
-
-impl Page {
-    fn machine_rows(&self) -> Rows {
-        let row = |m: &Description| {
+impl ReportPage {
+    fn machine_rows(&self) -> TableRows {
+        let row = |m: &HostDescription| {
             let virtualization = if m.hardware_virtualization {
                 "hardware"
             } else {
@@ -163,28 +127,31 @@ impl Page {
         self.machines.iter().map(row).collect()
     }
 
-    fn bar_rows(&self) -> Rows {
-        let row = |judged: &Judged| {
-            let bar = &judged.bar;
-            let relation = if bar.at_least { "≥" } else { "≤" };
+    fn target_rows(&self) -> TableRows {
+        let row = |judged: &JudgedTarget| {
+            let target = &judged.target;
+            let relation = if target.at_least { "≥" } else { "≤" };
             vec![
-                bar.place.clone(),
-                bar.what.clone(),
+                target.place.clone(),
+                target.what.clone(),
                 judged.figure(),
                 format!("{relation} {}", judged.limit()),
                 judged.ratio().unwrap_or_default(),
                 judged.word(),
-                bar.peer.clone(),
+                target.peer.clone(),
             ]
         };
-        self.bars.iter().map(row).collect()
+        self.targets.iter().map(row).collect()
     }
 
     fn markdown(&self) -> String {
         let mut text = String::from("# What was measured\n\n");
         text.push_str(&markdown_table(&MACHINE, &self.machine_rows()));
-        text.push_str("\n## Bars\n\n");
-        text.push_str(&markdown_table(&BAR, &self.bar_rows()));
+        text.push_str("\n## Targets\n\n");
+        text.push_str(&markdown_table(&TARGET, &self.target_rows()));
+        for line in &self.summary {
+            let _ = write!(text, "\n{line}\n");
+        }
         text.push_str("\n## Figures\n");
         for table in &self.tables {
             let _ = write!(text, "\n### {}\n\n", table.title());
@@ -201,8 +168,11 @@ impl Page {
         let mut text = String::from(HEAD);
         text.push_str("<h1>What was measured</h1>\n");
         text.push_str(&html_table(&MACHINE, &self.machine_rows()));
-        text.push_str("<h2>Bars</h2>\n");
-        text.push_str(&html_table(&BAR, &self.bar_rows()));
+        text.push_str("<h2>Targets</h2>\n");
+        text.push_str(&html_table(&TARGET, &self.target_rows()));
+        for line in &self.summary {
+            let _ = writeln!(text, "<p>{}</p>", escape(line));
+        }
         for (title, plot) in [
             (
                 "Steps of a creation, medians, counted",
@@ -247,7 +217,15 @@ const MACHINE: [&str; 8] = [
     "virtualization",
     "load",
 ];
-const BAR: [&str; 7] = ["place", "what", "figure", "bar", "ratio", "", "best peer"];
+const TARGET: [&str; 7] = [
+    "place",
+    "what",
+    "figure",
+    "target",
+    "ratio",
+    "",
+    "best peer",
+];
 const VALUE: [&str; 8] = [
     "value",
     "good/tried",
@@ -258,34 +236,13 @@ const VALUE: [&str; 8] = [
     "p99.9",
     "max",
 ];
-const HEAD: &str = "<!doctype html>\n<meta charset=\"utf-8\">\n<title>Hatchery: what was measured</title>\n\
+const HEAD: &str = "<!doctype html>\n<meta charset=\"utf-8\">\n<title>Hatchery: what was \
+    measured</title>\n\
 <style>body{font:15px/1.5 system-ui,sans-serif;max-width:75em;margin:2em auto;padding:0 1em}\
 table{border-collapse:collapse;margin:1em 0}td,th{border-bottom:1px solid #ddd;padding:.2em .7em;\
 text-align:left;vertical-align:top}svg{margin:.5em 1em .5em 0}</style>\n";
 
-impl Table {
-    fn title(&self) -> String {
-        format!("{}: {} ({})", self.place, self.scenario, self.engine)
-    }
-
-    fn rows(&self) -> Rows {
-        let row = |(name, summary): &(String, Summary)| {
-            let told = |v| match self.unit_ns {
-                Some(of) if name.ends_with("_ns") => part(v, of),
-                _ => human(name, v),
-            };
-            let figure = |s| summary.get(s).map_or_else(String::new, told);
-            let head = [
-                name.clone(),
-                format!("{}/{}", summary.count(), summary.tried),
-            ];
-            head.into_iter().chain(STATISTICS.map(figure)).collect()
-        };
-        self.values.iter().map(row).collect()
-    }
-}
-
-fn markdown_table(head: &[&str], rows: &Rows) -> String {
+fn markdown_table(head: &[&str], rows: &TableRows) -> String {
     let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
     let mut text = line(head.iter().map(|c| (*c).to_owned()).collect());
     text.push_str(&line(vec!["---".into(); head.len()]));
@@ -295,7 +252,7 @@ fn markdown_table(head: &[&str], rows: &Rows) -> String {
     text
 }
 
-fn html_table(head: &[&str], rows: &Rows) -> String {
+fn html_table(head: &[&str], rows: &TableRows) -> String {
     let cells = |tag: &str, cells: &[String]| -> String {
         let cell = |c: &String| format!("<{tag}>{}</{tag}>", escape(c));
         cells.iter().map(cell).collect()
@@ -312,19 +269,20 @@ fn html_table(head: &[&str], rows: &Rows) -> String {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::record::{Recorder, Sample};
+    use crate::record::{BASELINE, RecordFile, Sample};
+    use crate::targets::human;
 
     #[test]
     fn both_pages_say_what_the_records_say() {
         let folder = tempfile::tempdir().unwrap();
-        let mut recorder = Recorder::create(folder.path(), "floor", "floor").unwrap();
+        let mut recorder = RecordFile::create(folder.path(), "baseline", BASELINE).unwrap();
         for n in 1..=30 {
             let sample = Sample::new("x", &[("claim_ns", n * 1000), ("a<b", n)]);
             recorder.keep("claim", "hatchery", Ok(sample)).unwrap();
         }
         let failed = Err(anyhow::anyhow!("no"));
         recorder.keep("claim", "hatchery", failed).unwrap();
-        let args = Args {
+        let args = ReportArgs {
             results: folder.path().into(),
             definitions: None,
         };
@@ -336,8 +294,10 @@ mod test {
             assert!(text.contains("30/31") && text.contains(&p50), "{text}");
             assert!(
                 text.contains("not measured"),
-                "bars without figures are in it"
+                "targets without figures are in it"
             );
+            let lost = "failed samples: baseline claim (hatchery) 1 of 31";
+            assert!(text.contains(lost), "{text}");
         }
         assert!(html.contains("<svg") && html.contains("a&lt;b") && !html.contains("a<b"));
     }
@@ -345,12 +305,12 @@ mod test {
     #[test]
     fn an_ordinary_labs_times_are_ratios_and_steps_and_density_are_drawn() {
         let folder = tempfile::tempdir().unwrap();
-        let mut wall = Recorder::create(folder.path(), "wall", UNCOUNTED).unwrap();
+        let mut wall = RecordFile::create(folder.path(), "wall", UNCOUNTED).unwrap();
         let base = Sample::new("x", &[("first_exec_ns", 2_000)]);
         wall.keep("create-warm-c1", "hatchery", Ok(base)).unwrap();
         let other = Sample::new("x", &[("fork_ns", 5_000)]);
         wall.keep("fork-1", "hatchery", Ok(other)).unwrap();
-        let mut lab = Recorder::create(folder.path(), "lab", COUNTED).unwrap();
+        let mut lab = RecordFile::create(folder.path(), "lab", COUNTED).unwrap();
         let steps = [("step_claim_insns", 7_000_000), ("exec_insns", 3_000_000)];
         let sample = Sample::new("x", &steps);
         lab.keep("create-warm-c1", "hatchery", Ok(sample)).unwrap();
@@ -359,7 +319,7 @@ mod test {
             let name = format!("density-{clones}");
             wall.keep(&name, "hatchery", Ok(sample)).unwrap();
         }
-        let args = Args {
+        let args = ReportArgs {
             results: folder.path().into(),
             definitions: None,
         };
@@ -376,7 +336,7 @@ mod test {
     #[test]
     fn without_records_there_is_no_report() {
         let folder = tempfile::tempdir().unwrap();
-        let args = Args {
+        let args = ReportArgs {
             results: folder.path().into(),
             definitions: None,
         };

@@ -1,19 +1,20 @@
-//! The same work by several engines, in turn: a machine begins where one was saved, takes an identity, and
-//! runs a first command. Ours from a pool and without; others by their own fastest way to do it.
+//! The same work by several engines, in turn: a machine begins where one was saved, takes an
+//! identity, and runs a first command. Ours from a pool and without; others by their own fastest
+//! way to do it.
 //!
 //! What is compared are VM processes alone, without a service in front of any of them.
 
-use crate::agent::{Agent, Ran};
-use crate::boot::say;
+use crate::agent::{AgentClient, RunOutcome};
 use crate::clone::{POOLED, claim, entropy, template};
-use crate::counters::Counters;
-use crate::engine::cloud_hypervisor::CloudHypervisor;
-use crate::engine::firecracker::Firecracker;
-use crate::engine::hatchery::{self, Husk, Saved};
-use crate::engine::peer::{Machine, Peer};
-use crate::engine::qemu::Qemu;
-use crate::engine::{Guest, now_ns, timed};
-use crate::record::{Printer, Sample};
+use crate::counters::EventCounters;
+use crate::engine::cloud_hypervisor::CloudHypervisorEngine;
+use crate::engine::firecracker::FirecrackerEngine;
+use crate::engine::hatchery::{self, SavedVm, WarmVm};
+use crate::engine::peer::{PeerEngine, PeerVm};
+use crate::engine::qemu::QemuEngine;
+use crate::engine::{GuestSpec, now_ns, timed};
+use crate::output::say;
+use crate::record::{RecordPrinter, Sample};
 use anyhow::{Context, Result, ensure};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -27,9 +28,9 @@ const IDLE: Duration = Duration::from_millis(300);
 const MAX_FAILURES: u32 = 3;
 
 #[derive(clap::Args)]
-pub(crate) struct Args {
-    /// Folder with hatchery-vmm, hatchery-agent, vmlinux and base.ext4; for peers also initrd.cpio, with
-    /// the agent as /init
+pub(crate) struct VersusArgs {
+    /// Folder with hatchery-vmm, hatchery-agent, vmlinux and base.ext4; for peers also initrd.cpio,
+    /// with the agent as /init
     #[arg(long)]
     dist: PathBuf,
     /// Machines of each engine to measure, after one that is not counted
@@ -56,28 +57,28 @@ pub(crate) struct Args {
 }
 
 /// An engine that stands ready to give samples.
-enum Engine {
+enum MeasuredEngine {
     Ours {
-        saved: Saved,
+        saved: SavedVm,
         pool: bool,
     },
     Theirs {
-        peer: Box<dyn Peer>,
+        peer: Box<dyn PeerEngine>,
         place: tempfile::TempDir,
     },
 }
 
-pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let guest = Guest {
+pub(crate) fn run(args: &VersusArgs) -> Result<ExitCode> {
+    let guest = GuestSpec {
         dist: args.dist.clone(),
         vcpus: 1,
         memory_mib: args.memory_mib,
     };
-    let mut printer = Printer::new(args.icount);
+    let mut printer = RecordPrinter::new(args.icount);
     let mut engines = Vec::new();
     for pool in [true, false] {
         let saved = template(&guest)?;
-        engines.push(Engine::Ours { saved, pool });
+        engines.push(MeasuredEngine::Ours { saved, pool });
     }
     for peer in peers(args) {
         let name = peer.name();
@@ -105,7 +106,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         if failures >= MAX_FAILURES {
             continue;
         }
-        let count = || engine.live(&guest, args.samples + 2, Some(&Counters::arm()?));
+        let count = || engine.live(&guest, args.samples + 2, Some(&EventCounters::arm()?));
         let mut counted = count();
         if let Ok(sample) = &mut counted {
             sample.values.remove("end_time"); // under the eyes of the counters
@@ -117,23 +118,27 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// The peers that were given.
-fn peers(args: &Args) -> Vec<Box<dyn Peer>> {
-    let mut peers: Vec<Box<dyn Peer>> = Vec::new();
+fn peers(args: &VersusArgs) -> Vec<Box<dyn PeerEngine>> {
+    let mut peers: Vec<Box<dyn PeerEngine>> = Vec::new();
     if let Some(program) = args.qemu.clone() {
-        peers.push(Box::new(Qemu { program }));
+        peers.push(Box::new(QemuEngine { program }));
     }
     if let Some(program) = args.firecracker.clone() {
-        peers.push(Box::new(Firecracker { program }));
+        peers.push(Box::new(FirecrackerEngine { program }));
     }
     let kernel = args.cloud_hypervisor_kernel.clone();
     if let Some((program, kernel)) = args.cloud_hypervisor.clone().zip(kernel) {
-        peers.push(Box::new(CloudHypervisor { program, kernel }));
+        peers.push(Box::new(CloudHypervisorEngine { program, kernel }));
     }
     peers
 }
 
 /// Boots, warms and saves a peer's machine as ours was.
-fn prepare(guest: &Guest, peer: Box<dyn Peer>, printer: &mut Printer) -> Result<Engine> {
+fn prepare(
+    guest: &GuestSpec,
+    peer: Box<dyn PeerEngine>,
+    printer: &mut RecordPrinter,
+) -> Result<MeasuredEngine> {
     eprintln!("versus: {} boots and is saved", peer.name());
     let place = tempfile::tempdir()?;
     let mut machine = peer.boot(guest, place.path()).context("Booting")?;
@@ -144,12 +149,12 @@ fn prepare(guest: &Guest, peer: Box<dyn Peer>, printer: &mut Printer) -> Result<
     (0..3).try_for_each(|_| first_command(&mut machine.agent).map(drop))?;
     std::thread::sleep(IDLE);
     peer.save(machine, place.path()).context("Saving")?;
-    Ok(Engine::Theirs { peer, place })
+    Ok(MeasuredEngine::Theirs { peer, place })
 }
 
-fn first_command<S: Read + Write>(agent: &mut Agent<S>) -> Result<String> {
+fn first_command<S: Read + Write>(agent: &mut AgentClient<S>) -> Result<String> {
     let ran = agent.run(&[b"/bin/true"])?;
-    let right = Ran {
+    let right = RunOutcome {
         bytes: 0,
         status: 0,
     };
@@ -157,7 +162,7 @@ fn first_command<S: Read + Write>(agent: &mut Agent<S>) -> Result<String> {
     Ok("exit status 0".into())
 }
 
-impl Engine {
+impl MeasuredEngine {
     fn name(&self) -> &'static str {
         match self {
             Self::Ours { pool: true, .. } => "hatchery, pool warm",
@@ -167,11 +172,16 @@ impl Engine {
     }
 
     /// One life; with `counters`, what others did in it instead of how long it took.
-    fn live(&self, guest: &Guest, number: u32, counters: Option<&Counters>) -> Result<Sample> {
+    fn live(
+        &self,
+        guest: &GuestSpec,
+        number: u32,
+        counters: Option<&EventCounters>,
+    ) -> Result<Sample> {
         match self {
             Self::Ours { saved, pool } => {
                 let ahead = match pool {
-                    true => Some(Husk::build(guest, saved)?),
+                    true => Some(WarmVm::build(guest, saved)?),
                     false => None,
                 };
                 let (vm, mut sample) = measured(counters, || ours(guest, saved, ahead, number))?;
@@ -192,11 +202,11 @@ impl Engine {
 
 /// Does `work`, and if there are `counters` replaces its times by what others did meanwhile.
 fn measured<T>(
-    counters: Option<&Counters>,
+    counters: Option<&EventCounters>,
     work: impl FnOnce() -> Result<(T, Sample)>,
 ) -> Result<(T, Sample)> {
-    // What was made ahead waits, as it does in a pool, and so do others. No event tells when the kernel has
-    // done what the life before left to it: it is freed after grace periods.
+    // What was made ahead waits, as it does in a pool, and so do others. No event tells when the
+    // kernel has done what the life before left to it: it is freed after grace periods.
     std::thread::sleep(POOLED);
     let Some(counters) = counters else {
         return work();
@@ -211,18 +221,18 @@ fn measured<T>(
 }
 
 fn ours(
-    guest: &Guest,
-    saved: &Saved,
-    ahead: Option<Husk>,
+    guest: &GuestSpec,
+    saved: &SavedVm,
+    ahead: Option<WarmVm>,
     number: u32,
-) -> Result<(hatchery::Vm, Sample)> {
+) -> Result<(hatchery::RunningVm, Sample)> {
     let begin_ns = now_ns();
-    let husk = match ahead {
-        Some(husk) => husk,
-        None => Husk::build(guest, saved)?,
+    let warm_vm = match ahead {
+        Some(warm_vm) => warm_vm,
+        None => WarmVm::build(guest, saved)?,
     };
     let built_ns = now_ns();
-    let mut vm = claim(husk, number)?;
+    let mut vm = claim(warm_vm, number)?;
     let named_ns = now_ns();
     let status = first_command(&mut vm.agent)?;
     let over_ns = now_ns();
@@ -238,7 +248,12 @@ fn ours(
     Ok((vm, sample))
 }
 
-fn theirs(peer: &dyn Peer, guest: &Guest, place: &Path, number: u32) -> Result<(Machine, Sample)> {
+fn theirs(
+    peer: &dyn PeerEngine,
+    guest: &GuestSpec,
+    place: &Path,
+    number: u32,
+) -> Result<(PeerVm, Sample)> {
     let mut machine = peer.restore(guest, place)?;
     machine
         .agent

@@ -1,42 +1,43 @@
-//! `cargo xtask bench`: runs the barometer where its figures mean something.
+//! `cargo xtask bench`: runs the benchmark suite where its figures mean something.
 
 mod firecracker;
-mod floor;
 mod lab;
 mod lines;
 mod peer;
 mod results;
+mod status;
+mod suite;
 
-use crate::lab::Options;
+use crate::lab::LabOptions;
 use anyhow::{Result, ensure};
 use clap::Subcommand;
-use floor::Programs;
-use lab::{Bench, Part};
-use results::Results;
-use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
-use std::process::{ExitCode, ExitStatus};
+use lab::{BenchPart, LabBench};
+use results::ResultsFolder;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Instant;
+use suite::{RecordReader, SuitePrograms};
 
 /// Arguments.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct BenchArgs {
     #[command(subcommand)]
-    what: What,
+    what: BenchCommand,
 }
 
 #[derive(Subcommand)]
-enum What {
+enum BenchCommand {
     /// Bare guests on this machine's own KVM: what the VM process itself costs, in real time
-    Floor {
+    #[command(alias = "floor")]
+    Baseline {
         /// Only scenarios with one of these names
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
     },
     /// The whole system and QEMU's microvm beside it, in the lab: counted, and ratios of real time
     Lab {
-        /// Only these parts: clone, versus, boot, or groups of scenarios (create, burst, branch, idle, density,
-        /// cycles)
+        /// Only these parts: clone, versus, boot, or groups of scenarios (create, burst, branch,
+        /// idle, density, cycles)
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
         /// Only where the clock counts instructions
@@ -46,18 +47,31 @@ enum What {
         #[arg(long)]
         wall: bool,
         #[command(flatten)]
-        peers: Peers,
+        peers: PeerPrograms,
     },
-    /// What the bars need, one line per bar; fails if one is missed
-    Bars {
+    /// What the targets need, one line per target; fails if one is missed or its samples failed
+    #[command(alias = "bars")]
+    Targets {
         /// Judge the records of this folder instead of measuring
         #[arg(long)]
         results: Option<PathBuf>,
     },
-    /// Everything that this machine and its lab can measure, and the report; fails if a bar is missed
+    /// Two sets of records, figure by figure: names what got worse and better, and fails if
+    /// something that is counted did
+    Compare {
+        /// A folder of records (such as `bench/latest`), or one file of them
+        old: PathBuf,
+        /// What is held against it
+        new: PathBuf,
+        /// So many per cent worse is still good
+        #[arg(long, default_value = "2", value_name = "PERCENT")]
+        limit: String,
+    },
+    /// Everything that this machine and its lab can measure, and the report; fails if a target is
+    /// missed
     All {
         #[command(flatten)]
-        peers: Peers,
+        peers: PeerPrograms,
     },
     /// The report of records that there are
     Report {
@@ -73,7 +87,7 @@ enum What {
         /// Leave the peer (QEMU microvm with vhost-vsock) out
         #[arg(long)]
         no_peer: bool,
-        /// Exit with success although a bar is missed
+        /// Exit with success although a target is missed
         #[arg(long)]
         report_only: bool,
     },
@@ -90,7 +104,7 @@ enum What {
 
 /// Engines to measure beside ours and QEMU, which Debian has.
 #[derive(clap::Args, Default)]
-struct Peers {
+struct PeerPrograms {
     /// A static Firecracker, any release; v1.12.1 is fetched otherwise
     #[arg(long)]
     firecracker: Option<PathBuf>,
@@ -102,7 +116,7 @@ struct Peers {
     cloud_hypervisor_kernel: Option<PathBuf>,
 }
 
-impl Peers {
+impl PeerPrograms {
     fn files(&self) -> Vec<(&'static str, PathBuf)> {
         let all = [
             ("--firecracker", self.firecracker.clone().or_else(fetched)),
@@ -117,7 +131,7 @@ impl Peers {
     }
 }
 
-/// Without it the bench goes on, and the bars that are a part of it are not measured.
+/// Without it the bench goes on, and the targets that are a part of it are not measured.
 fn fetched() -> Option<PathBuf> {
     let fetched = firecracker::program();
     fetched
@@ -125,71 +139,76 @@ fn fetched() -> Option<PathBuf> {
         .ok()
 }
 
-pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     match &args.what {
-        What::Floor { only } => {
-            let programs = Programs::ensure()?;
-            let results = Results::create()?;
-            programs.floor(&results, only)?;
-            programs.bars(&results.dir)
+        BenchCommand::Baseline { only } => {
+            let programs = SuitePrograms::ensure()?;
+            let results = ResultsFolder::create()?;
+            programs.baseline(&results, only)?;
+            programs.reader.targets(&results.dir)
         }
-        What::Lab {
+        BenchCommand::Lab {
             only,
             counted,
             wall,
             peers,
         } => {
-            let programs = Programs::ensure()?;
-            let results = Results::create()?;
+            let programs = SuitePrograms::ensure()?;
+            let results = ResultsFolder::create()?;
             let failed = in_labs(&results, only, (!wall, !counted), peers)?;
-            programs.report(&results.dir)?;
-            programs.bars(&results.dir)?;
+            programs.reader.report(&results.dir)?;
+            programs.reader.targets(&results.dir)?;
             Ok(if failed.is_empty() {
                 ExitCode::SUCCESS
             } else {
                 ExitCode::FAILURE
             })
         }
-        What::All { peers } => all(peers),
-        What::Bars { results: None } => all(&Peers::default()),
-        What::Report { results } => Programs::ensure()?.report(results),
-        What::Bars { results: Some(dir) } => Programs::ensure()?.bars(dir),
-        &What::Boot {
+        BenchCommand::All { peers } => all(peers),
+        BenchCommand::Targets { results: None } => all(&PeerPrograms::default()),
+        BenchCommand::Report { results } => RecordReader::ensure()?.report(results),
+        BenchCommand::Targets { results: Some(dir) } => RecordReader::ensure()?.targets(dir),
+        BenchCommand::Compare { old, new, limit } => {
+            RecordReader::ensure()?.compare(old, new, limit)
+        }
+        &BenchCommand::Boot {
             samples,
             no_peer,
             report_only,
         } => {
             let samples = samples.to_string();
-            let mut part = Part::new("boot", &["boot", "--samples", &samples]);
+            let mut part = BenchPart::new("boot", &["boot", "--samples", &samples]);
             if report_only {
                 part.argv.push("--report-only".into());
             }
             part.peer = !no_peer;
-            Bench::new(Options::counting())?.part(&part, None)
+            LabBench::new(LabOptions::counting())?.part(&part, None)
         }
-        &What::Clone { samples, density } => {
+        &BenchCommand::Clone { samples, density } => {
             let (samples, density) = (samples.to_string(), density.to_string());
             let argv = ["clone", "--samples", &samples, "--density", &density];
-            Bench::new(Options::counting())?.part(&Part::new("clone", &argv), None)
+            LabBench::new(LabOptions::counting())?.part(&BenchPart::new("clone", &argv), None)
         }
     }
 }
 
-/// Everything, the report and the bars.
-fn all(peers: &Peers) -> Result<ExitCode> {
+/// Everything, the report and the targets.
+fn all(peers: &PeerPrograms) -> Result<ExitCode> {
     let begin = Instant::now();
-    let programs = Programs::ensure()?;
-    let results = Results::create()?;
-    let floor = programs.floor(&results, &[])?;
-    let mut failed = in_labs(&results, &[], (true, true), peers)?;
-    if floor != ExitCode::SUCCESS {
-        failed.push("floor".into());
+    let programs = SuitePrograms::ensure()?;
+    let results = ResultsFolder::create()?;
+    let mut failed = Vec::new();
+    if !Path::new("/dev/kvm").exists() {
+        eprintln!("baseline: not measured: this machine has no /dev/kvm");
+    } else if programs.baseline(&results, &[])? != ExitCode::SUCCESS {
+        failed.push("baseline".into());
     }
-    programs.report(&results.dir)?;
-    let bars = programs.bars(&results.dir)?;
+    failed.extend(in_labs(&results, &[], (true, true), peers)?);
+    programs.reader.report(&results.dir)?;
+    let targets = programs.reader.targets(&results.dir)?;
     eprintln!("bench: {:.0} minutes", begin.elapsed().as_secs_f64() / 60.0);
     ensure!(failed.is_empty(), "These failed: {}", failed.join(", "));
-    Ok(bars)
+    Ok(targets)
 }
 
 /// The groups of the lab's scenarios that have rounds where the clock counts.
@@ -197,43 +216,43 @@ const COUNTED: [&str; 4] = ["create", "burst", "branch", "idle"];
 /// And where it does not.
 const WALL: [&str; 5] = ["create", "burst", "branch", "density", "cycles"];
 
-/// Measures in the counting lab and then in an ordinary one, if that is wanted; the names of parts that
-/// failed.
+/// Measures in the counting lab and then in an ordinary one, if that is wanted; the names of parts
+/// that failed.
 fn in_labs(
-    results: &Results,
+    results: &ResultsFolder,
     only: &[String],
     (counted, wall): (bool, bool),
-    peers: &Peers,
+    peers: &PeerPrograms,
 ) -> Result<Vec<String>> {
     let wanted = |name: &str| only.is_empty() || only.iter().any(|o| o == name);
     let mut passes = Vec::new();
     if counted {
         let mut parts = vec![
-            Part::new("clone", &["clone", "--samples", "10", "--density", "50"]),
-            Part {
+            BenchPart::new("clone", &["clone", "--samples", "10", "--density", "50"]),
+            BenchPart {
                 files: if wanted("versus") {
                     peers.files()
                 } else {
                     Vec::new()
                 },
-                ..Part::new("versus", &["versus", "--samples", "5"]).beside_peer()
+                ..BenchPart::new("versus", &["versus", "--samples", "5"]).beside_peer()
             },
-            Part::new("boot", &["boot", "--samples", "3", "--report-only"]).beside_peer(),
+            BenchPart::new("boot", &["boot", "--samples", "3", "--report-only"]).beside_peer(),
         ];
-        parts.extend(COUNTED.map(|group| Part::new(group, &["service", "--only", group])));
-        passes.push((Options::counting(), "lab", parts));
+        parts.extend(COUNTED.map(|group| BenchPart::new(group, &["service", "--only", group])));
+        passes.push((LabOptions::counting(), "lab", parts));
     }
     if wall {
-        let parts = WALL.map(|group| Part::new(group, &["service", "--only", group]));
-        let options = Options {
+        let parts = WALL.map(|group| BenchPart::new(group, &["service", "--only", group]));
+        let options = LabOptions {
             name: "bench".into(),
-            ..Options::default()
+            ..LabOptions::default()
         };
         passes.push((options, "wall", parts.into()));
     }
     let mut failed = Vec::new();
     for (options, pass, parts) in passes {
-        let mut bench = Bench::new(options)?;
+        let mut bench = LabBench::new(options)?;
         for mut part in parts.into_iter().filter(|part| wanted(&part.name)) {
             part.name = format!("{pass}-{}", part.name);
             match bench.part(&part, Some(results)) {
@@ -245,16 +264,13 @@ fn in_labs(
                 }
             }
         }
+        if !bench.again.is_empty() {
+            eprintln!(
+                "bench: run again in a fresh lab: {}",
+                bench.again.join(", ")
+            );
+        }
         bench.stop()?;
     }
     Ok(failed)
-}
-
-/// A program's exit status as our own; a signal as a shell shows it.
-fn exit_code(status: ExitStatus) -> ExitCode {
-    let code = status
-        .code()
-        .or(status.signal().map(|s| 128 + s))
-        .unwrap_or(1);
-    ExitCode::from(u8::try_from(code).unwrap_or(1))
 }

@@ -10,7 +10,8 @@ pub(crate) const BASE: &str = "base";
 
 /// `target/dist/` of this workspace.
 pub(crate) struct Dist {
-    /// Holds `hatchery`, `hatchery-vmm`, `hatchery-pager`, `hatchery-agent`, `vmlinux`, `base.ext4`.
+    /// Holds `hatchery`, `hatchery-vmm`, `hatchery-pager`, `hatchery-agent`, `vmlinux`,
+    /// `base.ext4`.
     pub(crate) dir: PathBuf,
     /// The base image's own place in the cache.
     pub(crate) image: PathBuf,
@@ -41,21 +42,18 @@ impl Dist {
     pub(crate) fn ensure() -> Result<Self> {
         let dir = target_dir().join("dist");
         std::fs::create_dir_all(&dir).with_context(|| format!("Creating {}", dir.display()))?;
-        let programs = ["hatchery", "vmm", "perf", "snapshot-memory"];
-        let packages = programs.iter().flat_map(|p| ["-p", *p]);
-        cargo(
-            &["--release"]
-                .into_iter()
-                .chain(packages)
-                .collect::<Vec<_>>(),
-        )?;
+        let built = release()?;
         cargo(&["--profile", "agent", "-p", "guest-agent"])?;
-        let built = target_dir();
-        for name in ["hatchery", "hatchery-vmm", "hatchery-pager", "barometer"] {
-            install(&built.join("release").join(name), &dir.join(name))?;
+        for name in [
+            "hatchery",
+            "hatchery-vmm",
+            "hatchery-pager",
+            "hatchery-bench",
+        ] {
+            install(&built.join(name), &dir.join(name))?;
         }
         install(
-            &built.join("agent/hatchery-agent"),
+            &target_dir().join("agent/hatchery-agent"),
             &dir.join("hatchery-agent"),
         )?;
         install(&kernel::ensure()?, &dir.join("vmlinux"))?;
@@ -63,6 +61,16 @@ impl Dist {
         install(&image, &dir.join("base.ext4"))?;
         Ok(Self { dir, image })
     }
+}
+
+/// Builds the programs as a release has them; their folder. All at once, whoever asks: cargo builds
+/// what they share anew for each choice of packages, and measures should be of what is shipped.
+pub(crate) fn release() -> Result<PathBuf> {
+    let packages = ["hatchery", "vmm", "perf", "snapshot-memory"];
+    let chosen = packages.iter().flat_map(|package| ["-p", *package]);
+    let args: Vec<_> = ["--release"].into_iter().chain(chosen).collect();
+    cargo(&args)?;
+    Ok(target_dir().join("release"))
 }
 
 /// Runs `cargo build` with `args` in the workspace.

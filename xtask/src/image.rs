@@ -12,7 +12,7 @@ mod times;
 
 use crate::cache;
 use anyhow::{Context, Result};
-use recipe::Recipe;
+use recipe::ImageRecipe;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,13 +22,13 @@ const IMAGE: &str = "root.ext4";
 
 /// Arguments.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct ImageArgs {
     #[command(subcommand)]
-    action: Action,
+    action: ImageAction,
 }
 
 #[derive(clap::Subcommand)]
-enum Action {
+enum ImageAction {
     /// Build an image unless the cache has it; print its path
     Build {
         /// Template name
@@ -41,10 +41,10 @@ enum Action {
 }
 
 /// Runs `cargo xtask image …`.
-pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let Action::Build { name, refresh } = &args.action;
+pub(crate) fn run(args: &ImageArgs) -> Result<ExitCode> {
+    let ImageAction::Build { name, refresh } = &args.action;
     let path = if *refresh {
-        build(&Recipe::named(name)?)?
+        build(&ImageRecipe::named(name)?)?
     } else {
         ensure(name)?
     };
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 /// # Errors
 /// An unknown name, or a failing build.
 pub(crate) fn ensure(name: &str) -> Result<PathBuf> {
-    let recipe = Recipe::named(name)?;
+    let recipe = ImageRecipe::named(name)?;
     match current(&recipe)? {
         Some(image) => Ok(image),
         None => build(&recipe),
@@ -65,7 +65,7 @@ pub(crate) fn ensure(name: &str) -> Result<PathBuf> {
 }
 
 /// The image last built from this very recipe, if it is still in the cache.
-fn current(recipe: &Recipe) -> Result<Option<PathBuf>> {
+fn current(recipe: &ImageRecipe) -> Result<Option<PathBuf>> {
     let Ok(key) = std::fs::read_to_string(pointer(recipe)?) else {
         return Ok(None);
     };
@@ -74,8 +74,8 @@ fn current(recipe: &Recipe) -> Result<Option<PathBuf>> {
 }
 
 /// Builds the image from the newest packages and remembers it as the current one.
-fn build(recipe: &Recipe) -> Result<PathBuf> {
-    let scratch = Scratch::new(&folder()?, recipe.name)?;
+fn build(recipe: &ImageRecipe) -> Result<PathBuf> {
+    let scratch = BuildFolder::new(&folder()?, recipe.name)?;
     let tree = build::bootstrap(recipe, &scratch.0)?;
     let packages = build::packages(&tree)?;
     let key = cache::key([recipe.key().as_bytes(), packages.as_bytes()]);
@@ -92,7 +92,7 @@ fn build(recipe: &Recipe) -> Result<PathBuf> {
     Ok(entry.join(IMAGE))
 }
 
-fn pointer(recipe: &Recipe) -> Result<PathBuf> {
+fn pointer(recipe: &ImageRecipe) -> Result<PathBuf> {
     Ok(folder()?.join(format!("{}-{}.current", recipe.name, recipe.key())))
 }
 
@@ -101,9 +101,9 @@ fn folder() -> Result<PathBuf> {
 }
 
 /// A folder for half-made things, gone when the build ends, well or badly.
-struct Scratch(PathBuf);
+struct BuildFolder(PathBuf);
 
-impl Scratch {
+impl BuildFolder {
     fn new(parent: &Path, name: &str) -> Result<Self> {
         let path = parent.join(format!(".{name}.{}", std::process::id()));
         std::fs::create_dir_all(&path).with_context(|| format!("Creating {}", path.display()))?;
@@ -111,7 +111,7 @@ impl Scratch {
     }
 }
 
-impl Drop for Scratch {
+impl Drop for BuildFolder {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.0) {
             eprintln!(

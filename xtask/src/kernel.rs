@@ -11,8 +11,8 @@ pub(crate) mod progress;
 
 use crate::{cache, deps};
 use anyhow::{Context, Result, bail};
-use fragments::Fragments;
-use progress::Progress;
+use fragments::ConfigFragments;
+use progress::BuildProgress;
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -43,13 +43,13 @@ const EXPECTED_STEPS: u64 = 1_976;
 
 /// Arguments.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct KernelArgs {
     #[command(subcommand)]
-    action: Action,
+    action: KernelAction,
 }
 
 #[derive(clap::Subcommand)]
-enum Action {
+enum KernelAction {
     /// Build the kernel unless the cache has it; print the path of its vmlinux
     Build,
     /// Prove that a built kernel's configuration says what the fragments say
@@ -61,14 +61,14 @@ enum Action {
 }
 
 /// Runs `cargo xtask kernel …`.
-pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+pub(crate) fn run(args: &KernelArgs) -> Result<ExitCode> {
     match &args.action {
-        Action::Build => {
+        KernelAction::Build => {
             let path = ensure()?;
             writeln!(std::io::stdout(), "{}", path.display())?;
             Ok(ExitCode::SUCCESS)
         }
-        Action::Check { config } => check(config.as_deref()),
+        KernelAction::Check { config } => check(config.as_deref()),
     }
 }
 
@@ -78,7 +78,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 /// A package that cannot be installed, a failing build, or a configuration that does not say what
 /// the fragments say.
 pub(crate) fn ensure() -> Result<PathBuf> {
-    let fragments = Fragments::load(&folder())?;
+    let fragments = ConfigFragments::load(&folder())?;
     let patches = patches()?;
     let key = key(&fragments, &patches)?;
     let entry = cache::entry("kernel", &key, |dir| build(dir, &fragments, &patches))?;
@@ -103,7 +103,7 @@ fn patches() -> Result<Vec<PathBuf>> {
 }
 
 /// The cache key: everything the built kernel depends on.
-fn key(fragments: &Fragments, patches: &[PathBuf]) -> Result<String> {
+fn key(fragments: &ConfigFragments, patches: &[PathBuf]) -> Result<String> {
     deps::ensure(&[SOURCE, "gcc"])?;
     let source = output(Command::new("dpkg-query").args(["-W", "-f", "${Version}", SOURCE]))?;
     let compiler = output(Command::new("gcc").arg("-dumpfullversion"))?;
@@ -119,7 +119,7 @@ fn key(fragments: &Fragments, patches: &[PathBuf]) -> Result<String> {
 
 /// Compares a built configuration with the fragments and names each difference.
 fn check(config: Option<&Path>) -> Result<ExitCode> {
-    let fragments = Fragments::load(&folder())?;
+    let fragments = ConfigFragments::load(&folder())?;
     let path = match config {
         Some(path) => path.to_owned(),
         None => cache::root()?
@@ -153,7 +153,7 @@ fn check(config: Option<&Path>) -> Result<ExitCode> {
 }
 
 /// Builds the kernel into `dir`.
-fn build(dir: &Path, fragments: &Fragments, patches: &[PathBuf]) -> Result<()> {
+fn build(dir: &Path, fragments: &ConfigFragments, patches: &[PathBuf]) -> Result<()> {
     deps::ensure(TOOLS)?;
     let (source, out) = (dir.join("source"), dir.join("out"));
     std::fs::create_dir_all(&source)?;
@@ -186,7 +186,7 @@ fn build(dir: &Path, fragments: &Fragments, patches: &[PathBuf]) -> Result<()> {
 }
 
 /// Writes `out/.config`: nothing but the fragments and what they need.
-fn configure(source: &Path, out: &Path, fragments: &Fragments) -> Result<()> {
+fn configure(source: &Path, out: &Path, fragments: &ConfigFragments) -> Result<()> {
     let merged = out.join("fragments.config");
     std::fs::write(&merged, fragments.merged())
         .with_context(|| format!("Writing {}", merged.display()))?;
@@ -228,7 +228,7 @@ fn compile(source: &Path, out: &Path) -> Result<()> {
 
 /// Counts make's lines until it closes its output.
 fn follow(lines: Option<BufReader<ChildStdout>>) {
-    let mut progress = Progress::new("guest kernel", "objects", EXPECTED_STEPS);
+    let mut progress = BuildProgress::new("guest kernel", "objects", EXPECTED_STEPS);
     let compiled = lines
         .into_iter()
         .flat_map(BufRead::lines)

@@ -4,6 +4,7 @@
 
 mod bench;
 mod cache;
+mod check;
 mod deps;
 mod dist;
 mod image;
@@ -22,35 +23,38 @@ use std::process::ExitCode;
     name = "cargo xtask",
     about = "Builds, runs, tests and measures Hatchery"
 )]
-struct Cli {
+struct XtaskArgs {
     #[command(subcommand)]
-    command: Command,
+    command: XtaskCommand,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum XtaskCommand {
     /// From nothing to a running server, checked with the published E2B SDK
-    Up(up::Args),
+    Up(up::UpArgs),
+    /// Format, lints, the house's rules and documentation, within a minute
+    Check,
     /// Everything that must pass, ending in a count
-    Test(test::Args),
-    /// Measure, and compare with the bars
-    Bench(bench::Args),
+    Test(test::TestArgs),
+    /// Measure, and compare with the targets
+    Bench(bench::BenchArgs),
     /// Build the guest kernel, or check a built one against its fragments
-    Kernel(kernel::Args),
+    Kernel(kernel::KernelArgs),
     /// Build the guest images
-    Image(image::Args),
+    Image(image::ImageArgs),
     /// The emulated host: real KVM on machines without hardware virtualization
-    Lab(lab::Args),
+    Lab(lab::LabArgs),
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Up(args) => up::run(&args),
-        Command::Test(args) => test::run(&args),
-        Command::Bench(args) => bench::run(&args),
-        Command::Kernel(args) => kernel::run(&args),
-        Command::Image(args) => image::run(&args),
-        Command::Lab(args) => lab::run(&args),
+    let result = match XtaskArgs::parse().command {
+        XtaskCommand::Up(args) => up::run(&args),
+        XtaskCommand::Check => check::run(),
+        XtaskCommand::Test(args) => test::run(&args),
+        XtaskCommand::Bench(args) => bench::run(&args),
+        XtaskCommand::Kernel(args) => kernel::run(&args),
+        XtaskCommand::Image(args) => image::run(&args),
+        XtaskCommand::Lab(args) => lab::run(&args),
     };
     match result {
         Ok(code) => code,

@@ -4,7 +4,8 @@
 //! `api/tests/sdk/js/package-lock.json`; environments are built once and kept in the cache.
 
 use crate::dist::{target_dir, workspace};
-use crate::test::{Tally, tee};
+use crate::test::runner::tee;
+use crate::test::tally::Tally;
 use crate::{cache, deps};
 use anyhow::{Context, Result, bail};
 use std::fs;
@@ -16,7 +17,7 @@ const FIRST_API: &str = "2.45.1";
 
 /// Which published version of an SDK.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Release {
+pub(crate) enum SdkRelease {
     /// The one this repository names.
     Pinned,
     /// The newest that the registry has.
@@ -27,11 +28,11 @@ pub(crate) enum Release {
 
 /// A server under test, as environment variables for the suites.
 #[derive(Clone, Debug)]
-pub(crate) struct Target {
+pub(crate) struct SdkTarget {
     env: Vec<(&'static str, String)>,
 }
 
-impl Target {
+impl SdkTarget {
     /// The server at `url` that accepts `key`.
     pub(crate) fn new(url: &str, key: &str) -> Self {
         let mut target = Self { env: Vec::new() };
@@ -96,16 +97,16 @@ fn python_with(requirements: &str) -> Result<PathBuf> {
 }
 
 /// A Python with this release, and its version; nothing if it is the pinned one again.
-fn python_release(release: &Release) -> Result<Option<(PathBuf, String)>> {
+fn python_release(release: &SdkRelease) -> Result<Option<(PathBuf, String)>> {
     let requirements = fs::read_to_string(sources().join("python/requirements.txt"))?;
     let pinned = requirements
         .lines()
         .find_map(|line| line.strip_prefix("e2b=="))
         .context("requirements.txt pins no e2b")?;
     let version = match release {
-        Release::Pinned => pinned.to_owned(),
-        Release::FirstApi => FIRST_API.to_owned(),
-        Release::Latest => {
+        SdkRelease::Pinned => pinned.to_owned(),
+        SdkRelease::FirstApi => FIRST_API.to_owned(),
+        SdkRelease::Latest => {
             let pip = ["-m", "pip", "index", "versions", "e2b"];
             let text = output(Command::new(python()?).args(pip))?;
             let latest = text.split(['(', ')']).nth(1);
@@ -114,7 +115,7 @@ fn python_release(release: &Release) -> Result<Option<(PathBuf, String)>> {
                 .to_owned()
         }
     };
-    if *release != Release::Pinned && version == pinned {
+    if *release != SdkRelease::Pinned && version == pinned {
         return Ok(None);
     }
     let wanted = requirements.replace(&format!("e2b=={pinned}"), &format!("e2b=={version}"));
@@ -123,7 +124,7 @@ fn python_release(release: &Release) -> Result<Option<(PathBuf, String)>> {
 
 /// A folder whose `node_modules` has this release, and its version; nothing if it is the pinned
 /// one again.
-fn node_release(release: &Release) -> Result<Option<(PathBuf, String)>> {
+fn node_release(release: &SdkRelease) -> Result<Option<(PathBuf, String)>> {
     for program in ["node", "npm"] {
         if Command::new(program).arg("--version").output().is_err() {
             deps::ensure(&[if program == "node" { "nodejs" } else { "npm" }])?;
@@ -136,13 +137,13 @@ fn node_release(release: &Release) -> Result<Option<(PathBuf, String)>> {
         .as_str()
         .context("package.json pins no e2b")?;
     let version = match release {
-        Release::Pinned => pinned.to_owned(),
-        Release::FirstApi => bail!("The suite has no JavaScript SDK of the first API"),
-        Release::Latest => output(Command::new("npm").args(["view", "e2b", "version"]))?
+        SdkRelease::Pinned => pinned.to_owned(),
+        SdkRelease::FirstApi => bail!("The suite has no JavaScript SDK of the first API"),
+        SdkRelease::Latest => output(Command::new("npm").args(["view", "e2b", "version"]))?
             .trim()
             .to_owned(),
     };
-    if *release != Release::Pinned && version == pinned {
+    if *release != SdkRelease::Pinned && version == pinned {
         return Ok(None);
     }
     let node = output(Command::new("node").arg("--version"))?;
@@ -165,7 +166,7 @@ fn node_release(release: &Release) -> Result<Option<(PathBuf, String)>> {
 
 /// Which tests of a suite run.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Round {
+pub(crate) enum TestRound {
     /// All.
     First,
     /// Those that failed before.
@@ -174,10 +175,10 @@ pub(crate) enum Round {
 
 /// Runs the Python suite, or the part that `args` (pytest's) select.
 pub(crate) fn pytest(
-    target: &Target,
-    release: &Release,
+    target: &SdkTarget,
+    release: &SdkRelease,
     args: &[&str],
-    round: Round,
+    round: TestRound,
 ) -> Result<Tally> {
     let Some((python, version)) = python_release(release)? else {
         return Ok(Tally::default()); // the pinned suite has run with this very version
@@ -191,7 +192,7 @@ pub(crate) fn pytest(
             target_dir().join("pytest").display()
         ))
         .args(args);
-    if round == Round::Failed {
+    if round == TestRound::Failed {
         command.args(["--last-failed", "--last-failed-no-failures=none"]);
     }
     command
@@ -203,7 +204,7 @@ pub(crate) fn pytest(
 }
 
 /// Runs the JavaScript suite.
-pub(crate) fn node_tests(target: &Target, release: &Release) -> Result<Tally> {
+pub(crate) fn node_tests(target: &SdkTarget, release: &SdkRelease) -> Result<Tally> {
     let Some((folder, version)) = node_release(release)? else {
         return Ok(Tally::default());
     };
@@ -226,7 +227,7 @@ pub(crate) fn node_tests(target: &Target, release: &Release) -> Result<Tally> {
 }
 
 /// Runs the README's programs as they are; each counts as one test.
-pub(crate) fn snippets(target: &Target) -> Result<Tally> {
+pub(crate) fn snippets(target: &SdkTarget) -> Result<Tally> {
     let mut tally = Tally::default();
     let mut python = Command::new(python()?);
     python.arg(sources().join("snippets/quickstart.py"));
@@ -234,7 +235,7 @@ pub(crate) fn snippets(target: &Target) -> Result<Tally> {
     branches.arg(sources().join("snippets/branches.py"));
     let mut checkpoints = Command::new(python.get_program());
     checkpoints.arg(sources().join("snippets/checkpoints.py"));
-    let (folder, _) = node_release(&Release::Pinned)?.context("No JavaScript SDK")?;
+    let (folder, _) = node_release(&SdkRelease::Pinned)?.context("No JavaScript SDK")?;
     let copy = beside_modules(&folder, "snippets")?;
     let mut node = Command::new("node");
     node.arg(copy.join("quickstart.mjs"));

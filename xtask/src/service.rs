@@ -2,7 +2,7 @@
 //! at hardware speed, else in the lab.
 
 use crate::dist::Dist;
-use crate::lab::{self, Lab, Options, Running, Stream};
+use crate::lab::{self, Lab, LabCommand, LabOptions, OutputStream};
 use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -25,16 +25,16 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 const SIGTERM: u8 = 15;
 
 /// Where guests run.
-pub(crate) enum Place {
+pub(crate) enum ServerPlace {
     /// This machine's own KVM.
     Host,
     /// The emulated host.
     Lab(Box<Lab>),
 }
 
-impl Place {
+impl ServerPlace {
     /// This machine, or a lab with `options`; says which and why.
-    pub(crate) fn choose(options: &Options) -> Result<Self> {
+    pub(crate) fn choose(options: &LabOptions) -> Result<Self> {
         let finding = lab::hardware_virtualization();
         eprintln!("{}", finding.reason);
         if finding.usable {
@@ -64,7 +64,7 @@ pub(crate) fn install_in_lab(lab: &Lab, dist: &Dist) -> Result<PathBuf> {
     let image = in_cache(dist)?;
     let script = format!(
         "mkdir -p {LAB_DIST} && cd /dist || exit 1
-         for f in hatchery hatchery-vmm hatchery-pager hatchery-agent barometer vmlinux; do
+         for f in hatchery hatchery-vmm hatchery-pager hatchery-agent hatchery-bench vmlinux; do
              [ -e {LAB_DIST}/$f ] && [ ! $f -nt {LAB_DIST}/$f ] && continue
              cp -p $f {LAB_DIST}/.new && mv {LAB_DIST}/.new {LAB_DIST}/$f || exit 1
          done
@@ -100,25 +100,25 @@ pub(crate) fn install_whole_in_lab(lab: &Lab, dist: &Dist) -> Result<PathBuf> {
 }
 
 /// A running server. Ends when dropped.
-pub(crate) struct Service {
+pub(crate) struct RunningService {
     /// `http://127.0.0.1:PORT`, from this machine.
     pub(crate) url: String,
-    process: Process,
+    process: ServerProcess,
 }
 
-enum Process {
+enum ServerProcess {
     Host(Child),
     Lab {
-        control: lab::Control,
+        control: lab::CommandControl,
         output: Option<JoinHandle<Result<()>>>,
     },
 }
 
-impl Service {
+impl RunningService {
     /// Starts the server that is in `dist` at `place` and waits until it is healthy; its log goes
     /// to `log`. `config` is the text of its configuration.
     pub(crate) fn start(
-        place: &mut Place,
+        place: &mut ServerPlace,
         dist: &Dist,
         port: u16,
         log: &Path,
@@ -129,13 +129,13 @@ impl Service {
             File::create(log).with_context(|| format!("Creating the log {}", log.display()))?;
         let data = crate::dist::target_dir().join("hatchery-data");
         let process = match place {
-            Place::Host => {
+            ServerPlace::Host => {
                 let file = data.with_extension("toml");
                 std::fs::write(&file, config)
                     .with_context(|| format!("Writing {}", file.display()))?;
                 Self::on_host(&programs, &data, &file, port, log_file)?
             }
-            Place::Lab(lab) => {
+            ServerPlace::Lab(lab) => {
                 lab.forward(port, LAB_PORT)?;
                 Self::in_lab(lab, &programs, config, log_file)?
             }
@@ -154,7 +154,7 @@ impl Service {
         config: &Path,
         port: u16,
         log: File,
-    ) -> Result<Process> {
+    ) -> Result<ServerProcess> {
         let child = Command::new(programs.join("hatchery"))
             .arg("serve")
             .arg("--config")
@@ -168,23 +168,23 @@ impl Service {
             .stderr(log)
             .spawn()
             .context("Starting hatchery serve")?;
-        Ok(Process::Host(child))
+        Ok(ServerProcess::Host(child))
     }
 
-    fn in_lab(lab: &Lab, programs: &Path, config: &str, mut log: File) -> Result<Process> {
+    fn in_lab(lab: &Lab, programs: &Path, config: &str, mut log: File) -> Result<ServerProcess> {
         let script = format!(
             "printf %s \"$1\" > /run/hatchery.toml || exit 1
              HATCHERY_API_KEYS={API_KEY} exec {0}/hatchery serve --listen 0.0.0.0:{LAB_PORT} \
              --config /run/hatchery.toml --data-dir /var/lib/hatchery",
             programs.display()
         );
-        let running: Running = lab.spawn(&["sh", "-c", &script, "serve", config])?;
+        let running: LabCommand = lab.spawn(&["sh", "-c", &script, "serve", config])?;
         let control = running.control();
         let output = std::thread::spawn(move || {
-            let sink = |_: Stream, bytes: &[u8]| Ok(log.write_all(bytes)?);
+            let sink = |_: OutputStream, bytes: &[u8]| Ok(log.write_all(bytes)?);
             running.wait(sink).map(drop)
         });
-        Ok(Process::Lab {
+        Ok(ServerProcess::Lab {
             control,
             output: Some(output),
         })
@@ -211,8 +211,10 @@ impl Service {
     /// Whether the server has ended by itself.
     pub(crate) fn ended(&mut self) -> Result<bool> {
         Ok(match &mut self.process {
-            Process::Host(child) => child.try_wait()?.is_some(),
-            Process::Lab { output, .. } => output.as_ref().is_none_or(JoinHandle::is_finished),
+            ServerProcess::Host(child) => child.try_wait()?.is_some(),
+            ServerProcess::Lab { output, .. } => {
+                output.as_ref().is_none_or(JoinHandle::is_finished)
+            }
         })
     }
 }
@@ -231,10 +233,10 @@ fn healthy(port: u16) -> bool {
     ask().unwrap_or(false)
 }
 
-impl Drop for Service {
+impl Drop for RunningService {
     fn drop(&mut self) {
         match &mut self.process {
-            Process::Host(child) => {
+            ServerProcess::Host(child) => {
                 if let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed()) {
                     let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
                 }
@@ -245,7 +247,7 @@ impl Drop for Service {
                 let _ = child.kill();
                 let _ = child.wait();
             }
-            Process::Lab { control, output } => {
+            ServerProcess::Lab { control, output } => {
                 let _ = control.signal(SIGTERM);
                 if let Some(output) = output.take() {
                     let _ = output.join();

@@ -1,9 +1,9 @@
 //! `cargo xtask up`: from nothing to a server that the E2B SDKs can use.
 
 use crate::dist::{Dist, target_dir, workspace};
-use crate::lab::Options;
+use crate::lab::LabOptions;
 use crate::sdk;
-use crate::service::{API_KEY, Place, Service};
+use crate::service::{API_KEY, RunningService, ServerPlace};
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 /// Arguments.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct UpArgs {
     /// Exit after the smoke check, with its status
     #[arg(long)]
     once: bool,
@@ -23,7 +23,7 @@ pub(crate) struct Args {
 }
 
 #[expect(clippy::print_stdout, reason = "what was asked for")]
-pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+pub(crate) fn run(args: &UpArgs) -> Result<ExitCode> {
     let start = Instant::now();
     let step = |n: u32, what: &str| eprintln!("[{n}/4 {:>4}s] {what}", start.elapsed().as_secs());
     step(
@@ -33,10 +33,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let dist = Dist::ensure()?;
     let python = sdk::python()?;
     step(2, "choosing where guests run");
-    let mut place = Place::choose(&Options::default())?;
+    let mut place = ServerPlace::choose(&LabOptions::default())?;
     step(3, "starting the server");
     let log = target_dir().join("hatchery.log");
-    let mut service = Service::start(&mut place, &dist, args.port, &log, "")?;
+    let mut service = RunningService::start(&mut place, &dist, args.port, &log, "")?;
     step(4, "smoke check with the published E2B Python SDK");
     smoke(&python, &service.url)?;
     println!(
@@ -90,7 +90,7 @@ fn smoke(python: &std::path::Path, url: &str) -> Result<()> {
 }
 
 /// Waits for Ctrl-C or a termination signal, or the server's own end.
-fn wait(service: &mut Service) -> Result<ExitCode> {
+fn wait(service: &mut RunningService) -> Result<ExitCode> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     let asked = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {

@@ -1,6 +1,6 @@
 //! Facts that the kernel tells everyone.
 
-use crate::probe::{self, Probe};
+use crate::probe::{self, ProbeReport};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, getrlimit};
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ pub struct HostFacts {
     /// `vm.overcommit_memory`.
     pub overcommit: u64,
     /// The data folder.
-    pub disk: Result<Disk, String>,
+    pub disk: Result<DiskFacts, String>,
     /// Whether the configuration is valid, or what is wrong with it besides a missing key.
     pub config: Result<(), String>,
     /// Some API key is configured.
@@ -34,17 +34,18 @@ pub struct HostFacts {
     pub files: Vec<(String, PathBuf, Option<String>)>,
     /// Most sandboxes at one time, as configured.
     pub max_sandboxes: usize,
-    /// With `clones.lazy`: why the pager's program cannot be read, or that it can. `None`: it is off.
+    /// With `clones.lazy`: why the pager's program cannot be read, or that it can. `None`: it is
+    /// off.
     pub lazy: Option<Result<(), String>>,
     /// The largest template's memory, MiB.
     pub largest_mb: u32,
     /// What the VM program says, or why it says nothing.
-    pub probe: Result<Probe, String>,
+    pub probe: Result<ProbeReport, String>,
 }
 
 /// A data folder that can be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Disk {
+pub struct DiskFacts {
     /// The folder, or the nearest one above it that exists.
     pub path: PathBuf,
     /// Space for this user, MiB.
@@ -198,7 +199,7 @@ fn readable(path: &Path) -> Result<(), String> {
     }
 }
 
-fn disk(dir: &Path) -> Result<Disk, String> {
+fn disk(dir: &Path) -> Result<DiskFacts, String> {
     let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
     let path = dir
         .ancestors()
@@ -214,7 +215,7 @@ fn disk(dir: &Path) -> Result<Disk, String> {
         Mode::RUSR | Mode::WUSR,
     );
     let free_mb = space.f_bavail.saturating_mul(space.f_frsize) >> 20;
-    Ok(Disk {
+    Ok(DiskFacts {
         path,
         free_mb,
         unnamed_files: unnamed.is_ok(),

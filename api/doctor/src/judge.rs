@@ -1,14 +1,14 @@
 //! What the facts mean.
 
-use crate::Finding;
-use crate::Level;
 use crate::host::HostFacts;
-use crate::probe::{Kvm, Outcome, Probe, Userfaultfd};
+use crate::probe::{KvmFacts, ProbeOutcome, ProbeReport, UserfaultfdFacts};
+use crate::{Finding, Level};
 
 /// Below this a guest kernel does not come up in useful time: real hardware runs thousands, full
 /// emulation of the whole host some hundred, a host that interprets guest kernels about one.
 const SLOWEST: f64 = 20.0;
-/// Descriptors of the service for one sandbox: control, process, log, link, and a connection or two.
+/// Descriptors of the service for one sandbox: control, process, log, link, and a connection or
+/// two.
 const FILES_PER_SANDBOX: u64 = 8;
 /// Processes and threads of one sandbox on the host, at most: vCPUs, event loop, log.
 const TASKS_PER_SANDBOX: u64 = 12;
@@ -84,7 +84,7 @@ fn files(facts: &HostFacts) -> Vec<Finding> {
     missing
 }
 
-fn virtualization(facts: &HostFacts, probe: &Probe) -> Vec<Finding> {
+fn virtualization(facts: &HostFacts, probe: &ProbeReport) -> Vec<Finding> {
     let mut findings = vec![kvm(facts, &probe.kvm)];
     if probe.kvm.ok {
         findings.push(speed(facts, &probe.kvm));
@@ -106,8 +106,8 @@ fn virtualization(facts: &HostFacts, probe: &Probe) -> Vec<Finding> {
 }
 
 /// Needed with `clones.lazy` only.
-fn userfaultfd(facts: &HostFacts, fault: &Userfaultfd) -> Finding {
-    let why = |outcome: &Outcome| outcome.error.clone().unwrap_or("not allowed".into());
+fn userfaultfd(facts: &HostFacts, fault: &UserfaultfdFacts) -> Finding {
+    let why = |outcome: &ProbeOutcome| outcome.error.clone().unwrap_or("not allowed".into());
     let setting = match fault.unprivileged {
         Some(true) => ", vm.unprivileged_userfaultfd=1",
         Some(false) => ", vm.unprivileged_userfaultfd=0",
@@ -142,7 +142,7 @@ fn userfaultfd(facts: &HostFacts, fault: &Userfaultfd) -> Finding {
     Finding::bad(level, "userfaultfd", found, consequence, remedy)
 }
 
-fn kvm(facts: &HostFacts, kvm: &Kvm) -> Finding {
+fn kvm(facts: &HostFacts, kvm: &KvmFacts) -> Finding {
     if kvm.ok {
         let absent = match kvm.optional_missing.as_slice() {
             [] => String::new(),
@@ -174,7 +174,7 @@ fn kvm(facts: &HostFacts, kvm: &Kvm) -> Finding {
     )
 }
 
-fn speed(facts: &HostFacts, kvm: &Kvm) -> Finding {
+fn speed(facts: &HostFacts, kvm: &KvmFacts) -> Finding {
     let speed = &kvm.supervisor_speed;
     let Some(millions) = speed.million_instructions_per_second.filter(|_| speed.ok) else {
         return Finding::bad(
@@ -206,7 +206,7 @@ fn speed(facts: &HostFacts, kvm: &Kvm) -> Finding {
 
 /// Kernels since 6.18 make a change of memory slots slow once the whole interrupt controller is in
 /// the kernel. Our machines do neither, so this is for those who compare.
-fn slots(facts: &HostFacts, kvm: &Kvm) -> Finding {
+fn slots(facts: &HostFacts, kvm: &KvmFacts) -> Finding {
     let Some(slow) = kvm
         .times_us
         .slot_after_full_irqchip
@@ -377,5 +377,4 @@ fn disk(facts: &HostFacts) -> Finding {
 }
 
 #[cfg(test)]
-#[path = "judge_test.rs"]
 mod test;

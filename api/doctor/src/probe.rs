@@ -13,21 +13,21 @@ const MAX_ANSWER: u64 = 1 << 20;
 
 /// The whole answer.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-pub struct Probe {
+pub struct ProbeReport {
     /// Virtual machines.
     #[serde(default)]
-    pub kvm: Kvm,
+    pub kvm: KvmFacts,
     /// Page-fault handling in user space.
     #[serde(default)]
-    pub userfaultfd: Userfaultfd,
+    pub userfaultfd: UserfaultfdFacts,
     /// The event loop's interface.
     #[serde(default)]
-    pub io_uring: Outcome,
+    pub io_uring: ProbeOutcome,
 }
 
 /// Whether something worked, or why not.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-pub struct Outcome {
+pub struct ProbeOutcome {
     /// It worked.
     #[serde(default)]
     pub ok: bool,
@@ -37,7 +37,7 @@ pub struct Outcome {
 
 /// What `/dev/kvm` gives.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-pub struct Kvm {
+pub struct KvmFacts {
     /// It can be opened and has all that is needed.
     #[serde(default)]
     pub ok: bool,
@@ -51,16 +51,16 @@ pub struct Kvm {
     pub optional_missing: Vec<String>,
     /// How long some calls take, microseconds.
     #[serde(default)]
-    pub times_us: Times,
+    pub times_us: ProbeTimes,
     /// How fast guest kernels run.
     #[serde(default)]
-    pub supervisor_speed: Speed,
+    pub supervisor_speed: GuestSpeed,
 }
 
 /// Microseconds; `None` when a call failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub struct Times {
+pub struct ProbeTimes {
     /// An empty machine.
     #[serde(deserialize_with = "number")]
     pub create_vm: Option<f64>,
@@ -77,7 +77,7 @@ pub struct Times {
 
 /// The speed test.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-pub struct Speed {
+pub struct GuestSpeed {
     /// It ran.
     #[serde(default)]
     pub ok: bool,
@@ -94,12 +94,12 @@ fn number<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<f64>, D::E
 
 /// Page-fault handling.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-pub struct Userfaultfd {
+pub struct UserfaultfdFacts {
     /// This user may open the device.
     #[serde(default)]
-    pub device: Outcome,
+    pub device: ProbeOutcome,
     /// What it gives has the features that are needed; `None` without the device.
-    pub features: Option<Outcome>,
+    pub features: Option<ProbeOutcome>,
     /// `vm.unprivileged_userfaultfd`.
     pub unprivileged: Option<bool>,
 }
@@ -108,7 +108,7 @@ pub struct Userfaultfd {
 ///
 /// # Errors
 /// Why there is no answer, for people.
-pub fn ask(vmm: &Path) -> Result<Probe, String> {
+pub fn ask(vmm: &Path) -> Result<ProbeReport, String> {
     let mut child = Command::new(vmm)
         .args(["probe", "--json"])
         .env_clear()
@@ -160,12 +160,12 @@ mod test {
     #[test]
     fn an_answer_may_lack_anything() {
         assert_eq!(
-            serde_json::from_str::<Probe>("{}").unwrap(),
-            Probe::default()
+            serde_json::from_str::<ProbeReport>("{}").unwrap(),
+            ProbeReport::default()
         );
         let text = r#"{"kvm": {"ok": true, "times_us": {"create_vm": 2.5, "whole_machine":
             {"error": "x"}}, "supervisor_speed": {"ok": false, "error": "y"}, "new": 1}}"#;
-        let probe: Probe = serde_json::from_str(text).unwrap();
+        let probe: ProbeReport = serde_json::from_str(text).unwrap();
         assert_eq!(probe.kvm.times_us.create_vm, Some(2.5));
         assert_eq!(probe.kvm.times_us.whole_machine, None);
         assert_eq!(probe.kvm.supervisor_speed.error.as_deref(), Some("y"));

@@ -1,8 +1,6 @@
 //! Findings for people and for programs.
 
-use crate::Finding;
-use crate::Level;
-use crate::verdict;
+use crate::{Finding, Level, verdict};
 use serde_json::json;
 use std::fmt::Write as _;
 

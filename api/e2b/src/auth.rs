@@ -7,19 +7,20 @@ use sha2::{Digest, Sha256};
 pub enum KeyError {
     /// There is none.
     NoKeys,
-    /// The one of this number, from 1, cannot be sent as a header value, or is too short to be a secret.
+    /// The one of this number, from 1, cannot be sent as a header value, or is too short to be a
+    /// secret.
     BadKey(usize),
 }
 
 /// The configured keys, as salted hashes, so that neither a log nor a core file shows them and
 /// every comparison takes the same time whatever the client sent.
 #[derive(Clone, Debug)]
-pub struct Keys {
+pub struct ApiKeys {
     salt: [u8; 32],
     hashes: Vec<[u8; 32]>,
 }
 
-impl Keys {
+impl ApiKeys {
     /// Of these keys.
     ///
     /// # Errors
@@ -76,7 +77,7 @@ mod test {
 
     #[test]
     fn only_whole_keys_are_accepted() {
-        let keys = Keys::new(&["e2b_aaaaaaaaaaaaaaaa".into(), "e2b_bbbbbbbbbbbbbbbb".into()]);
+        let keys = ApiKeys::new(&["e2b_aaaaaaaaaaaaaaaa".into(), "e2b_bbbbbbbbbbbbbbbb".into()]);
         let keys = keys.unwrap();
         assert!(keys.accepts(b"e2b_aaaaaaaaaaaaaaaa") && keys.accepts(b"e2b_bbbbbbbbbbbbbbbb"));
         for wrong in [

@@ -1,7 +1,8 @@
 //! The one response body type, and the ways to make it.
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full};
 
 /// Why a response body broke off. Hyper drops the connection (HTTP/1.1) or resets the stream (h2)
 /// when a body yields one: that is how a client learns that its sandbox is gone.

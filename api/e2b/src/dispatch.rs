@@ -4,54 +4,27 @@ use crate::control::{
     batch, branch, checkpoint, connect, create, get, kill, list, metrics, pause, templates, timeout,
 };
 use crate::error::{ApiError, ProxyError, json_response};
-use crate::linger::Lingering;
-use crate::options::ServerOptions;
+use crate::linger::LingeringBody;
 use crate::ports::{self, PortServer};
-use crate::route::{self, Route, Target};
-use crate::{Body, BodyError, body, envd};
+use crate::route::{self, RequestTarget, Route};
+use crate::state::AppState;
+use crate::{Body, BodyError, envd};
 use bytes::Bytes;
 use engine::registry::RouteState;
-use engine::registry::SandboxRegistry;
 use engine::sandbox::Sandbox;
-use engine::template::Template;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use hyper::body::{Body as _, Frame, SizeHint};
 use hyper::header::{CACHE_CONTROL, HeaderValue};
 use hyper::{Request, Response, StatusCode};
-use serde::de::DeserializeOwned;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tracing::Instrument as _;
 
-/// How long the body of a control-plane request may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Everything that requests share.
-#[derive(Debug)]
-pub struct App {
-    /// What the operator decided about the server.
-    pub options: ServerOptions,
-    /// The sandboxes.
-    pub registry: Arc<SandboxRegistry>,
-    /// Answers to creations that may be asked again.
-    pub idempotency: create::Idempotency,
-}
-
-impl App {
-    /// Ready to serve.
-    #[must_use]
-    pub fn new(options: ServerOptions, registry: Arc<SandboxRegistry>) -> Arc<Self> {
-        Arc::new(Self {
-            options,
-            registry,
-            idempotency: create::Idempotency::default(),
-        })
-    }
-
+impl AppState {
     /// Answers any request.
-    pub async fn serve(self: &Arc<Self>, request: Request<Lingering>) -> Response<Body> {
+    pub async fn serve(self: &Arc<Self>, request: Request<LingeringBody>) -> Response<Body> {
         let (begin, method) = (Instant::now(), request.method().clone());
         let path: String = request.uri().path().chars().take(256).collect();
         let response = self.answer(request).await;
@@ -60,14 +33,14 @@ impl App {
         response
     }
 
-    async fn answer(self: &Arc<Self>, request: Request<Lingering>) -> Response<Body> {
+    async fn answer(self: &Arc<Self>, request: Request<LingeringBody>) -> Response<Body> {
         match route::target(request.method(), request.uri(), request.headers()) {
-            Ok(Target::Control) => self
+            Ok(RequestTarget::Control) => self
                 .control(request)
                 .await
                 .unwrap_or_else(|error| error.response()),
-            Ok(Target::Data { id, port }) => self.data(&id, port, request).await,
-            Ok(Target::Signed) => self.signed(request).await,
+            Ok(RequestTarget::Data { id, port }) => self.data(&id, port, request).await,
+            Ok(RequestTarget::Signed) => self.signed(request).await,
             Err(error) => error.response(),
         }
     }
@@ -75,7 +48,7 @@ impl App {
     /// The control plane.
     async fn control(
         self: &Arc<Self>,
-        request: Request<Lingering>,
+        request: Request<LingeringBody>,
     ) -> Result<Response<Body>, ApiError> {
         let route = route::route(request.method(), request.uri().path());
         if matches!(route, Ok(Route::Health)) {
@@ -125,7 +98,7 @@ impl App {
     }
 
     /// A port of a sandbox.
-    async fn data(&self, id: &str, port: u16, request: Request<Lingering>) -> Response<Body> {
+    async fn data(&self, id: &str, port: u16, request: Request<LingeringBody>) -> Response<Body> {
         let sandbox = match self.admit(id, port, &request).await {
             Ok(sandbox) => sandbox,
             Err(error) => return error.response(),
@@ -145,7 +118,7 @@ impl App {
         &self,
         id: &str,
         port: u16,
-        request: &Request<Lingering>,
+        request: &Request<LingeringBody>,
     ) -> Result<Arc<Sandbox>, ProxyError> {
         let id = id.to_owned();
         let facts = loop {
@@ -182,7 +155,7 @@ impl App {
     }
 
     /// A signed file URL that names no sandbox: its own token tells.
-    async fn signed(&self, request: Request<Lingering>) -> Response<Body> {
+    async fn signed(&self, request: Request<LingeringBody>) -> Response<Body> {
         let query = request.uri().query().unwrap_or_default();
         let write = request.method() == hyper::Method::POST;
         let signed = |sandbox: &Arc<Sandbox>| {
@@ -199,82 +172,11 @@ impl App {
             None => ProxyError::Signature.response(),
         }
     }
-
-    /// The template of this name or alias. E2B's `namespace/` and `:tag` are accepted when they say
-    /// nothing: any namespace, and the tag `default` or `latest`.
-    #[must_use]
-    pub fn template(&self, name: &str) -> Option<Arc<Template>> {
-        self.registry.templates().find(template_name(name)?)
-    }
-
-    /// A running sandbox, or 404.
-    ///
-    /// # Errors
-    /// [`EngineError::SandboxNotFound`], [`ApiError::Conflict`].
-    pub fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, ApiError> {
-        Ok(self.registry.running_one(id)?)
-    }
-
-    /// The body as JSON; an absent body reads as `{}`.
-    ///
-    /// # Errors
-    /// [`ApiError::BodyTooLarge`], [`ApiError::BodyTooSlow`], [`ApiError::Invalid`].
-    pub async fn json<T: DeserializeOwned>(&self, body: Lingering) -> Result<T, ApiError> {
-        parse_json(&self.body(body).await?)
-    }
-
-    /// The whole body, within the limits of size and time.
-    ///
-    /// # Errors
-    /// [`ApiError::BodyTooLarge`], [`ApiError::BodyTooSlow`], [`ApiError::Invalid`].
-    pub async fn body(&self, body: Lingering) -> Result<Bytes, ApiError> {
-        let max = self.options.max_json_bytes;
-        if body.size_hint().lower() > max as u64 {
-            return Err(ApiError::BodyTooLarge(max)); // as announced: not a byte of it is waited for
-        }
-        match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, max).collect()).await {
-            Ok(Ok(whole)) => Ok(whole.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge(max)),
-            Ok(Err(error)) => Err(ApiError::Invalid(format!(
-                "The request body broke off: {error}"
-            ))),
-            Err(_) => Err(ApiError::BodyTooSlow(BODY_TIMEOUT.as_secs())),
-        }
-    }
-}
-
-/// A template's name out of what clients write; `None` if it can be no template's.
-fn template_name(text: &str) -> Option<&str> {
-    let name = match text.split_once('/') {
-        Some((namespace, name)) if !namespace.is_empty() => name,
-        Some(_) => return None,
-        None => text,
-    };
-    match name.split_once(':') {
-        Some((name, "default" | "latest")) => Some(name),
-        Some(_) => None,
-        None => Some(name),
-    }
-}
-
-/// Decodes a request body; an empty one reads as `{}`.
-///
-/// # Errors
-/// [`ApiError::Invalid`] with the place and the reason.
-pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    let bytes = if bytes.is_empty() { b"{}" } else { bytes };
-    // Serde would also take an array for a struct.
-    if bytes.trim_ascii_start().first() != Some(&b'{') {
-        let text = "The request body is not a JSON object".to_owned();
-        return Err(ApiError::Invalid(text));
-    }
-    serde_json::from_slice(bytes)
-        .map_err(|error| ApiError::Invalid(format!("The request body is not as expected: {error}")))
 }
 
 /// One request to a sandbox's envd. Ends with the sandbox: before the response has begun by a 502,
 /// afterwards by breaking the connection, which is what the SDKs take for an ended sandbox.
-async fn envd_request(sandbox: &Arc<Sandbox>, request: Request<Lingering>) -> Response<Body> {
+async fn envd_request(sandbox: &Arc<Sandbox>, request: Request<LingeringBody>) -> Response<Body> {
     if let Some(path) = route::reserved(request.uri().path()) {
         return ProxyError::Reserved(path).response();
     }
@@ -349,26 +251,4 @@ fn health() -> Response<Body> {
         .headers_mut()
         .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
-}
-
-/// 204.
-#[must_use]
-pub fn no_content() -> Response<Body> {
-    let mut response = Response::new(body::empty());
-    *response.status_mut() = StatusCode::NO_CONTENT;
-    response
-}
-
-#[cfg(test)]
-mod test {
-    use super::template_name;
-
-    #[test]
-    fn namespaces_and_empty_tags_say_nothing() {
-        for text in ["base", "team/base", "base:latest", "team/base:default"] {
-            assert_eq!(template_name(text), Some("base"));
-        }
-        assert_eq!(template_name("base:v2"), None);
-        assert_eq!(template_name("/base"), None);
-    }
 }

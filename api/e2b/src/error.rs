@@ -94,8 +94,8 @@ impl ApiError {
         }
     }
 
-    /// The whole response. `Should-Retry: false` stops the SDKs from repeating what would fail again
-    /// (api/PROTOCOL.md §3.5).
+    /// The whole response. `Should-Retry: false` stops the SDKs from repeating what would fail
+    /// again (api/PROTOCOL.md §3.5).
     #[must_use]
     pub fn response(&self) -> Response<Body> {
         let status = self.status();

@@ -6,7 +6,7 @@ pub mod auth;
 pub mod body;
 pub mod connect;
 pub mod control;
-pub mod dispatch;
+mod dispatch;
 pub mod envd;
 pub mod error;
 mod linger;
@@ -17,5 +17,6 @@ pub mod ports;
 pub mod query;
 pub mod route;
 pub mod server;
+pub mod state;
 
 pub use body::{Body, BodyError};

@@ -19,15 +19,15 @@ const BYTES: usize = 1 << 20;
 
 /// A request body.
 #[derive(Debug)]
-pub struct Lingering(Option<Incoming>);
+pub struct LingeringBody(Option<Incoming>);
 
-impl From<Incoming> for Lingering {
+impl From<Incoming> for LingeringBody {
     fn from(body: Incoming) -> Self {
         Self(Some(body))
     }
 }
 
-impl Body for Lingering {
+impl Body for LingeringBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -56,7 +56,7 @@ impl Body for Lingering {
     }
 }
 
-impl Drop for Lingering {
+impl Drop for LingeringBody {
     fn drop(&mut self) {
         let Some(body) = self.0.take().filter(|body| !body.is_end_stream()) else {
             return;

@@ -1,8 +1,8 @@
-//! `GET /metrics` on an address of its own: what the engine counts, for Prometheus. Without a key: whoever
-//! reaches the address reads it.
+//! `GET /metrics` on an address of its own: what the engine counts, for Prometheus. Without a key:
+//! whoever reaches the address reads it.
 
 use crate::body::{self, Body};
-use crate::dispatch::App;
+use crate::state::AppState;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
@@ -26,7 +26,7 @@ const CONNECTION: Duration = Duration::from_secs(60);
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Answers until the process ends.
-pub async fn serve(app: Arc<App>, listener: TcpListener) {
+pub async fn serve(app: Arc<AppState>, listener: TcpListener) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
@@ -55,7 +55,7 @@ pub async fn serve(app: Arc<App>, listener: TcpListener) {
     }
 }
 
-fn answer(app: &App, method: &Method, path: &str) -> Response<Body> {
+fn answer(app: &AppState, method: &Method, path: &str) -> Response<Body> {
     let status = match (method, path) {
         (&Method::GET | &Method::HEAD, "/metrics") => match app.registry.metrics_text() {
             Ok(text) => {

@@ -1,6 +1,6 @@
 //! What an operator decides about the server.
 
-use crate::auth::Keys;
+use crate::auth::ApiKeys;
 use std::time::Duration;
 
 /// Bounds and names, with every default filled in.
@@ -9,7 +9,7 @@ pub struct ServerOptions {
     /// The sandboxes' domain.
     pub domain: Option<String>,
     /// Who may use the control plane.
-    pub keys: Keys,
+    pub keys: ApiKeys,
     /// Longest time to live that a client may ask for.
     pub max_timeout: Duration,
     /// Most client connections.

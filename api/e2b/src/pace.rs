@@ -17,17 +17,17 @@ use tokio::time::{Sleep, sleep};
 
 /// What a connection's reader and its requests tell each other.
 #[derive(Debug, Default)]
-pub(crate) struct Pace {
+pub(crate) struct ConnectionPace {
     requests: AtomicUsize,
     http2: AtomicBool,
 }
 
 /// One request being answered, until its response is written or given up.
 #[derive(Debug)]
-pub(crate) struct Busy(Arc<Pace>);
+pub(crate) struct BusyConnection(Arc<ConnectionPace>);
 
-impl Busy {
-    pub(crate) fn begin(pace: &Arc<Pace>, version: Version) -> Self {
+impl BusyConnection {
+    pub(crate) fn begin(pace: &Arc<ConnectionPace>, version: Version) -> Self {
         if version == Version::HTTP_2 {
             // Its frames mix heads with everything else, and it has limits of its own.
             pace.http2.store(true, Ordering::Relaxed);
@@ -38,22 +38,22 @@ impl Busy {
 
     /// Ends with the response's body.
     pub(crate) fn until_written(self, response: Response<Body>) -> Response<Body> {
-        response.map(|inner| Held { inner, _busy: self }.boxed_unsync())
+        response.map(|inner| HeldConnection { inner, _busy: self }.boxed_unsync())
     }
 }
 
-impl Drop for Busy {
+impl Drop for BusyConnection {
     fn drop(&mut self) {
         self.0.requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-struct Held {
+struct HeldConnection {
     inner: Body,
-    _busy: Busy,
+    _busy: BusyConnection,
 }
 
-impl hyper::body::Body for Held {
+impl hyper::body::Body for HeldConnection {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -75,15 +75,15 @@ impl hyper::body::Body for Held {
 
 /// A stream that fails when a head takes longer than `bound`.
 #[derive(Debug)]
-pub(crate) struct Paced<T> {
+pub(crate) struct PacedStream<T> {
     inner: T,
-    pace: Arc<Pace>,
+    pace: Arc<ConnectionPace>,
     bound: Duration,
     head: Option<Pin<Box<Sleep>>>,
 }
 
-impl<T> Paced<T> {
-    pub(crate) fn new(inner: T, pace: Arc<Pace>, bound: Duration) -> Self {
+impl<T> PacedStream<T> {
+    pub(crate) fn new(inner: T, pace: Arc<ConnectionPace>, bound: Duration) -> Self {
         // The first request must begin soon, too.
         Self {
             inner,
@@ -94,7 +94,7 @@ impl<T> Paced<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Paced<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for PacedStream<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -122,7 +122,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Paced<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Paced<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for PacedStream<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -162,7 +162,7 @@ mod test {
     #[tokio::test(start_paused = true)]
     async fn a_head_that_dribbles_is_cut_off() {
         let (mut client, server) = duplex(64);
-        let mut server = Paced::new(server, Arc::default(), BOUND);
+        let mut server = PacedStream::new(server, Arc::default(), BOUND);
         client.write_all(b"G").await.unwrap();
         assert_eq!(server.read_u8().await.unwrap(), b'G');
         let error = server.read_u8().await.unwrap_err();
@@ -173,8 +173,8 @@ mod test {
     async fn a_request_may_take_its_time_and_the_next_head_may_not() {
         let (mut client, server) = duplex(64);
         let pace = Arc::default();
-        let mut server = Paced::new(server, Arc::clone(&pace), BOUND);
-        let busy = Busy::begin(&pace, Version::HTTP_11);
+        let mut server = PacedStream::new(server, Arc::clone(&pace), BOUND);
+        let busy = BusyConnection::begin(&pace, Version::HTTP_11);
         let writer = tokio::spawn(async move {
             sleep(BOUND * 10).await;
             client.write_all(b"a").await.unwrap();

@@ -30,9 +30,9 @@ fn hex(digit: u8) -> Option<u8> {
 
 /// Decoded parameters in their order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Query(Vec<(String, String)>);
+pub struct QueryString(Vec<(String, String)>);
 
-impl Query {
+impl QueryString {
     /// Decodes `a=b&c=d`; a parameter without `=` has an empty value. `None` when an escape is
     /// broken or there are too many parameters.
     #[must_use]
@@ -77,7 +77,7 @@ impl Query {
 /// parameter.
 #[must_use]
 pub fn metadata_filter(parameter: &str) -> Option<Vec<(String, String)>> {
-    let pairs = Query::parse(parameter)?.into_pairs();
+    let pairs = QueryString::parse(parameter)?.into_pairs();
     let again = |(key, value): (String, String)| {
         // The Go server unescapes once more and refuses what is broken; so do we.
         Some((percent_decode(&key, true)?, percent_decode(&value, true)?))
@@ -90,7 +90,7 @@ pub fn fuzz_query(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
     };
-    if let Some(query) = Query::parse(text) {
+    if let Some(query) = QueryString::parse(text) {
         for value in query.all("metadata") {
             let _ = metadata_filter(value);
         }
@@ -112,7 +112,7 @@ mod test {
     #[test]
     fn the_metadata_filter_is_decoded_three_times() {
         // What the published SDKs send for {"u": "x y&z"}.
-        let query = Query::parse("metadata=u%3Dx%252520y%252526z&limit=1").unwrap();
+        let query = QueryString::parse("metadata=u%3Dx%252520y%252526z&limit=1").unwrap();
         let filter = metadata_filter(query.get("metadata").unwrap()).unwrap();
         assert_eq!(filter, [("u".to_owned(), "x y&z".to_owned())]);
     }
@@ -120,9 +120,9 @@ mod test {
     #[test]
     fn broken_escapes_are_refused() {
         for broken in ["%", "%1", "%zz", "%ff", "a=%f"] {
-            assert!(Query::parse(broken).is_none(), "{broken}");
+            assert!(QueryString::parse(broken).is_none(), "{broken}");
         }
-        assert!(Query::parse(&"a&".repeat(MAX_PARAMETERS + 1)).is_none());
+        assert!(QueryString::parse(&"a&".repeat(MAX_PARAMETERS + 1)).is_none());
         assert_eq!(
             percent_decode("team%2Fsnap%3Adefault", false).unwrap(),
             "team/snap:default"

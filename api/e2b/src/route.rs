@@ -8,7 +8,7 @@ use hyper::{HeaderMap, Method, Uri};
 
 /// Which half of the server a request is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum RequestTarget {
     /// The control plane.
     Control,
     /// A port of a sandbox.
@@ -26,9 +26,13 @@ pub enum Target {
 ///
 /// # Errors
 /// A request that names a sandbox, but not well.
-pub fn target(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Target, ProxyError> {
+pub fn target(
+    method: &Method,
+    uri: &Uri,
+    headers: &HeaderMap,
+) -> Result<RequestTarget, ProxyError> {
     if is_control(uri.path(), headers) {
-        return Ok(Target::Control);
+        return Ok(RequestTarget::Control);
     }
     match (
         headers.get("e2b-sandbox-id"),
@@ -37,7 +41,7 @@ pub fn target(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Target,
         (Some(id), Some(port)) => {
             let id = sandbox_id(id.to_str().unwrap_or_default()).ok_or(ProxyError::Id)?;
             let port = port_number(port.to_str().unwrap_or_default()).ok_or(ProxyError::Port)?;
-            return Ok(Target::Data { id, port });
+            return Ok(RequestTarget::Data { id, port });
         }
         (Some(_), None) => return Err(ProxyError::MissingHeader("E2b-Sandbox-Port")),
         (None, Some(_)) => return Err(ProxyError::MissingHeader("E2b-Sandbox-Id")),
@@ -45,7 +49,7 @@ pub fn target(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Target,
     }
     let host = headers.get(HOST).and_then(|host| host.to_str().ok());
     if let Some(found) = uri.host().or(host).and_then(sandbox_host) {
-        return found.map(|(id, port)| Target::Data { id, port });
+        return found.map(|(id, port)| RequestTarget::Data { id, port });
     }
     let files = uri.path() == "/files" && matches!(*method, Method::GET | Method::POST);
     if files
@@ -53,9 +57,9 @@ pub fn target(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Target,
             .query()
             .is_some_and(|q| q.split('&').any(|p| p.starts_with("signature=")))
     {
-        return Ok(Target::Signed);
+        return Ok(RequestTarget::Signed);
     }
-    Ok(Target::Control)
+    Ok(RequestTarget::Control)
 }
 
 /// Rule 1: an API key, or a bearer token on the paths that take one.
@@ -106,7 +110,7 @@ fn port_number(text: &str) -> Option<u16> {
 
 /// Which shape of a request: `/…` or `/v2/…`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version {
+pub enum ApiVersion {
     /// Without a prefix.
     V1,
     /// `/v2`.
@@ -119,11 +123,11 @@ pub enum Route {
     /// `GET /health`
     Health,
     /// `POST /sandboxes`, `POST /v2/sandboxes`
-    Create(Version),
+    Create(ApiVersion),
     /// `POST /sandboxes:batch`
     Batch,
     /// `GET /sandboxes`, `GET /v2/sandboxes`
-    List(Version),
+    List(ApiVersion),
     /// `GET /sandboxes/metrics`
     MetricsOfMany,
     /// `GET /sandboxes/{id}`
@@ -135,11 +139,11 @@ pub enum Route {
     /// `POST /sandboxes/{id}/refreshes`
     Refresh(String),
     /// `POST /sandboxes/{id}/connect`, `POST /v2/…`
-    Connect(String, Version),
+    Connect(String, ApiVersion),
     /// `GET /sandboxes/{id}/metrics`
     Metrics(String),
     /// `GET /sandboxes/{id}/logs`, `GET /v2/…`
-    Logs(String, Version),
+    Logs(String, ApiVersion),
     /// `GET /templates`, `GET /v2/templates`
     Templates,
     /// `GET /templates/{name}`
@@ -204,12 +208,12 @@ pub fn route(method: &Method, path: &str) -> Result<Route, ApiError> {
 
 /// The API on one page.
 fn find(method: &Method, segments: &[&str]) -> Option<Route> {
+    use ApiVersion::{V1, V2};
     use Route::{
         Batch, Checkpoint, Checkpoints, Connect, Create, DeleteCheckpoint, DeleteTemplate, Fork,
         Get, Health, Kill, List, Logs, Metrics, MetricsOfMany, NotYet, Pause, Refresh, Reset,
         Resume, Snapshot, Snapshots, Template, TemplateAlias, Templates, Timeout,
     };
-    use Version::{V1, V2};
     let id = |id: &str| sandbox_id(id).unwrap_or_else(|| id.to_owned());
     let not_yet = |what, of: &str| NotYet(what, Some(id(of)));
     Some(match (method.as_str(), segments) {
@@ -305,5 +309,4 @@ pub fn fuzz_route(data: &[u8]) {
 }
 
 #[cfg(test)]
-#[path = "route_test.rs"]
 mod test;

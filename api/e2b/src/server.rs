@@ -1,8 +1,8 @@
 //! Connections: accepting, bounding, and ending them.
 
-use crate::dispatch::App;
-use crate::linger::Lingering;
-use crate::pace::{Busy, Pace, Paced};
+use crate::linger::LingeringBody;
+use crate::pace::{BusyConnection, ConnectionPace, PacedStream};
+use crate::state::AppState;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -25,7 +25,11 @@ const MAX_STREAMS: u32 = 256;
 
 /// Serves until `stop` completes, then ends every sandbox and every connection. True if nothing was
 /// left over.
-pub async fn serve(app: Arc<App>, listener: TcpListener, stop: impl Future<Output = ()>) -> bool {
+pub async fn serve(
+    app: Arc<AppState>,
+    listener: TcpListener,
+    stop: impl Future<Output = ()>,
+) -> bool {
     let graceful = GracefulShutdown::new();
     let builder = builder(&app);
     let slots = Arc::new(Semaphore::new(app.options.max_connections));
@@ -67,7 +71,7 @@ pub async fn serve(app: Arc<App>, listener: TcpListener, stop: impl Future<Outpu
     clean
 }
 
-fn builder(app: &Arc<App>) -> Builder<TokioExecutor> {
+fn builder(app: &Arc<AppState>) -> Builder<TokioExecutor> {
     let limits = &app.options;
     let mut builder = Builder::new(TokioExecutor::new());
     builder
@@ -86,7 +90,7 @@ fn builder(app: &Arc<App>) -> Builder<TokioExecutor> {
 }
 
 fn connection(
-    app: &Arc<App>,
+    app: &Arc<AppState>,
     builder: &Builder<TokioExecutor>,
     graceful: &GracefulShutdown,
     stream: TcpStream,
@@ -98,13 +102,13 @@ fn connection(
     let _ = sockopt::set_socket_keepalive(&stream, true);
     let _ = sockopt::set_tcp_keepidle(&stream, Duration::from_secs(60));
     let app = Arc::clone(app);
-    let pace = Arc::<Pace>::default();
+    let pace = Arc::<ConnectionPace>::default();
     let bound = app.options.header_timeout;
-    let stream = Paced::new(stream, Arc::clone(&pace), bound);
+    let stream = PacedStream::new(stream, Arc::clone(&pace), bound);
     let service = service_fn(move |request: Request<Incoming>| {
-        let request = request.map(Lingering::from);
+        let request = request.map(LingeringBody::from);
         let app = Arc::clone(&app);
-        let busy = Busy::begin(&pace, request.version());
+        let busy = BusyConnection::begin(&pace, request.version());
         async move { Ok::<_, Infallible>(busy.until_written(app.serve(request).await)) }
     });
     let serving = builder

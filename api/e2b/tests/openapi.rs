@@ -1,6 +1,6 @@
-//! `openapi.json` and the server say the same: which endpoints there are, which of them answer 501, and
-//! which error codes there are. Reads the match table of `route.rs` and the words of `error.rs`, so that
-//! a new endpoint or code cannot be forgotten.
+//! `openapi.json` and the server say the same: which endpoints there are, which of them answer 501,
+//! and which error codes there are. Reads the match table of `route.rs` and the words of
+//! `error.rs`, so that a new endpoint or code cannot be forgotten.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use e2b::route::{Route, route};
@@ -128,7 +128,8 @@ fn every_endpoint_of_the_server_is_described() {
             false => methods,
         };
         for method in methods {
-            // Nobody asks for the end of an open pattern by this method: then the other one is described.
+            // Nobody asks for the end of an open pattern by this method: then the other one is
+            // described.
             let open = pattern.last() == Some(&Segment::Rest);
             let there = described
                 .iter()

@@ -1,18 +1,19 @@
 //! Whether the host has memory for one more machine.
 //!
-//! Machines take memory as they touch it, so together they may be promised more than there is. Before the
-//! last of it is gone creations, batches, warm VMs and resumptions are refused: what runs can go on growing
-//! then, and the kernel does not have to end one sandbox for the sake of another. A resumption is weighed
-//! with what it loads. Not weighed is what a snapshot or a checkpoint loads, nor the layers that a fork merges,
-//! nor the machine that takes another one's place in a reset.
+//! Machines take memory as they touch it, so together they may be promised more than there is.
+//! Before the last of it is gone creations, batches, warm VMs and resumptions are refused: what
+//! runs can go on growing then, and the kernel does not have to end one sandbox for the sake of
+//! another. A resumption is weighed with what it loads. Not weighed is what a snapshot or a
+//! checkpoint loads, nor the layers that a fork merges, nor the machine that takes another one's
+//! place in a reset.
 
 use crate::error::EngineError;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a look is good for: it costs as much as a small part of a creation, and who begins meanwhile
-/// takes a few MiB.
+/// How long a look is good for: it costs as much as a small part of a creation, and who begins
+/// meanwhile takes a few MiB.
 const FRESH: Duration = Duration::from_millis(50);
 /// Where so many times of what has to be left are free, nobody asks what else could be had.
 const PLENTY: u64 = 4;
@@ -103,7 +104,8 @@ fn groups(mount: &Path, own: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// What is left of a group's limit, MiB, with the cached files that it can drop; `None` without a limit.
+/// What is left of a group's limit, MiB, with the cached files that it can drop; `None` without a
+/// limit.
 fn left(group: &Path) -> Option<u64> {
     let read = |file: &str| std::fs::read_to_string(group.join(file)).ok();
     let most: u64 = read("memory.max")?.trim().parse().ok()?;

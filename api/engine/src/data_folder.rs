@@ -39,9 +39,10 @@ pub enum DataFolderError {
 }
 
 impl DataFolder {
-    /// Makes the folder if needed, locks it (which may take seconds, see [`DataFolderError::Taken`]), and removes what a crashed server left. Its virtual
-    /// machines have most likely ended by themselves, as their control sockets closed with it;
-    /// those that have not are killed.
+    /// Makes the folder if needed, locks it (which may take seconds, see
+    /// [`DataFolderError::Taken`]), and removes what a crashed server left. Its virtual machines
+    /// have most likely ended by themselves, as their control sockets closed with it; those that
+    /// have not are killed.
     ///
     /// # Errors
     /// [`DataFolderError::Taken`], or the file system's error.

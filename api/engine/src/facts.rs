@@ -40,8 +40,8 @@ impl SandboxOrigin {
     }
 }
 
-/// What a sandbox is to its clients, from its creation to its end: it stays the same when the sandbox
-/// is paused and resumed.
+/// What a sandbox is to its clients, from its creation to its end: it stays the same when the
+/// sandbox is paused and resumed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SandboxFacts {
     /// `i` and 19 characters of `[a-z0-9]`.

@@ -30,8 +30,8 @@ pub fn sandbox_id() -> io::Result<String> {
     Ok(format!("i{}", random_name(19)?))
 }
 
-/// Whether a text is the id of a sandbox of ours, as [`sandbox_id`] makes them, or of an older server: 1 to 64
-/// characters of `[a-z0-9]`.
+/// Whether a text is the id of a sandbox of ours, as [`sandbox_id`] makes them, or of an older
+/// server: 1 to 64 characters of `[a-z0-9]`.
 #[must_use]
 pub fn is_sandbox_id(text: &str) -> bool {
     let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();

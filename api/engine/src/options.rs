@@ -14,7 +14,8 @@ pub struct EngineOptions {
     pub min_memory_mb: u64,
     /// Longest wait for a new sandbox's agent.
     pub boot_timeout: Duration,
-    /// Warm VMs that are kept ready of each template; `None`: nothing is cloned, every sandbox boots.
+    /// Warm VMs that are kept ready of each template; `None`: nothing is cloned, every sandbox
+    /// boots.
     pub pool_size: Option<usize>,
     /// The templates that there are from the start.
     pub templates: Vec<Template>,

@@ -41,7 +41,8 @@ pub enum CatalogError {
     NameTaken(String),
 }
 
-/// The templates there are, by name. What is taken out lives on in the sandboxes that were made of it.
+/// The templates there are, by name. What is taken out lives on in the sandboxes that were made of
+/// it.
 #[derive(Debug, Default)]
 pub struct TemplateCatalog {
     templates: RwLock<BTreeMap<String, Arc<Template>>>,

@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use doctor::host::{HostQuestion, TemplateQuestion};
 use doctor::{host, judge, report};
-use e2b::dispatch::App;
+use e2b::state::AppState;
 use engine::data_folder::DataFolder;
 use engine::error::chain;
 use engine::image::pager::PagerClient;
@@ -13,7 +13,7 @@ use engine::machine::spawner::VmSpawner;
 use engine::registry::SandboxRegistry;
 use engine::store::vault::ImageVault;
 use engine::template::Template;
-use hatchery::config::{ConfigError, File, Overrides, Settings};
+use hatchery::config::{ConfigError, ConfigFile, Overrides, Settings};
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -39,17 +39,17 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run the server until SIGTERM or SIGINT
-    Serve(Box<Serve>),
+    Serve(Box<ServeArgs>),
     /// Say what this host can and cannot do; exit status 0 fine, 1 degraded, 2 unusable
-    Doctor(Box<Doctor>),
+    Doctor(Box<DoctorArgs>),
     /// Print the version
     Version,
 }
 
 #[derive(clap::Args)]
-struct Serve {
+struct ServeArgs {
     #[command(flatten)]
-    typed: Typed,
+    typed: TypedSettings,
     /// Log filter, as `RUST_LOG` has it
     #[arg(long, env = "HATCHERY_LOG", default_value = "info")]
     log: String,
@@ -59,9 +59,9 @@ struct Serve {
 }
 
 #[derive(clap::Args)]
-struct Doctor {
+struct DoctorArgs {
     #[command(flatten)]
-    typed: Typed,
+    typed: TypedSettings,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -69,7 +69,7 @@ struct Doctor {
 
 /// What is over the configuration file.
 #[derive(clap::Args)]
-struct Typed {
+struct TypedSettings {
     /// Configuration file
     #[arg(long, env = "HATCHERY_CONFIG")]
     config: Option<PathBuf>,
@@ -126,7 +126,7 @@ fn version() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
+fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     start_log(args);
     let settings = settings(&args.typed)?;
     for note in &settings.notes {
@@ -159,7 +159,7 @@ fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
         tracing::info!(listen = %listener.local_addr()?, "hatchery is ready");
         let metrics_listen = settings.metrics_listen;
         let registry = SandboxRegistry::new(launcher, vault, settings.engine_options())?;
-        let app = App::new(settings.server_options(), registry);
+        let app = AppState::new(settings.server_options(), registry);
         if let Some(address) = metrics_listen {
             let listener = tokio::net::TcpListener::bind(address).await;
             let listener = listener.with_context(|| format!("Cannot listen on {address}"))?;
@@ -173,7 +173,8 @@ fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
             }
         };
         tokio::spawn(tick());
-        // In a worker, where a new connection is handled: this thread would have to be woken for each.
+        // In a worker, where a new connection is handled: this thread would have to be woken for
+        // each.
         let served = tokio::spawn(e2b::server::serve(app, listener, stop));
         served.await.context("Serving")
     })?;
@@ -184,8 +185,9 @@ fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Keeps the runtime's next timer near; nothing waits for it. Whoever sets one that is nearer than all others has
-/// the runtime write to an event of its own and look again, which each request would do several times.
+/// Keeps the runtime's next timer near; nothing waits for it. Whoever sets one that is nearer than
+/// all others has the runtime write to an event of its own and look again, which each request would
+/// do several times.
 async fn tick() {
     let mut ticks = tokio::time::interval(TICK);
     loop {
@@ -194,9 +196,14 @@ async fn tick() {
 }
 
 #[expect(clippy::print_stdout, reason = "this is what was asked for")]
-fn examine(args: &Doctor) -> anyhow::Result<ExitCode> {
+fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let dir = program_dir()?;
-    let file = args.typed.config.as_deref().map(File::read).transpose();
+    let file = args
+        .typed
+        .config
+        .as_deref()
+        .map(ConfigFile::read)
+        .transpose();
     let (settings, problem) = match file {
         Err(problem) => (fallback(args.typed.overrides(), &dir)?, Some(problem)),
         Ok(file) => match Settings::new(file.unwrap_or_default(), args.typed.overrides(), &dir) {
@@ -240,14 +247,14 @@ fn question(settings: &Settings, problem: Option<&ConfigError>) -> HostQuestion 
 /// Settings to look at the host with, when there are none to serve with.
 fn fallback(mut over: Overrides, dir: &Path) -> anyhow::Result<Settings> {
     over.api_keys = Some("no-key-is-ever-this".into());
-    Ok(Settings::new(File::default(), over, dir)?)
+    Ok(Settings::new(ConfigFile::default(), over, dir)?)
 }
 
-fn settings(args: &Typed) -> anyhow::Result<Settings> {
+fn settings(args: &TypedSettings) -> anyhow::Result<Settings> {
     let file = args
         .config
         .as_deref()
-        .map(File::read)
+        .map(ConfigFile::read)
         .transpose()?
         .unwrap_or_default();
     Ok(Settings::new(file, args.overrides(), &program_dir()?)?)
@@ -261,7 +268,7 @@ fn program_dir() -> anyhow::Result<PathBuf> {
         .to_owned())
 }
 
-impl Typed {
+impl TypedSettings {
     fn overrides(&self) -> Overrides {
         Overrides {
             listen: self.listen,
@@ -281,7 +288,7 @@ impl Typed {
     }
 }
 
-fn start_log(args: &Serve) {
+fn start_log(args: &ServeArgs) {
     let filter = tracing_subscriber::EnvFilter::new(&args.log);
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -1,5 +1,5 @@
-//! Forks, snapshots and resets with stand-ins: a machine that goes on elsewhere runs a fresh agent, but
-//! everything on the host's side goes the way that a real one goes.
+//! Forks, snapshots and resets with stand-ins: a machine that goes on elsewhere runs a fresh agent,
+//! but everything on the host's side goes the way that a real one goes.
 
 #![allow(
     clippy::unwrap_used,
@@ -182,7 +182,8 @@ async fn a_reset_sandbox_keeps_its_name_and_its_machine() {
     reset_goes("", true).await;
 }
 
-/// What cannot be put back runs on until another machine is there; what dies of it makes room first.
+/// What cannot be put back runs on until another machine is there; what dies of it makes room
+/// first.
 #[tokio::test]
 async fn what_cannot_be_reset_in_place_gets_another_machine() {
     let _alone = ONE_AT_A_TIME.lock().await;

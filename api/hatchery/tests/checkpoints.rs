@@ -1,5 +1,5 @@
-//! Checkpoints with stand-ins: each writes into what it saves which machines it was copied from, so that
-//! what is stored tells where a sandbox went on.
+//! Checkpoints with stand-ins: each writes into what it saves which machines it was copied from, so
+//! that what is stored tells where a sandbox went on.
 
 #![allow(
     clippy::unwrap_used,
@@ -85,8 +85,8 @@ fn files(server: &Server, folder: &str) -> Vec<PathBuf> {
     entries.map(|entry| entry.unwrap().path()).collect()
 }
 
-/// Waits until the store has so many manifests, and if that is none, no blob but what template VMs are
-/// made of.
+/// Waits until the store has so many manifests, and if that is none, no blob but what template VMs
+/// are made of.
 async fn stores(server: &Server, manifests: usize) {
     let left = until(Duration::from_secs(10), || {
         let (left, blobs) = (files(server, "manifests"), files(server, "blobs"));
@@ -115,8 +115,8 @@ fn manifest(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// What the stand-in that was saved at a checkpoint says about its past: machines, and how often each
-/// was saved by then.
+/// What the stand-in that was saved at a checkpoint says about its past: machines, and how often
+/// each was saved by then.
 fn history(server: &Server, checkpoint: &str) -> Vec<String> {
     let all = files(server, "manifests");
     let has = |path: &&PathBuf| path.to_str().unwrap().contains(checkpoint);
@@ -473,8 +473,8 @@ async fn one_after_the_other() {
     assert_eq!(children(), Vec::<String>::new());
 }
 
-/// A checkpoint that is deleted while it is reset to, forked from and deleted again: each either has it
-/// or is told that it is not there.
+/// A checkpoint that is deleted while it is reset to, forked from and deleted again: each either
+/// has it or is told that it is not there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_checkpoint_is_there_or_it_is_not() {
     let _alone = ONE_AT_A_TIME.lock().await;

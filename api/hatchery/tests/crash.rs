@@ -254,8 +254,8 @@ fn snapshots_work(server: &Program, list: &str) {
 /// Milliseconds after which the server is killed: a saving with stand-ins takes about ten.
 const MOMENTS: [u64; 10] = [0, 1, 2, 3, 5, 7, 9, 12, 16, 25];
 
-/// Killed at any moment of a pause, snapshot, creation, fork or resumption, and started again: what was
-/// stored before is there, what was answered is true, and nothing half-made stays.
+/// Killed at any moment of a pause, snapshot, creation, fork or resumption, and started again: what
+/// was stored before is there, what was answered is true, and nothing half-made stays.
 #[test]
 fn a_server_killed_at_any_moment_loses_nothing_that_it_has_said() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! Damage to what is stored: it is refused in words, costs nothing else, and comes back when mended.
+//! Damage to what is stored: it is refused in words, costs nothing else, and comes back when
+//! mended.
 
 #![allow(
     clippy::unwrap_used,

@@ -5,9 +5,11 @@
 
 mod support;
 
-use base64::{Engine, engine::general_purpose::STANDARD};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::{Buf, Bytes, BytesMut};
-use flate2::{Compression, write::GzEncoder};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
@@ -204,7 +206,8 @@ async fn every_listener_hears_all_and_late_ones_the_end() {
         one.0.len(),
         two.0.len()
     );
-    let end = json!({ "exitCode": 7, "exited": true, "status": "exit status 7", "error": "exit status 7" });
+    let words = "exit status 7";
+    let end = json!({ "exitCode": 7, "exited": true, "status": words, "error": words });
     assert_eq!((&one.1, &two.1), (&end, &end));
     let mut late = it.connect(pid).await;
     late.message().await;
@@ -263,7 +266,8 @@ async fn deadlines_kill_what_was_started_and_only_leave_what_was_connected_to() 
         (end, last["error"]["code"].as_str()),
         (Value::Null, Some("deadline_exceeded"))
     );
-    let killed = json!({ "exitCode": -1, "exited": false, "status": "signal: killed", "error": "signal: killed" });
+    let words = "signal: killed";
+    let killed = json!({ "exitCode": -1, "exited": false, "status": words, "error": words });
     assert_eq!(witness.rest().await.1, killed);
     // The deadline holds for a process whose client has left.
     let (gone, pid) = it.start("sleep 60", &[("connect-timeout-ms", "500")]).await;
@@ -341,7 +345,8 @@ async fn input_streams_and_ends() {
 #[tokio::test]
 async fn a_terminal_has_a_size_and_takes_input() {
     let it = Box1::new().await;
-    let request = json!({ "process": { "cmd": "/bin/sh", "args": ["-c", "stty size; read x; stty size"] },
+    let script = "stty size; read x; stty size";
+    let request = json!({ "process": { "cmd": "/bin/sh", "args": ["-c", script] },
         "pty": { "size": { "cols": 91, "rows": 37 } } });
     let mut stream = it.stream("Start", &[], request).await;
     let pid = stream.message().await["event"]["start"]["pid"].clone();

@@ -1,5 +1,5 @@
-//! Deaths at bad moments, a full disk and storms, with stand-ins: what is lost is told, nothing else is
-//! lost, and nothing stays behind.
+//! Deaths at bad moments, a full disk and storms, with stand-ins: what is lost is told, nothing
+//! else is lost, and nothing stays behind.
 
 #![allow(
     clippy::unwrap_used,
@@ -68,15 +68,16 @@ async fn who_does_not_become_somebody_is_not_delivered() {
     assert_eq!(children(), Vec::<String>::new());
 }
 
-/// Copies made ahead and on the spot: the creation tries another, then a boot, and delivers none of them
-/// if none becomes somebody.
+/// Copies made ahead and on the spot: the creation tries another, then a boot, and delivers none of
+/// them if none becomes somebody.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_does_not_become_somebody_is_not_delivered() {
     let _alone = ONE_AT_A_TIME.lock().await;
     for warm_vms in [0, 2] {
         for (mode, words) in NOBODIES {
             let dir = tempfile::tempdir().unwrap();
-            // From the beginning, so that the warm VMs are of this mode; template VMs take no identity.
+            // From the beginning, so that the warm VMs are of this mode; template VMs take no
+            // identity.
             std::fs::write(dir.path().join("fake-vmm-told.mode"), mode).unwrap();
             let server = start(dir, Some(warm_vms)).await;
             let answer = server.create(json!({})).await;
@@ -181,7 +182,8 @@ async fn a_full_disk_loses_nothing() {
         works(&server, &id).await;
         let list = server.api("GET", "/snapshots", Value::Null).await.json();
         assert_eq!(list.as_array().unwrap().len(), 1, "{list}");
-        // What has to be unpacked does not fit, and stays. What failed before has given back its room.
+        // What has to be unpacked does not fit, and stays. What failed before has given back its
+        // room.
         in_use(&server, 1).await;
         no_more_files_than(files + 4).await;
         disk.fill();
@@ -208,8 +210,8 @@ async fn a_full_disk_loses_nothing() {
     drop(dir);
 }
 
-/// Far more at once than there is room for: who gets one has a whole one, the others are told to come
-/// again, and nobody is half-made.
+/// Far more at once than there is room for: who gets one has a whole one, the others are told to
+/// come again, and nobody is half-made.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_storm_beyond_capacity_makes_no_half_sandbox() {
     let _alone = ONE_AT_A_TIME.lock().await;

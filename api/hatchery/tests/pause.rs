@@ -1,5 +1,5 @@
-//! Pausing and resuming with stand-ins: a resumed one runs a fresh agent, but everything on the host's
-//! side goes the way that a real one goes.
+//! Pausing and resuming with stand-ins: a resumed one runs a fresh agent, but everything on the
+//! host's side goes the way that a real one goes.
 
 #![allow(
     clippy::unwrap_used,

@@ -86,7 +86,11 @@ async fn bad_creations_are_told_what_is_wrong() {
         (json!({ "envVars": { "A": "\u{0}" } }), 400),
         (json!({ "autoPause": 1 }), 400),
         (
-            json!({ "autoPause": true, "autoPauseMemory": false, "autoResume": { "enabled": true } }),
+            json!({
+                "autoPause": true,
+                "autoPauseMemory": false,
+                "autoResume": { "enabled": true }
+            }),
             400,
         ),
         (

@@ -1,9 +1,9 @@
-//! What pages and comments say about the configuration is what the program does: every key stands in
-//! `hatchery.toml` with its real default or as an example, and the comments of `config.rs` and the help of
-//! the program say the same.
+//! What pages and comments say about the configuration is what the program does: every key stands
+//! in `hatchery.toml` with its real default or as an example, and the comments of `config.rs` and
+//! the help of the program say the same.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
-use hatchery::config::{File, Overrides, Settings};
+use hatchery::config::{ConfigFile, Overrides, Settings};
 use std::collections::BTreeSet;
 use std::path::Path;
 use toml::Table;
@@ -14,7 +14,7 @@ const MAIN: &str = include_str!("../src/main.rs");
 
 /// The structs of `config.rs` that are typed, and the tables that they are.
 const TABLES: [(&str, &str); 6] = [
-    ("File", ""),
+    ("ConfigFile", ""),
     ("LimitsFile", "limits"),
     ("ClonesFile", "clones"),
     ("PoolFile", "pool"),
@@ -51,7 +51,7 @@ fn settings(table: Table) -> Settings {
         api_keys: Some("e2b_0000000000000000000000000000000000000000".into()),
         ..Overrides::default()
     };
-    let file: File = table.try_into().unwrap();
+    let file: ConfigFile = table.try_into().unwrap();
     Settings::new(file, over, Path::new("/dist")).unwrap()
 }
 
@@ -227,7 +227,7 @@ fn old_names_are_read_with_a_word() {
         api_keys: Some("e2b_0000000000000000000000000000000000000000".into()),
         ..Overrides::default()
     };
-    let file = |text: &str| -> File { toml::from_str(text).unwrap() };
+    let file = |text: &str| -> ConfigFile { toml::from_str(text).unwrap() };
     let old = Settings::new(file("[clones]\nhusks = 7"), over(), Path::new("/")).unwrap();
     assert_eq!(old.clones.pool_size, 7);
     assert!(old.notes[0].contains("clones.husks") && old.notes[0].contains("pool.size"));

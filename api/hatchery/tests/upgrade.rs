@@ -1,6 +1,7 @@
-//! What an older server stored is read: `golden-v1/` is the data folder that the first version of every record was
-//! written to (a sandbox paused with its memory, with a process, two checkpoints; two snapshots of it, one of
-//! its files only; a sandbox of a snapshot, paused with its files only).
+//! What an older server stored is read: `goldens/v1/` is the data folder that the first version of
+//! every record was written to (a sandbox paused with its memory, with a process, two checkpoints;
+//! two snapshots of it, one of its files only; a sandbox of a snapshot, paused with its files
+//! only).
 
 #![allow(
     clippy::unwrap_used,
@@ -38,7 +39,7 @@ fn copy(from: &Path, to: &Path) {
 /// A server that finds the folder of an older one, and the image that was under its disks.
 async fn server() -> Server {
     let dir = tempfile::tempdir().unwrap();
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden-v1");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/v1");
     copy(&golden, &dir.path().join("data"));
     let image = std::fs::File::create_new(dir.path().join("base.ext4")).unwrap();
     image.set_len(1 << 20).unwrap();

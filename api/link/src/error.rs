@@ -5,7 +5,7 @@ use wire::{ErrorCode, ResetCode};
 /// What the agent says about a request it could not carry out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub struct Refusal {
+pub struct AgentRefusal {
     /// What kind of failure.
     pub code: ErrorCode,
     /// The guest kernel's number; 0 when it was not involved.
@@ -22,7 +22,8 @@ pub enum LinkError {
     Closed(String),
     /// The agent speaks another version of the protocol.
     #[error(
-        "The guest agent speaks wire version {theirs}, this server {}; use an agent of the same build",
+        "The guest agent speaks wire version {theirs}, this server {}; use an agent of the same \
+         build",
         wire::PROTOCOL_VERSION
     )]
     Version {
@@ -31,7 +32,7 @@ pub enum LinkError {
     },
     /// The agent answered with an error.
     #[error("The guest agent refused")]
-    Refused(#[from] Refusal),
+    Refused(#[from] AgentRefusal),
     /// The agent gave the stream up.
     #[error("The guest agent gave the stream up ({code:?}): {message}")]
     Reset {
@@ -65,7 +66,7 @@ pub enum LinkError {
 impl LinkError {
     /// The agent's code, if it was the agent who refused.
     #[must_use]
-    pub fn refusal(&self) -> Option<&Refusal> {
+    pub fn refusal(&self) -> Option<&AgentRefusal> {
         match self {
             Self::Refused(refusal) => Some(refusal),
             _ => None,

@@ -1,8 +1,8 @@
 //! Files of the guest as streams of bytes.
 
 use crate::LinkError;
-use crate::stream::{Sender, Stream, StreamEnded};
-use crate::types::{Answer, Entry};
+use crate::stream::{AgentStream, StreamEnded, StreamSender};
+use crate::types::{AgentAnswer, FileEntry};
 use bytes::Bytes;
 use std::task::{Context, Poll, ready};
 use wire::DataChannel;
@@ -10,11 +10,11 @@ use wire::DataChannel;
 /// A file being read. Memory is bounded by the stream's window.
 #[derive(Debug)]
 pub struct FileReader {
-    stream: Stream,
+    stream: AgentStream,
 }
 
 impl FileReader {
-    pub(crate) fn new(stream: Stream) -> Self {
+    pub(crate) fn new(stream: AgentStream) -> Self {
         Self { stream }
     }
 
@@ -32,7 +32,7 @@ impl FileReader {
             }
         }
         Poll::Ready(match self.stream.ended() {
-            Some(Ok(Answer::Done(_))) => None,
+            Some(Ok(AgentAnswer::Done(_))) => None,
             Some(Ok(other)) => Some(Err(other.unexpected("a file read"))),
             Some(Err(error)) => Some(Err(error)),
             None => Some(Err(LinkError::Closed("the stream vanished".into()))),
@@ -51,12 +51,12 @@ impl FileReader {
 /// A file being written. Dropping it unfinished leaves what was written so far.
 #[derive(Debug)]
 pub struct FileWriter {
-    stream: Stream,
-    sender: Sender,
+    stream: AgentStream,
+    sender: StreamSender,
 }
 
 impl FileWriter {
-    pub(crate) fn new(stream: Stream) -> Self {
+    pub(crate) fn new(stream: AgentStream) -> Self {
         let sender = stream.sender(DataChannel::File);
         Self { stream, sender }
     }
@@ -80,10 +80,10 @@ impl FileWriter {
     ///
     /// # Errors
     /// As [`FileWriter::write`].
-    pub async fn finish(self) -> Result<Entry, LinkError> {
+    pub async fn finish(self) -> Result<FileEntry, LinkError> {
         self.sender.end();
         match self.stream.answer().await? {
-            Answer::Entry(entry) => Ok(entry),
+            AgentAnswer::Entry(entry) => Ok(entry),
             other => Err(other.unexpected("a file write")),
         }
     }

@@ -1,20 +1,16 @@
 //! The greeting at the beginning of a link.
 
-use crate::Hello;
-use crate::LinkError;
-use crate::io;
+use crate::{AgentHello, LinkError, io};
 use bytes::BytesMut;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::UnixStream,
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 use wire::{Frame, FrameKind, GoAwayCode, MAX_FRAME, Message, PROTOCOL_VERSION};
 
 /// Waits for the agent's Hello and answers it. What came after it stays in `buffer`.
 pub(super) async fn exchange(
     stream: &mut UnixStream,
     buffer: &mut BytesMut,
-) -> Result<Hello, LinkError> {
+) -> Result<AgentHello, LinkError> {
     let hello = read_hello(stream, buffer).await?;
     if hello.version != PROTOCOL_VERSION {
         let text = "the host speaks another version";
@@ -52,7 +48,10 @@ async fn send(stream: &mut UnixStream, message: &Message<'_>) -> std::io::Result
     stream.write_all(&out[..length]).await
 }
 
-async fn read_hello(stream: &mut UnixStream, buffer: &mut BytesMut) -> Result<Hello, LinkError> {
+async fn read_hello(
+    stream: &mut UnixStream,
+    buffer: &mut BytesMut,
+) -> Result<AgentHello, LinkError> {
     loop {
         let frame = io::next_frame(buffer)
             .map_err(|why| LinkError::Closed(format!("the peer is no guest agent: {why}")))?;

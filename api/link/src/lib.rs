@@ -14,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+mod core;
 mod error;
 mod exit;
 mod file;
@@ -21,24 +22,27 @@ mod hello;
 mod io;
 mod process;
 mod queue;
+mod shared;
 mod stream;
 #[cfg(test)]
-mod tests;
+mod test;
 mod types;
 
-pub use error::{LinkError, Refusal};
+use crate::core::StreamNews;
+use crate::shared::LinkState;
+use bytes::BytesMut;
+pub use error::{AgentRefusal, LinkError};
 pub use exit::exit_status;
 pub use file::{FileReader, FileWriter};
-pub use process::{Command, Output, ProcessEvent, ProcessInput, ProcessStream};
+pub use process::{OutputChannel, ProcessCommand, ProcessEvent, ProcessInput, ProcessStream};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use stream::AgentStream;
 pub use stream::StreamEnded;
-pub use types::{Entry, Hello, Process, User};
-
-use bytes::BytesMut;
-use io::Shared;
-use std::{collections::BTreeMap, fmt, sync::Arc};
-use stream::{News, Stream};
 use tokio::net::UnixStream;
-use types::Answer;
+use types::AgentAnswer;
+pub use types::{AgentHello, AgentProcess, FileEntry, GuestUser};
 use wire::{
     DataChannel, EntryInfo, MAX_DEFAULT_ENV, MAX_ENV, MAX_FRAME, ProcessInfo, PtySize, Records,
     Request, StartProcess, Stdin, StringList, Sysinfo,
@@ -49,7 +53,7 @@ pub const MAX_ENTRIES: usize = 100_000;
 
 /// Who a fresh guest is to be. Sent once before any tenant code runs.
 #[derive(Clone)]
-pub struct Identity {
+pub struct GuestIdentity {
     /// Nanoseconds since 1970, UTC, taken as late as possible.
     pub unix_ns: u64,
     /// The guest's host name: the sandbox's id.
@@ -63,7 +67,7 @@ pub struct Identity {
     pub env: BTreeMap<String, String>,
 }
 
-impl fmt::Debug for Identity {
+impl fmt::Debug for GuestIdentity {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Neither entropy nor environment belongs in a log.
         out.debug_struct("Identity")
@@ -74,11 +78,11 @@ impl fmt::Debug for Identity {
 }
 
 #[derive(Debug)]
-struct Guard {
-    shared: Arc<Shared>,
+struct LinkGuard {
+    shared: Arc<LinkState>,
 }
 
-impl Drop for Guard {
+impl Drop for LinkGuard {
     fn drop(&mut self) {
         self.shared.close("nobody holds the link any more");
     }
@@ -87,7 +91,7 @@ impl Drop for Guard {
 /// A cheap handle; clones share the connection, which ends with the last of them.
 #[derive(Clone, Debug)]
 pub struct Link {
-    guard: Arc<Guard>,
+    guard: Arc<LinkGuard>,
 }
 
 impl Link {
@@ -96,7 +100,7 @@ impl Link {
     ///
     /// # Errors
     /// The stream ended, or the peer speaks something else.
-    pub async fn connect(mut stream: UnixStream) -> Result<(Self, Hello), LinkError> {
+    pub async fn connect(mut stream: UnixStream) -> Result<(Self, AgentHello), LinkError> {
         let mut buffer = BytesMut::with_capacity(MAX_FRAME);
         let hello = hello::exchange(&mut stream, &mut buffer).await?;
         Ok((Self::drive(stream, buffer, 0), hello))
@@ -110,12 +114,12 @@ impl Link {
     }
 
     fn drive(stream: UnixStream, buffer: BytesMut, last_stream: u32) -> Self {
-        let (shared, queue) = Shared::new(last_stream);
+        let (shared, queue) = LinkState::new(last_stream);
         let (read_half, write_half) = stream.into_split();
         tokio::spawn(io::read(shared.clone(), read_half, buffer));
         tokio::spawn(io::write(shared.clone(), queue, write_half));
         Self {
-            guard: Arc::new(Guard { shared }),
+            guard: Arc::new(LinkGuard { shared }),
         }
     }
 
@@ -135,24 +139,30 @@ impl Link {
         self.guard.shared.close("this server closed it");
     }
 
-    async fn open(&self, request: &Request<'_>) -> Result<Stream, LinkError> {
-        self.guard.shared.open(request).await
+    async fn open(&self, request: &Request<'_>) -> Result<AgentStream, LinkError> {
+        let shared = &self.guard.shared;
+        let (id, core) = shared.open(request).await?;
+        Ok(AgentStream::new(id, core, shared.clone()))
     }
 
-    async fn ask(&self, request: &Request<'_>) -> Result<Answer, LinkError> {
+    async fn ask(&self, request: &Request<'_>) -> Result<AgentAnswer, LinkError> {
         self.open(request).await?.answer().await
     }
 
     async fn done(&self, name: &'static str, request: &Request<'_>) -> Result<u64, LinkError> {
         match self.ask(request).await? {
-            Answer::Done(number) => Ok(number),
+            AgentAnswer::Done(number) => Ok(number),
             other => Err(other.unexpected(name)),
         }
     }
 
-    async fn entry(&self, name: &'static str, request: &Request<'_>) -> Result<Entry, LinkError> {
+    async fn entry(
+        &self,
+        name: &'static str,
+        request: &Request<'_>,
+    ) -> Result<FileEntry, LinkError> {
         match self.ask(request).await? {
-            Answer::Entry(entry) => Ok(entry),
+            AgentAnswer::Entry(entry) => Ok(entry),
             other => Err(other.unexpected(name)),
         }
     }
@@ -161,7 +171,7 @@ impl Link {
     ///
     /// # Errors
     /// The link closed, the agent refused, or it has acknowledged another generation.
-    pub async fn set_identity(&self, identity: Identity) -> Result<(), LinkError> {
+    pub async fn set_identity(&self, identity: GuestIdentity) -> Result<(), LinkError> {
         let env: Vec<String> = identity
             .env
             .iter()
@@ -195,7 +205,7 @@ impl Link {
     ///
     /// # Errors
     /// The agent refused (unknown user, missing program or directory, …) or the link closed.
-    pub async fn start(&self, command: &Command) -> Result<ProcessStream, LinkError> {
+    pub async fn start(&self, command: &ProcessCommand) -> Result<ProcessStream, LinkError> {
         let argv: Vec<&[u8]> = command.argv.iter().map(String::as_bytes).collect();
         let env: Vec<&[u8]> = command.env.iter().map(String::as_bytes).collect();
         let request = Request::Start(StartProcess {
@@ -214,8 +224,8 @@ impl Link {
         });
         let mut stream = self.open(&request).await?;
         match stream.news("a process start").await? {
-            News::Started { pid } => Ok(ProcessStream::new(stream, pid)),
-            News::Opened(_) => Err(LinkError::Unexpected {
+            StreamNews::Started { pid } => Ok(ProcessStream::new(stream, pid)),
+            StreamNews::Opened(_) => Err(LinkError::Unexpected {
                 request: "a process start",
                 got: "an open file".into(),
             }),
@@ -230,8 +240,8 @@ impl Link {
     pub async fn attach(&self, pid: u32) -> Result<ProcessStream, LinkError> {
         let mut stream = self.open(&Request::Attach { pid }).await?;
         match stream.news("listening to a process").await? {
-            News::Started { pid } => Ok(ProcessStream::new(stream, pid)),
-            News::Opened(_) => Err(LinkError::Unexpected {
+            StreamNews::Started { pid } => Ok(ProcessStream::new(stream, pid)),
+            StreamNews::Opened(_) => Err(LinkError::Unexpected {
                 request: "listening to a process",
                 got: "an open file".into(),
             }),
@@ -264,11 +274,11 @@ impl Link {
     ///
     /// # Errors
     /// The link closed.
-    pub async fn processes(&self) -> Result<Vec<Process>, LinkError> {
+    pub async fn processes(&self) -> Result<Vec<AgentProcess>, LinkError> {
         self.records(&Request::ListProcesses, |bytes, all| {
             for record in Records::<ProcessInfo<'_>>::new(bytes) {
                 let info = record?;
-                all.push(Process {
+                all.push(AgentProcess {
                     pid: info.pid,
                     pty: info.pty,
                     tag: info.tag.to_vec(),
@@ -284,18 +294,19 @@ impl Link {
     ///
     /// # Errors
     /// Nothing is there, or the link closed.
-    pub async fn stat(&self, path: &[u8]) -> Result<Entry, LinkError> {
+    pub async fn stat(&self, path: &[u8]) -> Result<FileEntry, LinkError> {
         self.entry("a stat", &Request::Stat { path }).await
     }
 
-    /// What is in the directory `path`, `depth` levels deep (1 to [`wire::MAX_DEPTH`]), in no order.
+    /// What is in the directory `path`, `depth` levels deep (1 to [`wire::MAX_DEPTH`]), in no
+    /// order.
     ///
     /// # Errors
     /// No such directory, more than [`MAX_ENTRIES`], or the link closed.
-    pub async fn list_dir(&self, path: &[u8], depth: u32) -> Result<Vec<Entry>, LinkError> {
+    pub async fn list_dir(&self, path: &[u8], depth: u32) -> Result<Vec<FileEntry>, LinkError> {
         self.records(&Request::ListDir { path, depth }, |bytes, all| {
             for record in Records::<EntryInfo<'_>>::new(bytes) {
-                all.push(Entry::from(record?));
+                all.push(FileEntry::from(record?));
             }
             Ok(())
         })
@@ -322,7 +333,7 @@ impl Link {
             }
         }
         match stream.answer().await? {
-            Answer::Done(_) => Ok(all),
+            AgentAnswer::Done(_) => Ok(all),
             other => Err(other.unexpected("a listing")),
         }
     }
@@ -331,7 +342,7 @@ impl Link {
     ///
     /// # Errors
     /// Something is there already, or the link closed.
-    pub async fn make_dir(&self, path: &[u8], user: &str) -> Result<Entry, LinkError> {
+    pub async fn make_dir(&self, path: &[u8], user: &str) -> Result<FileEntry, LinkError> {
         self.entry(
             "a mkdir",
             &Request::MakeDir {
@@ -346,7 +357,7 @@ impl Link {
     ///
     /// # Errors
     /// No such source, or the link closed.
-    pub async fn rename(&self, from: &[u8], to: &[u8], user: &str) -> Result<Entry, LinkError> {
+    pub async fn rename(&self, from: &[u8], to: &[u8], user: &str) -> Result<FileEntry, LinkError> {
         self.entry(
             "a move",
             &Request::Move {
@@ -375,12 +386,12 @@ impl Link {
         path: &[u8],
         offset: u64,
         len: u64,
-    ) -> Result<(Entry, FileReader), LinkError> {
+    ) -> Result<(FileEntry, FileReader), LinkError> {
         let request = Request::ReadFile(wire::ReadFile { path, offset, len });
         let mut stream = self.open(&request).await?;
         match stream.news("a file read").await? {
-            News::Opened(entry) => Ok((entry, FileReader::new(stream))),
-            News::Started { .. } => Err(LinkError::Unexpected {
+            StreamNews::Opened(entry) => Ok((entry, FileReader::new(stream))),
+            StreamNews::Started { .. } => Err(LinkError::Unexpected {
                 request: "a file read",
                 got: "a process".into(),
             }),
@@ -407,14 +418,14 @@ impl Link {
     ///
     /// # Errors
     /// No such user, or the link closed.
-    pub async fn lookup_user(&self, name: &str) -> Result<User, LinkError> {
+    pub async fn lookup_user(&self, name: &str) -> Result<GuestUser, LinkError> {
         match self
             .ask(&Request::LookupUser {
                 name: name.as_bytes(),
             })
             .await?
         {
-            Answer::User(user) => Ok(user),
+            AgentAnswer::User(user) => Ok(user),
             other => Err(other.unexpected("a user lookup")),
         }
     }
@@ -425,7 +436,7 @@ impl Link {
     /// The link closed.
     pub async fn sysinfo(&self) -> Result<Sysinfo, LinkError> {
         match self.ask(&Request::Sysinfo).await? {
-            Answer::Sysinfo(info) => Ok(info),
+            AgentAnswer::Sysinfo(info) => Ok(info),
             other => Err(other.unexpected("a question for figures")),
         }
     }

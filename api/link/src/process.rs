@@ -1,14 +1,15 @@
 //! A process of the guest, as its starter holds it.
 
 use crate::LinkError;
-use crate::stream::{Sender, Stream, StreamEnded};
-use crate::types::Answer;
+use crate::stream::{AgentStream, StreamEnded, StreamSender};
+use crate::types::AgentAnswer;
 use bytes::Bytes;
 use wire::{DataChannel, ProcessExit};
 
-/// What a process is started with; see [`wire::StartProcess`] for what each field means to the agent.
+/// What a process is started with; see [`wire::StartProcess`] for what each field means to the
+/// agent.
 #[derive(Clone, Debug, Default)]
-pub struct Command {
+pub struct ProcessCommand {
     /// The program and its arguments.
     pub argv: Vec<String>,
     /// `NAME=value`, later wins.
@@ -29,14 +30,14 @@ pub struct Command {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProcessEvent {
     /// It wrote.
-    Output(Output, Bytes),
+    Output(OutputChannel, Bytes),
     /// It ended; nothing follows.
     Exited(ProcessExit),
 }
 
 /// Where a process wrote to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Output {
+pub enum OutputChannel {
     /// Standard output.
     Stdout,
     /// Standard error.
@@ -49,12 +50,12 @@ pub enum Output {
 /// window is full. Dropping it lets the process run on without anybody to read it.
 #[derive(Debug)]
 pub struct ProcessStream {
-    stream: Stream,
+    stream: AgentStream,
     pid: u32,
 }
 
 impl ProcessStream {
-    pub(crate) fn new(stream: Stream, pid: u32) -> Self {
+    pub(crate) fn new(stream: AgentStream, pid: u32) -> Self {
         Self { stream, pid }
     }
 
@@ -79,16 +80,16 @@ impl ProcessStream {
     pub async fn next(&mut self) -> Result<ProcessEvent, LinkError> {
         while let Some((channel, bytes)) = self.stream.data().await {
             let output = match channel {
-                DataChannel::Stdout => Output::Stdout,
-                DataChannel::Stderr => Output::Stderr,
-                DataChannel::Pty => Output::Pty,
+                DataChannel::Stdout => OutputChannel::Stdout,
+                DataChannel::Stderr => OutputChannel::Stderr,
+                DataChannel::Pty => OutputChannel::Pty,
                 // Nothing a process writes; a later agent may have more to say.
                 DataChannel::Stdin | DataChannel::File | DataChannel::Records => continue,
             };
             return Ok(ProcessEvent::Output(output, bytes));
         }
         match self.stream.ended() {
-            Some(Ok(Answer::Exited(exit))) => Ok(ProcessEvent::Exited(exit)),
+            Some(Ok(AgentAnswer::Exited(exit))) => Ok(ProcessEvent::Exited(exit)),
             Some(Ok(other)) => Err(other.unexpected("a process")),
             Some(Err(error)) => Err(error),
             None => Err(LinkError::Closed("the stream vanished".into())),
@@ -99,7 +100,7 @@ impl ProcessStream {
 /// Feeds a process. Clones feed the same one.
 #[derive(Clone, Debug)]
 pub struct ProcessInput {
-    sender: Sender,
+    sender: StreamSender,
 }
 
 impl ProcessInput {

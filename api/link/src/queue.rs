@@ -15,11 +15,11 @@ const SEGMENTS: usize = 128;
 
 /// Segments in order of arrival.
 #[derive(Debug, Default)]
-pub(crate) struct Queue {
+pub(crate) struct ReceiveQueue {
     segments: VecDeque<(DataChannel, BytesMut)>,
 }
 
-impl Queue {
+impl ReceiveQueue {
     /// Adds a frame's payload. The caller has accounted for its bytes.
     pub(crate) fn push(&mut self, channel: DataChannel, payload: BytesMut) {
         // Records never span frames, so they must not be cut or joined.
@@ -62,7 +62,7 @@ impl Queue {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
     use proptest::prelude::*;
 
@@ -72,11 +72,11 @@ mod tests {
             frames in prop::collection::vec((0u8..3, 1usize..9000), 0..400),
             pops in prop::collection::vec(any::<bool>(), 400),
         ) {
-            let mut queue = Queue::default();
+            let mut queue = ReceiveQueue::default();
             let mut sent = [vec![], vec![], vec![]];
             let mut got = [vec![], vec![], vec![]];
             let slot = |channel: DataChannel| usize::from(channel.to_u8()) - 1;
-            let mut take = |queue: &mut Queue| {
+            let mut take = |queue: &mut ReceiveQueue| {
                 queue.pop().map(|(channel, bytes)| {
                     assert!(!bytes.is_empty() && bytes.len() <= PIECE);
                     got[slot(channel)].extend_from_slice(&bytes);

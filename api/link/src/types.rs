@@ -1,13 +1,11 @@
 //! What the agent reports, owned. Names and paths are the guest's bytes: any but NUL.
 
+use crate::{AgentRefusal, LinkError};
 use wire::{EntryInfo, ErrorCode, FileKind, ProcessExit, Reply, Sysinfo};
-
-use crate::LinkError;
-use crate::Refusal;
 
 /// What the guest agent says first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Hello {
+pub struct AgentHello {
     /// The agent's version of the wire protocol.
     pub version: u16,
     /// The agent's build.
@@ -22,7 +20,7 @@ pub struct Hello {
     pub ready_ns: u64,
 }
 
-impl From<wire::Hello<'_>> for Hello {
+impl From<wire::Hello<'_>> for AgentHello {
     fn from(hello: wire::Hello<'_>) -> Self {
         Self {
             version: hello.version,
@@ -37,7 +35,7 @@ impl From<wire::Hello<'_>> for Hello {
 
 /// Something in the guest's file system; see [`wire::EntryInfo`] for each field.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct FileEntry {
     /// Absolute path, as asked for.
     pub path: Vec<u8>,
     /// What is there, links not followed.
@@ -64,7 +62,7 @@ pub struct Entry {
     pub symlink_target: Vec<u8>,
 }
 
-impl From<EntryInfo<'_>> for Entry {
+impl From<EntryInfo<'_>> for FileEntry {
     fn from(info: EntryInfo<'_>) -> Self {
         Self {
             path: info.path.to_vec(),
@@ -85,7 +83,7 @@ impl From<EntryInfo<'_>> for Entry {
 
 /// A user of the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct User {
+pub struct GuestUser {
     /// User id.
     pub uid: u32,
     /// Primary group.
@@ -100,7 +98,7 @@ pub struct User {
 
 /// A process that the agent started and that has not ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Process {
+pub struct AgentProcess {
     /// Its id.
     pub pid: u32,
     /// It has a terminal.
@@ -113,27 +111,27 @@ pub struct Process {
 
 /// An owned [`Reply`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum AgentAnswer {
     Done(u64),
-    Error(Refusal),
+    Error(AgentRefusal),
     Exited(ProcessExit),
-    Entry(Entry),
-    User(User),
+    Entry(FileEntry),
+    User(GuestUser),
     Sysinfo(Sysinfo),
 }
 
-impl From<Reply<'_>> for Answer {
+impl From<Reply<'_>> for AgentAnswer {
     fn from(reply: Reply<'_>) -> Self {
         match reply {
             Reply::Done(number) => Self::Done(number),
-            Reply::Error(error) => Self::Error(Refusal {
+            Reply::Error(error) => Self::Error(AgentRefusal {
                 code: error.code,
                 errno: error.errno,
                 message: error.message.to_owned(),
             }),
             Reply::Exited(exit) => Self::Exited(exit),
             Reply::Entry(entry) => Self::Entry(entry.into()),
-            Reply::User(user) => Self::User(User {
+            Reply::User(user) => Self::User(GuestUser {
                 uid: user.uid,
                 gid: user.gid,
                 name: user.name.to_vec(),
@@ -145,7 +143,7 @@ impl From<Reply<'_>> for Answer {
     }
 }
 
-impl Answer {
+impl AgentAnswer {
     /// The error for an answer that does not belong to `request`; a refusal is passed on.
     pub(crate) fn unexpected(self, request: &'static str) -> LinkError {
         match self {

@@ -41,8 +41,8 @@ impl Drop for VmChild {
     }
 }
 
-/// A VM process of `program`, and the ends of its control socket and its log. All come from one zygote,
-/// which is started first.
+/// A VM process of `program`, and the ends of its control socket and its log. All come from one
+/// zygote, which is started first.
 pub(crate) fn spawn(program: &Path) -> Result<(VmChild, Spawned)> {
     // A zygote leaves with this process: its socket closes.
     static ZYGOTE: Mutex<Option<&'static Zygote>> = Mutex::new(None);

@@ -1,12 +1,12 @@
 //! Any Cloud Hypervisor, by the path of its program, through its public HTTP API.
 //!
-//! The same agent and disk. It has its devices on a PCI bus, which our guest kernel leaves out, so it needs
-//! a kernel of its own: the one difference, and it is said beside its figures.
+//! The same agent and disk. It has its devices on a PCI bus, which our guest kernel leaves out, so
+//! it needs a kernel of its own: the one difference, and it is said beside its figures.
 
-use super::Guest;
-use super::peer::{CMDLINE, Machine, Peer, disk, vsock_path};
-use super::started::{Started, api};
-use crate::http::Http;
+use super::GuestSpec;
+use super::peer::{CMDLINE, PeerEngine, PeerVm, disk, vsock_path};
+use super::started::{StartedEngine, api};
+use crate::http::HttpClient;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::os::unix::net::UnixStream;
@@ -14,14 +14,14 @@ use std::path::{Path, PathBuf};
 
 /// A Cloud Hypervisor program, and a kernel with PCI.
 #[derive(Clone, Debug)]
-pub(crate) struct CloudHypervisor {
+pub(crate) struct CloudHypervisorEngine {
     /// The program.
     pub(crate) program: PathBuf,
     /// The guest's kernel.
     pub(crate) kernel: PathBuf,
 }
 
-fn put(api: &mut Http<UnixStream>, action: &str, body: Option<&Value>) -> Result<()> {
+fn put(api: &mut HttpClient<UnixStream>, action: &str, body: Option<&Value>) -> Result<()> {
     let path = format!("/api/v1/{action}");
     let body = body
         .map(serde_json::to_vec)
@@ -41,14 +41,14 @@ fn saved(place: &Path) -> (PathBuf, String) {
     (folder, url)
 }
 
-impl Peer for CloudHypervisor {
+impl PeerEngine for CloudHypervisorEngine {
     fn name(&self) -> &'static str {
         "cloud-hypervisor, its own kernel"
     }
 
-    fn boot(&self, guest: &Guest, place: &Path) -> Result<Machine> {
+    fn boot(&self, guest: &GuestSpec, place: &Path) -> Result<PeerVm> {
         let disk = disk(guest, place)?;
-        let mut started = Started::new(&self.program, "--api-socket", place)?;
+        let mut started = StartedEngine::new(&self.program, "--api-socket", place)?;
         let machine = json!({
             "cpus": { "boot_vcpus": guest.vcpus, "max_vcpus": guest.vcpus },
             "memory": { "size": u64::from(guest.memory_mib) << 20 },
@@ -67,7 +67,7 @@ impl Peer for CloudHypervisor {
         started.machine()
     }
 
-    fn save(&self, machine: Machine, place: &Path) -> Result<()> {
+    fn save(&self, machine: PeerVm, place: &Path) -> Result<()> {
         let mut process = machine.process;
         let (folder, url) = saved(place);
         std::fs::create_dir_all(&folder)
@@ -81,8 +81,8 @@ impl Peer for CloudHypervisor {
         )
     }
 
-    fn restore(&self, _guest: &Guest, place: &Path) -> Result<Machine> {
-        let mut started = Started::new(&self.program, "--api-socket", place)?;
+    fn restore(&self, _guest: &GuestSpec, place: &Path) -> Result<PeerVm> {
+        let mut started = StartedEngine::new(&self.program, "--api-socket", place)?;
         let (_, url) = saved(place);
         // Lazily, which is its faster way.
         let wanted = json!({ "source_url": url, "memory_restore_mode": "OnDemand" });
@@ -102,7 +102,7 @@ mod test {
         let stand_in = StandIn::new(|(_, path, _)| {
             ["/api/v1/vm.boot", "/api/v1/vm.resume"].contains(&path.as_str())
         });
-        let engine = CloudHypervisor {
+        let engine = CloudHypervisorEngine {
             program: stand_in.program.clone(),
             kernel: "/kernel".into(),
         };

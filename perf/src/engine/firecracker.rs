@@ -1,13 +1,13 @@
 //! Any Firecracker, by the path of its program, through its public HTTP API.
 //!
-//! The same kernel, agent and disk; its memory comes back from a file, mapped privately, which is the
-//! fastest way that it has without another process. No jailer and no network, both of which would cost it
-//! more.
+//! The same kernel, agent and disk; its memory comes back from a file, mapped privately, which is
+//! the fastest way that it has without another process. No jailer and no network, both of which
+//! would cost it more.
 
-use super::peer::{CMDLINE, Machine, Peer, disk, vsock_path};
-use super::started::{Started, api};
-use super::{Guest, no_xsave};
-use crate::http::Http;
+use super::peer::{CMDLINE, PeerEngine, PeerVm, disk, vsock_path};
+use super::started::{StartedEngine, api};
+use super::{GuestSpec, no_xsave};
+use crate::http::HttpClient;
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::os::unix::net::UnixStream;
@@ -18,16 +18,16 @@ const NO_XCRS: &str = "!56";
 
 /// A Firecracker program.
 #[derive(Clone, Debug)]
-pub(crate) struct Firecracker {
+pub(crate) struct FirecrackerEngine {
     /// The program.
     pub(crate) program: PathBuf,
 }
 
-fn put(api: &mut Http<UnixStream>, path: &str, body: &Value) -> Result<()> {
+fn put(api: &mut HttpClient<UnixStream>, path: &str, body: &Value) -> Result<()> {
     ask(api, "PUT", path, body)
 }
 
-fn ask(api: &mut Http<UnixStream>, method: &str, path: &str, body: &Value) -> Result<()> {
+fn ask(api: &mut HttpClient<UnixStream>, method: &str, path: &str, body: &Value) -> Result<()> {
     let body = serde_json::to_vec(body)?;
     let fields = [
         ("Content-Type", "application/json"),
@@ -39,14 +39,14 @@ fn ask(api: &mut Http<UnixStream>, method: &str, path: &str, body: &Value) -> Re
         .map(drop)
 }
 
-impl Peer for Firecracker {
+impl PeerEngine for FirecrackerEngine {
     fn name(&self) -> &'static str {
         "firecracker"
     }
 
-    fn boot(&self, guest: &Guest, place: &Path) -> Result<Machine> {
+    fn boot(&self, guest: &GuestSpec, place: &Path) -> Result<PeerVm> {
         let disk = disk(guest, place)?;
-        let mut started = Started::new(&self.program, "--api-sock", place)?;
+        let mut started = StartedEngine::new(&self.program, "--api-sock", place)?;
         let api = &mut started.api;
         let machine = json!({ "vcpu_count": guest.vcpus, "mem_size_mib": guest.memory_mib });
         put(api, "/machine-config", &machine)?;
@@ -77,7 +77,7 @@ impl Peer for Firecracker {
         started.machine()
     }
 
-    fn save(&self, machine: Machine, place: &Path) -> Result<()> {
+    fn save(&self, machine: PeerVm, place: &Path) -> Result<()> {
         let mut process = machine.process;
         let mut api = api(&mut process, place)?;
         ask(&mut api, "PATCH", "/vm", &json!({ "state": "Paused" }))?;
@@ -89,8 +89,8 @@ impl Peer for Firecracker {
         put(&mut api, "/snapshot/create", &files)
     }
 
-    fn restore(&self, _guest: &Guest, place: &Path) -> Result<Machine> {
-        let mut started = Started::new(&self.program, "--api-sock", place)?;
+    fn restore(&self, _guest: &GuestSpec, place: &Path) -> Result<PeerVm> {
+        let mut started = StartedEngine::new(&self.program, "--api-sock", place)?;
         let files = json!({
             "snapshot_path": place.join("state"),
             "mem_backend": { "backend_type": "File", "backend_path": place.join("memory") },
@@ -111,7 +111,7 @@ mod test {
         let stand_in = StandIn::new(|(_, path, body)| {
             path == "/actions" || path == "/snapshot/load" && body["resume_vm"] == true
         });
-        let engine = Firecracker {
+        let engine = FirecrackerEngine {
             program: stand_in.program.clone(),
         };
         let (guest, place) = (stand_in.guest(), stand_in.place());
@@ -150,7 +150,7 @@ mod test {
 
     #[test]
     fn a_program_that_ends_is_not_waited_for() {
-        let engine = Firecracker {
+        let engine = FirecrackerEngine {
             program: "/bin/true".into(),
         };
         let stand_in = StandIn::new(|_| false);

@@ -1,8 +1,8 @@
 //! Our VM process, driven through its control socket as the service does.
 
 use super::child::{self, VmChild};
-use super::{Boot, Guest, now_ns};
-use crate::agent::Agent;
+use super::{BootTimes, GuestSpec, now_ns};
+use crate::agent::AgentClient;
 use anyhow::{Context, Result, bail};
 use control::{DiskSpec, Event, Origin, Request, SaveSpec, SavedLink, Spawned, VmSpec, VmStats};
 use snapshot_memory::{BaseMemory, LayerFile, WorkingSet};
@@ -13,28 +13,28 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 
 /// A running VM process with its agent.
-pub(crate) struct Vm {
+pub(crate) struct RunningVm {
     child: VmChild,
     control: OwnedFd,
     /// The agent.
-    pub(crate) agent: Agent<UnixStream>,
+    pub(crate) agent: AgentClient<UnixStream>,
     /// Where its start went.
-    pub(crate) boot: Boot,
+    pub(crate) boot: BootTimes,
 }
 
-impl Vm {
+impl RunningVm {
     /// Boots a guest and waits for its agent.
-    pub(crate) fn boot(guest: &Guest) -> Result<Self> {
+    pub(crate) fn boot(guest: &GuestSpec) -> Result<Self> {
         let spawned_ns = now_ns();
         let (child, Spawned { control, .. }) = child::spawn(&guest.dist.join("hatchery-vmm"))?;
         let (ours, theirs) = UnixStream::pair()?;
         configure(guest, &control, theirs)?;
         expect(&control, "Configure", |e| matches!(e, Event::Configured(_)))?;
         control::send(&control, &Request::Start, &[])?;
-        let (agent, ready) = Agent::greet(ours)?;
+        let (agent, ready) = AgentClient::greet(ours)?;
         let greeted_ns = now_ns();
         let first_run_ns = stats(&control)?.first_run_ns;
-        let boot = Boot::split(spawned_ns, first_run_ns, greeted_ns, ready);
+        let boot = BootTimes::split(spawned_ns, first_run_ns, greeted_ns, ready);
         Ok(Self {
             child,
             control,
@@ -63,8 +63,8 @@ impl Vm {
 }
 
 /// A saved machine that clones begin at.
-pub(crate) struct Saved {
-    golden: BaseMemory,
+pub(crate) struct SavedVm {
+    memory: BaseMemory,
     /// The image under its disk, opened once for all, and the disk's size.
     base: (File, u64),
     state: OwnedFd,
@@ -75,7 +75,7 @@ pub(crate) struct Saved {
 }
 
 /// A machine that stands where another was saved, and has not run.
-pub(crate) struct Husk {
+pub(crate) struct WarmVm {
     child: VmChild,
     control: OwnedFd,
     link: UnixStream,
@@ -84,17 +84,17 @@ pub(crate) struct Husk {
     pub(crate) build_ns: u64,
 }
 
-impl Vm {
+impl RunningVm {
     /// Saves the machine, which must be idle, and ends it.
-    pub(crate) fn save(self, guest: &Guest) -> Result<Saved> {
+    pub(crate) fn save(self, guest: &GuestSpec) -> Result<SavedVm> {
         let next_stream = self.agent.next_stream();
         let files = self.save_files()?;
         let pages = u64::from(guest.memory_mib) << 20 >> 12;
-        let golden =
+        let memory =
             BaseMemory::merge_layers(pages, &[LayerFile::open(File::from(files.memory))?])?;
-        Ok(Saved {
+        Ok(SavedVm {
             base: base_image(guest)?,
-            golden,
+            memory,
             state: files.state,
             disk: files.disk,
             next_stream,
@@ -141,12 +141,13 @@ struct SavedFiles {
     report: control::Saved,
 }
 
-impl Saved {
-    /// Has husks begin with the pages that `trial`, a clone built to tell them, has used. Ends it.
-    pub(crate) fn learn(&mut self, trial: Vm) -> Result<WorkingSet> {
+impl SavedVm {
+    /// Has warm VMs begin with the pages that `trial`, a clone built to tell them, has used. Ends
+    /// it.
+    pub(crate) fn learn(&mut self, trial: RunningVm) -> Result<WorkingSet> {
         let trial = trial.save_files()?;
         let states = (whole(&self.state)?, whole(&trial.state)?);
-        let (state, first) = self.golden.learn(&states.0, &states.1)?;
+        let (state, first) = self.memory.learn(&states.0, &states.1)?;
         let learned = scratch_file()?;
         File::from(learned.try_clone()?).write_all(&state)?;
         self.state = learned;
@@ -154,18 +155,18 @@ impl Saved {
     }
 }
 
-impl Husk {
+impl WarmVm {
     /// Builds a machine that stands where `saved` was saved.
-    pub(crate) fn build(guest: &Guest, saved: &Saved) -> Result<Self> {
+    pub(crate) fn build(guest: &GuestSpec, saved: &SavedVm) -> Result<Self> {
         Self::new(guest, saved, false)
     }
 
     /// The same, of which is learned what clones use first.
-    pub(crate) fn trial(guest: &Guest, saved: &Saved) -> Result<Self> {
+    pub(crate) fn trial(guest: &GuestSpec, saved: &SavedVm) -> Result<Self> {
         Self::new(guest, saved, true)
     }
 
-    fn new(guest: &Guest, saved: &Saved, trial: bool) -> Result<Self> {
+    fn new(guest: &GuestSpec, saved: &SavedVm, trial: bool) -> Result<Self> {
         let spawned_ns = now_ns();
         let (child, Spawned { control, .. }) = child::spawn(&guest.dist.join("hatchery-vmm"))?;
         let (link, theirs) = UnixStream::pair()?;
@@ -191,7 +192,7 @@ impl Husk {
             }],
         };
         let fds = [
-            saved.golden.as_fd(),
+            saved.memory.as_fd(),
             saved.state.as_fd(),
             theirs.as_fd(),
             base.as_fd(),
@@ -215,32 +216,32 @@ impl Husk {
     }
 
     /// Lets the machine go as a new one; returns when its agent has taken the identity.
-    pub(crate) fn claim(self, generation: u64, entropy: &[u8; 32]) -> Result<Vm> {
+    pub(crate) fn claim(self, generation: u64, entropy: &[u8; 32]) -> Result<RunningVm> {
         control::send(&self.control, &Request::Start, &[])?;
-        let mut agent = Agent::resume(self.link, self.next_stream);
+        let mut agent = AgentClient::resume(self.link, self.next_stream);
         agent.set_identity(generation, entropy)?;
-        Ok(Vm {
+        Ok(RunningVm {
             child: self.child,
             control: self.control,
             agent,
-            boot: Boot::default(),
+            boot: BootTimes::default(),
         })
     }
 }
 
 /// The image that all guests share, and the size of its disk.
-fn base_image(guest: &Guest) -> Result<(File, u64)> {
+fn base_image(guest: &GuestSpec) -> Result<(File, u64)> {
     let base = open(guest, "base.ext4")?;
     let size = rustix::fs::seek(&base, rustix::fs::SeekFrom::End(0))?;
     Ok((base, size.next_multiple_of(4096)))
 }
 
-fn open(guest: &Guest, name: &str) -> Result<File> {
+fn open(guest: &GuestSpec, name: &str) -> Result<File> {
     let path = guest.dist.join(name);
     File::open(&path).with_context(|| format!("Opening {}", path.display()))
 }
 
-fn configure(guest: &Guest, control: &OwnedFd, link: UnixStream) -> Result<()> {
+fn configure(guest: &GuestSpec, control: &OwnedFd, link: UnixStream) -> Result<()> {
     let (base, size) = base_image(guest)?;
     let layer = scratch_file()?;
     let fds = [

@@ -1,4 +1,5 @@
-//! What can run the agent: a VM that boots the same kernel, agent and disk, and gives a byte stream.
+//! What can run the agent: a VM that boots the same kernel, agent and disk, and gives a byte
+//! stream.
 
 pub(crate) mod child;
 pub(crate) mod cloud_hypervisor;
@@ -12,13 +13,13 @@ mod qmp;
 mod stand_in;
 mod started;
 
-use crate::agent::Ready;
+use crate::agent::AgentReady;
 use anyhow::Result;
 use std::path::PathBuf;
 
 /// What every engine boots.
 #[derive(Clone, Debug)]
-pub(crate) struct Guest {
+pub(crate) struct GuestSpec {
     /// Folder with `hatchery-vmm`, `hatchery-agent`, `vmlinux`, `base.ext4`.
     pub(crate) dist: PathBuf,
     /// vCPUs.
@@ -30,7 +31,7 @@ pub(crate) struct Guest {
 /// Where the time of one cold boot went, nanoseconds of the host's monotonic clock. Under
 /// instruction counting one nanosecond is one instruction.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Boot {
+pub(crate) struct BootTimes {
     /// Program start to the first entry into the guest.
     pub(crate) vmm_ns: u64,
     /// First entry to the agent's first instruction.
@@ -39,9 +40,14 @@ pub(crate) struct Boot {
     pub(crate) agent_ns: u64,
 }
 
-impl Boot {
+impl BootTimes {
     /// Splits a boot by what the VM process and the agent reported.
-    pub(crate) fn split(spawned_ns: u64, first_run_ns: u64, greeted_ns: u64, ready: Ready) -> Self {
+    pub(crate) fn split(
+        spawned_ns: u64,
+        first_run_ns: u64,
+        greeted_ns: u64,
+        ready: AgentReady,
+    ) -> Self {
         let agent_ns = ready.ready_ns.saturating_sub(ready.agent_start_ns);
         Self {
             vmm_ns: first_run_ns.saturating_sub(spawned_ns),

@@ -1,7 +1,8 @@
-//! Peers where the host's processor has no XSAVE, as the lab's: KVM then refuses to set XCR0, which they do
-//! when they load a machine.
+//! Peers where the host's processor has no XSAVE, as the lab's: KVM then refuses to set XCR0, which
+//! they do when they load a machine.
 //!
-//! Without XSAVE there is no XCR0, so nothing is lost if this one call is answered without being made.
+//! Without XSAVE there is no XCR0, so nothing is lost if this one call is answered without being
+//! made.
 
 use anyhow::{Context, Result, anyhow};
 use seccompiler::{

@@ -1,8 +1,8 @@
 //! What all other engines have in common: a process that boots the same kernel, agent and disk, is
 //! saved to files, and begins again from them; and a connection to its agent.
 
-use super::{Guest, now_ns};
-use crate::agent::{Agent, Ready};
+use super::{GuestSpec, now_ns};
+use crate::agent::{AgentClient, AgentReady};
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::SeekFrom;
@@ -23,43 +23,44 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_micros(200);
 
 /// A byte stream to an agent, whatever carries it.
-pub(crate) trait Stream: Read + Write + Send {}
-impl<T: Read + Write + Send> Stream for T {}
+pub(crate) trait GuestStream: Read + Write + Send {}
+impl<T: Read + Write + Send> GuestStream for T {}
 
 /// An engine that is measured beside ours.
-pub(crate) trait Peer {
+pub(crate) trait PeerEngine {
     /// Its name in records.
     fn name(&self) -> &'static str;
     /// Boots the guest, with its files in `place`, and waits for its agent.
-    fn boot(&self, guest: &Guest, place: &Path) -> Result<Machine>;
+    fn boot(&self, guest: &GuestSpec, place: &Path) -> Result<PeerVm>;
     /// Saves an idle machine into `place`, and ends it.
-    fn save(&self, machine: Machine, place: &Path) -> Result<()>;
+    fn save(&self, machine: PeerVm, place: &Path) -> Result<()>;
     /// Starts a process, has it begin where a machine was saved, and waits for its agent.
-    fn restore(&self, guest: &Guest, place: &Path) -> Result<Machine>;
+    fn restore(&self, guest: &GuestSpec, place: &Path) -> Result<PeerVm>;
 }
 
 /// A running machine of a peer; killed when dropped.
-pub(crate) struct Machine {
-    pub(super) process: Process,
+pub(crate) struct PeerVm {
+    pub(super) process: PeerProcess,
     /// Its agent.
-    pub(crate) agent: Agent<Box<dyn Stream>>,
+    pub(crate) agent: AgentClient<Box<dyn GuestStream>>,
     /// When the agent came about, as it says.
-    pub(crate) ready: Ready,
-    /// When the process was asked for, answered, stood loaded or booting, and its agent had greeted.
+    pub(crate) ready: AgentReady,
+    /// When the process was asked for, answered, stood loaded or booting, and its agent had
+    /// greeted.
     pub(crate) times: [u64; 4],
 }
 
 /// A process that does not outlive this.
-pub(super) struct Process(pub(super) Child);
+pub(super) struct PeerProcess(pub(super) Child);
 
-impl Drop for Process {
+impl Drop for PeerProcess {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-impl Machine {
+impl PeerVm {
     /// The process to count.
     pub(crate) fn pid(&self) -> u32 {
         self.process.0.id()
@@ -73,7 +74,7 @@ impl Machine {
     }
 }
 
-impl Process {
+impl PeerProcess {
     /// Connects to a socket that the process is about to make.
     pub(super) fn connect(&mut self, path: &Path) -> Result<UnixStream> {
         let begin_ns = now_ns();
@@ -132,16 +133,17 @@ impl Process {
     pub(super) fn agent(
         &mut self,
         listener: &UnixListener,
-    ) -> Result<(Agent<Box<dyn Stream>>, Ready)> {
+    ) -> Result<(AgentClient<Box<dyn GuestStream>>, AgentReady)> {
         let accept = || listener.accept().map(|(stream, _)| stream);
         let stream = self.accept(listener, accept)?;
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        Agent::greet(Box::new(stream))
+        AgentClient::greet(Box::new(stream))
     }
 }
 
-/// Where a peer's `vsock` socket is: guests' connections to a port go to this path, `_` and the port.
+/// Where a peer's `vsock` socket is: guests' connections to a port go to this path, `_` and the
+/// port.
 pub(super) fn vsock_path(place: &Path) -> PathBuf {
     place.join("vsock")
 }
@@ -169,9 +171,10 @@ pub(super) fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// A writable copy of the guest's disk in `place`, holes and all. Machines that begin at one saved moment
-/// share it one after the other; none lives long enough to write back what it has changed.
-pub(super) fn disk(guest: &Guest, place: &Path) -> Result<PathBuf> {
+/// A writable copy of the guest's disk in `place`, holes and all. Machines that begin at one
+/// restore point share it one after the other; none lives long enough to write back what it has
+/// changed.
+pub(super) fn disk(guest: &GuestSpec, place: &Path) -> Result<PathBuf> {
     let (from, to) = (guest.dist.join("base.ext4"), place.join("disk"));
     if !to.exists() {
         copy_sparse(&from, &to)

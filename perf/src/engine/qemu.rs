@@ -1,13 +1,13 @@
-//! The peer that is at hand everywhere: QEMU's `microvm` machine with KVM and vhost-vsock, with the same
-//! kernel, agent and disk.
+//! The peer that is at hand everywhere: QEMU's `microvm` machine with KVM and vhost-vsock, with the
+//! same kernel, agent and disk.
 //!
-//! It begins at a saved moment by an incoming migration whose memory is a file that is mapped privately:
-//! the way that templates of other projects take with it, and its fastest.
+//! It begins at a restore point by an incoming migration whose memory is a file that is mapped
+//! privately: the way that templates of other projects take with it, and its fastest.
 
-use super::peer::{CMDLINE, Machine, PATIENCE, Peer, Process};
-use super::qmp::Qmp;
-use super::{Guest, now_ns};
-use crate::agent::Agent;
+use super::peer::{CMDLINE, PATIENCE, PeerEngine, PeerProcess, PeerVm};
+use super::qmp::QmpClient;
+use super::{GuestSpec, now_ns};
+use crate::agent::AgentClient;
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ const GUEST_CID: u32 = 4242;
 
 /// A QEMU program.
 #[derive(Clone, Debug)]
-pub(crate) struct Qemu {
+pub(crate) struct QemuEngine {
     /// The program.
     pub(crate) program: PathBuf,
 }
@@ -31,8 +31,8 @@ fn listen() -> Result<VsockListener> {
     Ok(listener)
 }
 
-impl Qemu {
-    fn command(&self, guest: &Guest, place: &Path, shared: bool) -> Command {
+impl QemuEngine {
+    fn command(&self, guest: &GuestSpec, place: &Path, shared: bool) -> Command {
         let mut qemu = Command::new(&self.program);
         let drive = guest.dist.join("base.ext4");
         let machine = "microvm,acpi=on,pit=off,pic=off,rtc=off,isa-serial=off,memory-backend=mem";
@@ -71,24 +71,24 @@ impl Qemu {
         qemu
     }
 
-    fn spawn(&self, command: &mut Command) -> Result<Process> {
+    fn spawn(&self, command: &mut Command) -> Result<PeerProcess> {
         let child = command.spawn();
         let child = child.with_context(|| format!("Starting {}", self.program.display()))?;
-        Ok(Process(child))
+        Ok(PeerProcess(child))
     }
 }
 
 /// Waits for the agent, and puts together what is known.
 fn machine(
-    mut process: Process,
+    mut process: PeerProcess,
     listener: &VsockListener,
     [asked_ns, answers_ns, loaded_ns]: [u64; 3],
-) -> Result<Machine> {
+) -> Result<PeerVm> {
     let stream = process.accept(listener, || listener.accept().map(|(stream, _)| stream))?;
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    let (agent, ready) = Agent::greet(Box::new(stream) as Box<dyn super::peer::Stream>)?;
-    Ok(Machine {
+    let (agent, ready) = AgentClient::greet(Box::new(stream) as Box<dyn super::peer::GuestStream>)?;
+    Ok(PeerVm {
         process,
         agent,
         ready,
@@ -96,12 +96,12 @@ fn machine(
     })
 }
 
-impl Peer for Qemu {
+impl PeerEngine for QemuEngine {
     fn name(&self) -> &'static str {
         "qemu microvm + vhost-vsock"
     }
 
-    fn boot(&self, guest: &Guest, place: &Path) -> Result<Machine> {
+    fn boot(&self, guest: &GuestSpec, place: &Path) -> Result<PeerVm> {
         let listener = listen()?;
         let asked_ns = now_ns();
         let process = self.spawn(&mut self.command(guest, place, true))?;
@@ -109,21 +109,21 @@ impl Peer for Qemu {
         machine(process, &listener, [asked_ns; 3])
     }
 
-    fn save(&self, machine: Machine, place: &Path) -> Result<()> {
+    fn save(&self, machine: PeerVm, place: &Path) -> Result<()> {
         let mut process = machine.process;
-        let mut qmp = Qmp::new(process.connect(&place.join("api"))?)?;
+        let mut qmp = QmpClient::new(process.connect(&place.join("api"))?)?;
         qmp.execute("stop", &json!({}))?;
         let state = place.join("state");
         qmp.migrate("migrate", &format!("exec:cat > {}", state.display()))
     }
 
-    fn restore(&self, guest: &Guest, place: &Path) -> Result<Machine> {
+    fn restore(&self, guest: &GuestSpec, place: &Path) -> Result<PeerVm> {
         let listener = listen()?;
         super::peer::remove(&place.join("api"))?;
         let asked_ns = now_ns();
         let mut command = self.command(guest, place, false);
         let mut process = self.spawn(command.args(["-incoming", "defer"]))?;
-        let mut qmp = Qmp::new(process.connect(&place.join("api"))?)?;
+        let mut qmp = QmpClient::new(process.connect(&place.join("api"))?)?;
         let answers_ns = now_ns();
         let state = place.join("state");
         qmp.migrate("migrate-incoming", &format!("exec:cat {}", state.display()))?;

@@ -9,11 +9,11 @@ use std::os::unix::net::UnixStream;
 const MAX_LINE: u64 = 1 << 20;
 
 /// A connection, ready for commands.
-pub(super) struct Qmp {
+pub(super) struct QmpClient {
     stream: BufReader<UnixStream>,
 }
 
-impl Qmp {
+impl QmpClient {
     /// Takes the greeting and switches to commands.
     pub(super) fn new(stream: UnixStream) -> Result<Self> {
         let mut qmp = Self {

@@ -1,7 +1,7 @@
-//! For tests: a process that does nothing, and this program answering in its place: the engine's HTTP API,
-//! and a guest's agent that greets when the guest would run.
+//! For tests: a process that does nothing, and this program answering in its place: the engine's
+//! HTTP API, and a guest's agent that greets when the guest would run.
 
-use crate::engine::Guest;
+use crate::engine::GuestSpec;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -50,8 +50,8 @@ impl StandIn {
     }
 
     /// A guest of 128 MiB.
-    pub(super) fn guest(&self) -> Guest {
-        Guest {
+    pub(super) fn guest(&self) -> GuestSpec {
+        GuestSpec {
             dist: self.folder.path().into(),
             vcpus: 1,
             memory_mib: 128,

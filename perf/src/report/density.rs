@@ -1,8 +1,8 @@
 //! What each of many sandboxes takes, over how many there are.
 
-use super::Table;
-use crate::bars::human;
+use super::table::FigureTable;
 use crate::statistics::Statistic;
+use crate::targets::human;
 use std::fmt::Write as _;
 
 const WIDTH: u64 = 480;
@@ -10,8 +10,8 @@ const HEIGHT: u64 = 180;
 const LEFT: u64 = 75;
 
 /// The curve of a place, as SVG; nothing with fewer than two numbers of sandboxes.
-pub(super) fn curve(tables: &[Table], place: &str) -> String {
-    let get = |table: &Table, name: &str| {
+pub(super) fn curve(tables: &[FigureTable], place: &str) -> String {
+    let get = |table: &FigureTable, name: &str| {
         let found = table.values.iter().find(|(n, _)| n == name);
         found.and_then(|(_, summary)| summary.get(Statistic::P50))
     };
@@ -31,13 +31,15 @@ pub(super) fn curve(tables: &[Table], place: &str) -> String {
     let y = |kib: u64| HEIGHT + 10 - kib * HEIGHT / most;
     let (wide, tall, end) = (LEFT + WIDTH + 40, HEIGHT + 45, LEFT + WIDTH);
     let mut text = format!(
-        "<svg width=\"{wide}\" height=\"{tall}\" font-size=\"12\" role=\"img\" aria-label=\"density\">"
+        "<svg width=\"{wide}\" height=\"{tall}\" font-size=\"12\" role=\"img\" \
+         aria-label=\"density\">"
     );
     for (kib, colour) in [(0, "#888"), (3_072, "#c33")] {
         let (line, words) = (y(kib), y(kib) + 4);
         let _ = write!(
             text,
-            "<path d=\"M{LEFT},{line} H{end}\" stroke=\"{colour}\"/><text x=\"0\" y=\"{words}\">{}</text>",
+            "<path d=\"M{LEFT},{line} H{end}\" stroke=\"{colour}\"/><text x=\"0\" \
+             y=\"{words}\">{}</text>",
             human("_kib", kib)
         );
     }
@@ -47,14 +49,16 @@ pub(super) fn curve(tables: &[Table], place: &str) -> String {
         let _ = write!(path, "{}{x},{y} ", if number == 0 { "M" } else { "L" });
         let _ = write!(
             text,
-            "<circle cx=\"{x}\" cy=\"{y}\" r=\"3\" fill=\"#06c\"/><text x=\"{}\" y=\"{}\">{count}</text>",
+            "<circle cx=\"{x}\" cy=\"{y}\" r=\"3\" fill=\"#06c\"/><text x=\"{}\" \
+             y=\"{}\">{count}</text>",
             x - 8,
             HEIGHT + 28
         );
     }
     let _ = writeln!(
         text,
-        "<path d=\"{path}\" fill=\"none\" stroke=\"#06c\" stroke-width=\"2\"/><text x=\"{}\" y=\"{}\">sandboxes at once; MemAvailable of each, and the bar</text></svg>",
+        "<path d=\"{path}\" fill=\"none\" stroke=\"#06c\" stroke-width=\"2\"/><text x=\"{}\" \
+         y=\"{}\">sandboxes at once; MemAvailable of each, and the target</text></svg>",
         LEFT,
         HEIGHT + 42
     );

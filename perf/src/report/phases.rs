@@ -1,9 +1,9 @@
 //! Where the time of a creation goes: a bar for each scenario and engine, a piece for each step.
 
-use super::Table;
 use super::plot::escape;
-use crate::bars::human;
+use super::table::FigureTable;
 use crate::statistics::Statistic;
+use crate::targets::human;
 use std::fmt::Write as _;
 
 /// The steps that are known, in the order in which they happen, and their colours.
@@ -27,11 +27,11 @@ const LEFT: u64 = 260;
 const ROW: u64 = 24;
 
 /// One bar: its name, and its pieces' places in [`STEPS`] with their figures.
-type Bar = (String, Vec<(usize, u64)>);
+type PhaseBar = (String, Vec<(usize, u64)>);
 
 /// The bars of a place, as SVG; nothing if no scenario there has steps.
-pub(super) fn bars(tables: &[Table], place: &str) -> String {
-    let bars: Vec<Bar> = tables
+pub(super) fn bars(tables: &[FigureTable], place: &str) -> String {
+    let bars: Vec<PhaseBar> = tables
         .iter()
         .filter(|t| t.place == place)
         .filter_map(bar)
@@ -46,7 +46,8 @@ pub(super) fn bars(tables: &[Table], place: &str) -> String {
     let rows = u64::try_from(bars.len()).unwrap_or(0);
     let (wide, tall) = (LEFT + WIDTH + 180, ROW * (rows + 2));
     let mut text = format!(
-        "<svg width=\"{wide}\" height=\"{tall}\" font-size=\"12\" role=\"img\" aria-label=\"steps\">"
+        "<svg width=\"{wide}\" height=\"{tall}\" font-size=\"12\" role=\"img\" \
+         aria-label=\"steps\">"
     );
     let mut top = 0;
     for (name, pieces) in &bars {
@@ -60,7 +61,8 @@ pub(super) fn bars(tables: &[Table], place: &str) -> String {
             let (name, colour) = STEPS[*step];
             let _ = write!(
                 text,
-                "<rect x=\"{left}\" y=\"{top}\" width=\"{width}\" height=\"18\" fill=\"{colour}\"><title>{name} {}</title></rect>",
+                "<rect x=\"{left}\" y=\"{top}\" width=\"{width}\" height=\"18\" \
+                 fill=\"{colour}\"><title>{name} {}</title></rect>",
                 human(unit(place), *value)
             );
             left += width;
@@ -82,7 +84,8 @@ pub(super) fn bars(tables: &[Table], place: &str) -> String {
         let (square, words) = (top + 10, top + 20);
         let _ = write!(
             text,
-            "<rect x=\"{left}\" y=\"{square}\" width=\"11\" height=\"11\" fill=\"{colour}\"/><text x=\"{}\" y=\"{words}\">{name}</text>",
+            "<rect x=\"{left}\" y=\"{square}\" width=\"11\" height=\"11\" \
+             fill=\"{colour}\"/><text x=\"{}\" y=\"{words}\">{name}</text>",
             left + 15
         );
         left += 80;
@@ -100,7 +103,7 @@ fn unit(place: &str) -> &'static str {
 }
 
 /// A table's medians of its steps, the command last.
-fn bar(table: &Table) -> Option<Bar> {
+fn bar(table: &FigureTable) -> Option<PhaseBar> {
     let unit = unit(&table.place);
     let piece = |(place, (step, _)): (usize, &(&str, &str))| {
         let names = [format!("step_{step}{unit}"), format!("{step}{unit}")];

@@ -1,7 +1,7 @@
 //! A distribution as a picture: how many samples took at most how long.
 
-use crate::bars::human;
 use crate::statistics::Summary;
+use crate::targets::human;
 use std::fmt::Write as _;
 
 const WIDTH: u64 = 480;
@@ -12,7 +12,8 @@ const BELOW: u64 = 40;
 /// Most points of a curve.
 const POINTS: u64 = 400;
 
-/// The cumulative distribution from 0 to the 99th percentile, as SVG; what is above is in the table.
+/// The cumulative distribution from 0 to the 99th percentile, as SVG; what is above is in the
+/// table.
 pub(super) fn distribution(name: &str, summary: &Summary) -> String {
     let count = summary.count();
     let shown = (count * 99).div_ceil(100).max(1);
@@ -35,7 +36,8 @@ pub(super) fn distribution(name: &str, summary: &Summary) -> String {
     let (total, tall) = (WIDTH + LEFT + 70, HEIGHT + BELOW);
     let (end, bottom, words) = (LEFT + WIDTH, y(0), y(0) + 18);
     let mut text = format!(
-        "<svg width=\"{total}\" height=\"{tall}\" font-size=\"12\" role=\"img\" aria-label=\"{name}\">"
+        "<svg width=\"{total}\" height=\"{tall}\" font-size=\"12\" role=\"img\" \
+         aria-label=\"{name}\">"
     );
     for (rank, label) in [(0, "0 %"), (count / 2, "50 %"), (count, "100 %")] {
         let y = y(rank);

@@ -1,33 +1,33 @@
-//! Sandboxes with something to lose: forked, put back, stored.
+//! Sandboxes with something to lose: forked, reset, stored.
 
-use super::Context;
-use super::client::{Client, Sandbox};
+use super::client::{ApiClient, ClientSandbox};
+use super::context::ServiceContext;
 use super::create::add_steps;
-use super::meter::Meter;
-use super::server::Server;
+use super::meter::WorkMeter;
+use super::server::BenchServer;
 use crate::engine::{now_ns, timed};
 use crate::host;
 use crate::record::Sample;
 use anyhow::{Context as _, Result, ensure};
 
 /// What a guest writes, and where: memory that no disk stands behind.
-const FILE: &str = "/dev/shm/barometer";
+const FILE: &str = "/dev/shm/bench";
 
 /// A sandbox of the template, and its machine's process.
-struct Subject {
-    sandbox: Sandbox,
+struct WrittenSandbox {
+    sandbox: ClientSandbox,
     pid: u32,
     /// What the creation took, from a full pool.
     create_ns: u64,
 }
 
 /// A sandbox that has written so much.
-fn subject(server: &Server, client: &mut Client, dirty_mib: u32) -> Result<Subject> {
+fn subject(server: &BenchServer, client: &mut ApiClient, dirty_mib: u32) -> Result<WrittenSandbox> {
     server.settle(0)?;
-    // The pool's only husk becomes the sandbox.
-    let husks = server.machines()?;
-    let [pid] = husks[..] else {
-        anyhow::bail!("{} machines stand ready, not one", husks.len());
+    // The pool's only warm VM becomes the sandbox.
+    let warm_vms = server.machines()?;
+    let [pid] = warm_vms[..] else {
+        anyhow::bail!("{} machines stand ready, not one", warm_vms.len());
     };
     let ((sandbox, _), create_ns) = timed(|| client.create("base"))?;
     client.exec_true(&sandbox)?;
@@ -38,7 +38,7 @@ fn subject(server: &Server, client: &mut Client, dirty_mib: u32) -> Result<Subje
         ensure!(ran.stdout.trim() == expected, "the guest wrote {ran:?}");
     }
     server.settle(1)?;
-    Ok(Subject {
+    Ok(WrittenSandbox {
         sandbox,
         pid,
         create_ns,
@@ -46,7 +46,7 @@ fn subject(server: &Server, client: &mut Client, dirty_mib: u32) -> Result<Subje
 }
 
 /// How much a guest finds of what it wrote.
-fn written(client: &mut Client, sandbox: &Sandbox) -> Result<String> {
+fn written(client: &mut ApiClient, sandbox: &ClientSandbox) -> Result<String> {
     let script = format!("test ! -e {FILE} || wc -c < {FILE}");
     let ran = client.exec(sandbox, &["/bin/bash", "-c", &script])?;
     ensure!(ran.status == "exit status 0", "looking for {FILE}: {ran:?}");
@@ -62,16 +62,16 @@ fn expected(dirty_mib: u32) -> String {
 
 /// A sandbox is forked; each child must have what the parent had.
 pub(super) fn fork(
-    context: &mut Context<'_>,
+    context: &mut ServiceContext<'_>,
     name: &str,
-    server: &Server,
+    server: &BenchServer,
     count: u32,
     dirty_mib: u32,
 ) -> Result<()> {
     let mut client = server.patient_client()?;
     let parent = subject(server, &mut client, dirty_mib)?;
     let dirty = host::private_kib(parent.pid)? / 4;
-    let meter = Meter::start(server.pid())?;
+    let meter = WorkMeter::start(server.pid())?;
     let begin_ns = now_ns();
     let (children, steps, still) = client.fork(&parent.sandbox.id, count)?;
     let forked_ns = now_ns();
@@ -106,11 +106,11 @@ pub(super) fn fork(
     Ok(())
 }
 
-/// A sandbox goes back to its first moment; what it had written must be gone.
+/// A sandbox goes back to its first restore point; what it had written must be gone.
 pub(super) fn reset(
-    context: &mut Context<'_>,
+    context: &mut ServiceContext<'_>,
     name: &str,
-    server: &Server,
+    server: &BenchServer,
     dirty_mib: u32,
 ) -> Result<()> {
     /// What each dirty page may cost.
@@ -118,7 +118,7 @@ pub(super) fn reset(
     let mut client = server.patient_client()?;
     let subject = subject(server, &mut client, dirty_mib)?;
     let dirty = host::private_kib(subject.pid)? / 4;
-    let meter = Meter::start(server.pid())?;
+    let meter = WorkMeter::start(server.pid())?;
     let begin_ns = now_ns();
     let steps = client.reset(&subject.sandbox.id)?;
     let reset_ns = now_ns() - begin_ns;
@@ -150,15 +150,15 @@ pub(super) fn reset(
 
 /// A sandbox is stored and runs on; one that is made of it must have what it had.
 pub(super) fn snapshot(
-    context: &mut Context<'_>,
+    context: &mut ServiceContext<'_>,
     name: &str,
-    server: &Server,
+    server: &BenchServer,
     dirty_mib: u32,
 ) -> Result<()> {
     let mut client = server.patient_client()?;
     let subject = subject(server, &mut client, dirty_mib)?;
     let dirty = host::private_kib(subject.pid)? / 4;
-    let meter = Meter::start(server.pid())?;
+    let meter = WorkMeter::start(server.pid())?;
     let ((stored, steps), took_ns) = timed(|| client.snapshot(&subject.sandbox.id))?;
     let spent = meter.stop()?;
     client.exec_true(&subject.sandbox)?;
@@ -191,9 +191,9 @@ pub(super) fn snapshot(
 
 /// A fresh sandbox touches memory that it has not touched before.
 pub(super) fn touch(
-    context: &mut Context<'_>,
+    context: &mut ServiceContext<'_>,
     name: &str,
-    server: &Server,
+    server: &BenchServer,
     mib: u32,
 ) -> Result<()> {
     let mut client = server.patient_client()?;
@@ -209,7 +209,7 @@ pub(super) fn touch(
         "count=1",
         "iflag=fullblock",
     ];
-    let meter = Meter::start(server.pid())?;
+    let meter = WorkMeter::start(server.pid())?;
     let (ran, touch_ns) = timed(|| client.exec(&subject.sandbox, &argv))?;
     let spent = meter.stop()?;
     let bytes = (u64::from(mib) << 20).to_string();

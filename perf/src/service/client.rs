@@ -1,6 +1,6 @@
 //! A client of Hatchery's API: one connection, one request at a time, every answer checked.
 
-use crate::http::{Answer, Http};
+use crate::http::{HttpAnswer, HttpClient};
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -15,24 +15,24 @@ const TIME_TO_LIVE: u32 = 80_000;
 
 /// A connection to the server.
 #[derive(Debug)]
-pub(crate) struct Client {
-    http: Http<TcpStream>,
+pub(crate) struct ApiClient {
+    http: HttpClient<TcpStream>,
 }
 
 /// A sandbox that was made.
 #[derive(Clone, Debug)]
-pub(crate) struct Sandbox {
+pub(crate) struct ClientSandbox {
     /// Its id.
     pub(crate) id: String,
     token: String,
 }
 
 /// What the server said of its own steps: their names and nanoseconds.
-pub(crate) type Steps = Vec<(String, u64)>;
+pub(crate) type ServerSteps = Vec<(String, u64)>;
 
 /// The outcome of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Ran {
+pub(crate) struct ExecOutcome {
     /// Its exit status, in the server's words.
     pub(crate) status: String,
     /// What it wrote to standard output.
@@ -41,16 +41,16 @@ pub(crate) struct Ran {
     pub(crate) stderr: String,
 }
 
-impl Client {
-    /// Connects, and makes sure that the server is well and takes the key: a client that has spoken before,
-    /// with its memory in place. Waits at most `patience` for bytes.
+impl ApiClient {
+    /// Connects, and makes sure that the server is well and takes the key: a client that has spoken
+    /// before, with its memory in place. Waits at most `patience` for bytes.
     pub(crate) fn connect(address: SocketAddr, patience: Duration) -> Result<Self> {
         let stream =
             TcpStream::connect(address).with_context(|| format!("Connecting to {address}"))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(patience))?;
         let mut client = Self {
-            http: Http::new(stream, &address.to_string()),
+            http: HttpClient::new(stream, &address.to_string()),
         };
         client.http.ask("GET", "/health", &[], b"")?;
         let templates = client.control("GET", "/templates", &Value::Null)?;
@@ -58,7 +58,7 @@ impl Client {
         Ok(client)
     }
 
-    fn control(&mut self, method: &str, path: &str, body: &Value) -> Result<Answer> {
+    fn control(&mut self, method: &str, path: &str, body: &Value) -> Result<HttpAnswer> {
         let fields = [("X-API-KEY", KEY), ("Content-Type", "application/json")];
         let body = match body {
             Value::Null => Vec::new(),
@@ -68,7 +68,7 @@ impl Client {
     }
 
     /// Makes a sandbox of a template or snapshot.
-    pub(crate) fn create(&mut self, template: &str) -> Result<(Sandbox, Steps)> {
+    pub(crate) fn create(&mut self, template: &str) -> Result<(ClientSandbox, ServerSteps)> {
         let wanted = json!({ "templateID": template, "timeout": TIME_TO_LIVE, "secure": true });
         let answer = self.control("POST", "/v2/sandboxes", &wanted)?;
         let answer = answer.expect(201, "POST /v2/sandboxes")?;
@@ -81,9 +81,13 @@ impl Client {
         answer.expect(204, "DELETE /sandboxes").map(drop)
     }
 
-    /// Makes children of a sandbox that all go on where it stands; and how many pages of it were copied while
-    /// it stood still.
-    pub(crate) fn fork(&mut self, id: &str, count: u32) -> Result<(Vec<Sandbox>, Steps, u64)> {
+    /// Makes children of a sandbox that all go on where it stands; and how many pages of it were
+    /// copied while it stood still.
+    pub(crate) fn fork(
+        &mut self,
+        id: &str,
+        count: u32,
+    ) -> Result<(Vec<ClientSandbox>, ServerSteps, u64)> {
         let wanted = json!({ "count": count, "timeout": TIME_TO_LIVE });
         let answer = self.control("POST", &format!("/sandboxes/{id}/fork"), &wanted)?;
         let answer = answer.expect(201, "POST /sandboxes/…/fork")?;
@@ -107,13 +111,13 @@ impl Client {
     }
 
     /// Puts a sandbox back to where it began.
-    pub(crate) fn reset(&mut self, id: &str) -> Result<Steps> {
+    pub(crate) fn reset(&mut self, id: &str) -> Result<ServerSteps> {
         let answer = self.control("POST", &format!("/sandboxes/{id}/reset"), &json!({}))?;
         Ok(steps(&answer.expect(204, "POST /sandboxes/…/reset")?))
     }
 
-    /// Stores a moment of a sandbox; its name.
-    pub(crate) fn snapshot(&mut self, id: &str) -> Result<(String, Steps)> {
+    /// Stores a restore point of a sandbox; its name.
+    pub(crate) fn snapshot(&mut self, id: &str) -> Result<(String, ServerSteps)> {
         let answer = self.control("POST", &format!("/sandboxes/{id}/snapshots"), &json!({}))?;
         let answer = answer.expect(201, "POST /sandboxes/…/snapshots")?;
         let json = answer.json()?;
@@ -129,7 +133,7 @@ impl Client {
     }
 
     /// Runs a program as the template's user to its end.
-    pub(crate) fn exec(&mut self, sandbox: &Sandbox, argv: &[&str]) -> Result<Ran> {
+    pub(crate) fn exec(&mut self, sandbox: &ClientSandbox, argv: &[&str]) -> Result<ExecOutcome> {
         let [program, args @ ..] = argv else {
             bail!("There is no program to run");
         };
@@ -152,26 +156,27 @@ impl Client {
     }
 
     /// Runs `/bin/true`, whose exit status is the proof that it ran; returns the words of it.
-    pub(crate) fn exec_true(&mut self, sandbox: &Sandbox) -> Result<String> {
+    pub(crate) fn exec_true(&mut self, sandbox: &ClientSandbox) -> Result<String> {
         let ran = self.exec(sandbox, &["/bin/true"])?;
         ensure!(ran.status == "exit status 0", "/bin/true ended: {ran:?}");
         Ok(ran.status)
     }
 }
 
-fn sandbox(made: &Value) -> Result<Sandbox> {
+fn sandbox(made: &Value) -> Result<ClientSandbox> {
     let text = |name: &str| {
         let value = made[name].as_str().map(str::to_owned);
         value.with_context(|| format!("A sandbox without {name}: {made}"))
     };
-    Ok(Sandbox {
+    Ok(ClientSandbox {
         id: text("sandboxID")?,
         token: text("envdAccessToken")?,
     })
 }
 
-/// `Server-Timing: request;dur=0.123, claim;dur=1.5`, without the total; durations are milliseconds.
-fn steps(answer: &Answer) -> Steps {
+/// `Server-Timing: request;dur=0.123, claim;dur=1.5`, without the total; durations are
+/// milliseconds.
+fn steps(answer: &HttpAnswer) -> ServerSteps {
     let header = answer.field("server-timing").unwrap_or_default();
     let step = |entry: &str| {
         let (name, rest) = entry.trim().split_once(";dur=")?;
@@ -184,7 +189,7 @@ fn steps(answer: &Answer) -> Steps {
 }
 
 /// Reads the messages of a stream, each behind a flag and four bytes of length.
-fn ran(mut body: &[u8]) -> Result<Ran> {
+fn ran(mut body: &[u8]) -> Result<ExecOutcome> {
     let (mut stdout, mut stderr, mut status) = (Vec::new(), Vec::new(), None);
     while let [_, a, b, c, d, rest @ ..] = body {
         let length = usize::try_from(u32::from_be_bytes([*a, *b, *c, *d]))?;
@@ -205,7 +210,7 @@ fn ran(mut body: &[u8]) -> Result<Ran> {
         }
     }
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Ok(Ran {
+    Ok(ExecOutcome {
         status: status.context("The command's stream ended without its status")?,
         stdout: text(&stdout),
         stderr: text(&stderr),
@@ -240,14 +245,14 @@ mod test {
     fn durations_are_read_to_the_microsecond() {
         let text = "HTTP/1.1 204 X\r\nServer-Timing: request;dur=0.123, claim;dur=12.5, total;dur=13\r\n\r\n";
         let stream = std::io::Cursor::new(Vec::from(text));
-        // A cursor is written at its position, so the answer is put back behind the request.
-        struct Told(std::io::Cursor<Vec<u8>>);
-        impl std::io::Read for Told {
+        // A cursor is written at its position, so the answer is reset behind the request.
+        struct ToldStream(std::io::Cursor<Vec<u8>>);
+        impl std::io::Read for ToldStream {
             fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
                 self.0.read(bytes)
             }
         }
-        impl std::io::Write for Told {
+        impl std::io::Write for ToldStream {
             fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
                 Ok(bytes.len())
             }
@@ -255,7 +260,7 @@ mod test {
                 Ok(())
             }
         }
-        let answer = Http::new(Told(stream), "x")
+        let answer = HttpClient::new(ToldStream(stream), "x")
             .ask("POST", "/", &[], b"")
             .unwrap();
         let expected = [("request".into(), 123_000), ("claim".into(), 12_500_000)];

@@ -1,10 +1,10 @@
 //! Creations and first commands: one client or many at once, from a pool or without.
 
-use super::Context;
-use super::client::{Client, Sandbox, Steps};
-use super::meter::Meter;
-use super::server::Server;
-use crate::counters::Counters;
+use super::client::{ApiClient, ClientSandbox, ServerSteps};
+use super::context::ServiceContext;
+use super::meter::WorkMeter;
+use super::server::BenchServer;
+use crate::counters::EventCounters;
 use crate::engine::{now_ns, timed};
 use crate::host;
 use crate::record::Sample;
@@ -17,17 +17,17 @@ use std::time::Duration;
 const LOOK: Duration = Duration::from_micros(200);
 
 /// One sandbox, made and perhaps used.
-struct Made {
-    sandbox: Sandbox,
+struct MadeSandbox {
+    sandbox: ClientSandbox,
     sample: Sample,
 }
 
-/// All of `clients` make a sandbox at once, and run a first command in it. A sample each, and one of the
-/// round in `<name>-rounds`.
+/// All of `clients` make a sandbox at once, and run a first command in it. A sample each, and one
+/// of the round in `<name>-rounds`.
 pub(super) fn round(
-    context: &mut Context<'_>,
+    context: &mut ServiceContext<'_>,
     name: &str,
-    server: &Server,
+    server: &BenchServer,
     clients: u32,
     exec: bool,
 ) -> Result<()> {
@@ -38,15 +38,15 @@ pub(super) fn round(
     let barrier = Barrier::new(connections.len() + 1);
     let (meter, made) = std::thread::scope(|scope| {
         let barrier = &barrier;
-        let one = move |mut client: Client| {
+        let one = move |mut client: ApiClient| {
             barrier.wait();
             make(&mut client, exec)
         };
         let spawn = |client| scope.spawn(move || one(client));
         let threads: Vec<_> = connections.into_iter().map(spawn).collect();
-        let meter = Meter::start(server.pid());
+        let meter = WorkMeter::start(server.pid());
         barrier.wait();
-        let join = |t: std::thread::ScopedJoinHandle<'_, Result<Made>>| {
+        let join = |t: std::thread::ScopedJoinHandle<'_, Result<MadeSandbox>>| {
             t.join().ok().context("A client's thread died").flatten()
         };
         (meter, threads.into_iter().map(join).collect::<Vec<_>>())
@@ -81,7 +81,7 @@ pub(super) fn round(
     Ok(())
 }
 
-fn make(client: &mut Client, exec: bool) -> Result<Made> {
+fn make(client: &mut ApiClient, exec: bool) -> Result<MadeSandbox> {
     let begin_ns = now_ns();
     let (sandbox, steps) = client.create("base")?;
     let created_ns = now_ns();
@@ -96,11 +96,11 @@ fn make(client: &mut Client, exec: bool) -> Result<Made> {
     }
     let mut sample = Sample::new(verified, &values);
     add_steps(&mut sample, &steps);
-    Ok(Made { sandbox, sample })
+    Ok(MadeSandbox { sandbox, sample })
 }
 
 /// The server's own account, a value for each step; `from_pool` is whether no process was started.
-pub(super) fn add_steps(sample: &mut Sample, steps: &Steps) {
+pub(super) fn add_steps(sample: &mut Sample, steps: &ServerSteps) {
     for (step, ns) in steps {
         *sample
             .values
@@ -115,9 +115,9 @@ pub(super) fn add_steps(sample: &mut Sample, steps: &Steps) {
     }
 }
 
-/// Ends sandboxes one after the other; the longest that a caller waited for an answer, and if it was one,
-/// how long until its process was gone.
-fn end_all(server: &Server, ids: &[String]) -> Result<Vec<(&'static str, u64)>> {
+/// Ends sandboxes one after the other; the longest that a caller waited for an answer, and if it
+/// was one, how long until its process was gone.
+fn end_all(server: &BenchServer, ids: &[String]) -> Result<Vec<(&'static str, u64)>> {
     let mut client = server.client()?;
     let machines = server.machines()?;
     let begin_ns = now_ns();
@@ -145,11 +145,15 @@ fn is_there(pid: u32) -> bool {
 }
 
 /// One creation and first command while the kernel counts what everybody but this client does.
-pub(super) fn counted(context: &mut Context<'_>, name: &str, server: &Server) -> Result<()> {
+pub(super) fn counted(
+    context: &mut ServiceContext<'_>,
+    name: &str,
+    server: &BenchServer,
+) -> Result<()> {
     server.settle(0)?;
     let mut client = server.client()?;
     let before = written(&server.machines()?);
-    let counters = Counters::arm()?;
+    let counters = EventCounters::arm()?;
     let faults = host::faults()?;
     let (made, counts) = counters.of_others(|| make(&mut client, true))?;
     let faults = host::faults()? - faults;

@@ -1,8 +1,8 @@
 //! Whole lives of sandboxes, and whether anything is left of them.
 
-use super::Context;
-use super::client::Client;
-use super::server::Server;
+use super::client::ApiClient;
+use super::context::ServiceContext;
+use super::server::BenchServer;
 use crate::engine::now_ns;
 use crate::record::Sample;
 use crate::{host, processes};
@@ -20,7 +20,7 @@ const MAX_FAILED_PERMILLE: u32 = 50;
 
 /// What is in use.
 #[derive(Clone, Copy, Debug)]
-struct Left {
+struct ServerUsage {
     processes: u64,
     descriptors: u64,
     available_kib: u64,
@@ -28,32 +28,31 @@ struct Left {
     disk_kib: u64,
 }
 
-impl Left {
-    fn now(server: &Server) -> Result<Self> {
+impl ServerUsage {
+    fn now(server: &BenchServer) -> Result<Self> {
         server.settle(0)?;
         std::thread::sleep(SETTLE);
-        let room = rustix::fs::statvfs(server.data())?;
         Ok(Self {
             processes: u64::try_from(processes::descendants(server.pid())?.len())?,
             descriptors: processes::descriptors(server.pid())?,
             available_kib: host::available_kib()?,
             server_kib: host::private_kib(server.pid())?,
-            disk_kib: (room.f_blocks - room.f_bfree) * room.f_frsize / 1024,
+            disk_kib: host::folder_kib(&server.data())?,
         })
     }
 }
 
 /// So many lives by so many clients, a sample each, and one of what is left in `<name>-growth`.
 pub(super) fn cycles(
-    context: &mut Context<'_>,
+    context: &mut ServiceContext<'_>,
     name: &str,
-    server: &Server,
+    server: &BenchServer,
     count: u32,
     clients: u32,
 ) -> Result<()> {
     let mut client = server.client()?;
     (0..FIRST).try_for_each(|_| life(&mut client).map(drop))?;
-    let before = Left::now(server)?;
+    let before = ServerUsage::now(server)?;
     let began_ns = now_ns();
     let samples = lives(server, count, clients)?;
     let took_ns = now_ns() - began_ns;
@@ -61,7 +60,7 @@ pub(super) fn cycles(
     for sample in samples {
         context.keep(name, sample);
     }
-    let after = Left::now(server)?;
+    let after = ServerUsage::now(server)?;
     let good = u64::from(count) - u64::try_from(failed)?;
     let sample = Sample::new(
         format!("{good} times exit status 0"),
@@ -100,7 +99,7 @@ pub(super) fn cycles(
     Ok(())
 }
 
-fn lives(server: &Server, count: u32, clients: u32) -> Result<Vec<Result<Sample>>> {
+fn lives(server: &BenchServer, count: u32, clients: u32) -> Result<Vec<Result<Sample>>> {
     let next = AtomicU32::new(0);
     let samples = Mutex::new(Vec::new());
     let work = || -> Result<()> {
@@ -132,7 +131,7 @@ fn lives(server: &Server, count: u32, clients: u32) -> Result<Vec<Result<Sample>
 }
 
 /// Made, used once, killed.
-fn life(client: &mut Client) -> Result<Sample> {
+fn life(client: &mut ApiClient) -> Result<Sample> {
     let begin_ns = now_ns();
     let (sandbox, _) = client.create("base")?;
     let used = client.exec_true(&sandbox);

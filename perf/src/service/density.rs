@@ -1,9 +1,9 @@
 //! Many sandboxes that stand at once after one command: what each takes, and what it does idle.
 
-use super::Context;
-use super::client::Sandbox;
-use super::meter::Meter;
-use super::server::Server;
+use super::client::ClientSandbox;
+use super::context::ServiceContext;
+use super::meter::WorkMeter;
+use super::server::BenchServer;
 use crate::engine::timed;
 use crate::host;
 use crate::record::Sample;
@@ -17,9 +17,9 @@ const WATCH: Duration = Duration::from_secs(10);
 
 /// Sandboxes are added step by step; a sample at each.
 pub(super) fn ladder(
-    context: &mut Context<'_>,
+    context: &mut ServiceContext<'_>,
     name: &str,
-    server: &Server,
+    server: &BenchServer,
     steps: &[u32],
 ) -> Result<()> {
     let mut client = server.client()?;
@@ -30,7 +30,7 @@ pub(super) fn ladder(
     std::thread::sleep(SETTLE);
     let empty_kib = host::available_kib()?;
     let idle_before = idle(server)?;
-    let mut sandboxes: Vec<Sandbox> = Vec::new();
+    let mut sandboxes: Vec<ClientSandbox> = Vec::new();
     let mut last_kib = empty_kib;
     for step in steps {
         let begin = u32::try_from(sandboxes.len())?;
@@ -74,8 +74,8 @@ pub(super) fn ladder(
 }
 
 /// What everybody but this client does in a second while nobody asks anything.
-fn idle(server: &Server) -> Result<Option<u64>> {
-    let meter = Meter::start(server.pid())?;
+fn idle(server: &BenchServer) -> Result<Option<u64>> {
+    let meter = WorkMeter::start(server.pid())?;
     std::thread::sleep(WATCH);
     let spent = meter.stop()?;
     let per_s = |work: u64| u128::from(work) * 1_000_000_000 / u128::from(spent.elapsed_ns.max(1));

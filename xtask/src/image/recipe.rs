@@ -61,7 +61,7 @@ const BASE_PACKAGES: &[&str] = &[
 ];
 
 /// A file that the build writes over what Debian has.
-pub(super) struct File {
+pub(super) struct RecipeFile {
     /// Absolute path in the image.
     pub(super) path: &'static str,
     /// Permission bits.
@@ -70,46 +70,46 @@ pub(super) struct File {
     pub(super) content: &'static str,
 }
 
-const BASE_FILES: &[File] = &[
-    File {
+const BASE_FILES: &[RecipeFile] = &[
+    RecipeFile {
         path: "/etc/hostname",
         mode: 0o644,
         content: "sandbox\n",
     },
-    File {
+    RecipeFile {
         path: "/etc/hosts",
         mode: 0o644,
         content: "127.0.0.1 localhost sandbox\n::1 localhost ip6-localhost ip6-loopback\n",
     },
     // A sandbox's own name is the kernel's to tell: no sandbox has to write it to its disk.
-    File {
+    RecipeFile {
         path: "/etc/nsswitch.conf",
         mode: 0o644,
         content: LOOKUP,
     },
     // Debian's tools copy the build machine's; a sandbox's own is written when it has a network.
-    File {
+    RecipeFile {
         path: "/etc/resolv.conf",
         mode: 0o644,
         content: "",
     },
     // Empty: made anew in each sandbox.
-    File {
+    RecipeFile {
         path: "/etc/machine-id",
         mode: 0o444,
         content: "",
     },
-    File {
+    RecipeFile {
         path: "/etc/default/locale",
         mode: 0o644,
         content: "LANG=C.UTF-8\n",
     },
-    File {
+    RecipeFile {
         path: "/etc/profile",
         mode: 0o644,
         content: PROFILE,
     },
-    File {
+    RecipeFile {
         path: "/etc/sudoers.d/user",
         mode: 0o440,
         content: "user ALL=(ALL:ALL) NOPASSWD: ALL\n",
@@ -133,8 +133,8 @@ rpc: db files
 netgroup: nis
 ";
 
-/// As Debian's, with one difference: a login shell, which every command of the E2B SDKs is, asks `id` who it
-/// runs for, and that is a second process for each command. Bash knows by itself.
+/// As Debian's, with one difference: a login shell, which every command of the E2B SDKs is, asks
+/// `id` who it runs for, and that is a second process for each command. Bash knows by itself.
 const PROFILE: &str = r#"# Read by login shells, and so by every command of the E2B SDKs: no process is started here.
 
 if [ "${EUID:-$(id -u)}" -eq 0 ]; then
@@ -191,20 +191,20 @@ const BASE_REMOVED: &[&str] = &[
 ];
 
 /// How one template image is made.
-pub(super) struct Recipe {
+pub(super) struct ImageRecipe {
     /// Template name.
     pub(super) name: &'static str,
     /// Debian packages on top of the essential ones.
     pub(super) packages: &'static [&'static str],
     /// Files written over Debian's.
-    pub(super) files: &'static [File],
+    pub(super) files: &'static [RecipeFile],
     /// Paths removed or, with a `/` at the end, emptied.
     pub(super) removed: &'static [&'static str],
     /// Size of the disk, bytes.
     pub(super) disk: u64,
 }
 
-const RECIPES: &[Recipe] = &[Recipe {
+const RECIPES: &[ImageRecipe] = &[ImageRecipe {
     name: "base",
     packages: BASE_PACKAGES,
     files: BASE_FILES,
@@ -212,7 +212,7 @@ const RECIPES: &[Recipe] = &[Recipe {
     disk: DISK,
 }];
 
-impl Recipe {
+impl ImageRecipe {
     /// The recipe of template `name`.
     pub(super) fn named(name: &str) -> Result<Self> {
         let known = || {
@@ -244,23 +244,23 @@ impl Recipe {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
 
     #[test]
     fn a_key_is_stable_and_covers_the_packages() {
-        let base = Recipe::named("base").unwrap();
-        let smaller = Recipe {
+        let base = ImageRecipe::named("base").unwrap();
+        let smaller = ImageRecipe {
             packages: &base.packages[1..],
-            ..Recipe::named("base").unwrap()
+            ..ImageRecipe::named("base").unwrap()
         };
-        assert_eq!(base.key(), Recipe::named("base").unwrap().key());
+        assert_eq!(base.key(), ImageRecipe::named("base").unwrap().key());
         assert_ne!(base.key(), smaller.key());
     }
 
     #[test]
     fn an_unknown_template_names_the_known_ones() {
-        let error = Recipe::named("bse").err().unwrap().to_string();
+        let error = ImageRecipe::named("bse").err().unwrap().to_string();
         assert!(error.contains("`bse`") && error.contains("base"), "{error}");
     }
 
@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn paths_stay_inside_the_image() {
-        let base = Recipe::named("base").unwrap();
+        let base = ImageRecipe::named("base").unwrap();
         for path in base
             .files
             .iter()

@@ -16,7 +16,7 @@ const BLOCK: u64 = 4096;
 const TIMES: [usize; 2] = [0x08, 0x0c];
 
 /// Where the inodes are.
-struct Layout {
+struct InodeLayout {
     inodes: u32,
     free: u32,
     per_group: u32,
@@ -33,7 +33,8 @@ pub(super) fn normalize(image: &Path, time: u32) -> Result<()> {
         .write(true)
         .open(image)
         .with_context(|| format!("Opening {}", image.display()))?;
-    let layout = Layout::read(&file).with_context(|| format!("Reading {}", image.display()))?;
+    let layout =
+        InodeLayout::read(&file).with_context(|| format!("Reading {}", image.display()))?;
     // mkfs gives inodes out in order, so the used ones are the first ones.
     let mut used = layout.inodes.saturating_sub(layout.free);
     let mut group = 0;
@@ -50,7 +51,7 @@ pub(super) fn normalize(image: &Path, time: u32) -> Result<()> {
     Ok(())
 }
 
-impl Layout {
+impl InodeLayout {
     fn read(file: &File) -> Result<Self> {
         let mut sb = [0; 1024];
         file.read_exact_at(&mut sb, 1024)?;

@@ -20,7 +20,7 @@ const FLAG_WRITE: u32 = 2;
 
 /// A program header.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Segment {
+struct ElfSegment {
     kind: u32,
     flags: u32,
     offset: usize,
@@ -79,7 +79,7 @@ pub(super) fn compact(input: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// The program headers of `input`.
-fn read(input: &[u8]) -> Result<Vec<Segment>> {
+fn read(input: &[u8]) -> Result<Vec<ElfSegment>> {
     ensure!(
         input.len() >= HEADER,
         "The file is too short for an ELF header"
@@ -101,7 +101,7 @@ fn read(input: &[u8]) -> Result<Vec<Segment>> {
             let entry = input
                 .get(start..end)
                 .context("Program headers outside the file")?;
-            let segment = Segment::parse(entry)?;
+            let segment = ElfSegment::parse(entry)?;
             let end = segment.offset.checked_add(segment.file_size);
             ensure!(
                 end.is_some_and(|e| e <= input.len()),
@@ -114,7 +114,7 @@ fn read(input: &[u8]) -> Result<Vec<Segment>> {
 
 /// Pushes the parts of a loadable segment that are not filler. The memory of each reaches to the
 /// next, so a loader that clears what the file does not hold clears the gaps too.
-fn split(input: &[u8], segment: &Segment, pieces: &mut Vec<Segment>) {
+fn split(input: &[u8], segment: &ElfSegment, pieces: &mut Vec<ElfSegment>) {
     let data = &input[segment.offset..segment.offset + segment.file_size];
     let text = segment.flags & FLAG_EXECUTE != 0 && segment.flags & FLAG_WRITE == 0;
     let runs = filler(data, text);
@@ -155,7 +155,7 @@ fn filler(data: &[u8], text: bool) -> Vec<(usize, usize)> {
     runs
 }
 
-impl Segment {
+impl ElfSegment {
     fn parse(entry: &[u8]) -> Result<Self> {
         Ok(Self {
             kind: u32_at(entry, 0),
@@ -223,14 +223,14 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
 
     const BASE: u64 = 0x10_0000;
 
     /// An executable with one text segment, one data segment after it, and a note in the text.
     fn program(text: &[u8], data: &[u8], data_memory: usize) -> Vec<u8> {
-        let load = |flags, offset: usize, at: u64, size: usize, memory: usize| Segment {
+        let load = |flags, offset: usize, at: u64, size: usize, memory: usize| ElfSegment {
             kind: PT_LOAD,
             flags,
             offset,
@@ -250,7 +250,7 @@ mod tests {
                 data.len(),
                 data_memory,
             ),
-            Segment {
+            ElfSegment {
                 kind: 4,
                 ..load(4, PAGE + 64, BASE + 64, 32, 32)
             },

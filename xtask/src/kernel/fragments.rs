@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// One line of a fragment that means something.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Setting {
+struct ConfigSetting {
     /// `CONFIG_…`.
     option: String,
     /// What follows `=`; `None` for "is not set".
@@ -18,19 +18,19 @@ struct Setting {
 
 /// All fragments of the folder, in the order of their names.
 #[derive(Debug)]
-pub(crate) struct Fragments {
-    settings: Vec<Setting>,
+pub(crate) struct ConfigFragments {
+    settings: Vec<ConfigSetting>,
 }
 
 /// An option of a built configuration that is not what its fragment says.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Difference {
+pub(crate) struct ConfigDifference {
     wanted: String,
     found: String,
     place: String,
 }
 
-impl fmt::Display for Difference {
+impl fmt::Display for ConfigDifference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -40,7 +40,7 @@ impl fmt::Display for Difference {
     }
 }
 
-impl Fragments {
+impl ConfigFragments {
     /// Reads every `*.config` in `folder`.
     ///
     /// # Errors
@@ -78,7 +78,7 @@ impl Fragments {
 
     /// Reads fragments from memory: name and text of each.
     fn parse<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self> {
-        let mut settings: Vec<Setting> = Vec::new();
+        let mut settings: Vec<ConfigSetting> = Vec::new();
         for (name, text) in texts {
             let mut reason = false;
             for (number, line) in text.lines().enumerate() {
@@ -91,7 +91,7 @@ impl Fragments {
                         if let Some(first) = settings.iter().find(|s| s.option == option) {
                             bail!("{place}: {option} is already set at {}", first.place);
                         }
-                        settings.push(Setting {
+                        settings.push(ConfigSetting {
                             option,
                             value,
                             place,
@@ -121,13 +121,13 @@ impl Fragments {
     }
 
     /// What `built`, the text of a `.config`, says differently.
-    pub(crate) fn differences(&self, built: &str) -> Vec<Difference> {
+    pub(crate) fn differences(&self, built: &str) -> Vec<ConfigDifference> {
         let built: BTreeMap<_, _> = built.lines().filter_map(setting).collect();
-        let differs = |s: &&Setting| built.get(&s.option).cloned().flatten() != s.value;
+        let differs = |s: &&ConfigSetting| built.get(&s.option).cloned().flatten() != s.value;
         self.settings
             .iter()
             .filter(differs)
-            .map(|s| Difference {
+            .map(|s| ConfigDifference {
                 wanted: line(&s.option, s.value.as_deref()),
                 found: match built.get(&s.option) {
                     Some(value) => line(&s.option, value.as_deref()),
@@ -164,11 +164,11 @@ fn line(option: &str, value: Option<&str>) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
 
-    fn parse(text: &str) -> Result<Fragments> {
-        Fragments::parse([("a.config", text)])
+    fn parse(text: &str) -> Result<ConfigFragments> {
+        ConfigFragments::parse([("a.config", text)])
     }
 
     const TEXT: &str =
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn the_fragments_of_this_workspace_are_well_formed() {
-        let fragments = Fragments::load(&crate::kernel::folder()).unwrap();
+        let fragments = ConfigFragments::load(&crate::kernel::folder()).unwrap();
         let (wanted, forbidden) = fragments.counts();
         assert!(
             wanted > 100 && forbidden > 30,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 const EVERY: Duration = Duration::from_secs(20);
 
 /// Progress of one build, counted in `unit`s.
-pub(crate) struct Progress {
+pub(crate) struct BuildProgress {
     what: &'static str,
     unit: &'static str,
     expected: u64,
@@ -18,7 +18,7 @@ pub(crate) struct Progress {
     done: u64,
 }
 
-impl Progress {
+impl BuildProgress {
     /// Starts at 0 of `expected` (an estimate; more or fewer may come).
     pub(crate) fn new(what: &'static str, unit: &'static str, expected: u64) -> Self {
         let bar = if std::io::stderr().is_terminal() {
@@ -92,7 +92,7 @@ fn remaining(elapsed: Duration, done: u64, expected: u64) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
 
     #[test]

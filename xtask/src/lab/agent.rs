@@ -4,7 +4,7 @@
 //! input, one or two carry its output, and one waits for its end. When the host closes the
 //! connection before the end, the command's process group is ended: `SIGTERM`, then `SIGKILL`.
 
-use super::frame::{self, INPUT_WINDOW, Kind, MAX_PAYLOAD, Request};
+use super::frame::{self, CommandRequest, FrameKind, INPUT_WINDOW, MAX_PAYLOAD};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::fs::File;
@@ -58,7 +58,7 @@ pub(super) fn serve() -> Result<()> {
             if let Err(error) = session(&connection, &token) {
                 let _ = frame::write(
                     &mut &connection,
-                    Kind::Refused,
+                    FrameKind::Refused,
                     format!("{error:#}").as_bytes(),
                 );
             }
@@ -73,11 +73,12 @@ pub(super) fn serve() -> Result<()> {
 fn session(connection: &TcpStream, token: &str) -> Result<()> {
     let mut payload = Vec::new();
     connection.set_read_timeout(Some(Duration::from_secs(10)))?;
-    if frame::read(&mut &*connection, &mut payload)? != Some(Kind::Request) {
+    if frame::read(&mut &*connection, &mut payload)? != Some(FrameKind::CommandRequest) {
         bail!("A connection must open with a request");
     }
     connection.set_read_timeout(None)?;
-    let request: Request = serde_json::from_slice(&payload).context("The request is not valid")?;
+    let request: CommandRequest =
+        serde_json::from_slice(&payload).context("The request is not valid")?;
     if request.token != token {
         bail!("The token is not this lab's");
     }
@@ -89,35 +90,39 @@ fn session(connection: &TcpStream, token: &str) -> Result<()> {
     }
     let to_host = Arc::new(Mutex::new(connection.try_clone()?));
     if request.argv.is_empty() {
-        return frame::write(&mut *lock(&to_host), Kind::Exited, &0_u32.to_le_bytes());
+        return frame::write(
+            &mut *lock(&to_host),
+            FrameKind::Exited,
+            &0_u32.to_le_bytes(),
+        );
     }
-    let command = Running::start(&request, &to_host)?;
+    let command = ServedCommand::start(&request, &to_host)?;
     command.follow(connection, payload);
     Ok(())
 }
 
 /// A command that runs, as the connection's own thread sees it.
-struct Running {
+struct ServedCommand {
     group: Pid,
     input: Option<mpsc::Sender<Vec<u8>>>,
     input_under_way: Arc<AtomicUsize>,
     terminal: Option<File>,
-    ended: Arc<Ended>,
+    ended: Arc<CommandEnd>,
 }
 
 /// Whether the command has ended and all its output is on its way.
 #[derive(Default)]
-struct Ended {
+struct CommandEnd {
     done: AtomicBool,
     lock: Mutex<()>,
     signal: Condvar,
 }
 
-impl Running {
-    fn start(request: &Request, to_host: &Arc<Mutex<TcpStream>>) -> Result<Self> {
+impl ServedCommand {
+    fn start(request: &CommandRequest, to_host: &Arc<Mutex<TcpStream>>) -> Result<Self> {
         let mut pipes = match request.terminal {
-            Some(size) => Pipes::terminal(request, size)?,
-            None => Pipes::plain(request)?,
+            Some(size) => CommandPipes::terminal(request, size)?,
+            None => CommandPipes::plain(request)?,
         };
         let group = Pid::from_child(&pipes.child);
         let under_way = Arc::new(AtomicUsize::new(0));
@@ -132,7 +137,7 @@ impl Running {
             let to_host = Arc::clone(to_host);
             outputs.push(thread::Builder::new().spawn(move || carry(kind, source, &to_host))?);
         }
-        let ended = Arc::new(Ended::default());
+        let ended = Arc::new(CommandEnd::default());
         let (to_host, mark) = (Arc::clone(to_host), Arc::clone(&ended));
         thread::Builder::new().spawn(move || {
             let status = pipes.child.wait();
@@ -142,8 +147,12 @@ impl Running {
             mark.set();
             let stream = &mut *lock(&to_host);
             let _ = match status {
-                Ok(status) => frame::write(stream, Kind::Exited, &status.into_raw().to_le_bytes()),
-                Err(error) => frame::write(stream, Kind::Refused, error.to_string().as_bytes()),
+                Ok(status) => {
+                    frame::write(stream, FrameKind::Exited, &status.into_raw().to_le_bytes())
+                }
+                Err(error) => {
+                    frame::write(stream, FrameKind::Refused, error.to_string().as_bytes())
+                }
             };
         })?;
         let input = Some(input);
@@ -173,9 +182,9 @@ impl Running {
         }
     }
 
-    fn act(&mut self, kind: Kind, payload: &[u8]) -> Result<()> {
+    fn act(&mut self, kind: FrameKind, payload: &[u8]) -> Result<()> {
         match kind {
-            Kind::Input => {
+            FrameKind::Input => {
                 let under_way = &self.input_under_way;
                 if under_way.fetch_add(payload.len(), Ordering::Relaxed) > INPUT_WINDOW {
                     bail!("More input than the window allows");
@@ -184,8 +193,8 @@ impl Running {
                     let _ = input.send(payload.to_vec()); // the command may have closed its input
                 }
             }
-            Kind::InputEnd => self.input = None,
-            Kind::Signal => {
+            FrameKind::InputEnd => self.input = None,
+            FrameKind::Signal => {
                 let [number] = payload else {
                     bail!("A signal frame without a signal")
                 };
@@ -195,7 +204,7 @@ impl Running {
                     let _ = kill_process_group(self.group, signal);
                 }
             }
-            Kind::Resize => {
+            FrameKind::Resize => {
                 let size = frame::number(payload)?;
                 let (rows, columns) = ((size & 0xffff) as u16, (size >> 16) as u16);
                 if let Some(terminal) = &self.terminal {
@@ -208,7 +217,7 @@ impl Running {
     }
 }
 
-impl Ended {
+impl CommandEnd {
     fn set(&self) {
         let _guard = lock(&self.lock);
         self.done.store(true, Ordering::Release);
@@ -230,15 +239,15 @@ impl Ended {
 }
 
 /// A started command and the near ends of its streams.
-struct Pipes {
+struct CommandPipes {
     child: Child,
     input: Box<dyn Write + Send>,
-    outputs: Vec<(Kind, Box<dyn Read + Send>)>,
+    outputs: Vec<(FrameKind, Box<dyn Read + Send>)>,
     terminal: Option<File>,
 }
 
-impl Pipes {
-    fn plain(request: &Request) -> Result<Self> {
+impl CommandPipes {
+    fn plain(request: &CommandRequest) -> Result<Self> {
         let mut command = command(request, &request.argv)?;
         command.process_group(0);
         command
@@ -251,11 +260,11 @@ impl Pipes {
             input: Box::new(child.stdin.take().context(missing)?),
             outputs: vec![
                 (
-                    Kind::Stdout,
+                    FrameKind::Stdout,
                     Box::new(child.stdout.take().context(missing)?),
                 ),
                 (
-                    Kind::Stderr,
+                    FrameKind::Stderr,
                     Box::new(child.stderr.take().context(missing)?),
                 ),
             ],
@@ -265,7 +274,7 @@ impl Pipes {
     }
 
     /// On a new pseudo-terminal; busybox's `setsid -c` makes it the controlling one.
-    fn terminal(request: &Request, (rows, columns): (u16, u16)) -> Result<Self> {
+    fn terminal(request: &CommandRequest, (rows, columns): (u16, u16)) -> Result<Self> {
         use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
         let near: OwnedFd = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
         grantpt(&near)?;
@@ -286,13 +295,13 @@ impl Pipes {
         Ok(Self {
             child,
             input: Box::new(near.try_clone()?),
-            outputs: vec![(Kind::Stdout, Box::new(near.try_clone()?))],
+            outputs: vec![(FrameKind::Stdout, Box::new(near.try_clone()?))],
             terminal: Some(near),
         })
     }
 }
 
-fn command(request: &Request, argv: &[String]) -> Result<Command> {
+fn command(request: &CommandRequest, argv: &[String]) -> Result<Command> {
     let [program, args @ ..] = argv else {
         bail!("A command without a program")
     };
@@ -304,7 +313,7 @@ fn command(request: &Request, argv: &[String]) -> Result<Command> {
     Ok(command)
 }
 
-fn start(command: &mut Command, request: &Request) -> Result<Child> {
+fn start(command: &mut Command, request: &CommandRequest) -> Result<Child> {
     let cwd = request.cwd.as_deref().unwrap_or("/root");
     command
         .spawn()
@@ -324,7 +333,7 @@ fn feed(
         open = open && sink.write_all(&chunk).is_ok();
         under_way.fetch_sub(chunk.len(), Ordering::Relaxed);
         let taken = u32::try_from(chunk.len()).unwrap_or(u32::MAX).to_le_bytes();
-        if frame::write(&mut *lock(to_host), Kind::InputTaken, &taken).is_err() {
+        if frame::write(&mut *lock(to_host), FrameKind::InputTaken, &taken).is_err() {
             return;
         }
     }
@@ -332,7 +341,7 @@ fn feed(
 
 /// Sends a command's output to the host; reads on without sending if the host is gone, so that
 /// the command gets to see its `SIGTERM` rather than a full pipe.
-fn carry(kind: Kind, mut source: Box<dyn Read + Send>, to_host: &Mutex<TcpStream>) {
+fn carry(kind: FrameKind, mut source: Box<dyn Read + Send>, to_host: &Mutex<TcpStream>) {
     const _: () = assert!(CHUNK <= MAX_PAYLOAD, "a chunk fits a frame");
     let mut buffer = vec![0; CHUNK];
     let mut open = true;

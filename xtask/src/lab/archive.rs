@@ -13,12 +13,12 @@ const REGULAR: u32 = 0o100_000;
 const SYMLINK: u32 = 0o120_000;
 
 /// An archive in the making.
-pub(super) struct Archive<W: Write> {
+pub(super) struct CpioArchive<W: Write> {
     to: W,
     entries: u32,
 }
 
-impl<W: Write> Archive<W> {
+impl<W: Write> CpioArchive<W> {
     /// An empty archive.
     pub(super) fn new(to: W) -> Self {
         Self { to, entries: 0 }
@@ -58,7 +58,8 @@ impl<W: Write> Archive<W> {
         let size = u32::try_from(content.len())
             .with_context(|| format!("{path} is too large for a cpio archive"))?;
         let name_size = u32::try_from(path.len() + 1)?;
-        // magic, then: inode, mode, uid, gid, links, mtime, size, device ×2, rdev ×2, name size, sum
+        // magic, then: inode, mode, uid, gid, links, mtime, size, device ×2, rdev ×2, name size,
+        // sum
         let numbers = [
             self.entries,
             mode,
@@ -94,12 +95,12 @@ fn padding(length: usize) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
 
     #[test]
     fn an_archive_has_aligned_entries_and_an_end() {
-        let mut archive = Archive::new(Vec::new());
+        let mut archive = CpioArchive::new(Vec::new());
         archive.folder("bin").unwrap();
         archive.file("bin/x", 0o755, b"12345").unwrap();
         archive.link("bin/y", "x").unwrap();

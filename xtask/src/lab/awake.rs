@@ -4,22 +4,22 @@
 //! to timer and takes a processor of this machine. So it stands still unless a command runs in it.
 //! Everybody who runs one holds a shared lock on a file; the last to leave stops the machine.
 
-use super::qmp::Qmp;
-use super::state::Place;
+use super::qmp::QmpClient;
+use super::state::LabPlace;
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::fs::File;
 use std::path::PathBuf;
 
 /// While this exists, the lab runs.
-pub(super) struct Awake {
+pub(super) struct AwakeLab {
     users: File,
     qmp: PathBuf,
 }
 
-impl Awake {
+impl AwakeLab {
     /// Makes the lab run, unless it does already.
-    pub(super) fn take(place: &Place) -> Result<Self> {
+    pub(super) fn take(place: &LabPlace) -> Result<Self> {
         let path = place.users();
         let users = File::options().create(true).append(true).open(&path);
         let users = users.with_context(|| format!("Opening {}", path.display()))?;
@@ -27,16 +27,17 @@ impl Awake {
             .lock_shared()
             .with_context(|| format!("Locking {}", path.display()))?;
         let qmp = place.qmp();
-        Qmp::connect(&qmp)?.execute("cont", &json!({}))?;
+        QmpClient::connect(&qmp)?.execute("cont", &json!({}))?;
         Ok(Self { users, qmp })
     }
 }
 
-impl Drop for Awake {
+impl Drop for AwakeLab {
     fn drop(&mut self) {
         // Whoever comes next waits for this lock, so its "cont" follows our "stop".
         if self.users.unlock().is_ok() && self.users.try_lock().is_ok() {
-            let _ = Qmp::connect(&self.qmp).and_then(|mut qmp| qmp.execute("stop", &json!({})));
+            let _ =
+                QmpClient::connect(&self.qmp).and_then(|mut qmp| qmp.execute("stop", &json!({})));
         }
     }
 }

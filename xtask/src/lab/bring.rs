@@ -2,8 +2,8 @@
 //!
 //! The counting lab skips the time in which it waits, from timer to timer: while this machine
 //! fetches a block for it, minutes may pass on its clock. So nothing that is measured, or that has
-//! a deadline, may wait for this machine; and nothing that is measured should pay for 9p, of which a
-//! single open is 3 million instructions. This machine knows which parts of a sparse image hold
+//! a deadline, may wait for this machine; and nothing that is measured should pay for 9p, of which
+//! a single open is 3 million instructions. This machine knows which parts of a sparse image hold
 //! data; the lab's 9p does not, and would read all the zeros too.
 
 use super::Lab;
@@ -68,8 +68,8 @@ fn ranges(path: &Path) -> Result<String> {
     }
 }
 
-/// Inside the lab: copies the ranges that are listed; the rest of the copy is a hole. It has its name
-/// when it is whole.
+/// Inside the lab: copies the ranges that are listed; the rest of the copy is a hole. It has its
+/// name when it is whole.
 pub(super) fn copy(from: &Path, to: &Path, list: impl BufRead) -> Result<()> {
     let file = File::open(from).with_context(|| format!("Opening {}", from.display()))?;
     let folder = to.parent().context("A copy needs a folder")?;
@@ -102,7 +102,7 @@ pub(super) fn copy(from: &Path, to: &Path, list: impl BufRead) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
 
     #[test]

@@ -1,7 +1,7 @@
 //! The host's end of a command in the lab.
 
-use super::awake::Awake;
-use super::frame::{self, INPUT_WINDOW, Kind, MAX_PAYLOAD, Request};
+use super::awake::AwakeLab;
+use super::frame::{self, CommandRequest, FrameKind, INPUT_WINDOW, MAX_PAYLOAD};
 use anyhow::{Context, Result, bail};
 use std::io::Read;
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 /// Which of a command's streams a chunk comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stream {
+pub(crate) enum OutputStream {
     /// Standard output; everything, for a command on a terminal.
     Stdout,
     /// Standard error.
@@ -20,29 +20,33 @@ pub(crate) enum Stream {
 }
 
 /// A command that runs in the lab. Dropping it ends the command.
-pub(crate) struct Running {
+pub(crate) struct LabCommand {
     connection: TcpStream,
-    control: Control,
+    control: CommandControl,
     /// Given back when the command has ended.
-    _awake: Option<Awake>,
+    _awake: Option<AwakeLab>,
 }
 
 /// Sends input and signals to a command; clones may live in other threads.
 #[derive(Clone)]
-pub(crate) struct Control {
-    shared: Arc<Shared>,
+pub(crate) struct CommandControl {
+    shared: Arc<SharedControl>,
 }
 
-struct Shared {
+struct SharedControl {
     to_agent: Mutex<TcpStream>,
     /// Input bytes that may still be sent; `None` once the command has ended.
     window: Mutex<Option<usize>>,
     widened: Condvar,
 }
 
-impl Running {
+impl LabCommand {
     /// Connects to the agent at this port of loopback and hands it the request.
-    pub(super) fn start(port: u16, request: &Request, awake: Option<Awake>) -> Result<Self> {
+    pub(super) fn start(
+        port: u16,
+        request: &CommandRequest,
+        awake: Option<AwakeLab>,
+    ) -> Result<Self> {
         let connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port))
             .with_context(|| format!("Connecting to the lab's agent at 127.0.0.1:{port}"))?;
         connection.set_nodelay(true)?;
@@ -53,13 +57,13 @@ impl Running {
                 body.len()
             );
         }
-        frame::write(&mut &connection, Kind::Request, &body)?;
-        let shared = Shared {
+        frame::write(&mut &connection, FrameKind::CommandRequest, &body)?;
+        let shared = SharedControl {
             to_agent: Mutex::new(connection.try_clone()?),
             window: Mutex::new(Some(INPUT_WINDOW)),
             widened: Condvar::new(),
         };
-        let control = Control {
+        let control = CommandControl {
             shared: Arc::new(shared),
         };
         Ok(Self {
@@ -69,8 +73,8 @@ impl Running {
         })
     }
 
-    /// A way to send input and signals while [`Running::wait`] waits.
-    pub(crate) fn control(&self) -> Control {
+    /// A way to send input and signals while [`LabCommand::wait`] waits.
+    pub(crate) fn control(&self) -> CommandControl {
         self.control.clone()
     }
 
@@ -81,51 +85,62 @@ impl Running {
             .context("Setting a time limit")
     }
 
+    /// An error of reading, in words if it is that nothing came in time.
+    fn explained(&self, error: anyhow::Error) -> anyhow::Error {
+        let io = error.downcast_ref::<std::io::Error>();
+        let silent = io.is_some_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+        match self.connection.read_timeout() {
+            Ok(Some(limit)) if silent => error.context(format!("The lab was silent for {limit:?}")),
+            _ => error,
+        }
+    }
+
     /// Hands output to `sink` as it comes, until the command and all its output have ended.
     ///
     /// # Errors
     /// If the command could not be started, or the lab ended first, or `sink` fails.
     pub(crate) fn wait(
         self,
-        mut sink: impl FnMut(Stream, &[u8]) -> Result<()>,
+        mut sink: impl FnMut(OutputStream, &[u8]) -> Result<()>,
     ) -> Result<ExitStatus> {
         let mut payload = Vec::new();
         loop {
-            let kind = frame::read(&mut &self.connection, &mut payload)?;
+            let read = frame::read(&mut &self.connection, &mut payload);
+            let kind = read.map_err(|error| self.explained(error))?;
             match kind.context("The lab closed the connection: did it stop? See `lab logs`")? {
-                Kind::Stdout => sink(Stream::Stdout, &payload)?,
-                Kind::Stderr => sink(Stream::Stderr, &payload)?,
-                Kind::InputTaken => self
+                FrameKind::Stdout => sink(OutputStream::Stdout, &payload)?,
+                FrameKind::Stderr => sink(OutputStream::Stderr, &payload)?,
+                FrameKind::InputTaken => self
                     .control
                     .widen(usize::try_from(frame::number(&payload)?)?),
-                Kind::Exited => {
+                FrameKind::Exited => {
                     let raw = frame::number(&payload)?;
                     return Ok(ExitStatus::from_raw(raw.cast_signed()));
                 }
-                Kind::Refused => bail!("The lab: {}", String::from_utf8_lossy(&payload)),
+                FrameKind::Refused => bail!("The lab: {}", String::from_utf8_lossy(&payload)),
                 other => bail!("The lab's agent sent a frame of kind {other:?}"),
             }
         }
     }
 }
 
-impl Drop for Running {
+impl Drop for LabCommand {
     fn drop(&mut self) {
         self.control.close();
         let _ = self.connection.shutdown(Shutdown::Both);
     }
 }
 
-impl Control {
+impl CommandControl {
     /// Sends a signal to the command's process group.
     pub(crate) fn signal(&self, number: u8) -> Result<()> {
-        self.send(Kind::Signal, &[number])
+        self.send(FrameKind::Signal, &[number])
     }
 
     /// Tells the size of the terminal.
     pub(super) fn resize(&self, rows: u16, columns: u16) -> Result<()> {
         self.send(
-            Kind::Resize,
+            FrameKind::Resize,
             &(u32::from(rows) | u32::from(columns) << 16).to_le_bytes(),
         )
     }
@@ -143,16 +158,16 @@ impl Control {
                 other => other.context("Reading input for the lab")?,
             };
             if length == 0 {
-                return self.send(Kind::InputEnd, &[]);
+                return self.send(FrameKind::InputEnd, &[]);
             }
             if !self.reserve(length) {
                 return Ok(());
             }
-            self.send(Kind::Input, &buffer[..length])?;
+            self.send(FrameKind::Input, &buffer[..length])?;
         }
     }
 
-    fn send(&self, kind: Kind, payload: &[u8]) -> Result<()> {
+    fn send(&self, kind: FrameKind, payload: &[u8]) -> Result<()> {
         frame::write(&mut *lock(&self.shared.to_agent), kind, payload)
     }
 

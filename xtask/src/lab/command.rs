@@ -1,9 +1,9 @@
 //! `cargo xtask lab …`.
 
-use super::client::{Control, Stream};
-use super::package::Kernel;
-use super::state::Place;
-use super::{Lab, Options, agent, bring, qemu};
+use super::client::{CommandControl, OutputStream};
+use super::package::LabKernel;
+use super::state::LabPlace;
+use super::{Lab, LabOptions, agent, bring, qemu};
 use crate::dist::Dist;
 use crate::service;
 use anyhow::{Context, Result, bail};
@@ -16,31 +16,31 @@ use std::time::Instant;
 
 /// Arguments of `lab`.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct LabArgs {
     #[command(subcommand)]
-    verb: Verb,
+    verb: LabVerb,
 }
 
 #[derive(Subcommand)]
-enum Verb {
+enum LabVerb {
     /// Fetch the lab's kernel, so that starting is quick
     Build,
     /// Start the lab in the background; it keeps running until `stop`
-    Start(Start),
+    StartArgs(StartArgs),
     /// Run a command in the lab: input, output, signals and exit status are passed through
-    Exec(Exec),
+    ExecArgs(ExecArgs),
     /// Open a shell in the lab
-    Shell(Name),
+    Shell(LabName),
     /// Copy files into the lab; a DEST that ends in `/` is a folder
-    Push(Push),
+    PushArgs(PushArgs),
     /// Build the programs and copy them to `/opt/hatchery` in the lab
-    Install(Name),
+    Install(LabName),
     /// Say whether the lab runs, and with what
-    Status(Name),
+    Status(LabName),
     /// Print the lab's console and its kernel's messages
-    Logs(Name),
+    Logs(LabName),
     /// End the lab
-    Stop(Name),
+    Stop(LabName),
     /// Serve commands (inside the lab)
     #[command(hide = true)]
     Agent,
@@ -55,14 +55,14 @@ enum Verb {
 }
 
 #[derive(clap::Args)]
-struct Name {
+struct LabName {
     /// Which lab
     #[arg(long, default_value = "lab")]
     name: String,
 }
 
 #[derive(clap::Args)]
-struct Start {
+struct StartArgs {
     /// Which lab; `icount` with --icount, else `lab`
     #[arg(long)]
     name: Option<String>,
@@ -70,7 +70,11 @@ struct Start {
     #[arg(long)]
     icount: bool,
     /// Memory, in MiB
-    #[arg(long, default_value_t = Options::default().memory_mib, value_parser = clap::value_parser!(u32).range(512..))]
+    #[arg(
+        long,
+        default_value_t = LabOptions::default().memory_mib,
+        value_parser = clap::value_parser!(u32).range(512..),
+    )]
     memory: u32,
     /// Forward a port of 127.0.0.1 to a port of the lab
     #[arg(long, value_name = "HOST:LAB", value_parser = forward)]
@@ -78,9 +82,9 @@ struct Start {
 }
 
 #[derive(clap::Args)]
-struct Exec {
+struct ExecArgs {
     #[command(flatten)]
-    name: Name,
+    name: LabName,
     /// Set a variable
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<(String, String)>,
@@ -93,47 +97,47 @@ struct Exec {
 }
 
 #[derive(clap::Args)]
-struct Push {
+struct PushArgs {
     #[command(flatten)]
-    name: Name,
+    name: LabName,
     /// Files, then the place for them in the lab
     #[arg(required = true, num_args = 2.., value_name = "FILE… DEST")]
     paths: Vec<PathBuf>,
 }
 
 /// Runs a subcommand.
-pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+pub(crate) fn run(args: &LabArgs) -> Result<ExitCode> {
     match &args.verb {
-        Verb::Build => build()?,
-        Verb::Start(args) => start(args)?,
-        Verb::Exec(args) => return exec(args),
-        Verb::Shell(name) => return shell(name),
-        Verb::Push(args) => push(args)?,
-        Verb::Install(name) => install(name)?,
-        Verb::Status(name) => return status(name),
-        Verb::Logs(name) => return logs(name),
-        Verb::Stop(name) => stop(name)?,
-        Verb::Agent => agent::serve()?,
-        Verb::Copy { from, to } => bring::copy(from, to, std::io::stdin().lock())?,
+        LabVerb::Build => build()?,
+        LabVerb::StartArgs(args) => start(args)?,
+        LabVerb::ExecArgs(args) => return exec(args),
+        LabVerb::Shell(name) => return shell(name),
+        LabVerb::PushArgs(args) => push(args)?,
+        LabVerb::Install(name) => install(name)?,
+        LabVerb::Status(name) => return status(name),
+        LabVerb::Logs(name) => return logs(name),
+        LabVerb::Stop(name) => stop(name)?,
+        LabVerb::Agent => agent::serve()?,
+        LabVerb::Copy { from, to } => bring::copy(from, to, std::io::stdin().lock())?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn build() -> Result<()> {
-    let kernel = Kernel::ensure()?;
+    let kernel = LabKernel::ensure()?;
     eprintln!("lab: kernel {} is ready", kernel.release);
     Ok(())
 }
 
-fn start(args: &Start) -> Result<()> {
+fn start(args: &StartArgs) -> Result<()> {
     let begin = Instant::now();
     let default = if args.icount {
-        Options::counting()
+        LabOptions::counting()
     } else {
-        Options::default()
+        LabOptions::default()
     };
     let name = args.name.clone().unwrap_or(default.name);
-    let options = Options {
+    let options = LabOptions {
         name,
         icount: args.icount,
         memory_mib: args.memory,
@@ -152,7 +156,7 @@ fn start(args: &Start) -> Result<()> {
     Ok(())
 }
 
-fn find(name: &Name) -> Result<Lab> {
+fn find(name: &LabName) -> Result<Lab> {
     Lab::running(&name.name)?.with_context(|| {
         format!(
             "No lab {:?} runs: start it with `cargo xtask lab start`",
@@ -161,7 +165,7 @@ fn find(name: &Name) -> Result<Lab> {
     })
 }
 
-fn exec(args: &Exec) -> Result<ExitCode> {
+fn exec(args: &ExecArgs) -> Result<ExitCode> {
     let lab = find(&args.name)?;
     let argv: Vec<_> = args.argv.iter().map(String::as_str).collect();
     let mut request = lab.request(&argv);
@@ -174,7 +178,7 @@ fn exec(args: &Exec) -> Result<ExitCode> {
     running.wait(pass_output).map(exit_code)
 }
 
-fn shell(name: &Name) -> Result<ExitCode> {
+fn shell(name: &LabName) -> Result<ExitCode> {
     let lab = find(name)?;
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {
@@ -190,7 +194,7 @@ fn shell(name: &Name) -> Result<ExitCode> {
     ];
     let running = lab.start(&request)?;
     let control = running.control();
-    let raw = Raw::enter()?;
+    let raw = RawTerminal::enter()?;
     pass_sizes(&control)?;
     std::thread::spawn(move || control.feed(std::io::stdin().lock()));
     let status = running.wait(pass_output);
@@ -199,9 +203,9 @@ fn shell(name: &Name) -> Result<ExitCode> {
 }
 
 /// The terminal in raw mode; as it was when dropped.
-struct Raw(rustix::termios::Termios);
+struct RawTerminal(rustix::termios::Termios);
 
-impl Raw {
+impl RawTerminal {
     fn enter() -> Result<Self> {
         let stdin = std::io::stdin();
         let before = rustix::termios::tcgetattr(&stdin)?;
@@ -212,7 +216,7 @@ impl Raw {
     }
 }
 
-impl Drop for Raw {
+impl Drop for RawTerminal {
     fn drop(&mut self) {
         let now = rustix::termios::OptionalActions::Now;
         let _ = rustix::termios::tcsetattr(std::io::stdin(), now, &self.0);
@@ -220,7 +224,7 @@ impl Drop for Raw {
 }
 
 /// Hands the usual ending signals on to the command instead of ending this program.
-fn pass_signals(control: &Control) -> Result<()> {
+fn pass_signals(control: &CommandControl) -> Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
     let control = control.clone();
@@ -233,7 +237,7 @@ fn pass_signals(control: &Control) -> Result<()> {
 }
 
 /// Hands changes of the terminal's size on.
-fn pass_sizes(control: &Control) -> Result<()> {
+fn pass_sizes(control: &CommandControl) -> Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGWINCH])?;
     let control = control.clone();
     std::thread::spawn(move || {
@@ -247,14 +251,14 @@ fn pass_sizes(control: &Control) -> Result<()> {
 }
 
 /// Writes a command's output to this program's.
-fn pass_output(stream: Stream, bytes: &[u8]) -> Result<()> {
+fn pass_output(stream: OutputStream, bytes: &[u8]) -> Result<()> {
     fn put(mut to: impl Write, bytes: &[u8]) -> std::io::Result<()> {
         to.write_all(bytes)?;
         to.flush()
     }
     match stream {
-        Stream::Stdout => put(std::io::stdout().lock(), bytes),
-        Stream::Stderr => put(std::io::stderr().lock(), bytes),
+        OutputStream::Stdout => put(std::io::stdout().lock(), bytes),
+        OutputStream::Stderr => put(std::io::stderr().lock(), bytes),
     }
     .context("Passing on output of the lab")
 }
@@ -270,7 +274,7 @@ fn exit_code(status: ExitStatus) -> ExitCode {
     )
 }
 
-fn push(args: &Push) -> Result<()> {
+fn push(args: &PushArgs) -> Result<()> {
     let lab = find(&args.name)?;
     let Some((dest, files)) = args.paths.split_last() else {
         bail!("Nothing to copy")
@@ -329,14 +333,14 @@ fn copy(lab: &Lab, file: &Path, to: &str) -> Result<()> {
     fed.with_context(|| format!("Copying {}", file.display()))
 }
 
-fn install(name: &Name) -> Result<()> {
+fn install(name: &LabName) -> Result<()> {
     let lab = find(name)?;
     let place = service::install_in_lab(&lab, &Dist::ensure()?)?;
     eprintln!("lab: the programs are in {}", place.display());
     Ok(())
 }
 
-fn status(name: &Name) -> Result<ExitCode> {
+fn status(name: &LabName) -> Result<ExitCode> {
     let Some(lab) = Lab::running(&name.name)? else {
         println(&format!("{}: not running", name.name))?;
         return Ok(ExitCode::FAILURE);
@@ -360,16 +364,16 @@ fn status(name: &Name) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn logs(name: &Name) -> Result<ExitCode> {
-    println(&Place::new(&name.name)?.console_tail(usize::MAX))?;
+fn logs(name: &LabName) -> Result<ExitCode> {
+    println(&LabPlace::new(&name.name)?.console_tail(usize::MAX))?;
     if let Some(lab) = Lab::running(&name.name)? {
         println(&String::from_utf8_lossy(&lab.exec(&["dmesg"])?.stdout))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn stop(name: &Name) -> Result<()> {
-    let place = Place::new(&name.name)?;
+fn stop(name: &LabName) -> Result<()> {
+    let place = LabPlace::new(&name.name)?;
     if qemu::process(&place).is_none() {
         eprintln!("lab: {:?} does not run", name.name);
         return Ok(());

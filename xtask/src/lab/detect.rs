@@ -3,7 +3,7 @@
 use std::path::Path;
 
 /// What was found, and why.
-pub(crate) struct Finding {
+pub(crate) struct HostFinding {
     /// Guests can run on this machine's own `/dev/kvm`.
     pub(crate) usable: bool,
     /// One sentence for the user.
@@ -11,7 +11,7 @@ pub(crate) struct Finding {
 }
 
 /// Looks for hardware virtualization that a Linux guest can use.
-pub(crate) fn hardware_virtualization() -> Finding {
+pub(crate) fn hardware_virtualization() -> HostFinding {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let device = Path::new("/dev/kvm");
     let open = std::fs::File::options()
@@ -40,7 +40,7 @@ fn extension(cpuinfo: &str) -> Option<&'static str> {
     })
 }
 
-fn judge(extension: Option<&str>, exists: bool, open: Result<(), String>) -> Finding {
+fn judge(extension: Option<&str>, exists: bool, open: Result<(), String>) -> HostFinding {
     let (usable, reason) = match (extension, exists, open) {
         (Some(flag), true, Ok(())) => (
             true,
@@ -67,11 +67,11 @@ fn judge(extension: Option<&str>, exists: bool, open: Result<(), String>) -> Fin
             "the processor has neither vmx nor svm, and there is no /dev/kvm".to_owned(),
         ),
     };
-    Finding { usable, reason }
+    HostFinding { usable, reason }
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
 
     #[test]

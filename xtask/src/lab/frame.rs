@@ -1,12 +1,13 @@
 //! The frames between `cargo xtask lab` and the agent inside the lab.
 //!
 //! One TCP connection carries one command. A frame is a kind (1 byte), a length (4 bytes, little
-//! endian) and that many bytes. The host opens with [`Kind::Request`] and may then send input,
-//! signals and window sizes; the agent answers with output and ends with [`Kind::Exited`].
+//! endian) and that many bytes. The host opens with [`FrameKind::CommandRequest`] and may then send
+//! input, signals and window sizes; the agent answers with output and ends with
+//! [`FrameKind::Exited`].
 //!
 //! Output is paced by TCP: a host that does not read stops the agent's reading, and so the command
-//! itself. Input has a window ([`INPUT_WINDOW`]) instead, so that a command that reads nothing never
-//! hides a signal or a closed connection from the agent.
+//! itself. Input has a window ([`INPUT_WINDOW`]) instead, so that a command that reads nothing
+//! never hides a signal or a closed connection from the agent.
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -19,9 +20,9 @@ pub(super) const INPUT_WINDOW: usize = 256 << 10;
 
 /// What a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// Host: a [`Request`] as JSON.
-    Request = 1,
+pub(super) enum FrameKind {
+    /// Host: a [`CommandRequest`] as JSON.
+    CommandRequest = 1,
     /// Host: bytes for the command's standard input.
     Input = 2,
     /// Host: the standard input ends here.
@@ -42,19 +43,19 @@ pub(super) enum Kind {
     Refused = 10,
 }
 
-impl Kind {
+impl FrameKind {
     fn from_byte(byte: u8) -> Option<Self> {
-        const ALL: [Kind; 10] = [
-            Kind::Request,
-            Kind::Input,
-            Kind::InputEnd,
-            Kind::Signal,
-            Kind::Resize,
-            Kind::Stdout,
-            Kind::Stderr,
-            Kind::InputTaken,
-            Kind::Exited,
-            Kind::Refused,
+        const ALL: [FrameKind; 10] = [
+            FrameKind::CommandRequest,
+            FrameKind::Input,
+            FrameKind::InputEnd,
+            FrameKind::Signal,
+            FrameKind::Resize,
+            FrameKind::Stdout,
+            FrameKind::Stderr,
+            FrameKind::InputTaken,
+            FrameKind::Exited,
+            FrameKind::Refused,
         ];
         ALL.into_iter().find(|kind| *kind as u8 == byte)
     }
@@ -63,7 +64,7 @@ impl Kind {
 /// A command to run in the lab.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Request {
+pub(super) struct CommandRequest {
     /// Proves that the host side is the one that started this lab.
     pub(super) token: String,
     /// Program and arguments; empty asks only whether the agent is there.
@@ -82,7 +83,7 @@ pub(super) struct Request {
 ///
 /// # Errors
 /// An unknown kind, a payload beyond [`MAX_PAYLOAD`], a stream that ends within a frame.
-pub(super) fn read(from: &mut impl Read, payload: &mut Vec<u8>) -> Result<Option<Kind>> {
+pub(super) fn read(from: &mut impl Read, payload: &mut Vec<u8>) -> Result<Option<FrameKind>> {
     let mut head = [0_u8; 5];
     let first = loop {
         match from.read(&mut head) {
@@ -97,7 +98,7 @@ pub(super) fn read(from: &mut impl Read, payload: &mut Vec<u8>) -> Result<Option
         .context("A lab frame ends within its header")?;
     let [kind, length @ ..] = head;
     let length = usize::try_from(u32::from_le_bytes(length))?;
-    let Some(kind) = Kind::from_byte(kind) else {
+    let Some(kind) = FrameKind::from_byte(kind) else {
         bail!("A lab frame of unknown kind {kind}");
     };
     if length > MAX_PAYLOAD {
@@ -113,7 +114,7 @@ pub(super) fn read(from: &mut impl Read, payload: &mut Vec<u8>) -> Result<Option
 ///
 /// # Errors
 /// The stream's, or a payload beyond [`MAX_PAYLOAD`].
-pub(super) fn write(to: &mut impl Write, kind: Kind, payload: &[u8]) -> Result<()> {
+pub(super) fn write(to: &mut impl Write, kind: FrameKind, payload: &[u8]) -> Result<()> {
     if payload.len() > MAX_PAYLOAD {
         bail!(
             "A lab frame of {} bytes; the limit is {MAX_PAYLOAD}",
@@ -138,20 +139,26 @@ pub(super) fn number(payload: &[u8]) -> Result<u32> {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
 
     #[test]
     fn frames_come_back_as_sent() {
         let mut wire = Vec::new();
         let long = vec![7; MAX_PAYLOAD];
-        write(&mut wire, Kind::Stdout, &long).unwrap();
-        write(&mut wire, Kind::InputEnd, &[]).unwrap();
+        write(&mut wire, FrameKind::Stdout, &long).unwrap();
+        write(&mut wire, FrameKind::InputEnd, &[]).unwrap();
         let mut from = &wire[..];
         let mut payload = Vec::new();
-        assert_eq!(read(&mut from, &mut payload).unwrap(), Some(Kind::Stdout));
+        assert_eq!(
+            read(&mut from, &mut payload).unwrap(),
+            Some(FrameKind::Stdout)
+        );
         assert_eq!(payload, long);
-        assert_eq!(read(&mut from, &mut payload).unwrap(), Some(Kind::InputEnd));
+        assert_eq!(
+            read(&mut from, &mut payload).unwrap(),
+            Some(FrameKind::InputEnd)
+        );
         assert!(payload.is_empty());
         assert_eq!(read(&mut from, &mut payload).unwrap(), None);
     }
@@ -159,7 +166,7 @@ mod tests {
     #[test]
     fn every_kind_has_its_own_byte() {
         for byte in 0..=u8::MAX {
-            let kind = Kind::from_byte(byte);
+            let kind = FrameKind::from_byte(byte);
             assert!(kind.is_none_or(|k| k as u8 == byte));
             assert_eq!(kind.is_some(), (1..=10).contains(&byte));
         }
@@ -178,7 +185,7 @@ mod tests {
             let error = read(&mut &bytes[..], &mut payload).unwrap_err().to_string();
             assert!(error.contains(why), "{bytes:?}: {error}");
         }
-        write(&mut Vec::new(), Kind::Input, &vec![0; MAX_PAYLOAD + 1]).unwrap_err();
+        write(&mut Vec::new(), FrameKind::Input, &vec![0; MAX_PAYLOAD + 1]).unwrap_err();
         number(&[1, 2, 3]).unwrap_err();
         assert_eq!(number(&[1, 2, 0, 0]).unwrap(), 513);
     }

@@ -1,9 +1,9 @@
 //! One virtual machine that exists as long as the lab does, and never runs.
 //!
 //! Linux patches its own code when the first virtual machine comes and when the last one goes (the
-//! keys of `preempt_notifier` in the scheduler, of software-disabled APICs in KVM). A host that is in
-//! use always has a machine, so in a benchmark that cost would be nobody's. With one machine that
-//! stays, with a vCPU whose APIC nobody enables, nothing is patched any more.
+//! keys of `preempt_notifier` in the scheduler, of software-disabled APICs in KVM). A host that is
+//! in use always has a machine, so in a benchmark that cost would be nobody's. With one machine
+//! that stays, with a vCPU whose APIC nobody enables, nothing is patched any more.
 
 use anyhow::{Context, Result};
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
@@ -13,7 +13,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 const PINS: u64 = 24;
 
 /// Keeps the machine while it lives.
-pub(super) struct Held {
+pub(super) struct HeldLab {
     _vcpu: VcpuFd,
     _machine: VmFd,
 }
@@ -22,7 +22,7 @@ pub(super) struct Held {
 ///
 /// # Errors
 /// What KVM says; the lab works without, less reliably.
-pub(super) fn machine() -> Result<Held> {
+pub(super) fn machine() -> Result<HeldLab> {
     let machine = Kvm::new()
         .context("Opening /dev/kvm")?
         .create_vm()
@@ -36,7 +36,7 @@ pub(super) fn machine() -> Result<Held> {
         .enable_cap(&split)
         .context("KVM_CAP_SPLIT_IRQCHIP")?;
     let vcpu = machine.create_vcpu(0).context("KVM_CREATE_VCPU")?;
-    Ok(Held {
+    Ok(HeldLab {
         _vcpu: vcpu,
         _machine: machine,
     })

@@ -23,16 +23,16 @@ mod qmp;
 mod root;
 mod state;
 
-pub(crate) use client::{Control, Running, Stream};
-pub(crate) use command::{Args, run};
+pub(crate) use client::{CommandControl, LabCommand, OutputStream};
+pub(crate) use command::{LabArgs, run};
 pub(crate) use detect::hardware_virtualization;
 
 use crate::deps;
 use anyhow::{Context, Result, bail};
-use awake::Awake;
-use frame::Request;
-use qmp::Qmp;
-use state::{AGENT_PORT, Forward, Place, State};
+use awake::AwakeLab;
+use frame::CommandRequest;
+use qmp::QmpClient;
+use state::{AGENT_PORT, LabPlace, LabState, PortForward};
 use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -42,7 +42,7 @@ const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
 /// Which lab to use.
 #[derive(Clone, Debug)]
-pub(crate) struct Options {
+pub(crate) struct LabOptions {
     /// Its name; labs with different names run side by side.
     pub(crate) name: String,
     /// One processor, and a clock that counts instructions.
@@ -53,7 +53,7 @@ pub(crate) struct Options {
     pub(crate) forwards: Vec<(u16, u16)>,
 }
 
-impl Default for Options {
+impl Default for LabOptions {
     fn default() -> Self {
         Self {
             name: "lab".to_owned(),
@@ -64,7 +64,7 @@ impl Default for Options {
     }
 }
 
-impl Options {
+impl LabOptions {
     /// The lab that counts instructions, beside the ordinary one.
     pub(crate) fn counting() -> Self {
         Self {
@@ -77,8 +77,8 @@ impl Options {
 
 /// A lab that runs and answers. It keeps running when this is dropped.
 pub(crate) struct Lab {
-    place: Place,
-    state: State,
+    place: LabPlace,
+    state: LabState,
     /// It was started just now.
     pub(crate) fresh: bool,
 }
@@ -88,8 +88,8 @@ impl Lab {
     ///
     /// # Errors
     /// If the lab runs with other options, or does not come up: then with its last messages.
-    pub(crate) fn ensure(options: &Options) -> Result<Self> {
-        let place = Place::new(&options.name)?;
+    pub(crate) fn ensure(options: &LabOptions) -> Result<Self> {
+        let place = LabPlace::new(&options.name)?;
         place.make()?;
         let guard = place.lock()?;
         let running = qemu::process(&place).is_some();
@@ -108,7 +108,7 @@ impl Lab {
 
     /// The lab with this name if it runs.
     pub(crate) fn running(name: &str) -> Result<Option<Self>> {
-        let place = Place::new(name)?;
+        let place = LabPlace::new(name)?;
         if qemu::process(&place).is_none() {
             return Ok(None);
         }
@@ -120,7 +120,7 @@ impl Lab {
         }))
     }
 
-    fn join(place: Place, options: &Options) -> Result<Self> {
+    fn join(place: LabPlace, options: &LabOptions) -> Result<Self> {
         let state = place.load()?;
         if state.icount != options.icount {
             let mode = if state.icount {
@@ -144,10 +144,10 @@ impl Lab {
         Ok(lab)
     }
 
-    fn boot(place: Place, options: &Options) -> Result<Self> {
+    fn boot(place: LabPlace, options: &LabOptions) -> Result<Self> {
         deps::ensure(&["qemu-system-x86", "busybox-static"])?;
-        let kernel = package::Kernel::ensure()?;
-        let state = State::new(options.icount, options.memory_mib)?;
+        let kernel = package::LabKernel::ensure()?;
+        let state = LabState::new(options.icount, options.memory_mib)?;
         root::write(&place.initrd(), &kernel, &state.token)?;
         place.save(&state)?;
         qemu::start(&place, &kernel, &state)?;
@@ -173,7 +173,7 @@ impl Lab {
     fn answers(&self, limit: Duration, set_clock_ms: Option<u64>) -> Result<()> {
         let start = Instant::now();
         loop {
-            let request = Request {
+            let request = CommandRequest {
                 set_clock_ms,
                 ..self.request(&[])
             };
@@ -194,7 +194,7 @@ impl Lab {
         }
     }
 
-    fn ask(&self, request: &Request) -> Result<()> {
+    fn ask(&self, request: &CommandRequest) -> Result<()> {
         let running = self.start(request)?;
         running.limit_silence(Duration::from_secs(2))?;
         running.wait(|_, _| Ok(())).map(drop)
@@ -206,12 +206,12 @@ impl Lab {
             .context("This lab has no agent port: stop it")
     }
 
-    fn request(&self, argv: &[&str]) -> Request {
+    fn request(&self, argv: &[&str]) -> CommandRequest {
         let argv = argv.iter().map(|&argument| argument.to_owned()).collect();
-        Request {
+        CommandRequest {
             token: self.state.token.clone(),
             argv,
-            ..Request::default()
+            ..CommandRequest::default()
         }
     }
 
@@ -225,8 +225,8 @@ impl Lab {
         running.control().feed(std::io::empty())?;
         let status = running.wait(|stream, bytes| {
             match stream {
-                Stream::Stdout => stdout.extend_from_slice(bytes),
-                Stream::Stderr => stderr.extend_from_slice(bytes),
+                OutputStream::Stdout => stdout.extend_from_slice(bytes),
+                OutputStream::Stderr => stderr.extend_from_slice(bytes),
             }
             Ok(())
         })?;
@@ -237,20 +237,20 @@ impl Lab {
         })
     }
 
-    /// Starts a command; see [`Running`] for its input, output and signals.
-    pub(crate) fn spawn(&self, argv: &[&str]) -> Result<Running> {
+    /// Starts a command; see [`LabCommand`] for its input, output and signals.
+    pub(crate) fn spawn(&self, argv: &[&str]) -> Result<LabCommand> {
         self.start(&self.request(argv))
     }
 
-    fn start(&self, request: &Request) -> Result<Running> {
-        Running::start(self.agent_port()?, request, self.awake()?)
+    fn start(&self, request: &CommandRequest) -> Result<LabCommand> {
+        LabCommand::start(self.agent_port()?, request, self.awake()?)
     }
 
     /// A lab that counts runs only while this is held.
-    fn awake(&self) -> Result<Option<Awake>> {
+    fn awake(&self) -> Result<Option<AwakeLab>> {
         self.state
             .icount
-            .then(|| Awake::take(&self.place))
+            .then(|| AwakeLab::take(&self.place))
             .transpose()
     }
 
@@ -261,7 +261,7 @@ impl Lab {
 
     /// Forwards a port of loopback to a port of the lab, unless it is forwarded so already.
     pub(crate) fn forward(&mut self, host: u16, lab: u16) -> Result<()> {
-        let wanted = Forward { host, lab };
+        let wanted = PortForward { host, lab };
         if self.state.forwards.contains(&wanted) || self.try_forward(host, lab)? {
             return Ok(());
         }
@@ -272,11 +272,11 @@ impl Lab {
 
     fn try_forward(&mut self, host: u16, lab: u16) -> Result<bool> {
         let _guard = self.place.lock()?;
-        if !Qmp::connect(&self.place.qmp())?.forward(host, lab)? {
+        if !QmpClient::connect(&self.place.qmp())?.forward(host, lab)? {
             return Ok(false);
         }
         self.state = self.place.load()?; // another process may have added one
-        self.state.forwards.push(Forward { host, lab });
+        self.state.forwards.push(PortForward { host, lab });
         self.place.save(&self.state)?;
         Ok(true)
     }

@@ -4,17 +4,17 @@ use anyhow::{Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The dependencies that `depmod` found: module name → its file and the modules it needs.
-pub(super) struct Dependencies {
-    modules: BTreeMap<String, Module>,
+pub(super) struct ModuleDependencies {
+    modules: BTreeMap<String, KernelModule>,
     builtin: BTreeSet<String>,
 }
 
-struct Module {
+struct KernelModule {
     path: String,
     needs: Vec<String>,
 }
 
-impl Dependencies {
+impl ModuleDependencies {
     /// Reads the text of `modules.dep` and `modules.builtin`.
     pub(super) fn parse(dep: &str, builtin: &str) -> Self {
         let modules = dep
@@ -24,7 +24,7 @@ impl Dependencies {
                 let needs = needs.split_whitespace().map(name_of).collect();
                 (
                     name_of(path),
-                    Module {
+                    KernelModule {
                         path: path.to_owned(),
                         needs,
                     },
@@ -78,7 +78,7 @@ pub(super) fn name_of(path: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
 
     const DEP: &str = "\
@@ -92,7 +92,7 @@ kernel/b.ko: kernel/a.ko
 
     #[test]
     fn modules_come_after_what_they_need() {
-        let deps = Dependencies::parse(DEP, "kernel/drivers/virtio/virtio_pci.ko\n");
+        let deps = ModuleDependencies::parse(DEP, "kernel/drivers/virtio/virtio_pci.ko\n");
         let order = deps.load_order(&["kvm-amd", "virtio-pci", "kvm"]).unwrap();
         let names: Vec<_> = order.iter().map(|path| name_of(path)).collect();
         assert_eq!(names, ["irqbypass", "kvm", "ccp", "kvm_amd"]);
@@ -100,7 +100,7 @@ kernel/b.ko: kernel/a.ko
 
     #[test]
     fn a_cycle_ends_and_an_unknown_module_is_an_error() {
-        let deps = Dependencies::parse(DEP, "");
+        let deps = ModuleDependencies::parse(DEP, "");
         assert_eq!(deps.load_order(&["a"]).unwrap().len(), 2);
         let error = deps.load_order(&["virtio_pci"]).unwrap_err().to_string();
         assert!(error.contains("virtio_pci"), "{error}");

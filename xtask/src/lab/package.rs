@@ -1,6 +1,6 @@
 //! The lab's kernel: Debian's own package, unpacked but not installed.
 
-use super::modules::{Dependencies, name_of};
+use super::modules::{ModuleDependencies, name_of};
 use crate::{cache, deps};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
@@ -39,14 +39,14 @@ const ON_DEMAND: &[&str] = &[
 ];
 
 /// An unpacked kernel: `vmlinuz` and a `modules` tree, both immutable.
-pub(super) struct Kernel {
+pub(super) struct LabKernel {
     /// Its folder in the cache.
     pub(super) dir: PathBuf,
     /// As `uname -r` prints it.
     pub(super) release: String,
 }
 
-impl Kernel {
+impl LabKernel {
     /// Fetches and unpacks the kernel unless it is in the cache.
     ///
     /// # Errors
@@ -160,12 +160,12 @@ fn build(dir: &Path, package: &str, release: &str) -> Result<()> {
     Ok(())
 }
 
-fn dependencies(tree: &Path) -> Result<Dependencies> {
+fn dependencies(tree: &Path) -> Result<ModuleDependencies> {
     let text = |name: &str| {
         let path = tree.join(name);
         std::fs::read_to_string(&path).with_context(|| format!("Reading {}", path.display()))
     };
-    Ok(Dependencies::parse(
+    Ok(ModuleDependencies::parse(
         &text("modules.dep")?,
         &text("modules.builtin")?,
     ))

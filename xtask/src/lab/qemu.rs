@@ -1,8 +1,8 @@
 //! Starts, finds and stops the QEMU process of a lab.
 
-use super::package::Kernel;
-use super::qmp::Qmp;
-use super::state::{CONSOLE_NAME, Forward, Place, QMP_NAME, State};
+use super::package::LabKernel;
+use super::qmp::QmpClient;
+use super::state::{CONSOLE_NAME, LabPlace, LabState, PortForward, QMP_NAME};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::json;
@@ -21,11 +21,11 @@ const COMMAND_LINE: &str =
 /// extended state.
 const PROCESSOR: &str = "EPYC,+svm,+npt,-xsave,-avx,-avx2,-fma,-f16c";
 
-/// Starts QEMU in the background, with its first root already in place. One processor: with two, one in
-/// some hundred machines dies of a triple fault, and the lab itself once in a thousand (QEMU 7.2 and
-/// 10.0: an interrupt injected into a nested guest is noted as an exception too, and comes again when the
-/// other processor asks this one to leave its loop); with one, none of 6,000 did.
-pub(super) fn start(place: &Place, kernel: &Kernel, state: &State) -> Result<()> {
+/// Starts QEMU in the background, with its first root already in place. One processor: with two,
+/// one in some hundred machines dies of a triple fault, and the lab itself once in a thousand (QEMU
+/// 7.2 and 10.0: an interrupt injected into a nested guest is noted as an exception too, and comes
+/// again when the other processor asks this one to leave its loop); with one, none of 6,000 did.
+pub(super) fn start(place: &LabPlace, kernel: &LabKernel, state: &LabState) -> Result<()> {
     let mut command = Command::new("qemu-system-x86_64");
     command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
     command.args(["-no-reboot", "-daemonize"]);
@@ -70,14 +70,14 @@ pub(super) fn start(place: &Place, kernel: &Kernel, state: &State) -> Result<()>
 }
 
 /// User-mode network; its forwards are of loopback only.
-fn network(state: &State) -> String {
+fn network(state: &LabState) -> String {
     let forward =
-        |forward: &Forward| format!(",hostfwd=tcp:127.0.0.1:{}-:{}", forward.host, forward.lab);
+        |forward: &PortForward| format!(",hostfwd=tcp:127.0.0.1:{}-:{}", forward.host, forward.lab);
     "user,id=net".to_owned() + &state.forwards.iter().map(forward).collect::<String>()
 }
 
 /// Folders that the lab mounts by their tag.
-fn shares(place: &Place) -> Result<[String; 3]> {
+fn shares(place: &LabPlace) -> Result<[String; 3]> {
     let share = |tag: &str, path: &Path, more: &str| {
         let path = prefixed("local,path=", path)?;
         Ok::<_, anyhow::Error>(format!(
@@ -101,7 +101,7 @@ fn prefixed(prefix: &str, path: &Path) -> Result<String> {
 
 /// The lab's QEMU process, if it runs. A stale file, or one whose number another process has
 /// since been given, counts as none.
-pub(super) fn process(place: &Place) -> Option<Pid> {
+pub(super) fn process(place: &LabPlace) -> Option<Pid> {
     let text = std::fs::read_to_string(place.pid_file()).ok()?;
     let pid = Pid::from_raw(text.trim().parse().ok()?)?;
     test_kill_process(pid).ok()?;
@@ -113,11 +113,12 @@ pub(super) fn process(place: &Place) -> Option<Pid> {
 }
 
 /// Ends the lab at once; it has nothing to save.
-pub(super) fn stop(place: &Place) -> Result<()> {
+pub(super) fn stop(place: &LabPlace) -> Result<()> {
     let Some(pid) = process(place) else {
         return Ok(());
     };
-    let asked = Qmp::connect(&place.qmp()).and_then(|mut qmp| qmp.execute("quit", &json!({})));
+    let asked =
+        QmpClient::connect(&place.qmp()).and_then(|mut qmp| qmp.execute("quit", &json!({})));
     if asked.is_err() || !gone_within(place, Duration::from_secs(5)) {
         let _ = kill_process(pid, Signal::KILL);
         if !gone_within(place, Duration::from_secs(10)) {
@@ -127,7 +128,7 @@ pub(super) fn stop(place: &Place) -> Result<()> {
     Ok(())
 }
 
-fn gone_within(place: &Place, limit: Duration) -> bool {
+fn gone_within(place: &LabPlace, limit: Duration) -> bool {
     let start = Instant::now();
     while start.elapsed() < limit {
         if process(place).is_none() {

@@ -13,12 +13,12 @@ use std::time::Duration;
 const MAX_EVENTS: usize = 64;
 
 /// A connection that is ready for commands.
-pub(super) struct Qmp {
+pub(super) struct QmpClient {
     to: UnixStream,
     from: BufReader<UnixStream>,
 }
 
-impl Qmp {
+impl QmpClient {
     /// Connects to the socket of a running QEMU.
     pub(super) fn connect(socket: &Path) -> Result<Self> {
         let to = connect(socket)

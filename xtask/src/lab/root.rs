@@ -1,7 +1,7 @@
 //! The lab's root file system: busybox, the C library, kernel modules and this program.
 
-use super::archive::Archive;
-use super::package::Kernel;
+use super::archive::CpioArchive;
+use super::package::LabKernel;
 use super::state::AGENT_PORT;
 use anyhow::{Context, Result};
 use std::fs::File;
@@ -32,9 +32,9 @@ const LIBRARY_FOLDER: &str = "/lib/x86_64-linux-gnu";
 const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
 
 /// Writes the first root for `kernel` to `path`.
-pub(super) fn write(path: &Path, kernel: &Kernel, token: &str) -> Result<()> {
+pub(super) fn write(path: &Path, kernel: &LabKernel, token: &str) -> Result<()> {
     let file = create(path)?;
-    let mut archive = Archive::new(BufWriter::new(file));
+    let mut archive = CpioArchive::new(BufWriter::new(file));
     for folder in [
         "bin",
         "sbin",
@@ -103,7 +103,7 @@ fn busybox() -> Result<PathBuf> {
         .context("busybox-static is installed but has no /bin/busybox")
 }
 
-fn modules(archive: &mut Archive<impl Write>, kernel: &Kernel) -> Result<()> {
+fn modules(archive: &mut CpioArchive<impl Write>, kernel: &LabKernel) -> Result<()> {
     archive.file(
         "etc/boot-modules",
         0o644,
@@ -118,7 +118,7 @@ fn modules(archive: &mut Archive<impl Write>, kernel: &Kernel) -> Result<()> {
 }
 
 /// Adds a folder with everything below it.
-fn folder(archive: &mut Archive<impl Write>, from: &Path, to: &str) -> Result<()> {
+fn folder(archive: &mut CpioArchive<impl Write>, from: &Path, to: &str) -> Result<()> {
     archive.folder(to)?;
     let mut entries = std::fs::read_dir(from)
         .with_context(|| format!("Reading {}", from.display()))?

@@ -20,7 +20,7 @@ pub(super) const CONSOLE_NAME: &str = "console.log";
 const PROTOCOL: u32 = 1;
 
 /// The folders of a lab.
-pub(super) struct Place {
+pub(super) struct LabPlace {
     /// What tells it from other labs of this workspace.
     pub(super) name: String,
     /// `target/lab/<name>`: everything the lab writes on this machine.
@@ -35,24 +35,24 @@ pub(super) struct Place {
 
 /// What a running lab was started with; written by whoever started it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct State {
+pub(super) struct LabState {
     /// [`PROTOCOL`] of whoever started it.
     #[serde(default)]
     protocol: u32,
     pub(super) token: String,
     pub(super) icount: bool,
     pub(super) memory_mib: u32,
-    pub(super) forwards: Vec<Forward>,
+    pub(super) forwards: Vec<PortForward>,
 }
 
 /// A port of loopback that leads into the lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Forward {
+pub(super) struct PortForward {
     pub(super) host: u16,
     pub(super) lab: u16,
 }
 
-impl Place {
+impl LabPlace {
     /// The place of the lab with this name.
     pub(super) fn new(name: &str) -> Result<Self> {
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
@@ -118,10 +118,10 @@ impl Place {
     }
 
     /// What the running lab was started with.
-    pub(super) fn load(&self) -> Result<State> {
+    pub(super) fn load(&self) -> Result<LabState> {
         let path = self.dir.join("state.json");
         let text = fs::read(&path).with_context(|| format!("Reading {}", path.display()))?;
-        let state: State = serde_json::from_slice(&text)
+        let state: LabState = serde_json::from_slice(&text)
             .with_context(|| format!("{} is damaged: stop the lab", path.display()))?;
         if state.protocol != PROTOCOL {
             bail!(
@@ -133,7 +133,7 @@ impl Place {
     }
 
     /// Replaces the state; only this user can read it, as the token is in it.
-    pub(super) fn save(&self, state: &State) -> Result<()> {
+    pub(super) fn save(&self, state: &LabState) -> Result<()> {
         let path = self.dir.join("state.json");
         let fresh = self.dir.join("state.json.new");
         let _ = fs::remove_file(&fresh);
@@ -148,10 +148,10 @@ impl Place {
     }
 }
 
-impl State {
+impl LabState {
     /// A lab to be, with a new token and a port for its agent.
     pub(super) fn new(icount: bool, memory_mib: u32) -> Result<Self> {
-        let agent = Forward {
+        let agent = PortForward {
             host: free_port()?,
             lab: AGENT_PORT,
         };

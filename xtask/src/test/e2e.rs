@@ -1,11 +1,12 @@
 //! The stages that need a server: the published SDKs against it, natively and with microVMs.
 
-use super::Tally;
-use super::server::{Mortal, free_port};
+use super::runner::{program, tee};
+use super::server::{MortalServer, free_port};
+use super::tally::Tally;
 use crate::dist::{Dist, target_dir};
-use crate::lab::Options;
-use crate::sdk::{self, Release, Round, Target};
-use crate::service::{API_KEY, Place, Service};
+use crate::lab::LabOptions;
+use crate::sdk::{self, SdkRelease, SdkTarget, TestRound};
+use crate::service::{API_KEY, RunningService, ServerPlace};
 use anyhow::Result;
 use std::process::Command;
 
@@ -24,37 +25,37 @@ pub(super) fn native() -> Result<Tally> {
             "native: only root can give the agent a user and a home of its own",
         ));
     }
-    let server = Mortal::start_native()?;
-    let mut target = Target::new(&server.url, API_KEY);
+    let server = MortalServer::start_native()?;
+    let mut target = SdkTarget::new(&server.url, API_KEY);
     target.set("HATCHERY_NATIVE", "1");
     server.describe(&mut target);
-    let mut tally = sdk::pytest(&target, &Release::Pinned, &[], Round::First)?;
-    tally.add(sdk::node_tests(&target, &Release::Pinned)?);
+    let mut tally = sdk::pytest(&target, &SdkRelease::Pinned, &[], TestRound::First)?;
+    tally.add(sdk::node_tests(&target, &SdkRelease::Pinned)?);
     Ok(tally)
 }
 
 /// A part of the stages with microVMs: its name, and what it runs.
-type Part = (&'static str, fn(&Target, Round) -> Result<Tally>);
+type SuitePart = (&'static str, fn(&SdkTarget, TestRound) -> Result<Tally>);
 
 /// All SDK suites and the README's programs, with microVMs.
 pub(super) fn vm() -> Result<Tally> {
-    const PARTS: [Part; 6] = [
+    const PARTS: [SuitePart; 6] = [
         ("Python", |target, round| {
             let ordinary = ["-m", "not fault and not leaks"];
-            sdk::pytest(target, &Release::Pinned, &ordinary, round)
+            sdk::pytest(target, &SdkRelease::Pinned, &ordinary, round)
         }),
         ("JavaScript", |target, _| {
-            sdk::node_tests(target, &Release::Pinned)
+            sdk::node_tests(target, &SdkRelease::Pinned)
         }),
         ("README", |target, _| sdk::snippets(target)),
         ("Python, first API", |target, round| {
-            sdk::pytest(target, &Release::FirstApi, &["-m", "compat"], round)
+            sdk::pytest(target, &SdkRelease::FirstApi, &["-m", "compat"], round)
         }),
         ("Python, latest", |target, round| {
-            sdk::pytest(target, &Release::Latest, &["-m", "compat"], round)
+            sdk::pytest(target, &SdkRelease::Latest, &["-m", "compat"], round)
         }),
         ("JavaScript, latest", |target, _| {
-            sdk::node_tests(target, &Release::Latest)
+            sdk::node_tests(target, &SdkRelease::Latest)
         }),
     ];
     let dist = Dist::ensure()?;
@@ -62,11 +63,11 @@ pub(super) fn vm() -> Result<Tally> {
     let mut tally = Tally::default();
     for (what, run) in PARTS {
         tally.add(twice(what, |round| {
-            let mut place = Place::choose(&Options::default())?;
-            let mut service = Service::start(&mut place, &dist, free_port()?, &log, CONFIG)?;
+            let mut place = ServerPlace::choose(&LabOptions::default())?;
+            let mut service = RunningService::start(&mut place, &dist, free_port()?, &log, CONFIG)?;
             let tally = run(&target(&place, &service.url), round)?;
             let lost = service.ended()?;
-            Ok((tally, matches!(place, Place::Lab(_)), lost))
+            Ok((tally, matches!(place, ServerPlace::Lab(_)), lost))
         }));
     }
     Ok(tally)
@@ -76,42 +77,46 @@ pub(super) fn vm() -> Result<Tally> {
 pub(super) fn fault() -> Result<Tally> {
     let dist = Dist::ensure()?;
     Ok(twice("faults", |round| {
-        let mut place = Place::choose(&Options::default())?;
-        let server = Mortal::start(&mut place, &dist)?;
+        let mut place = ServerPlace::choose(&LabOptions::default())?;
+        let server = MortalServer::start(&mut place, &dist)?;
         let mut target = target(&place, &server.url);
         server.describe(&mut target);
-        let tally = sdk::pytest(&target, &Release::Pinned, &["-m", "fault or leaks"], round)?;
-        let lab = matches!(place, Place::Lab(_));
+        let tally = sdk::pytest(
+            &target,
+            &SdkRelease::Pinned,
+            &["-m", "fault or leaks"],
+            round,
+        )?;
+        let lab = matches!(place, ServerPlace::Lab(_));
         Ok((tally, lab, lab && !server.is_there()))
     }))
 }
 
 /// Runs a part on a server of its own. In the lab it runs once more: all of it when the lab's own
 /// kernel has died, else the tests that failed, if they were few.
-fn twice(what: &str, run: impl Fn(Round) -> Result<(Tally, bool, bool)>) -> Tally {
+fn twice(what: &str, run: impl Fn(TestRound) -> Result<(Tally, bool, bool)>) -> Tally {
     let once = |round| match run(round) {
         Ok(done) => done,
         Err(error) => (Tally::fail(format!("{what}: {error:#}")), false, false),
     };
-    let (tally, lab, lost) = once(Round::First);
+    let (tally, lab, lost) = once(TestRound::First);
     if lost {
-        let mut again = once(Round::First).0;
+        let mut again = once(TestRound::First).0;
         again.notes.push(format!(
             "flaky: {what}: run again, because the lab died (its console log says how)"
         ));
         again
     } else if lab {
-        tally.or_again(what, || once(Round::Failed).0)
+        tally.or_again(what, || once(TestRound::Failed).0)
     } else {
         tally
     }
 }
 
-/// One short run of the benchmark command: whether it measures, not what. The bars are judged by
+/// One short run of the benchmark command: whether it measures, not what. The targets are judged by
 /// the command itself.
 pub(super) fn bench() -> Result<Tally> {
-    let program = super::program()?;
-    let mut command = Command::new(program);
+    let mut command = Command::new(program()?);
     command.args([
         "bench",
         "boot",
@@ -120,13 +125,13 @@ pub(super) fn bench() -> Result<Tally> {
         "--no-peer",
         "--report-only",
     ]);
-    let (status, _) = super::tee(&mut command)?;
+    let (status, _) = tee(&mut command)?;
     Ok(Tally::of_status(status, "cargo xtask bench boot"))
 }
 
-fn target(place: &Place, url: &str) -> Target {
-    let mut target = Target::new(url, API_KEY);
-    if matches!(place, Place::Lab(_)) {
+fn target(place: &ServerPlace, url: &str) -> SdkTarget {
+    let mut target = SdkTarget::new(url, API_KEY);
+    if matches!(place, ServerPlace::Lab(_)) {
         target
             .set("HATCHERY_TIME_SCALE", LAB_SCALE)
             .set("HATCHERY_BIG_MIB", LAB_BIG_MIB);

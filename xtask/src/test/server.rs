@@ -1,8 +1,9 @@
 //! A server that tests may kill and start again: by a shell script on its host.
 
+use super::runner::{cargo, program, tee};
 use crate::dist::{Dist, target_dir};
-use crate::sdk::Target;
-use crate::service::{API_KEY, LAB_DIST, Place};
+use crate::sdk::SdkTarget;
+use crate::service::{API_KEY, LAB_DIST, ServerPlace};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -18,7 +19,7 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 const USER: &str = "user:x:60123:60123::/home/user:/bin/bash";
 
 /// A server that tests may kill and start again by a shell script on its host. Ends when dropped.
-pub(super) struct Mortal {
+pub(super) struct MortalServer {
     /// From this machine.
     pub(super) url: String,
     /// Runs its next argument as a shell script on the server's host.
@@ -29,22 +30,22 @@ pub(super) struct Mortal {
     dir: String,
 }
 
-impl Mortal {
+impl MortalServer {
     /// A server with microVMs.
-    pub(super) fn start(place: &mut Place, dist: &Dist) -> Result<Self> {
+    pub(super) fn start(place: &mut ServerPlace, dist: &Dist) -> Result<Self> {
         let programs = place.install(dist)?;
         let port = free_port()?;
         match place {
-            Place::Host => {
+            ServerPlace::Host => {
                 let dir = fs::canonicalize(target_dir())?.join("test-fault");
                 let start = start_script(&programs, &format!("127.0.0.1:{port}"), &dir, "");
                 Self::launch(&["sh", "-c"], start, &dir, port)
             }
-            Place::Lab(lab) => {
+            ServerPlace::Lab(lab) => {
                 lab.forward(port, LAB_PORT)?;
                 let dir = Path::new(LAB_DIST).join("test-fault");
                 let start = start_script(&programs, &format!("0.0.0.0:{LAB_PORT}"), &dir, "");
-                let program = super::program()?;
+                let program = program()?;
                 Self::launch(
                     &[&program, "lab", "exec", "--", "sh", "-c"],
                     start,
@@ -63,9 +64,10 @@ impl Mortal {
         with_user("/etc/passwd", &dir.join("passwd"), USER)?;
         with_user("/etc/group", &dir.join("group"), "user:x:60123:")?;
         let wrap = format!(
-            "unshare --mount --propagation private sh -c 'mount --bind {0}/passwd /etc/passwd && mount \
-             --bind {0}/group /etc/group && mount -t tmpfs -o mode=755 none /home && mount -t tmpfs -o \
-             mode=700 none /root && mkdir /home/user && chown 60123:60123 /home/user && exec \"$@\"' - ",
+            "unshare --mount --propagation private sh -c 'mount --bind {0}/passwd /etc/passwd && \
+             mount --bind {0}/group /etc/group && mount -t tmpfs -o mode=755 none /home && \
+             mount -t tmpfs -o mode=700 none /root && mkdir /home/user && \
+             chown 60123:60123 /home/user && exec \"$@\"' - ",
             dir.display()
         );
         let port = free_port()?;
@@ -93,7 +95,7 @@ impl Mortal {
     }
 
     /// Tells the suites how to look at this server's host, and how to start the server again.
-    pub(super) fn describe(&self, target: &mut Target) {
+    pub(super) fn describe(&self, target: &mut SdkTarget) {
         target
             .set("HATCHERY_HOST_CMD", self.host_command.join(" "))
             .set("HATCHERY_STATE_DIR", format!("{}/data", self.dir))
@@ -141,12 +143,12 @@ impl Mortal {
     }
 }
 
-impl Drop for Mortal {
+impl Drop for MortalServer {
     fn drop(&mut self) {
         // Killed hard only if it does not end by itself.
         let script = format!(
-            "p=$(cat '{}') || exit 0; kill $p || exit 0; for i in 1 2 3 4 5 6 7 8 9 10; do kill -0 $p \
-             2>/dev/null || exit 0; sleep 1; done; kill -9 $p",
+            "p=$(cat '{}') || exit 0; kill $p || exit 0; for i in 1 2 3 4 5 6 7 8 9 10; do \
+             kill -0 $p 2>/dev/null || exit 0; sleep 1; done; kill -9 $p",
             self.pid_file()
         );
         let _ = self.on_host(&script);
@@ -154,13 +156,13 @@ impl Drop for Mortal {
 }
 
 /// A shell script that starts a server in the background, away from the terminal; `wrap` is put
-/// before its command line. Without husks, so that each sandbox is one VM process more.
+/// before its command line. Without warm VMs, so that each sandbox is one VM process more.
 fn start_script(programs: &Path, listen: &str, dir: &Path, wrap: &str) -> String {
     let (programs, dir) = (programs.display(), dir.display());
     format!(
-        "HATCHERY_API_KEYS={API_KEY} HATCHERY_HUSKS=0 setsid {wrap}sh -c 'echo $$ > \"{dir}/pid\"; exec \"{programs}/hatchery\" \
-         serve --listen {listen} --image-dir \"{programs}\" --data-dir \"{dir}/data\"' \
-         >> '{dir}/log' 2>&1 < /dev/null &"
+        "HATCHERY_API_KEYS={API_KEY} HATCHERY_HUSKS=0 setsid {wrap}sh -c 'echo $$ > \"{dir}/pid\"; \
+         exec \"{programs}/hatchery\" serve --listen {listen} --image-dir \"{programs}\" \
+         --data-dir \"{dir}/data\"' >> '{dir}/log' 2>&1 < /dev/null &"
     )
 }
 
@@ -191,10 +193,11 @@ fn native_programs(dir: &Path) -> Result<PathBuf> {
     let programs = dir.join("dist");
     fs::create_dir_all(&programs)?;
     for args in [
-        &["build", "-p", "hatchery", "--bins"][..],
+        // With the features that the tests' build has chosen: so nothing is built twice.
+        &["build", "--workspace", "--bin=hatchery", "--bin=fake-vmm"][..],
         &["build", "--profile", "agent", "-p", "guest-agent"],
     ] {
-        let (status, _) = super::tee(&mut super::cargo(args))?;
+        let (status, _) = tee(&mut cargo(args))?;
         if !status.success() {
             bail!("`cargo {}` failed: see its messages above", args.join(" "));
         }

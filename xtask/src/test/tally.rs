@@ -52,8 +52,8 @@ impl Tally {
     }
 
     /// What a second run made of the first one's failures: they count as passed if all passed then,
-    /// and a note says so. The lab's emulated processor does now and then lose or misplace a guest's
-    /// interrupt, which no program of ours can help; what fails twice is ours.
+    /// and a note says so. The lab's emulated processor does now and then lose or misplace a
+    /// guest's interrupt, which no program of ours can help; what fails twice is ours.
     pub(crate) fn or_again(self, what: &str, second: impl FnOnce() -> Self) -> Self {
         const MOST: u64 = 3;
         if self.failed == 0 || self.failed > MOST {
@@ -200,7 +200,7 @@ fn number_before(line: &str, word: &str) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
     use std::os::unix::process::ExitStatusExt;
 

@@ -46,7 +46,7 @@ const OURS: &[(&str, &str, &[&str])] = &[
         ],
     ),
     ("e2b", "api/e2b", &["engine", "link", "wire"]),
-    ("doctor", "api/doctor", &["control", "snapshot-memory"]),
+    ("doctor", "api/doctor", &[]),
     (
         "hatchery",
         "api/hatchery",
@@ -84,13 +84,13 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
     ),
     (
         "api/engine",
-        &["hyper", "hyper-util", "http-body-util"],
-        "the engine knows no HTTP",
+        &["http-body-util", "hyper", "hyper-util"],
+        "lives of sandboxes know no HTTP",
     ),
     (
         "api/link",
-        &["hyper", "hyper-util", "http-body-util"],
-        "the link knows no HTTP",
+        &["http-body-util", "hyper", "hyper-util"],
+        "the agent's client knows no HTTP",
     ),
     (
         "host",

@@ -7,19 +7,30 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "helpers of tests: to panic is to fail")]
 
+mod circles;
+mod dead;
+mod exceptions;
 mod graph;
+mod imports;
+mod lexer;
 mod licences;
+mod lines;
 mod lints;
+mod modules;
+mod names;
 mod source;
+mod style;
 mod text;
 
+use exceptions::Excused;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The workspace's top folder.
+/// The workspace's top folder, or that of another checkout: `$TIDY_TOP`.
 fn top() -> PathBuf {
-    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let top = std::env::var_os("TIDY_TOP").map_or_else(own, PathBuf::from);
     fs::canonicalize(&top).unwrap()
 }
 
@@ -67,6 +78,31 @@ fn walk(dir: &Path, found: &mut Vec<String>) {
             found.push(name);
         }
     }
+}
+
+/// What breaks a rule in files that are not excused, and what excuses a file, or a folder whose
+/// name ends in `/`, that does not break it. `broken` names the file of each.
+fn unless(excused: Excused, broken: Vec<(String, String)>) -> Vec<String> {
+    let covers = |excuse: &str, file: &str| {
+        file == excuse || excuse.ends_with('/') && file.starts_with(excuse)
+    };
+    let excuses: Vec<&str> = excused
+        .iter()
+        .flat_map(|(_, files)| *files)
+        .copied()
+        .collect();
+    let idle = excuses
+        .iter()
+        .filter(|excuse| !broken.iter().any(|(file, _)| covers(excuse, file)));
+    let mut told: Vec<_> = idle
+        .map(|excuse| format!("{excuse} is excused, and keeps the rule"))
+        .collect();
+    for (file, what) in broken {
+        if !excuses.iter().any(|excuse| covers(excuse, &file)) {
+            told.push(what);
+        }
+    }
+    told
 }
 
 /// Fails with all `broken` rules at once.

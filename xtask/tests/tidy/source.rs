@@ -1,10 +1,11 @@
 //! Rust sources: how long, how named, where unsafe.
 
-use crate::{files, none, top};
-use std::fs;
+use crate::lexer::has_word;
+use crate::modules::{Source, sources, test_files};
+use crate::{none, top};
 
 /// Lines of code a file may have without its tests, blank lines and comments.
-const LONGEST: usize = 400;
+pub(crate) const LONGEST: usize = 400;
 
 /// Files that may be longer, and why.
 const LONGER: &[(&str, &str)] = &[
@@ -18,35 +19,7 @@ const LONGER: &[(&str, &str)] = &[
     ),
 ];
 
-/// A source file, and its text with comments, strings and characters blanked.
-struct Source {
-    name: String,
-    text: String,
-    code: String,
-}
-
-fn sources() -> Vec<Source> {
-    let rust = files().into_iter().filter(|name| name.ends_with(".rs"));
-    rust.map(|name| {
-        let text = fs::read_to_string(top().join(&name)).unwrap();
-        let code = blanked(&text);
-        Source { name, text, code }
-    })
-    .collect()
-}
-
 impl Source {
-    /// Whether all of it is test code.
-    fn is_test(&self) -> bool {
-        let file = self.name.rsplit('/').next().unwrap();
-        if self.name == "xtask/src/test.rs" {
-            return false; // the test command
-        }
-        self.name.contains("/tests/")
-            || ["test.rs", "tests.rs"].contains(&file)
-            || file.ends_with("_test.rs")
-    }
-
     /// Lines of code before the tests at its end.
     fn lines(&self) -> usize {
         let tests = ["#[cfg(test)]\nmod test {", "#[cfg(test)]\nmod tests {"];
@@ -72,102 +45,23 @@ impl Source {
     }
 }
 
-/// `text` with the same lines, where comments and the insides of literals are spaces.
-fn blanked(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut out = bytes.to_vec();
-    let mut at = 0;
-    while at < bytes.len() {
-        let end = literal_end(bytes, at);
-        if end == at {
-            at += 1;
-            continue;
-        }
-        for byte in &mut out[at..end] {
-            if *byte != b'\n' {
-                *byte = b' ';
-            }
-        }
-        at = end;
-    }
-    String::from_utf8(out).unwrap()
-}
-
-/// Where the comment or literal that begins at `at` ends; `at` if none begins there.
-fn literal_end(bytes: &[u8], at: usize) -> usize {
-    let rest = &bytes[at..];
-    let after_name = at > 0 && (bytes[at - 1].is_ascii_alphanumeric() || bytes[at - 1] == b'_');
-    let find = |from: usize, what: &[u8]| {
-        let hit = bytes[from..]
-            .windows(what.len())
-            .position(|window| window == what);
-        hit.map_or(bytes.len(), |hit| from + hit + what.len())
-    };
-    match rest {
-        [b'/', b'/', ..] => rest
-            .iter()
-            .position(|&b| b == b'\n')
-            .map_or(bytes.len(), |n| at + n),
-        [b'/', b'*', ..] => find(at + 2, b"*/"),
-        [b'"', ..] => quoted_end(bytes, at, b'"'),
-        [b'r', b'"' | b'#', ..] if !after_name || bytes[at - 1] == b'b' => {
-            let hashes = rest[1..].iter().take_while(|&&b| b == b'#').count();
-            if rest.get(1 + hashes) != Some(&b'"') {
-                return at; // a raw identifier
-            }
-            let close = [&b"\""[..], &vec![b'#'; hashes]].concat();
-            find(at + 2 + hashes, &close)
-        }
-        // A character, not a lifetime: closed after one character or an escape.
-        [b'\'', b'\\', ..] => quoted_end(bytes, at, b'\''),
-        [b'\'', first, ..] => {
-            let width = match first {
-                0..0x80 => 1,
-                0x80..0xe0 => 2,
-                0xe0..0xf0 => 3,
-                _ => 4,
-            };
-            if rest.get(1 + width) == Some(&b'\'') {
-                at + width + 2
-            } else {
-                at
-            }
-        }
-        _ => at,
-    }
-}
-
-fn quoted_end(bytes: &[u8], at: usize, quote: u8) -> usize {
-    let mut end = at + 1;
-    while end < bytes.len() && bytes[end] != quote {
-        end += if bytes[end] == b'\\' { 2 } else { 1 };
-    }
-    (end + 1).min(bytes.len())
-}
-
-/// Whether `word` stands in `line` by itself.
-fn has_word(line: &str, word: &str) -> bool {
-    let part = |c: char| c.is_alphanumeric() || c == '_';
-    line.match_indices(word).any(|(at, _)| {
-        let (before, after) = (&line[..at], &line[at + word.len()..]);
-        !before.chars().next_back().is_some_and(part) && !after.chars().next().is_some_and(part)
-    })
-}
-
-#[test]
-fn blanking_keeps_lines_and_code() {
-    let text = "let a = \"unsafe \\\" {\"; // unsafe\nlet b = 'x'; let c: &'static str = r#\"un\"safe\"#;\n\
-                /* unsafe\n */ let d = b'\\''; let é = '雪'; unsafe { f() }\n";
-    let code = blanked(text);
-    assert_eq!(code.lines().count(), text.lines().count());
-    assert_eq!(code.matches("unsafe").count(), 1);
-    assert!(code.contains("&'static str") && code.contains("let é") && code.contains("let d"));
+/// How many files of a folder are longer than they may be without a reason.
+pub(crate) fn long(folder: &str) -> usize {
+    let of_folder = |source: &&Source| source.name.starts_with(&format!("{folder}/"));
+    let own = sources().values().filter(of_folder);
+    let tests = test_files();
+    own.filter(|source| !tests.contains(source.name.as_str()) && source.lines() > LONGEST)
+        .count()
 }
 
 #[test]
 fn a_file_is_one_idea() {
     let mut broken = Vec::new();
-    for source in sources().iter().filter(|source| !source.is_test()) {
+    let tests = test_files();
+    let own = sources()
+        .iter()
+        .filter(|(name, _)| !tests.contains(name.as_str()));
+    for (_, source) in own {
         let listed = LONGER.iter().any(|(name, _)| *name == source.name);
         let long = source.lines() > LONGEST;
         if long && !listed {
@@ -194,7 +88,7 @@ fn a_file_is_one_idea() {
 #[test]
 fn unsafe_files_say_why_and_the_rest_forbids_it() {
     let mut broken = Vec::new();
-    let all = sources();
+    let all: Vec<_> = sources().values().collect();
     for source in &all {
         let uses = source.code.lines().any(|line| has_word(line, "unsafe"));
         // A folder may say it once, in its `mod.rs`.
@@ -246,7 +140,7 @@ fn devices_never_name_kvm_and_machine_never_names_a_device() {
         ("guest-agent/", &["json", "kvm", "virtio"]),
     ] {
         for source in sources()
-            .iter()
+            .values()
             .filter(|source| source.name.starts_with(folder))
         {
             for word in words {
@@ -268,7 +162,7 @@ fn no_async_outside_the_service_and_the_tools() {
     let mut broken = Vec::new();
     for folder in ["host/", "snapshot/", "guest-agent/"] {
         for source in sources()
-            .iter()
+            .values()
             .filter(|source| source.name.starts_with(folder))
         {
             broken.extend(
@@ -285,7 +179,7 @@ fn no_async_outside_the_service_and_the_tools() {
 #[test]
 fn nothing_is_left_for_later() {
     let mut broken = Vec::new();
-    for source in &sources() {
+    for source in sources().values() {
         for word in ["todo!", "unimplemented!", "dbg!"] {
             broken.extend(source.lines_where(|line| line.contains(word)));
         }

@@ -5,7 +5,7 @@ use serde_json::json;
 
 /// A Connect status code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Code {
+pub enum ConnectCode {
     /// The caller gave up.
     Canceled,
     /// Nobody knows better.
@@ -40,7 +40,7 @@ pub enum Code {
     Unauthenticated,
 }
 
-impl Code {
+impl ConnectCode {
     /// The name on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -92,14 +92,14 @@ impl Code {
 #[error("{}: {message}", code.as_str())]
 pub struct ConnectError {
     /// What kind of error.
-    pub code: Code,
+    pub code: ConnectCode,
     /// What happened, with the values involved.
     pub message: String,
 }
 
 impl ConnectError {
     /// An error with this code and message.
-    pub fn new(code: Code, message: impl Into<String>) -> Self {
+    pub fn new(code: ConnectCode, message: impl Into<String>) -> Self {
         Self {
             code,
             message: message.into(),
@@ -108,22 +108,22 @@ impl ConnectError {
 
     /// `invalid_argument`.
     pub fn invalid(message: impl Into<String>) -> Self {
-        Self::new(Code::InvalidArgument, message)
+        Self::new(ConnectCode::InvalidArgument, message)
     }
 
     /// `not_found`.
     pub fn not_found(message: impl Into<String>) -> Self {
-        Self::new(Code::NotFound, message)
+        Self::new(ConnectCode::NotFound, message)
     }
 
     /// `unimplemented`.
     pub fn unimplemented(message: impl Into<String>) -> Self {
-        Self::new(Code::Unimplemented, message)
+        Self::new(ConnectCode::Unimplemented, message)
     }
 
     /// `internal`.
     pub fn internal(message: impl Into<String>) -> Self {
-        Self::new(Code::Internal, message)
+        Self::new(ConnectCode::Internal, message)
     }
 
     /// The error as a JSON value: `{"code", "message"}`.
@@ -134,28 +134,28 @@ impl ConnectError {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
 
     #[test]
     fn codes_map_to_the_statuses_of_the_specification() {
         let table = [
-            (Code::Canceled, "canceled", 499),
-            (Code::Unknown, "unknown", 500),
-            (Code::InvalidArgument, "invalid_argument", 400),
-            (Code::DeadlineExceeded, "deadline_exceeded", 504),
-            (Code::NotFound, "not_found", 404),
-            (Code::AlreadyExists, "already_exists", 409),
-            (Code::PermissionDenied, "permission_denied", 403),
-            (Code::ResourceExhausted, "resource_exhausted", 429),
-            (Code::FailedPrecondition, "failed_precondition", 400),
-            (Code::Aborted, "aborted", 409),
-            (Code::OutOfRange, "out_of_range", 400),
-            (Code::Unimplemented, "unimplemented", 501),
-            (Code::Internal, "internal", 500),
-            (Code::Unavailable, "unavailable", 503),
-            (Code::DataLoss, "data_loss", 500),
-            (Code::Unauthenticated, "unauthenticated", 401),
+            (ConnectCode::Canceled, "canceled", 499),
+            (ConnectCode::Unknown, "unknown", 500),
+            (ConnectCode::InvalidArgument, "invalid_argument", 400),
+            (ConnectCode::DeadlineExceeded, "deadline_exceeded", 504),
+            (ConnectCode::NotFound, "not_found", 404),
+            (ConnectCode::AlreadyExists, "already_exists", 409),
+            (ConnectCode::PermissionDenied, "permission_denied", 403),
+            (ConnectCode::ResourceExhausted, "resource_exhausted", 429),
+            (ConnectCode::FailedPrecondition, "failed_precondition", 400),
+            (ConnectCode::Aborted, "aborted", 409),
+            (ConnectCode::OutOfRange, "out_of_range", 400),
+            (ConnectCode::Unimplemented, "unimplemented", 501),
+            (ConnectCode::Internal, "internal", 500),
+            (ConnectCode::Unavailable, "unavailable", 503),
+            (ConnectCode::DataLoss, "data_loss", 500),
+            (ConnectCode::Unauthenticated, "unauthenticated", 401),
         ];
         for (code, name, status) in table {
             assert_eq!(code.as_str(), name);

@@ -1,6 +1,6 @@
 //! Envelopes: one flag byte, a big-endian length, a payload (api/PROTOCOL.md §7.2).
 
-use crate::connect::{Code, ConnectError, MAX_MESSAGE};
+use crate::connect::{ConnectCode, ConnectError, MAX_MESSAGE};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::Serialize;
 use serde_json::json;
@@ -20,11 +20,11 @@ pub struct Envelope {
 
 /// Cuts a byte stream into envelopes. Holds at most one message plus what one `push` adds.
 #[derive(Debug, Default)]
-pub struct Decoder {
+pub struct EnvelopeDecoder {
     buffer: BytesMut,
 }
 
-impl Decoder {
+impl EnvelopeDecoder {
     /// An empty decoder.
     #[must_use]
     pub fn new() -> Self {
@@ -52,7 +52,8 @@ impl Decoder {
         }
         if flags & COMPRESSED != 0 {
             return Err(ConnectError::internal(
-                "A compressed message came on a stream that announced no compression; send identity",
+                "A compressed message came on a stream that announced no compression; send \
+                 identity",
             ));
         }
         if flags & !(COMPRESSED | END_STREAM) != 0 {
@@ -82,7 +83,7 @@ impl Decoder {
 #[must_use]
 pub fn too_large(got: u64) -> ConnectError {
     ConnectError::new(
-        Code::ResourceExhausted,
+        ConnectCode::ResourceExhausted,
         format!("A message of {got} bytes is over the limit of {MAX_MESSAGE}; send it in parts"),
     )
 }
@@ -126,7 +127,7 @@ pub fn fuzz_envelopes(data: &[u8]) {
     let Some((&step, data)) = data.split_first() else {
         return;
     };
-    let mut decoder = Decoder::new();
+    let mut decoder = EnvelopeDecoder::new();
     for piece in data.chunks(usize::from(step).max(1)) {
         decoder.push(piece);
         loop {
@@ -140,7 +141,7 @@ pub fn fuzz_envelopes(data: &[u8]) {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
     use proptest::prelude::*;
 
@@ -160,11 +161,11 @@ mod tests {
     #[test]
     fn too_long_compressed_and_unknown_flags_are_refused() {
         for (bytes, code) in [
-            (&b"\x00\xff\xff\xff\xff"[..], Code::ResourceExhausted),
-            (&b"\x01\0\0\0\0"[..], Code::Internal),
-            (&b"\x40\0\0\0\0"[..], Code::InvalidArgument),
+            (&b"\x00\xff\xff\xff\xff"[..], ConnectCode::ResourceExhausted),
+            (&b"\x01\0\0\0\0"[..], ConnectCode::Internal),
+            (&b"\x40\0\0\0\0"[..], ConnectCode::InvalidArgument),
         ] {
-            let mut decoder = Decoder::new();
+            let mut decoder = EnvelopeDecoder::new();
             decoder.push(bytes);
             assert_eq!(decoder.decode().unwrap_err().code, code);
         }
@@ -178,7 +179,7 @@ mod tests {
         ) {
             let mut bytes: Vec<u8> = payloads.iter().flat_map(|p| message_text(p)).collect();
             bytes.extend_from_slice(&end(Ok(())));
-            let mut decoder = Decoder::new();
+            let mut decoder = EnvelopeDecoder::new();
             let mut got = Vec::new();
             for piece in bytes.chunks(step) {
                 decoder.push(piece);

@@ -2,16 +2,12 @@
 //! integers as numbers or strings, `null` for "not set". Enums and field names are the messages'
 //! own business; unknown fields are ignored by serde's default.
 
-use base64::{
-    Engine,
-    alphabet::{STANDARD, URL_SAFE},
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
-};
+use base64::Engine;
+use base64::alphabet::{STANDARD, URL_SAFE};
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
-use serde::{
-    Deserialize, Deserializer,
-    de::{Error, Visitor},
-};
+use serde::de::{Error, Visitor};
+use serde::{Deserialize, Deserializer};
 use std::fmt;
 
 const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
@@ -111,7 +107,7 @@ where
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
     use base64::engine::general_purpose;
     use proptest::prelude::*;
@@ -161,7 +157,8 @@ mod tests {
                 general_purpose::URL_SAFE_NO_PAD.encode(&bytes),
             ] {
                 prop_assert_eq!(&decode_base64(&text).unwrap(), &bytes);
-                let probe: Probe = serde_json::from_value(serde_json::json!({"bytes": text})).unwrap();
+                let value = serde_json::json!({"bytes": text});
+                let probe: Probe = serde_json::from_value(value).unwrap();
                 prop_assert_eq!(probe.bytes.unwrap(), &bytes);
             }
         }

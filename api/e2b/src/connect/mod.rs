@@ -10,7 +10,7 @@ pub mod json;
 pub mod request;
 pub mod stream;
 
-pub use code::{Code, ConnectError};
+pub use code::{ConnectCode, ConnectError};
 
 /// The longest message a client may send, bytes of JSON text.
 pub const MAX_MESSAGE: usize = 16 << 20;

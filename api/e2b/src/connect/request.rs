@@ -1,11 +1,12 @@
 //! Reading Connect requests: their kind, their deadline, their messages.
 
-use crate::connect::{Code, ConnectError, MAX_MESSAGE, envelope};
+use crate::connect::{ConnectCode, ConnectError, MAX_MESSAGE, envelope};
 use crate::{Body, BodyError, body};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::{HeaderMap, Response, StatusCode, header};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::time::Duration;
 
 /// How long a client may pause inside one message.
@@ -16,7 +17,7 @@ pub type RequestBody = http_body_util::combinators::UnsyncBoxBody<Bytes, BodyErr
 
 /// The two shapes of a Connect call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum CallKind {
     /// One bare JSON message each way.
     Unary,
     /// Envelopes each way.
@@ -25,12 +26,12 @@ pub enum Kind {
 
 /// Which kind the content type announces; `None` for a type this server does not speak.
 #[must_use]
-pub fn kind(headers: &HeaderMap) -> Option<Kind> {
+pub fn kind(headers: &HeaderMap) -> Option<CallKind> {
     let value = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
     let essence = value.split(';').next()?.trim().to_ascii_lowercase();
     match essence.as_str() {
-        crate::connect::UNARY_TYPE => Some(Kind::Unary),
-        crate::connect::STREAM_TYPE => Some(Kind::Stream),
+        crate::connect::UNARY_TYPE => Some(CallKind::Unary),
+        crate::connect::STREAM_TYPE => Some(CallKind::Stream),
         _ => None,
     }
 }
@@ -72,10 +73,10 @@ pub fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, ConnectError> {
 ///
 /// # Errors
 /// `unimplemented` for any other encoding.
-pub fn check_encoding(headers: &HeaderMap, kind: Kind) -> Result<(), ConnectError> {
+pub fn check_encoding(headers: &HeaderMap, kind: CallKind) -> Result<(), ConnectError> {
     let name = match kind {
-        Kind::Unary => "content-encoding",
-        Kind::Stream => "connect-content-encoding",
+        CallKind::Unary => "content-encoding",
+        CallKind::Stream => "connect-content-encoding",
     };
     for value in headers.get_all(name) {
         let value = value.to_str().unwrap_or("?").trim();
@@ -98,7 +99,7 @@ pub async fn piece(body: &mut RequestBody) -> Result<Option<Bytes>, ConnectError
             .await
             .map_err(|_| {
                 ConnectError::new(
-                    Code::DeadlineExceeded,
+                    ConnectCode::DeadlineExceeded,
                     format!(
                         "The request body paused for more than {} s",
                         PATIENCE.as_secs()
@@ -109,7 +110,7 @@ pub async fn piece(body: &mut RequestBody) -> Result<Option<Bytes>, ConnectError
             None => return Ok(None),
             Some(Err(why)) => {
                 return Err(ConnectError::new(
-                    Code::Canceled,
+                    ConnectCode::Canceled,
                     format!("The request body broke off: {why}"),
                 ));
             }
@@ -155,18 +156,18 @@ pub fn parse<M: DeserializeOwned>(text: &[u8]) -> Result<M, ConnectError> {
 
 /// The messages of a client stream, one at a time.
 #[derive(Debug)]
-pub struct Messages {
+pub struct MessageStream {
     body: RequestBody,
-    decoder: envelope::Decoder,
+    decoder: envelope::EnvelopeDecoder,
 }
 
-impl Messages {
+impl MessageStream {
     /// The messages in `body`.
     #[must_use]
     pub fn new(body: RequestBody) -> Self {
         Self {
             body,
-            decoder: envelope::Decoder::new(),
+            decoder: envelope::EnvelopeDecoder::new(),
         }
     }
 
@@ -198,7 +199,7 @@ impl Messages {
     /// connection notices when the client leaves.
     ///
     /// # Errors
-    /// As [`Messages::next`]; and when there is no message, or a second one.
+    /// As [`MessageStream::next`]; and when there is no message, or a second one.
     pub async fn only<M: DeserializeOwned>(mut self) -> Result<M, ConnectError> {
         let Some(message) = self.next().await? else {
             return Err(ConnectError::invalid("The request has no message"));
@@ -221,7 +222,7 @@ impl Messages {
                 None => return Ok(None),
                 Some(Err(why)) => {
                     return Err(ConnectError::new(
-                        Code::Canceled,
+                        ConnectCode::Canceled,
                         format!("The request body broke off: {why}"),
                     ));
                 }
@@ -258,7 +259,7 @@ pub fn answer<M: Serialize>(result: &Result<M, ConnectError>) -> Response<Body> 
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
     use serde_json::{Value, json};
 
@@ -272,9 +273,9 @@ mod tests {
     #[test]
     fn kinds_by_content_type() {
         let of = |value: &str| kind(&headers(&[("content-type", value)]));
-        assert_eq!(of("application/json"), Some(Kind::Unary));
-        assert_eq!(of("Application/JSON; charset=utf-8"), Some(Kind::Unary));
-        assert_eq!(of("application/connect+json"), Some(Kind::Stream));
+        assert_eq!(of("application/json"), Some(CallKind::Unary));
+        assert_eq!(of("Application/JSON; charset=utf-8"), Some(CallKind::Unary));
+        assert_eq!(of("application/connect+json"), Some(CallKind::Stream));
         assert_eq!(of("application/proto"), None);
         assert_eq!(kind(&HeaderMap::new()), None);
     }
@@ -286,49 +287,55 @@ mod tests {
         assert_eq!(of("0"), Ok(None));
         assert_eq!(timeout(&HeaderMap::new()), Ok(None));
         for bad in ["", "-1", "+1", "1.5", "12345678901", "soon"] {
-            assert_eq!(of(bad).unwrap_err().code, Code::InvalidArgument, "{bad:?}");
+            assert_eq!(
+                of(bad).unwrap_err().code,
+                ConnectCode::InvalidArgument,
+                "{bad:?}"
+            );
         }
     }
 
     #[test]
     fn identity_is_no_encoding_and_gzip_is_refused() {
         let identity = headers(&[("content-encoding", "identity")]);
-        check_encoding(&identity, Kind::Unary).unwrap();
+        check_encoding(&identity, CallKind::Unary).unwrap();
         let gzip = headers(&[("connect-content-encoding", "gzip")]);
         assert_eq!(
-            check_encoding(&gzip, Kind::Stream).unwrap_err().code,
-            Code::Unimplemented
+            check_encoding(&gzip, CallKind::Stream).unwrap_err().code,
+            ConnectCode::Unimplemented
         );
-        check_encoding(&gzip, Kind::Unary).unwrap();
+        check_encoding(&gzip, CallKind::Unary).unwrap();
     }
 
     #[tokio::test]
     async fn unary_bodies_are_bounded() {
         let mut big = body::full(vec![b' '; MAX_MESSAGE + 1]);
         let error = unary::<Value>(&mut big).await.unwrap_err();
-        assert_eq!(error.code, Code::ResourceExhausted);
+        assert_eq!(error.code, ConnectCode::ResourceExhausted);
         assert_eq!(unary::<Value>(&mut body::empty()).await, Ok(json!({})));
         for bad in ["{", "[]", "null", " 7", "\"{}\""] {
             let error = unary::<Value>(&mut body::full(bad)).await.unwrap_err();
-            assert_eq!(error.code, Code::InvalidArgument, "{bad}");
+            assert_eq!(error.code, ConnectCode::InvalidArgument, "{bad}");
         }
     }
 
     #[tokio::test]
     async fn a_server_streams_request_has_exactly_one_message() {
         let one = envelope::message(&json!({"a": 1}));
-        let got = Messages::new(body::full(one.clone())).only::<Value>().await;
+        let got = MessageStream::new(body::full(one.clone()))
+            .only::<Value>()
+            .await;
         assert_eq!(got, Ok(json!({"a": 1})));
         for bad in [
             Vec::new(),
             [one.clone(), one.clone()].concat(),
             one[..7].to_vec(),
         ] {
-            let error = Messages::new(body::full(bad))
+            let error = MessageStream::new(body::full(bad))
                 .only::<Value>()
                 .await
                 .unwrap_err();
-            assert_eq!(error.code, Code::InvalidArgument);
+            assert_eq!(error.code, ConnectCode::InvalidArgument);
         }
     }
 }

@@ -1,24 +1,21 @@
 //! The response body of a server stream: frames from a bounded channel, keep-alives between them,
 //! a deadline over them.
 
-use crate::connect::{Code, ConnectError, envelope};
+use crate::connect::{ConnectCode, ConnectError, envelope};
 use crate::{Body, BodyError};
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::{Response, body::Frame, header};
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
-use tokio::{
-    sync::mpsc,
-    time::{Instant, Sleep, sleep_until},
-};
+use hyper::body::Frame;
+use hyper::{Response, header};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 /// What the producer of a stream sends.
 #[derive(Debug)]
-pub enum Item {
+pub enum StreamItem {
     /// One sealed envelope.
     Frame(Bytes),
     /// The last sealed envelope of a stream that ends well: both leave in one piece.
@@ -31,7 +28,7 @@ pub enum Item {
 
 /// How a stream behaves in time.
 #[derive(Debug, Default)]
-pub struct Timing {
+pub struct StreamTiming {
     /// Send this envelope after that much silence.
     pub keepalive: Option<(Duration, Bytes)>,
     /// End with `deadline_exceeded` at that instant.
@@ -43,7 +40,7 @@ pub struct Timing {
 #[derive(Debug)]
 pub struct StreamBody<T> {
     items: mpsc::Receiver<T>,
-    encode: fn(T) -> Item,
+    encode: fn(T) -> StreamItem,
     keepalive: Option<(Duration, Bytes, Pin<Box<Sleep>>)>,
     deadline: Option<Pin<Box<Sleep>>>,
     done: bool,
@@ -52,7 +49,11 @@ pub struct StreamBody<T> {
 impl<T> StreamBody<T> {
     /// A body fed by `items`, each turned into an item of the stream by `encode`.
     #[must_use]
-    pub fn new(items: mpsc::Receiver<T>, encode: fn(T) -> Item, timing: Timing) -> Self {
+    pub fn new(
+        items: mpsc::Receiver<T>,
+        encode: fn(T) -> StreamItem,
+        timing: StreamTiming,
+    ) -> Self {
         let keepalive = timing.keepalive.map(|(period, frame)| {
             (
                 period,
@@ -84,7 +85,8 @@ impl<T> StreamBody<T> {
         if let Some(deadline) = &mut self.deadline
             && deadline.as_mut().poll(context).is_ready()
         {
-            let error = ConnectError::new(Code::DeadlineExceeded, "context deadline exceeded");
+            let error =
+                ConnectError::new(ConnectCode::DeadlineExceeded, "context deadline exceeded");
             return Poll::Ready(Some(Ok(self.last(Err(&error)))));
         }
         match self
@@ -92,19 +94,19 @@ impl<T> StreamBody<T> {
             .poll_recv(context)
             .map(|item| item.map(self.encode))
         {
-            Poll::Ready(Some(Item::Frame(frame))) => {
+            Poll::Ready(Some(StreamItem::Frame(frame))) => {
                 self.push_keepalive();
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Item::Last(frame))) => {
+            Poll::Ready(Some(StreamItem::Last(frame))) => {
                 let mut bytes = Vec::from(frame);
                 bytes.extend_from_slice(&self.last(Ok(())));
                 Poll::Ready(Some(Ok(bytes.into())))
             }
-            Poll::Ready(Some(Item::End(result))) => {
+            Poll::Ready(Some(StreamItem::End(result))) => {
                 Poll::Ready(Some(Ok(self.last(result.as_ref().map(|&()| ())))))
             }
-            Poll::Ready(Some(Item::Abort(why))) => {
+            Poll::Ready(Some(StreamItem::Abort(why))) => {
                 self.done = true;
                 Poll::Ready(Some(Err(why)))
             }
@@ -186,14 +188,14 @@ fn sealed(body: Body) -> Response<Body> {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
 
-    fn as_is(item: Item) -> Item {
+    fn as_is(item: StreamItem) -> StreamItem {
         item
     }
 
-    async fn rest(mut body: StreamBody<Item>) -> (Vec<Bytes>, bool) {
+    async fn rest(mut body: StreamBody<StreamItem>) -> (Vec<Bytes>, bool) {
         let mut frames = Vec::new();
         while let Some(frame) = body.frame().await {
             match frame {
@@ -208,18 +210,18 @@ mod tests {
     async fn keepalives_fill_silence_and_data_resets_them() {
         let (sender, items) = mpsc::channel(1);
         let ping = Bytes::from_static(b"ping");
-        let timing = Timing {
+        let timing = StreamTiming {
             keepalive: Some((Duration::from_secs(10), ping.clone())),
             deadline: None,
         };
         let body = tokio::spawn(rest(StreamBody::new(items, as_is, timing)));
         tokio::time::sleep(Duration::from_secs(9)).await;
         sender
-            .send(Item::Frame(Bytes::from_static(b"data")))
+            .send(StreamItem::Frame(Bytes::from_static(b"data")))
             .await
             .unwrap();
         tokio::time::sleep(Duration::from_secs(15)).await;
-        sender.send(Item::End(Ok(()))).await.unwrap();
+        sender.send(StreamItem::End(Ok(()))).await.unwrap();
         let (frames, broken) = body.await.unwrap();
         assert_eq!(
             frames,
@@ -231,7 +233,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_deadline_ends_the_stream_with_its_code() {
         let (sender, items) = mpsc::channel(1);
-        let timing = Timing {
+        let timing = StreamTiming {
             keepalive: None,
             deadline: Some(Instant::now() + Duration::from_secs(1)),
         };
@@ -250,10 +252,10 @@ mod tests {
     async fn the_last_message_and_the_end_are_one_piece() {
         let (sender, items) = mpsc::channel(1);
         let frame = Bytes::from_static(b"\0\0\0\0\x02{}");
-        sender.send(Item::Last(frame.clone())).await.unwrap();
+        sender.send(StreamItem::Last(frame.clone())).await.unwrap();
         let whole = [frame, envelope::end(Ok(()))].concat();
         assert_eq!(
-            rest(StreamBody::new(items, as_is, Timing::default())).await,
+            rest(StreamBody::new(items, as_is, StreamTiming::default())).await,
             (vec![whole.into()], false)
         );
     }
@@ -261,15 +263,15 @@ mod tests {
     #[tokio::test]
     async fn an_abort_and_a_vanished_producer_break_the_body() {
         let (sender, items) = mpsc::channel(1);
-        sender.send(Item::Abort("gone".into())).await.unwrap();
+        sender.send(StreamItem::Abort("gone".into())).await.unwrap();
         assert_eq!(
-            rest(StreamBody::new(items, as_is, Timing::default())).await,
+            rest(StreamBody::new(items, as_is, StreamTiming::default())).await,
             (Vec::new(), true)
         );
         let (sender, items) = mpsc::channel(1);
         drop(sender);
         assert_eq!(
-            rest(StreamBody::new(items, as_is, Timing::default())).await,
+            rest(StreamBody::new(items, as_is, StreamTiming::default())).await,
             (Vec::new(), true)
         );
     }

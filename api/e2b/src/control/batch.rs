@@ -2,26 +2,25 @@
 //! become ready.
 //!
 //! ```text
-//! room for all ─> 200 ─┬─ {"index": 3, "sandbox": {…}}      one line each, in the order they become ready
+//! room for all ─> 200 ─┬─ {"index": 3, "sandbox": {…}}   a line each, as they become ready
 //!   (or 429, 503)      ├─ {"index": 0, "error": {…}}
-//!                      └─ {"summary": {…}}                  always the last one
+//!                      └─ {"summary": {…}}               always the last one
 //! ```
 //!
 //! What a client that leaves keeps is what has been handed to its connection: with mode `any` each
-//! sandbox with its line, with mode `all` every sandbox with the summary, or none. The rest is ended.
+//! sandbox with its line, with mode `all` every sandbox with the summary, or none. The rest is
+//! ended.
 
-use crate::control::create::{Claim, Wanted, find};
-use crate::control::view::Created;
-use crate::dispatch::{App, parse_json};
+use crate::control::create::{CreateRequest, IdempotencyClaim, find};
+use crate::control::view::CreatedView;
 use crate::error::ApiError;
-use crate::linger::Lingering;
-use crate::route::Version;
+use crate::linger::LingeringBody;
+use crate::route::ApiVersion;
+use crate::state::{AppState, parse_json};
 use crate::{Body, BodyError};
 use bytes::Bytes;
 use engine::error::EngineError;
-use engine::registry::NewSandbox;
-use engine::registry::SandboxRegistry;
-use engine::registry::SandboxReservation;
+use engine::registry::{NewSandbox, SandboxRegistry, SandboxReservation};
 use engine::sandbox::Sandbox;
 use engine::timings::StepTimings;
 use futures_util::{StreamExt as _, stream};
@@ -43,15 +42,15 @@ const AT_ONCE: usize = 8;
 
 /// What the body has beside a creation's fields.
 #[derive(Deserialize)]
-struct Batch {
+struct BatchRequest {
     count: usize,
     #[serde(default)]
-    mode: Mode,
+    mode: BatchMode,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Mode {
+enum BatchMode {
     /// All of them or none.
     #[default]
     All,
@@ -65,22 +64,22 @@ enum Mode {
 /// What is wrong with the request, or that there is no room: then there is no sandbox. What happens
 /// later is told in the lines.
 pub async fn handle(
-    app: &Arc<App>,
-    request: Request<Lingering>,
+    app: &Arc<AppState>,
+    request: Request<LingeringBody>,
 ) -> Result<Response<Body>, ApiError> {
     let (head, body) = request.into_parts();
     let body = app.body(body).await?;
-    let Batch { count, mode } = parse_json(&body)?;
+    let BatchRequest { count, mode } = parse_json(&body)?;
     if !(1..=MAX_COUNT).contains(&count) {
         return Err(ApiError::Invalid(format!(
             "A count of {count} is out of range: 1 to {MAX_COUNT}"
         )));
     }
-    let wanted: Wanted = parse_json(&body)?;
+    let wanted: CreateRequest = parse_json(&body)?;
     let (template, restore_point) = find(app, &wanted.template_id).await?;
     let new = NewSandbox {
         restore_point,
-        ..wanted.check(&app.options, template, Version::V2)?
+        ..wanted.check(&app.options, template, ApiVersion::V2)?
     };
     let claim = match head.headers.get("idempotency-key") {
         None => None,
@@ -93,11 +92,11 @@ pub async fn handle(
             }
         }
     };
-    let partial = mode == Mode::Any;
+    let partial = mode == BatchMode::Any;
     let places = app.registry.reserve_batch(&new, count, partial).await?;
     tracing::info!(count, room = places.len(), ?mode, "batch");
     let (lines, receiver) = mpsc::unbounded_channel();
-    let job = Job {
+    let job = BatchJob {
         registry: Arc::clone(&app.registry),
         domain: app.options.domain.clone(),
         lines,
@@ -113,13 +112,13 @@ pub async fn handle(
 }
 
 /// A sandbox that its client does not know of yet: it is killed if it never will.
-struct Undelivered {
+struct UndeliveredSandbox {
     registry: Arc<SandboxRegistry>,
     index: usize,
     sandbox: Option<Arc<Sandbox>>,
 }
 
-impl Undelivered {
+impl UndeliveredSandbox {
     /// From now on it is the client's.
     fn deliver(mut self) -> Option<(usize, String)> {
         let sandbox = self.sandbox.take()?;
@@ -133,7 +132,7 @@ impl Undelivered {
     }
 }
 
-impl Drop for Undelivered {
+impl Drop for UndeliveredSandbox {
     fn drop(&mut self) {
         // Without a runtime there is no machine either.
         if let Some(sandbox) = self.sandbox.take()
@@ -152,21 +151,21 @@ async fn kill(registry: &SandboxRegistry, id: &str) {
 }
 
 /// A line, and the sandboxes that are the client's with it.
-struct Line {
+struct BatchLine {
     text: Bytes,
-    with: Vec<Undelivered>,
+    with: Vec<UndeliveredSandbox>,
 }
 
-struct Job {
+struct BatchJob {
     registry: Arc<SandboxRegistry>,
     domain: Option<String>,
     /// At most one line a sandbox and one more are ever in it.
-    lines: mpsc::UnboundedSender<Line>,
+    lines: mpsc::UnboundedSender<BatchLine>,
     count: usize,
-    mode: Mode,
+    mode: BatchMode,
 }
 
-impl Job {
+impl BatchJob {
     async fn run(self, new: NewSandbox, places: Vec<SandboxReservation>) {
         let max = self.registry.max_sandboxes();
         let full = ApiError::from(EngineError::TooManySandboxes { max });
@@ -203,10 +202,10 @@ impl Job {
             match made {
                 Ok(sandbox) => {
                     created += 1;
-                    let view = Created::new(&sandbox, self.domain.as_deref());
+                    let view = CreatedView::new(&sandbox, self.domain.as_deref());
                     let line = json!({ "index": index, "sandbox": view });
                     let own = self.own(index, sandbox);
-                    if self.mode == Mode::All {
+                    if self.mode == BatchMode::All {
                         held.push(own);
                         self.say(&line, Vec::new());
                     } else {
@@ -217,7 +216,7 @@ impl Job {
                     failed += 1;
                     let why = error(&why.into());
                     self.say(&json!({ "index": index, "error": why }), Vec::new());
-                    if self.mode == Mode::All {
+                    if self.mode == BatchMode::All {
                         break Some(why);
                     }
                 }
@@ -227,7 +226,7 @@ impl Job {
         let mut summary = json!({ "count": self.count, "created": created, "failed": failed });
         if let Some(why) = broken {
             stream::iter(std::mem::take(&mut held))
-                .for_each_concurrent(AT_ONCE, Undelivered::kill)
+                .for_each_concurrent(AT_ONCE, UndeliveredSandbox::kill)
                 .await;
             summary = json!({
                 "count": self.count, "created": 0, "failed": self.count,
@@ -238,8 +237,8 @@ impl Job {
         self.say(&json!({ "summary": summary }), held);
     }
 
-    fn own(&self, index: usize, sandbox: Arc<Sandbox>) -> Undelivered {
-        Undelivered {
+    fn own(&self, index: usize, sandbox: Arc<Sandbox>) -> UndeliveredSandbox {
+        UndeliveredSandbox {
             registry: Arc::clone(&self.registry),
             index,
             sandbox: Some(sandbox),
@@ -247,9 +246,9 @@ impl Job {
     }
 
     /// Nobody hears it: then what is with it goes.
-    fn say(&self, line: &Value, with: Vec<Undelivered>) {
+    fn say(&self, line: &Value, with: Vec<UndeliveredSandbox>) {
         let text = Bytes::from(format!("{line}\n"));
-        let _ = self.lines.send(Line { text, with });
+        let _ = self.lines.send(BatchLine { text, with });
     }
 }
 
@@ -263,8 +262,8 @@ fn error(why: &ApiError) -> Value {
 
 /// The response's body: a line is the client's when it is taken from here.
 struct LineLimiter {
-    receiver: mpsc::UnboundedReceiver<Line>,
-    claim: Option<Claim>,
+    receiver: mpsc::UnboundedReceiver<BatchLine>,
+    claim: Option<IdempotencyClaim>,
     delivered: Vec<(usize, String)>,
 }
 
@@ -278,7 +277,10 @@ impl hyper::body::Body for LineLimiter {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.receiver.poll_recv(context).map(|line| {
             let line = line?;
-            let with = line.with.into_iter().filter_map(Undelivered::deliver);
+            let with = line
+                .with
+                .into_iter()
+                .filter_map(UndeliveredSandbox::deliver);
             self.delivered.extend(with);
             Some(Ok(Frame::data(line.text)))
         })
@@ -299,14 +301,16 @@ impl Drop for LineLimiter {
 }
 
 /// The answer to a batch that was asked before: what was delivered then.
-fn again(app: &App, known: &str, count: usize, mode: Mode) -> Response<Body> {
+fn again(app: &AppState, known: &str, count: usize, mode: BatchMode) -> Response<Body> {
     let domain = app.options.domain.as_deref();
     let mut lines = vec![None; count];
     for (index, id) in known.split(',').filter_map(|one| one.split_once(':')) {
         let index: usize = index.parse().unwrap_or(count);
         if let Some(line) = lines.get_mut(index) {
             *line = Some(match app.sandbox(id) {
-                Ok(sandbox) => json!({ "index": index, "sandbox": Created::new(&sandbox, domain) }),
+                Ok(sandbox) => {
+                    json!({ "index": index, "sandbox": CreatedView::new(&sandbox, domain) })
+                }
                 Err(why) => json!({ "index": index, "error": error(&why) }),
             });
         }

@@ -2,11 +2,11 @@
 
 use crate::Body;
 use crate::control::create::seconds;
-use crate::control::view::Created;
-use crate::dispatch::{App, no_content};
+use crate::control::view::CreatedView;
 use crate::error::{ApiError, json_response};
-use crate::linger::Lingering;
-use crate::query::Query;
+use crate::linger::LingeringBody;
+use crate::query::QueryString;
+use crate::state::{AppState, no_content};
 use engine::error::EngineError;
 use engine::facts::KeptState;
 use engine::registry::CaptureTimings;
@@ -24,7 +24,7 @@ const MAX_CHILDREN: usize = 100;
 const MAX_LIMIT: usize = 100;
 
 #[derive(Deserialize)]
-struct Fork {
+struct ForkRequest {
     timeout: Option<i64>,
     count: Option<usize>,
     /// Not E2B's: the moment, if it is not the present one.
@@ -36,11 +36,11 @@ struct Fork {
 /// # Errors
 /// [`ApiError::Invalid`], else as [`engine::registry::SandboxRegistry::fork`].
 pub async fn fork(
-    app: &Arc<App>,
+    app: &Arc<AppState>,
     id: &str,
-    request: Request<Lingering>,
+    request: Request<LingeringBody>,
 ) -> Result<Response<Body>, ApiError> {
-    let wanted: Fork = app.json(request.into_body()).await?;
+    let wanted: ForkRequest = app.json(request.into_body()).await?;
     let timeout = seconds(wanted.timeout.unwrap_or(15), 1, &app.options)?;
     let count = wanted.count.unwrap_or(1);
     if !(1..=MAX_CHILDREN).contains(&count) {
@@ -55,11 +55,12 @@ pub async fn fork(
         .into_iter()
         .map(|child| match child {
             Ok(sandbox) => {
-                json!({ "sandbox": Created::new(&sandbox, app.options.domain.as_deref()) })
+                json!({ "sandbox": CreatedView::new(&sandbox, app.options.domain.as_deref()) })
             }
             Err(error) => {
                 let error = ApiError::from(error);
-                json!({ "error": { "code": error.status().as_u16(), "message": error.to_string() } })
+                let code = error.status().as_u16();
+                json!({ "error": { "code": code, "message": error.to_string() } })
             }
         })
         .collect();
@@ -70,8 +71,8 @@ pub async fn fork(
     Ok(response)
 }
 
-/// How a sandbox was copied that goes on, as a `Server-Timing` header: milliseconds that it was copied while
-/// it ran and that it was quiesced, and pages that were copied in the latter.
+/// How a sandbox was copied that goes on, as a `Server-StreamTiming` header: milliseconds that it was
+/// copied while it ran and that it was quiesced, and pages that were copied in the latter.
 fn timing(copied: CaptureTimings) -> Option<HeaderValue> {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     let (ahead, still) = (ms(copied.ahead), ms(copied.quiesced));
@@ -81,7 +82,7 @@ fn timing(copied: CaptureTimings) -> Option<HeaderValue> {
 }
 
 #[derive(Deserialize)]
-struct Take {
+struct SnapshotRequest {
     name: Option<String>,
     memory: Option<bool>,
 }
@@ -91,11 +92,11 @@ struct Take {
 /// # Errors
 /// As [`engine::registry::SandboxRegistry::take_snapshot`].
 pub async fn snapshot(
-    app: &Arc<App>,
+    app: &Arc<AppState>,
     id: &str,
-    request: Request<Lingering>,
+    request: Request<LingeringBody>,
 ) -> Result<Response<Body>, ApiError> {
-    let wanted: Take = app.json(request.into_body()).await?;
+    let wanted: SnapshotRequest = app.json(request.into_body()).await?;
     let kept = match wanted.memory {
         Some(false) => KeptState::Files,
         _ => KeptState::Memory,
@@ -111,9 +112,10 @@ pub async fn snapshot(
 ///
 /// # Errors
 /// [`ApiError::Invalid`].
-pub fn snapshots(app: &Arc<App>, query: Option<&str>) -> Result<Response<Body>, ApiError> {
+pub fn snapshots(app: &Arc<AppState>, query: Option<&str>) -> Result<Response<Body>, ApiError> {
     let invalid = |what: &str| ApiError::Invalid(format!("{what} is not valid"));
-    let query = Query::parse(query.unwrap_or_default()).ok_or_else(|| invalid("The query"))?;
+    let query =
+        QueryString::parse(query.unwrap_or_default()).ok_or_else(|| invalid("The query"))?;
     let limit = query
         .get("limit")
         .map_or(Some(MAX_LIMIT), |text| text.parse().ok());
@@ -147,7 +149,7 @@ pub fn snapshots(app: &Arc<App>, query: Option<&str>) -> Result<Response<Body>, 
 ///
 /// # Errors
 /// [`EngineError::TemplateNotFound`], [`ApiError::NotYet`], [`EngineError::KillFailed`].
-pub async fn delete(app: &Arc<App>, id: &str) -> Result<Response<Body>, ApiError> {
+pub async fn delete(app: &Arc<AppState>, id: &str) -> Result<Response<Body>, ApiError> {
     if app.registry.delete_snapshot(id).await? {
         return Ok(no_content());
     }

@@ -2,9 +2,9 @@
 
 use crate::Body;
 use crate::control::view::time;
-use crate::dispatch::{App, no_content};
 use crate::error::{ApiError, json_response};
-use crate::linger::Lingering;
+use crate::linger::LingeringBody;
+use crate::state::{AppState, no_content};
 use engine::store::checkpoint_tree::CheckpointView;
 use engine::timings::StepTimings;
 use hyper::header::HeaderValue;
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 #[derive(Deserialize)]
-struct Take {
+struct CheckpointRequest {
     name: Option<String>,
 }
 
@@ -23,11 +23,11 @@ struct Take {
 /// # Errors
 /// As [`engine::registry::SandboxRegistry::checkpoint`].
 pub async fn take(
-    app: &Arc<App>,
+    app: &Arc<AppState>,
     id: &str,
-    request: Request<Lingering>,
+    request: Request<LingeringBody>,
 ) -> Result<Response<Body>, ApiError> {
-    let wanted: Take = app.json(request.into_body()).await?;
+    let wanted: CheckpointRequest = app.json(request.into_body()).await?;
     let taken = app.registry.checkpoint(id, wanted.name.as_deref()).await?;
     Ok(json_response(StatusCode::CREATED, &view(&taken)))
 }
@@ -36,7 +36,7 @@ pub async fn take(
 ///
 /// # Errors
 /// [`EngineError::SandboxNotFound`].
-pub fn list(app: &Arc<App>, id: &str) -> Result<Response<Body>, ApiError> {
+pub fn list(app: &Arc<AppState>, id: &str) -> Result<Response<Body>, ApiError> {
     let listing = app.registry.checkpoints(id)?;
     let views: Vec<Value> = listing.checkpoints.iter().map(view).collect();
     let list = json!({
@@ -52,13 +52,13 @@ pub fn list(app: &Arc<App>, id: &str) -> Result<Response<Body>, ApiError> {
 ///
 /// # Errors
 /// As [`engine::registry::SandboxRegistry::delete_checkpoint`].
-pub async fn delete(app: &Arc<App>, id: &str, word: &str) -> Result<Response<Body>, ApiError> {
+pub async fn delete(app: &Arc<AppState>, id: &str, word: &str) -> Result<Response<Body>, ApiError> {
     app.registry.delete_checkpoint(id, word).await?;
     Ok(no_content())
 }
 
 #[derive(Deserialize)]
-struct Reset {
+struct ResetRequest {
     checkpoint: Option<String>,
 }
 
@@ -67,12 +67,12 @@ struct Reset {
 /// # Errors
 /// As [`engine::registry::SandboxRegistry::reset`].
 pub async fn reset(
-    app: &Arc<App>,
+    app: &Arc<AppState>,
     id: &str,
-    request: Request<Lingering>,
+    request: Request<LingeringBody>,
 ) -> Result<Response<Body>, ApiError> {
     let mut timings = StepTimings::default();
-    let wanted: Reset = app.json(request.into_body()).await?;
+    let wanted: ResetRequest = app.json(request.into_body()).await?;
     let checkpoint = wanted.checkpoint.as_deref();
     app.registry.reset(id, checkpoint, &mut timings).await?;
     let mut response = no_content();

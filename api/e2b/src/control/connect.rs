@@ -2,11 +2,11 @@
 
 use crate::Body;
 use crate::control::create::seconds;
-use crate::control::view::Created;
-use crate::dispatch::App;
+use crate::control::view::CreatedView;
 use crate::error::{ApiError, json_response};
-use crate::linger::Lingering;
-use crate::route::Version;
+use crate::linger::LingeringBody;
+use crate::route::ApiVersion;
+use crate::state::AppState;
 use engine::error::EngineError;
 use engine::timings::StepTimings;
 use hyper::header::HeaderValue;
@@ -15,29 +15,29 @@ use serde::Deserialize;
 use std::sync::Arc;
 
 #[derive(Deserialize)]
-struct Connect {
+struct ConnectRequest {
     timeout: Option<i64>,
 }
 
 /// What a resumption gives when its client does not say, seconds.
 const RESUME_TIMEOUT: i64 = 15;
 
-/// Answers with the sandbox, its token included: 200 if it was running, whose time to live is only ever
-/// extended; 201 if it was paused, which gets a new one.
+/// Answers with the sandbox, its token included: 200 if it was running, whose time to live is only
+/// ever extended; 201 if it was paused, which gets a new one.
 ///
 /// # Errors
 /// [`ApiError::Invalid`], and those of [`engine::registry::SandboxRegistry::connect`].
 pub async fn handle(
-    app: &Arc<App>,
+    app: &Arc<AppState>,
     id: &str,
-    version: Version,
-    request: Request<Lingering>,
+    version: ApiVersion,
+    request: Request<LingeringBody>,
 ) -> Result<Response<Body>, ApiError> {
-    let wanted: Connect = app.json(request.into_body()).await?;
+    let wanted: ConnectRequest = app.json(request.into_body()).await?;
     let timeout = match (wanted.timeout, version) {
         (Some(timeout), _) => timeout,
-        (None, Version::V2) => 300,
-        (None, Version::V1) => {
+        (None, ApiVersion::V2) => 300,
+        (None, ApiVersion::V1) => {
             return Err(ApiError::Invalid("The field timeout is missing".into()));
         }
     };
@@ -49,18 +49,18 @@ pub async fn handle(
 /// # Errors
 /// [`ApiError::Conflict`] for a sandbox that runs, else as [`handle`].
 pub async fn resume(
-    app: &Arc<App>,
+    app: &Arc<AppState>,
     id: &str,
-    request: Request<Lingering>,
+    request: Request<LingeringBody>,
 ) -> Result<Response<Body>, ApiError> {
-    let wanted: Connect = app.json(request.into_body()).await?;
+    let wanted: ConnectRequest = app.json(request.into_body()).await?;
     if app.registry.look(id).is_some_and(|s| s.paused.is_none()) {
         return Err(ApiError::Conflict(format!("Sandbox {id:?} is running")));
     }
     answer(app, id, wanted.timeout.unwrap_or(RESUME_TIMEOUT)).await
 }
 
-async fn answer(app: &Arc<App>, id: &str, timeout: i64) -> Result<Response<Body>, ApiError> {
+async fn answer(app: &Arc<AppState>, id: &str, timeout: i64) -> Result<Response<Body>, ApiError> {
     let mut timings = StepTimings::default();
     let time = seconds(timeout, 0, &app.options)?;
     let (sandbox, resumed) = match app.registry.connect(id, time, &mut timings).await {
@@ -69,7 +69,7 @@ async fn answer(app: &Arc<App>, id: &str, timeout: i64) -> Result<Response<Body>
         }
         other => other?,
     };
-    let view = Created::new(&sandbox, app.options.domain.as_deref());
+    let view = CreatedView::new(&sandbox, app.options.domain.as_deref());
     if !resumed {
         return Ok(json_response(StatusCode::OK, &view));
     }

@@ -1,12 +1,13 @@
 //! `POST /sandboxes`, `POST /v2/sandboxes` (api/PROTOCOL.md §4.2).
 
 use crate::Body;
-use crate::control::view::Created;
-use crate::dispatch::{App, parse_json};
+pub use crate::control::idempotency::{IdempotencyClaim, IdempotencyTable};
+use crate::control::view::CreatedView;
 use crate::error::{ApiError, json_response};
-use crate::linger::Lingering;
+use crate::linger::LingeringBody;
 use crate::options::ServerOptions;
-use crate::route::Version;
+use crate::route::ApiVersion;
+use crate::state::{AppState, parse_json};
 use engine::error::EngineError;
 use engine::facts::{KeptState, LifecyclePolicy, TimeoutAction};
 use engine::registry::NewSandbox;
@@ -21,15 +22,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use crate::control::idempotency::{Claim, Idempotency};
-
 /// Most entries of `metadata` and of `envVars`.
 const MAX_ENTRIES: usize = 512;
 
 /// The body. Fields that are not here are ignored, as the SDKs expect.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Wanted {
+pub(super) struct CreateRequest {
     #[serde(rename = "templateID")]
     pub(super) template_id: String,
     timeout: Option<i64>,
@@ -54,15 +53,15 @@ struct AutoResume {
 /// # Errors
 /// What is wrong with the request, or why no sandbox came of it.
 pub async fn handle(
-    app: &Arc<App>,
-    version: Version,
-    request: Request<Lingering>,
+    app: &Arc<AppState>,
+    version: ApiVersion,
+    request: Request<LingeringBody>,
 ) -> Result<Response<Body>, ApiError> {
     let mut timings = StepTimings::default();
     let (head, body) = request.into_parts();
     let key = head.headers.get("idempotency-key").cloned();
     let body = app.body(body).await?;
-    let wanted: Wanted = parse_json(&body)?;
+    let wanted: CreateRequest = parse_json(&body)?;
     let (template, restore_point) = find(app, &wanted.template_id).await?;
     let new = NewSandbox {
         restore_point,
@@ -77,7 +76,7 @@ pub async fn handle(
             Err(known) => {
                 tracing::info!(sandbox_id = known, "creation asked again");
                 let sandbox = app.sandbox(&known)?;
-                let view = Created::new(&sandbox, app.options.domain.as_deref());
+                let view = CreatedView::new(&sandbox, app.options.domain.as_deref());
                 return Ok(json_response(StatusCode::CREATED, &view));
             }
         },
@@ -86,7 +85,7 @@ pub async fn handle(
     if let Some(claim) = claim {
         claim.settle(&sandbox.id);
     }
-    let view = Created::new(&sandbox, app.options.domain.as_deref());
+    let view = CreatedView::new(&sandbox, app.options.domain.as_deref());
     let mut response = json_response(StatusCode::CREATED, &view);
     if let Ok(value) = HeaderValue::from_str(&timings.header()) {
         response.headers_mut().insert("server-timing", value);
@@ -96,7 +95,7 @@ pub async fn handle(
 
 /// The template of this name, or the one under the snapshot of this name and where that stood.
 pub(super) async fn find(
-    app: &App,
+    app: &AppState,
     name: &str,
 ) -> Result<(Arc<Template>, Option<Arc<RestorePoint>>), ApiError> {
     if let Some(template) = app.template(name) {
@@ -108,7 +107,7 @@ pub(super) async fn find(
     Ok((template.ok_or_else(missing)?, Some(point)))
 }
 
-impl Wanted {
+impl CreateRequest {
     /// What is to happen at the deadline and after.
     fn lifecycle(&self, timeout: Duration) -> Result<LifecyclePolicy, ApiError> {
         let invalid = |text: &str| Err(ApiError::Invalid(text.into()));
@@ -134,11 +133,11 @@ impl Wanted {
         self,
         options: &ServerOptions,
         template: Arc<Template>,
-        version: Version,
+        version: ApiVersion,
     ) -> Result<NewSandbox, ApiError> {
         let default_timeout = match version {
-            Version::V1 => 15,
-            Version::V2 => 300,
+            ApiVersion::V1 => 15,
+            ApiVersion::V2 => 300,
         };
         let timeout = seconds(self.timeout.unwrap_or(default_timeout), 1, options)?;
         let lifecycle = self.lifecycle(timeout)?;
@@ -162,7 +161,7 @@ impl Wanted {
             metadata,
             env,
             // From v2 on there is no choice.
-            secure: version == Version::V2 || self.secure.unwrap_or(false),
+            secure: version == ApiVersion::V2 || self.secure.unwrap_or(false),
             restore_point: None,
         })
     }

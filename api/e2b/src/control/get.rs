@@ -1,10 +1,10 @@
 //! `GET /sandboxes/{id}` and its logs.
 
 use crate::Body;
-use crate::control::view::Detail;
-use crate::dispatch::App;
+use crate::control::view::DetailView;
 use crate::error::{ApiError, json_response};
-use crate::route::Version;
+use crate::route::ApiVersion;
+use crate::state::AppState;
 use engine::error::EngineError;
 use hyper::{Response, StatusCode};
 use serde_json::json;
@@ -14,10 +14,10 @@ use std::sync::Arc;
 ///
 /// # Errors
 /// [`EngineError::SandboxNotFound`].
-pub fn handle(app: &Arc<App>, id: &str) -> Result<Response<Body>, ApiError> {
+pub fn handle(app: &Arc<AppState>, id: &str) -> Result<Response<Body>, ApiError> {
     let missing = || EngineError::no_sandbox(id);
     let seen = app.registry.look(id).ok_or_else(missing)?;
-    let view = Detail::new(&seen, app.options.domain.as_deref());
+    let view = DetailView::new(&seen, app.options.domain.as_deref());
     Ok(json_response(StatusCode::OK, &view))
 }
 
@@ -25,11 +25,15 @@ pub fn handle(app: &Arc<App>, id: &str) -> Result<Response<Body>, ApiError> {
 ///
 /// # Errors
 /// [`EngineError::SandboxNotFound`].
-pub fn logs(app: &Arc<App>, id: &str, version: Version) -> Result<Response<Body>, ApiError> {
+pub fn logs(
+    app: &Arc<AppState>,
+    id: &str,
+    version: ApiVersion,
+) -> Result<Response<Body>, ApiError> {
     app.sandbox(id)?;
     let none = match version {
-        Version::V1 => json!({ "logs": [], "logEntries": [] }),
-        Version::V2 => json!({ "logs": [] }),
+        ApiVersion::V1 => json!({ "logs": [], "logEntries": [] }),
+        ApiVersion::V2 => json!({ "logs": [] }),
     };
     Ok(json_response(StatusCode::OK, &none))
 }

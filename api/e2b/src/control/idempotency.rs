@@ -1,4 +1,4 @@
-//! `Idempotency-Key`: a creation that is asked again gives the same sandbox.
+//! `IdempotencyTable-Key`: a creation that is asked again gives the same sandbox.
 
 use crate::auth::same;
 use crate::error::ApiError;
@@ -15,14 +15,14 @@ const MAX_KEYS: usize = 4096;
 /// How long a key is remembered.
 const MEMORY: Duration = Duration::from_secs(24 * 3600);
 
-type Table = HashMap<String, Record>;
+type ClaimTable = HashMap<String, IdempotencyRecord>;
 
 /// Remembers which sandbox a key has given.
 #[derive(Clone, Debug, Default)]
-pub struct Idempotency(Arc<Mutex<Table>>);
+pub struct IdempotencyTable(Arc<Mutex<ClaimTable>>);
 
 #[derive(Debug)]
-struct Record {
+struct IdempotencyRecord {
     body: [u8; 32],
     since: Instant,
     /// `None` while the first creation is on its way.
@@ -31,13 +31,13 @@ struct Record {
 
 /// The right and the duty to create. Dropped unsettled, the key is free again.
 #[derive(Debug)]
-pub struct Claim {
-    owner: Idempotency,
+pub struct IdempotencyClaim {
+    owner: IdempotencyTable,
     key: String,
     outcome: watch::Sender<Option<String>>,
 }
 
-impl Idempotency {
+impl IdempotencyTable {
     /// Either a claim to create, or the id of the sandbox that this key has given already. Waits
     /// while another request with the same key is on its way.
     ///
@@ -48,7 +48,7 @@ impl Idempotency {
         &self,
         key: &HeaderValue,
         body: &[u8],
-    ) -> Result<Result<Claim, String>, ApiError> {
+    ) -> Result<Result<IdempotencyClaim, String>, ApiError> {
         let key = key.to_str().ok().filter(|key| is_key(key)).ok_or_else(|| {
             ApiError::Invalid("Idempotency-Key is not 1 to 255 characters of [A-Za-z0-9_-]".into())
         })?;
@@ -69,7 +69,7 @@ impl Idempotency {
         &self,
         key: &str,
         body: &[u8; 32],
-    ) -> Result<Result<Claim, watch::Receiver<Option<String>>>, ApiError> {
+    ) -> Result<Result<IdempotencyClaim, watch::Receiver<Option<String>>>, ApiError> {
         let mut table = self.table();
         let now = Instant::now();
         table.retain(|_, r| r.outcome.borrow().is_none() || now - r.since < MEMORY);
@@ -89,32 +89,32 @@ impl Idempotency {
         let (sender, outcome) = watch::channel(None);
         table.insert(
             key.to_owned(),
-            Record {
+            IdempotencyRecord {
                 body: *body,
                 since: now,
                 outcome,
             },
         );
-        Ok(Ok(Claim {
+        Ok(Ok(IdempotencyClaim {
             owner: self.clone(),
             key: key.to_owned(),
             outcome: sender,
         }))
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
+    fn table(&self) -> MutexGuard<'_, ClaimTable> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Claim {
+impl IdempotencyClaim {
     /// The creation gave this sandbox.
     pub fn settle(self, id: &str) {
         self.outcome.send_replace(Some(id.to_owned()));
     }
 }
 
-impl Drop for Claim {
+impl Drop for IdempotencyClaim {
     fn drop(&mut self) {
         if self.outcome.borrow().is_none() {
             self.owner.table().remove(&self.key);
@@ -137,7 +137,7 @@ mod test {
 
     #[tokio::test]
     async fn a_second_request_waits_for_the_first_and_gets_the_same() {
-        let table = Idempotency::default();
+        let table = IdempotencyTable::default();
         let claim = table.claim(&key("k"), b"body").await.unwrap().unwrap();
         let other = table.clone();
         let second = tokio::spawn(async move { other.claim(&key("k"), b"body").await });
@@ -150,7 +150,7 @@ mod test {
 
     #[tokio::test]
     async fn a_failed_creation_frees_its_key() {
-        let table = Idempotency::default();
+        let table = IdempotencyTable::default();
         let claim = table.claim(&key("k"), b"body").await.unwrap().unwrap();
         let other = table.clone();
         let second = tokio::spawn(async move { other.claim(&key("k"), b"body").await });
@@ -163,7 +163,7 @@ mod test {
 
     #[tokio::test]
     async fn misuse_is_refused() {
-        let table = Idempotency::default();
+        let table = IdempotencyTable::default();
         table
             .claim(&key("k"), b"body")
             .await
@@ -179,7 +179,7 @@ mod test {
 
     #[tokio::test]
     async fn memory_is_bounded() {
-        let table = Idempotency::default();
+        let table = IdempotencyTable::default();
         for n in 0..MAX_KEYS + 10 {
             table
                 .claim(&key(&format!("k{n}")), b"")

@@ -1,8 +1,8 @@
 //! `DELETE /sandboxes/{id}`.
 
 use crate::Body;
-use crate::dispatch::{App, no_content};
 use crate::error::ApiError;
+use crate::state::{AppState, no_content};
 use engine::error::EngineError;
 use hyper::Response;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 ///
 /// # Errors
 /// [`EngineError::SandboxNotFound`], [`EngineError::KillFailed`].
-pub async fn handle(app: &Arc<App>, id: &str) -> Result<Response<Body>, ApiError> {
+pub async fn handle(app: &Arc<AppState>, id: &str) -> Result<Response<Body>, ApiError> {
     if app.registry.kill(id).await? {
         return Ok(no_content());
     }

@@ -1,11 +1,11 @@
 //! `GET /sandboxes`, `GET /v2/sandboxes` (api/PROTOCOL.md §4.3).
 
 use crate::Body;
-use crate::control::view::Listed;
-use crate::dispatch::App;
+use crate::control::view::ListedView;
 use crate::error::{ApiError, json_response};
-use crate::query::{Query, metadata_filter};
-use crate::route::Version;
+use crate::query::{QueryString, metadata_filter};
+use crate::route::ApiVersion;
+use crate::state::AppState;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use engine::registry::SandboxView;
@@ -19,7 +19,7 @@ const MAX_LIMIT: usize = 100;
 
 /// What to list, and where to go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Filter {
+struct ListFilter {
     metadata: Vec<(String, String)>,
     /// Which states.
     running: bool,
@@ -28,12 +28,12 @@ struct Filter {
     template: Option<String>,
     started_after: Option<Timestamp>,
     limit: usize,
-    after: Option<Place>,
+    after: Option<ListPlace>,
 }
 
 /// A sandbox's place in the order: by start, then by id.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
+struct ListPlace {
     started: i128,
     id: String,
 }
@@ -43,20 +43,20 @@ struct Place {
 /// # Errors
 /// [`ApiError::Invalid`] for a bad filter, limit or token.
 pub fn handle(
-    app: &Arc<App>,
-    version: Version,
+    app: &Arc<AppState>,
+    version: ApiVersion,
     query: Option<&str>,
 ) -> Result<Response<Body>, ApiError> {
-    let query = Query::parse(query.unwrap_or_default())
+    let query = QueryString::parse(query.unwrap_or_default())
         .ok_or_else(|| ApiError::Invalid("The query does not decode".into()))?;
-    let filter = Filter::new(&query, version)?;
+    let filter = ListFilter::new(&query, version)?;
     let mut all = app.registry.all();
     all.retain(|seen| filter.takes(seen));
     let total = all.iter().filter(|seen| seen.paused.is_none()).count();
     let next = filter.page(&mut all);
-    let views: Vec<_> = all.iter().map(Listed::new).collect();
+    let views: Vec<_> = all.iter().map(ListedView::new).collect();
     let mut response = json_response(StatusCode::OK, &views);
-    if version == Version::V2 {
+    if version == ApiVersion::V2 {
         let headers = response.headers_mut();
         headers.insert("x-total-running", HeaderValue::from(total));
         if let Some(token) = next.and_then(|token| HeaderValue::from_str(&token).ok()) {
@@ -66,8 +66,8 @@ pub fn handle(
     Ok(response)
 }
 
-impl Filter {
-    fn new(query: &Query, version: Version) -> Result<Self, ApiError> {
+impl ListFilter {
+    fn new(query: &QueryString, version: ApiVersion) -> Result<Self, ApiError> {
         let invalid = |what: &str| ApiError::Invalid(format!("{what} is not valid"));
         let mut metadata = Vec::new();
         for parameter in query.all("metadata") {
@@ -75,8 +75,8 @@ impl Filter {
         }
         let (limit, ascending, after) = match version {
             // The old list has no pages.
-            Version::V1 => (usize::MAX, false, None),
-            Version::V2 => {
+            ApiVersion::V1 => (usize::MAX, false, None),
+            ApiVersion::V2 => {
                 let limit = query
                     .get("limit")
                     .map_or(Some(MAX_LIMIT), |text| text.parse().ok());
@@ -87,7 +87,7 @@ impl Filter {
                     Some(_) => return Err(invalid("order")),
                 };
                 let token = query.get("nextToken").filter(|token| !token.is_empty());
-                let place = |token| Place::decode(token, ascending);
+                let place = |token| ListPlace::decode(token, ascending);
                 let after = token.map(|t| place(t).ok_or_else(|| invalid("nextToken")));
                 let limit = limit.ok_or_else(|| invalid("limit (1 to 100)"))?;
                 (limit, ascending, after.transpose()?)
@@ -99,8 +99,8 @@ impl Filter {
             .transpose()?;
         let (running, paused) = match version {
             // The old list has no paused ones.
-            Version::V1 => (true, false),
-            Version::V2 => states(query).ok_or_else(|| invalid("state"))?,
+            ApiVersion::V1 => (true, false),
+            ApiVersion::V2 => states(query).ok_or_else(|| invalid("state"))?,
         };
         Ok(Self {
             metadata,
@@ -138,25 +138,25 @@ impl Filter {
 
     /// Sorts, cuts out one page, and gives the token of the next.
     fn page(&self, all: &mut Vec<SandboxView>) -> Option<String> {
-        all.sort_by_cached_key(Place::of);
+        all.sort_by_cached_key(ListPlace::of);
         if !self.ascending {
             all.reverse();
         }
         if let Some(after) = &self.after {
             all.retain(|sandbox| match self.ascending {
-                true => Place::of(sandbox) > *after,
-                false => Place::of(sandbox) < *after,
+                true => ListPlace::of(sandbox) > *after,
+                false => ListPlace::of(sandbox) < *after,
             });
         }
         let more = all.len() > self.limit;
         all.truncate(self.limit);
         let last = all.last().filter(|_| more)?;
-        Some(Place::of(last).encode(self.ascending))
+        Some(ListPlace::of(last).encode(self.ascending))
     }
 }
 
 /// Whether running and paused sandboxes are wanted; `None` for a state that does not exist.
-fn states(query: &Query) -> Option<(bool, bool)> {
+fn states(query: &QueryString) -> Option<(bool, bool)> {
     let mut wanted = query
         .all("state")
         .flat_map(|value| value.split(','))
@@ -172,7 +172,7 @@ fn states(query: &Query) -> Option<(bool, bool)> {
     })
 }
 
-impl Place {
+impl ListPlace {
     fn of(seen: &SandboxView) -> Self {
         Self {
             started: seen.facts.started_at.as_nanosecond(),
@@ -185,7 +185,7 @@ impl Place {
         URL_SAFE_NO_PAD.encode(format!("{}__{}__{order}", self.started, self.id))
     }
 
-    /// `None` for anything that [`Place::encode`] has not made for this order.
+    /// `None` for anything that [`ListPlace::encode`] has not made for this order.
     fn decode(token: &str, ascending: bool) -> Option<Self> {
         if token.len() > 256 {
             return None;
@@ -208,16 +208,16 @@ pub fn fuzz_list(data: &[u8]) {
         return;
     };
     for ascending in [false, true] {
-        if let Some(place) = Place::decode(text, ascending) {
+        if let Some(place) = ListPlace::decode(text, ascending) {
             assert_eq!(
-                Place::decode(&place.encode(ascending), ascending),
+                ListPlace::decode(&place.encode(ascending), ascending),
                 Some(place),
                 "{text}"
             );
         }
     }
-    if let Some(query) = Query::parse(text) {
-        let _ = Filter::new(&query, Version::V2);
+    if let Some(query) = QueryString::parse(text) {
+        let _ = ListFilter::new(&query, ApiVersion::V2);
     }
 }
 
@@ -226,9 +226,9 @@ mod test {
     use super::*;
     use proptest::prelude::*;
 
-    fn filter(query: &str) -> Result<Filter, u16> {
-        let query = Query::parse(query).unwrap();
-        Filter::new(&query, Version::V2).map_err(|error| error.status().as_u16())
+    fn filter(query: &str) -> Result<ListFilter, u16> {
+        let query = QueryString::parse(query).unwrap();
+        ListFilter::new(&query, ApiVersion::V2).map_err(|error| error.status().as_u16())
     }
 
     #[test]
@@ -264,13 +264,13 @@ mod test {
 
     #[test]
     fn a_token_is_for_one_order() {
-        let place = Place {
+        let place = ListPlace {
             started: 1_700_000_000_123_456_789,
             id: "iabc".into(),
         };
         let token = place.encode(true);
-        assert_eq!(Place::decode(&token, false), None);
-        assert_eq!(Place::decode(&token, true), Some(place));
+        assert_eq!(ListPlace::decode(&token, false), None);
+        assert_eq!(ListPlace::decode(&token, true), Some(place));
     }
 
     proptest! {

@@ -4,9 +4,9 @@
 
 use crate::Body;
 use crate::control::view::time;
-use crate::dispatch::App;
 use crate::error::{ApiError, json_response};
-use crate::query::Query;
+use crate::query::QueryString;
+use crate::state::AppState;
 use engine::sandbox::Sandbox;
 use hyper::{Response, StatusCode};
 use jiff::Timestamp;
@@ -27,7 +27,7 @@ const MAX_IDS: usize = 100;
 /// # Errors
 /// [`EngineError::SandboxNotFound`], [`ApiError::Invalid`].
 pub async fn of_one(
-    app: &Arc<App>,
+    app: &Arc<AppState>,
     id: &str,
     query: Option<&str>,
 ) -> Result<Response<Body>, ApiError> {
@@ -51,7 +51,7 @@ pub async fn of_one(
 ///
 /// # Errors
 /// [`ApiError::Invalid`] for more than a hundred ids.
-pub async fn of_many(app: &Arc<App>, query: Option<&str>) -> Result<Response<Body>, ApiError> {
+pub async fn of_many(app: &Arc<AppState>, query: Option<&str>) -> Result<Response<Body>, ApiError> {
     let query = parse(query)?;
     let ids: Vec<&str> = query
         .all("sandbox_ids")
@@ -76,8 +76,8 @@ pub async fn of_many(app: &Arc<App>, query: Option<&str>) -> Result<Response<Bod
     ))
 }
 
-fn parse(query: Option<&str>) -> Result<Query, ApiError> {
-    Query::parse(query.unwrap_or_default())
+fn parse(query: Option<&str>) -> Result<QueryString, ApiError> {
+    QueryString::parse(query.unwrap_or_default())
         .ok_or_else(|| ApiError::Invalid("The query does not decode".into()))
 }
 

@@ -1,17 +1,18 @@
 //! `POST /sandboxes/{id}/pause` (api/PROTOCOL.md §4.7).
 
 use crate::Body;
-use crate::dispatch::{App, no_content};
 use crate::error::ApiError;
-use crate::linger::Lingering;
+use crate::linger::LingeringBody;
+use crate::state::{AppState, no_content};
 use engine::facts::KeptState;
 use hyper::{Request, Response};
 use serde::Deserialize;
 use std::sync::Arc;
 
-/// `requireHealthyGuest` needs no field: a guest that does not answer cannot lose more by being saved.
+/// `requireHealthyGuest` needs no field: a guest that does not answer cannot lose more by being
+/// saved.
 #[derive(Deserialize)]
-struct Pause {
+struct PauseRequest {
     memory: Option<bool>,
 }
 
@@ -20,11 +21,11 @@ struct Pause {
 /// # Errors
 /// Those of [`engine::registry::SandboxRegistry::pause`].
 pub async fn handle(
-    app: &Arc<App>,
+    app: &Arc<AppState>,
     id: &str,
-    request: Request<Lingering>,
+    request: Request<LingeringBody>,
 ) -> Result<Response<Body>, ApiError> {
-    let wanted: Pause = app.json(request.into_body()).await?;
+    let wanted: PauseRequest = app.json(request.into_body()).await?;
     let kept = match wanted.memory {
         Some(false) => KeptState::Files,
         _ => KeptState::Memory,

@@ -2,8 +2,8 @@
 
 use crate::Body;
 use crate::control::view::{ENVD_VERSION, time};
-use crate::dispatch::App;
 use crate::error::{ApiError, json_response};
+use crate::state::AppState;
 use engine::error::EngineError;
 use engine::template::Template;
 use hyper::{Response, StatusCode};
@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 /// `GET /templates`, `GET /v2/templates`.
 #[must_use]
-pub fn list(app: &Arc<App>) -> Response<Body> {
+pub fn list(app: &Arc<AppState>) -> Response<Body> {
     let all = app.registry.templates().all();
     let all: Vec<_> = all.iter().map(|template| view(template)).collect();
     json_response(StatusCode::OK, &all)
@@ -24,7 +24,7 @@ pub fn list(app: &Arc<App>) -> Response<Body> {
 ///
 /// # Errors
 /// [`EngineError::TemplateNotFound`].
-pub fn get(app: &Arc<App>, name: &str) -> Result<Response<Body>, ApiError> {
+pub fn get(app: &Arc<AppState>, name: &str) -> Result<Response<Body>, ApiError> {
     let mut view = view(&*find(app, name)?);
     view["builds"] = json!([]);
     Ok(json_response(StatusCode::OK, &view))
@@ -34,13 +34,13 @@ pub fn get(app: &Arc<App>, name: &str) -> Result<Response<Body>, ApiError> {
 ///
 /// # Errors
 /// [`EngineError::TemplateNotFound`].
-pub fn alias(app: &Arc<App>, name: &str) -> Result<Response<Body>, ApiError> {
+pub fn alias(app: &Arc<AppState>, name: &str) -> Result<Response<Body>, ApiError> {
     let template = find(app, name)?;
     let view = json!({ "templateID": template.name, "public": false });
     Ok(json_response(StatusCode::OK, &view))
 }
 
-fn find(app: &Arc<App>, name: &str) -> Result<Arc<Template>, ApiError> {
+fn find(app: &Arc<AppState>, name: &str) -> Result<Arc<Template>, ApiError> {
     let found = app.template(name);
     found.ok_or_else(|| EngineError::no_template(name).into())
 }

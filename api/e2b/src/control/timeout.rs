@@ -2,9 +2,9 @@
 
 use crate::Body;
 use crate::control::create::seconds;
-use crate::dispatch::{App, no_content};
 use crate::error::ApiError;
-use crate::linger::Lingering;
+use crate::linger::LingeringBody;
+use crate::state::{AppState, no_content};
 use hyper::{Request, Response};
 use serde::Deserialize;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use std::sync::Arc;
 const LEAST_REFRESH: i64 = 15;
 
 #[derive(Deserialize)]
-struct Timeout {
+struct TimeoutRequest {
     timeout: i64,
 }
 
 #[derive(Deserialize)]
-struct Refresh {
+struct RefreshRequest {
     duration: Option<i64>,
 }
 
@@ -27,11 +27,11 @@ struct Refresh {
 /// # Errors
 /// [`EngineError::SandboxNotFound`], [`ApiError::Invalid`].
 pub async fn set(
-    app: &Arc<App>,
+    app: &Arc<AppState>,
     id: &str,
-    request: Request<Lingering>,
+    request: Request<LingeringBody>,
 ) -> Result<Response<Body>, ApiError> {
-    let wanted: Timeout = app.json(request.into_body()).await?;
+    let wanted: TimeoutRequest = app.json(request.into_body()).await?;
     let time = seconds(wanted.timeout, 0, &app.options)?;
     app.sandbox(id)?.set_timeout(time);
     Ok(no_content())
@@ -42,11 +42,11 @@ pub async fn set(
 /// # Errors
 /// [`EngineError::SandboxNotFound`], [`ApiError::Invalid`].
 pub async fn refresh(
-    app: &Arc<App>,
+    app: &Arc<AppState>,
     id: &str,
-    request: Request<Lingering>,
+    request: Request<LingeringBody>,
 ) -> Result<Response<Body>, ApiError> {
-    let wanted: Refresh = app.json(request.into_body()).await?;
+    let wanted: RefreshRequest = app.json(request.into_body()).await?;
     let wanted = wanted.duration.unwrap_or(LEAST_REFRESH).max(LEAST_REFRESH);
     let time = seconds(wanted, LEAST_REFRESH, &app.options)?;
     app.sandbox(id)?.extend(time);

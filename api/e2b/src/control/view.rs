@@ -15,7 +15,7 @@ pub const CLIENT_ID: &str = "6532622b";
 /// The answer to create and connect.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Created<'a> {
+pub struct CreatedView<'a> {
     #[serde(rename = "templateID")]
     template_id: &'a str,
     #[serde(rename = "sandboxID")]
@@ -30,7 +30,7 @@ pub struct Created<'a> {
     domain: Option<&'a str>,
 }
 
-impl<'a> Created<'a> {
+impl<'a> CreatedView<'a> {
     /// Of this sandbox, under this domain.
     #[must_use]
     pub fn new(sandbox: &'a Sandbox, domain: Option<&'a str>) -> Self {
@@ -49,7 +49,7 @@ impl<'a> Created<'a> {
 /// An entry of a list.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Listed<'a> {
+pub struct ListedView<'a> {
     #[serde(rename = "templateID")]
     template_id: &'a str,
     #[serde(rename = "sandboxID")]
@@ -70,7 +70,7 @@ pub struct Listed<'a> {
     metadata: &'a BTreeMap<String, String>,
 }
 
-impl<'a> Listed<'a> {
+impl<'a> ListedView<'a> {
     /// Of this sandbox.
     #[must_use]
     pub fn new(seen: &'a SandboxView) -> Self {
@@ -98,33 +98,33 @@ impl<'a> Listed<'a> {
 /// The answer to get.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Detail<'a> {
+pub struct DetailView<'a> {
     #[serde(flatten)]
-    listed: Listed<'a>,
+    listed: ListedView<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     envd_access_token: Option<&'a str>,
     domain: Option<&'a str>,
-    lifecycle: Lifecycle,
+    lifecycle: LifecycleView,
     #[serde(skip_serializing_if = "Option::is_none")]
     pause_mode: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Lifecycle {
+struct LifecycleView {
     auto_resume: bool,
     on_timeout: &'static str,
 }
 
-impl<'a> Detail<'a> {
+impl<'a> DetailView<'a> {
     /// Of this sandbox, under this domain.
     #[must_use]
     pub fn new(seen: &'a SandboxView, domain: Option<&'a str>) -> Self {
         Self {
-            listed: Listed::new(seen),
+            listed: ListedView::new(seen),
             envd_access_token: seen.facts.access_token.as_deref(),
             domain,
-            lifecycle: Lifecycle {
+            lifecycle: LifecycleView {
                 auto_resume: seen.facts.lifecycle.auto_resume,
                 on_timeout: match seen.facts.lifecycle.on_timeout {
                     TimeoutAction::Kill => "kill",

@@ -1,9 +1,10 @@
 //! Who may, and as whom: access tokens, Basic usernames, signed file URLs
 //! (api/PROTOCOL.md §7.5, §7.13).
 
-use crate::connect::{Code, ConnectError};
-use crate::query::Query;
-use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
+use crate::connect::{ConnectCode, ConnectError};
+use crate::query::QueryString;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use hyper::{HeaderMap, Method, header};
 use sha2::{Digest, Sha256};
 
@@ -64,7 +65,7 @@ pub(super) fn username(headers: &HeaderMap) -> Result<Option<String>, ConnectErr
         Some(name) if name.is_empty() => Ok(None),
         Some(name) => Ok(Some(name)),
         None => Err(ConnectError::new(
-            Code::Unauthenticated,
+            ConnectCode::Unauthenticated,
             "The Authorization header is not Basic with a user name",
         )),
     }
@@ -82,7 +83,7 @@ pub(super) struct FileQuery {
 impl FileQuery {
     /// `None` when an escape is broken.
     pub(super) fn parse(query: &str) -> Option<Self> {
-        let query = Query::parse(query)?;
+        let query = QueryString::parse(query)?;
         let take = |key| query.get(key).map(str::to_owned);
         Some(Self {
             path: take("path"),
@@ -168,7 +169,7 @@ pub fn fuzz_signature(data: &[u8]) {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
     use proptest::prelude::*;
 
@@ -240,7 +241,11 @@ mod tests {
         assert_eq!(of("Basic Og=="), Ok(None));
         assert_eq!(username(&HeaderMap::new()), Ok(None));
         for bad in ["Bearer x", "Basic", "Basic %", "Basic /w=="] {
-            assert_eq!(of(bad).unwrap_err().code, Code::Unauthenticated, "{bad}");
+            assert_eq!(
+                of(bad).unwrap_err().code,
+                ConnectCode::Unauthenticated,
+                "{bad}"
+            );
         }
     }
 

@@ -1,23 +1,23 @@
 //! What a failed call on the link means to a client: Connect codes, and HTTP statuses for `/files`.
 
-use crate::connect::{Code, ConnectError};
+use crate::connect::{ConnectCode, ConnectError};
 use crate::envd::http::HttpError;
 use engine::process::{ProcessError, settle};
 use engine::sandbox::Sandbox;
 use hyper::StatusCode;
-use link::{LinkError, Refusal};
+use link::{AgentRefusal, LinkError};
 use wire::ErrorCode;
 
 /// The Connect error of a failed call.
 pub(super) async fn connect(sandbox: &Sandbox, error: LinkError) -> ConnectError {
     settle(sandbox.gone(), &error).await;
     let code = match &error {
-        LinkError::Closed(_) => Code::Unavailable,
-        LinkError::Busy | LinkError::TooMany(_) => Code::ResourceExhausted,
-        LinkError::Unsendable(_) => Code::InvalidArgument,
+        LinkError::Closed(_) => ConnectCode::Unavailable,
+        LinkError::Busy | LinkError::TooMany(_) => ConnectCode::ResourceExhausted,
+        LinkError::Unsendable(_) => ConnectCode::InvalidArgument,
         LinkError::Refused(refusal) => refused(refusal.code),
         LinkError::Version { .. } | LinkError::Reset { .. } | LinkError::Unexpected { .. } => {
-            Code::Internal
+            ConnectCode::Internal
         }
     };
     ConnectError::new(code, words(&error))
@@ -37,7 +37,10 @@ pub(super) async fn user(sandbox: &Sandbox, error: LinkError, name: &str) -> Con
 
 /// `unauthenticated`, in envd's words.
 pub(super) fn unknown_user(name: &str) -> ConnectError {
-    ConnectError::new(Code::Unauthenticated, format!("invalid username: '{name}'"))
+    ConnectError::new(
+        ConnectCode::Unauthenticated,
+        format!("invalid username: '{name}'"),
+    )
 }
 
 /// The Connect error of a process that does not do what it is asked, in envd's words.
@@ -50,7 +53,7 @@ pub(super) fn process(error: &ProcessError) -> ConnectError {
             return ConnectError::invalid("The request selects no process by pid or tag");
         }
         ProcessError::TooManyListeners { .. } => {
-            return ConnectError::new(Code::ResourceExhausted, error.to_string());
+            return ConnectError::new(ConnectCode::ResourceExhausted, error.to_string());
         }
         ProcessError::HasTerminal => {
             "error writing to stdin: the process has a tty; send the input to its pty"
@@ -72,18 +75,18 @@ pub(super) async fn start(sandbox: &Sandbox, error: LinkError, user_name: &str) 
     let mut failure = user(sandbox, error, user_name).await;
     if matches!(
         failure.code,
-        Code::NotFound | Code::PermissionDenied | Code::FailedPrecondition
+        ConnectCode::NotFound | ConnectCode::PermissionDenied | ConnectCode::FailedPrecondition
     ) {
-        failure.code = Code::InvalidArgument;
+        failure.code = ConnectCode::InvalidArgument;
     }
     failure
 }
 
-fn refused(code: ErrorCode) -> Code {
+fn refused(code: ErrorCode) -> ConnectCode {
     match code {
-        ErrorCode::NotFound | ErrorCode::NoSuchProcess => Code::NotFound,
-        ErrorCode::PermissionDenied => Code::PermissionDenied,
-        ErrorCode::AlreadyExists => Code::AlreadyExists,
+        ErrorCode::NotFound | ErrorCode::NoSuchProcess => ConnectCode::NotFound,
+        ErrorCode::PermissionDenied => ConnectCode::PermissionDenied,
+        ErrorCode::AlreadyExists => ConnectCode::AlreadyExists,
         ErrorCode::NotADirectory
         | ErrorCode::IsADirectory
         | ErrorCode::NotRegular
@@ -91,12 +94,14 @@ fn refused(code: ErrorCode) -> Code {
         | ErrorCode::BadCwd
         | ErrorCode::NotExecutable
         | ErrorCode::TooLarge
-        | ErrorCode::Loop => Code::InvalidArgument,
-        ErrorCode::NoSpace | ErrorCode::Busy | ErrorCode::OutOfResources => Code::ResourceExhausted,
-        ErrorCode::UnknownUser => Code::Unauthenticated,
-        ErrorCode::ReadOnly => Code::FailedPrecondition,
-        ErrorCode::Unsupported => Code::Unimplemented,
-        ErrorCode::Io => Code::Internal,
+        | ErrorCode::Loop => ConnectCode::InvalidArgument,
+        ErrorCode::NoSpace | ErrorCode::Busy | ErrorCode::OutOfResources => {
+            ConnectCode::ResourceExhausted
+        }
+        ErrorCode::UnknownUser => ConnectCode::Unauthenticated,
+        ErrorCode::ReadOnly => ConnectCode::FailedPrecondition,
+        ErrorCode::Unsupported => ConnectCode::Unimplemented,
+        ErrorCode::Io => ConnectCode::Internal,
     }
 }
 
@@ -113,7 +118,7 @@ fn words(error: &LinkError) -> String {
 }
 
 /// The agent's message with the kernel's name for the error rather than its number.
-fn kernels_words(refusal: &Refusal) -> String {
+fn kernels_words(refusal: &AgentRefusal) -> String {
     let number = format!("errno {}", refusal.errno);
     let Some(what) = refusal.message.strip_suffix(&number) else {
         return refusal.message.clone();
@@ -131,7 +136,7 @@ pub(super) async fn path(
     user_name: &str,
 ) -> ConnectError {
     let mut failure = user(sandbox, error, user_name).await;
-    if failure.code != Code::Unauthenticated {
+    if failure.code != ConnectCode::Unauthenticated {
         failure.message = format!("path '{path}': {}", failure.message);
     }
     failure
@@ -168,12 +173,12 @@ pub(super) async fn file(
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
 
     #[test]
     fn numbers_of_the_kernel_become_words() {
-        let refusal = |errno, message: &str| Refusal {
+        let refusal = |errno, message: &str| AgentRefusal {
             code: ErrorCode::Io,
             errno,
             message: message.into(),

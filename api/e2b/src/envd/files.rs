@@ -3,25 +3,22 @@
 use crate::connect::request::RequestBody;
 use crate::envd::auth::{self, FileQuery};
 use crate::envd::http::HttpError;
-use crate::envd::paths::Caller;
-use crate::envd::range::{self, Part};
+use crate::envd::paths::GuestCaller;
+use crate::envd::range::{self, RangePart};
 use crate::envd::{fail, filesystem, upload};
 use crate::{Body, BodyError, body};
 use bytes::Bytes;
 use engine::sandbox::Sandbox;
 use http_body_util::BodyExt;
-use hyper::{
-    HeaderMap, Method, Response, StatusCode,
-    body::Frame,
-    header::{self, HeaderValue},
-    http::request::Parts,
-};
-use jiff::{Timestamp, fmt::rfc2822};
-use link::{Entry, FileReader, LinkError};
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
-};
+use hyper::body::Frame;
+use hyper::header::{self, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{HeaderMap, Method, Response, StatusCode};
+use jiff::Timestamp;
+use jiff::fmt::rfc2822;
+use link::{FileEntry, FileReader, LinkError};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use wire::FileKind;
 
 /// Answers a request to `/files`.
@@ -44,7 +41,7 @@ pub(super) async fn serve(
         Some(name) => Some(name.clone()),
         None => auth::username(&parts.headers)?,
     };
-    let mut caller = Caller::checked(sandbox, name).await?;
+    let mut caller = GuestCaller::checked(sandbox, name).await?;
     if parts.method == Method::POST {
         return upload::serve(sandbox, &mut caller, query.path, &parts.headers, body).await;
     }
@@ -56,13 +53,13 @@ pub(super) async fn serve(
 }
 
 /// A file opened for sending, all of it or a part.
-struct Opened {
-    entry: Entry,
+struct OpenedFile {
+    entry: FileEntry,
     reader: FileReader,
-    part: Part,
+    part: RangePart,
 }
 
-async fn open(sandbox: &Sandbox, path: &str, headers: &HeaderMap) -> Result<Opened, LinkError> {
+async fn open(sandbox: &Sandbox, path: &str, headers: &HeaderMap) -> Result<OpenedFile, LinkError> {
     let link = &sandbox.link;
     let range = headers
         .get(header::RANGE)
@@ -74,16 +71,16 @@ async fn open(sandbox: &Sandbox, path: &str, headers: &HeaderMap) -> Result<Open
             drop(reader);
             let target = entry.symlink_target;
             let (entry, reader) = link.read_file(&target, 0, u64::MAX).await?;
-            return Ok(Opened {
+            return Ok(OpenedFile {
                 entry,
                 reader,
-                part: Part::Whole,
+                part: RangePart::Whole,
             });
         }
-        return Ok(Opened {
+        return Ok(OpenedFile {
             entry,
             reader,
-            part: Part::Whole,
+            part: RangePart::Whole,
         });
     };
     let mut entry = link.stat(path.as_bytes()).await?;
@@ -94,18 +91,18 @@ async fn open(sandbox: &Sandbox, path: &str, headers: &HeaderMap) -> Result<Open
         .get(header::IF_RANGE)
         .is_some_and(|wanted| last_modified(&entry).as_ref() != Some(wanted));
     let part = if stale {
-        Part::Whole
+        RangePart::Whole
     } else {
         range::part(range, entry.size)
     };
     let (offset, length) = match part {
-        Part::Whole => (0, u64::MAX),
-        Part::Some { offset, length } => (offset, length),
-        Part::Unsatisfiable => (0, 0),
+        RangePart::Whole => (0, u64::MAX),
+        RangePart::Some { offset, length } => (offset, length),
+        RangePart::Unsatisfiable => (0, 0),
     };
     let target = entry.path.clone();
     let (_, reader) = link.read_file(&target, offset, length).await?;
-    Ok(Opened {
+    Ok(OpenedFile {
         entry,
         reader,
         part,
@@ -114,12 +111,12 @@ async fn open(sandbox: &Sandbox, path: &str, headers: &HeaderMap) -> Result<Open
 
 async fn download(
     sandbox: &Sandbox,
-    caller: &Caller<'_>,
+    caller: &GuestCaller<'_>,
     path: &str,
     parts: &Parts,
 ) -> Result<Response<Body>, HttpError> {
     let opened = open(sandbox, path, &parts.headers).await;
-    let Opened {
+    let OpenedFile {
         entry,
         mut reader,
         part,
@@ -134,9 +131,9 @@ async fn download(
         return Ok(response);
     }
     let (status, length) = match part {
-        Part::Whole => (StatusCode::OK, entry.size),
-        Part::Some { length, .. } => (StatusCode::PARTIAL_CONTENT, length),
-        Part::Unsatisfiable => {
+        RangePart::Whole => (StatusCode::OK, entry.size),
+        RangePart::Some { length, .. } => (StatusCode::PARTIAL_CONTENT, length),
+        RangePart::Unsatisfiable => {
             let mut response =
                 HttpError::new(StatusCode::RANGE_NOT_SATISFIABLE, "invalid range").response();
             content_range(response.headers_mut(), &format!("bytes */{}", entry.size));
@@ -157,7 +154,7 @@ async fn download(
             .headers_mut()
             .insert(header::CONTENT_LENGTH, length.into());
     }
-    if let Part::Some { offset, length } = part {
+    if let RangePart::Some { offset, length } = part {
         let range = format!("bytes {offset}-{}/{}", offset + length - 1, entry.size);
         content_range(response.headers_mut(), &range);
     }
@@ -179,7 +176,7 @@ fn content_range(headers: &mut HeaderMap, value: &str) {
     }
 }
 
-fn last_modified(entry: &Entry) -> Option<HeaderValue> {
+fn last_modified(entry: &FileEntry) -> Option<HeaderValue> {
     let time = Timestamp::from_nanosecond(i128::from(entry.modified_ns)).ok()?;
     let text = rfc2822::DateTimePrinter::new()
         .timestamp_to_rfc9110_string(&time)
@@ -187,7 +184,7 @@ fn last_modified(entry: &Entry) -> Option<HeaderValue> {
     HeaderValue::from_str(&text).ok()
 }
 
-fn not_modified(entry: &Entry, headers: &HeaderMap) -> bool {
+fn not_modified(entry: &FileEntry, headers: &HeaderMap) -> bool {
     let since = || {
         let text = headers.get(header::IF_MODIFIED_SINCE)?.to_str().ok()?;
         rfc2822::DateTimeParser::new().parse_timestamp(text).ok()
@@ -195,7 +192,7 @@ fn not_modified(entry: &Entry, headers: &HeaderMap) -> bool {
     since().is_some_and(|since| entry.modified_ns.div_euclid(1_000_000_000) <= since.as_second())
 }
 
-fn headers(headers: &mut HeaderMap, path: &str, entry: &Entry, first: &[u8]) {
+fn headers(headers: &mut HeaderMap, path: &str, entry: &FileEntry, first: &[u8]) {
     let kind = content_type(path, first);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
@@ -328,7 +325,7 @@ impl hyper::body::Body for FileBody {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
 
     #[test]

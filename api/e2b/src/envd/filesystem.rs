@@ -1,12 +1,12 @@
 //! `filesystem.Filesystem` (api/PROTOCOL.md §7.9).
 
 use crate::connect::json::{nullable, optional_u32};
-use crate::connect::{Code, ConnectError};
+use crate::connect::{ConnectCode, ConnectError};
 use crate::envd::fail;
-use crate::envd::paths::Caller;
+use crate::envd::paths::GuestCaller;
 use engine::sandbox::Sandbox;
 use jiff::Timestamp;
-use link::{Entry, LinkError};
+use link::{FileEntry, LinkError};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -48,7 +48,7 @@ pub fn fuzz_filesystem_json(data: &[u8]) {
 /// `Stat`.
 pub(super) async fn stat(
     sandbox: &Sandbox,
-    caller: &mut Caller<'_>,
+    caller: &mut GuestCaller<'_>,
     request: &PathRequest,
 ) -> Result<Value, ConnectError> {
     let path = caller.resolve(&request.path).await?;
@@ -59,7 +59,7 @@ pub(super) async fn stat(
 /// `MakeDir`.
 pub(super) async fn make_dir(
     sandbox: &Sandbox,
-    caller: &mut Caller<'_>,
+    caller: &mut GuestCaller<'_>,
     request: &PathRequest,
 ) -> Result<Value, ConnectError> {
     let path = caller.resolve(&request.path).await?;
@@ -70,7 +70,7 @@ pub(super) async fn make_dir(
 /// `Move`.
 pub(super) async fn rename(
     sandbox: &Sandbox,
-    caller: &mut Caller<'_>,
+    caller: &mut GuestCaller<'_>,
     request: &MoveRequest,
 ) -> Result<Value, ConnectError> {
     let from = caller.resolve(&request.source).await?;
@@ -84,9 +84,9 @@ pub(super) async fn rename(
 
 async fn answer(
     sandbox: &Sandbox,
-    caller: &Caller<'_>,
+    caller: &GuestCaller<'_>,
     path: &str,
-    entry: Result<Entry, LinkError>,
+    entry: Result<FileEntry, LinkError>,
 ) -> Result<Value, ConnectError> {
     match entry {
         Ok(entry) => Ok(json!({ "entry": entry_info(&entry) })),
@@ -97,7 +97,7 @@ async fn answer(
 /// `Remove`.
 pub(super) async fn remove(
     sandbox: &Sandbox,
-    caller: &mut Caller<'_>,
+    caller: &mut GuestCaller<'_>,
     request: &PathRequest,
 ) -> Result<Value, ConnectError> {
     let path = caller.resolve(&request.path).await?;
@@ -110,7 +110,7 @@ pub(super) async fn remove(
 /// `ListDir`.
 pub(super) async fn list_dir(
     sandbox: &Sandbox,
-    caller: &mut Caller<'_>,
+    caller: &mut GuestCaller<'_>,
     request: &PathRequest,
 ) -> Result<Value, ConnectError> {
     let path = caller.resolve(&request.path).await?;
@@ -133,7 +133,7 @@ fn slash(byte: &u8) -> bool {
 }
 
 /// Refuses a listing that the agent's limit may have cut.
-fn check_complete(entries: &[Entry], root: &[u8], depth: u32) -> Result<(), ConnectError> {
+fn check_complete(entries: &[FileEntry], root: &[u8], depth: u32) -> Result<(), ConnectError> {
     let level = |path: &[u8]| path.split(slash).filter(|part| !part.is_empty()).count();
     let deepest = level(root) + usize::try_from(depth).unwrap_or(usize::MAX);
     let cut = entries
@@ -141,7 +141,7 @@ fn check_complete(entries: &[Entry], root: &[u8], depth: u32) -> Result<(), Conn
         .any(|entry| entry.kind == FileKind::Directory && level(&entry.path) >= deepest);
     if cut {
         return Err(ConnectError::new(
-            Code::InvalidArgument,
+            ConnectCode::InvalidArgument,
             format!("The tree is deeper than {depth} levels, the most one listing goes down"),
         ));
     }
@@ -156,7 +156,7 @@ pub(super) fn name(path: &[u8]) -> String {
 }
 
 /// `EntryInfo`. Zero values may be left out, and are where they mean "nothing".
-pub(super) fn entry_info(entry: &Entry) -> Value {
+pub(super) fn entry_info(entry: &FileEntry) -> Value {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let link = entry.kind == FileKind::Symlink;
     let or_id = |name: &[u8], id: u32| {
@@ -228,7 +228,7 @@ fn permissions(mode: u32) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
     use proptest::prelude::*;
 
@@ -239,8 +239,8 @@ mod tests {
         }
     }
 
-    fn entry(path: &str, kind: FileKind) -> Entry {
-        Entry {
+    fn entry(path: &str, kind: FileKind) -> FileEntry {
+        FileEntry {
             path: path.into(),
             kind,
             target_kind: kind,

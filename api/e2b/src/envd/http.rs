@@ -2,10 +2,8 @@
 
 use crate::connect::ConnectError;
 use crate::{Body, body};
-use hyper::{
-    HeaderMap, Method, Response, StatusCode,
-    header::{self, HeaderValue},
-};
+use hyper::header::{self, HeaderValue};
+use hyper::{HeaderMap, Method, Response, StatusCode};
 use serde_json::json;
 
 /// An error of an HTTP endpoint: `{"code": <status>, "message"}`.

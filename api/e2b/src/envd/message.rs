@@ -1,12 +1,13 @@
 //! The messages of `process.Process` (api/PROTOCOL.md §7.7).
 
 use crate::connect::json::{nullable, optional_bytes, optional_u32};
-use crate::connect::stream::Item;
+use crate::connect::stream::StreamItem;
 use crate::connect::{ConnectError, envelope};
-use base64::{Engine, engine::general_purpose::STANDARD};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use engine::process::{ProcessFeed, ProcessNotice, ProcessSelector, ProcessSpec, ProcessSummary};
-use link::{Output, exit_status};
+use link::{OutputChannel, exit_status};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -54,7 +55,7 @@ pub(super) fn process_info(process: ProcessSummary) -> Value {
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Size {
+pub(super) struct SizeMessage {
     #[serde(deserialize_with = "optional_u32")]
     cols: Option<u32>,
     #[serde(deserialize_with = "optional_u32")]
@@ -64,11 +65,11 @@ pub(super) struct Size {
 /// `PTY`.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Pty {
-    size: Option<Size>,
+pub(super) struct PtyMessage {
+    size: Option<SizeMessage>,
 }
 
-impl Pty {
+impl PtyMessage {
     /// Columns and rows.
     ///
     /// # Errors
@@ -89,7 +90,7 @@ impl Pty {
 #[serde(default)]
 pub(super) struct StartRequest {
     pub(super) process: Option<ProcessConfig>,
-    pub(super) pty: Option<Pty>,
+    pub(super) pty: Option<PtyMessage>,
     pub(super) tag: Option<String>,
     pub(super) stdin: Option<bool>,
 }
@@ -97,14 +98,14 @@ pub(super) struct StartRequest {
 /// Which process is meant.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Selector {
+pub(super) struct SelectorMessage {
     #[serde(deserialize_with = "optional_u32")]
     pid: Option<u32>,
     tag: Option<String>,
 }
 
-impl From<Selector> for ProcessSelector {
-    fn from(Selector { pid, tag }: Selector) -> Self {
+impl From<SelectorMessage> for ProcessSelector {
+    fn from(SelectorMessage { pid, tag }: SelectorMessage) -> Self {
         Self { pid, tag }
     }
 }
@@ -114,20 +115,20 @@ impl From<Selector> for ProcessSelector {
 #[serde(default)]
 pub(super) struct SelectRequest {
     #[serde(deserialize_with = "nullable")]
-    pub(super) process: Selector,
+    pub(super) process: SelectorMessage,
 }
 
 /// `ProcessInput`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Input {
+pub(super) struct InputMessage {
     #[serde(deserialize_with = "optional_bytes")]
     stdin: Option<Bytes>,
     #[serde(deserialize_with = "optional_bytes")]
     pty: Option<Bytes>,
 }
 
-impl Input {
+impl InputMessage {
     /// What is fed.
     ///
     /// # Errors
@@ -147,9 +148,9 @@ impl Input {
 #[serde(default)]
 pub(super) struct SendInputRequest {
     #[serde(deserialize_with = "nullable")]
-    pub(super) process: Selector,
+    pub(super) process: SelectorMessage,
     #[serde(deserialize_with = "nullable")]
-    pub(super) input: Input,
+    pub(super) input: InputMessage,
 }
 
 /// One message of a `StreamInput`; one of the fields is set.
@@ -165,22 +166,22 @@ pub(super) struct StreamInputRequest {
 #[serde(default)]
 pub(super) struct StreamInputData {
     #[serde(deserialize_with = "nullable")]
-    pub(super) input: Input,
+    pub(super) input: InputMessage,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct UpdateRequest {
     #[serde(deserialize_with = "nullable")]
-    pub(super) process: Selector,
-    pub(super) pty: Option<Pty>,
+    pub(super) process: SelectorMessage,
+    pub(super) pty: Option<PtyMessage>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct SendSignalRequest {
     #[serde(deserialize_with = "nullable")]
-    pub(super) process: Selector,
+    pub(super) process: SelectorMessage,
     signal: Value,
 }
 
@@ -213,11 +214,11 @@ pub(super) fn keepalive_frame() -> Bytes {
 }
 
 /// The sealed frame of a data event. Written by hand: this is the hot path.
-fn data_frame(output: Output, bytes: &[u8]) -> Bytes {
+fn data_frame(output: OutputChannel, bytes: &[u8]) -> Bytes {
     let name = match output {
-        Output::Stdout => "stdout",
-        Output::Stderr => "stderr",
-        Output::Pty => "pty",
+        OutputChannel::Stdout => "stdout",
+        OutputChannel::Stderr => "stderr",
+        OutputChannel::Pty => "pty",
     };
     let mut text = String::with_capacity(48 + bytes.len().div_ceil(3) * 4);
     text.push_str(r#"{"event":{"data":{""#);
@@ -239,19 +240,19 @@ fn end_frame(exit: ProcessExit) -> Bytes {
 }
 
 /// What a listener of a process hears, as an item of its stream.
-pub(super) fn stream_item(notice: ProcessNotice) -> Item {
+pub(super) fn stream_item(notice: ProcessNotice) -> StreamItem {
     match notice {
-        ProcessNotice::Started { pid } => Item::Frame(start_frame(pid)),
-        ProcessNotice::Output(output, bytes) => Item::Frame(data_frame(output, &bytes)),
-        ProcessNotice::Ended(exit) => Item::Last(end_frame(exit)),
-        ProcessNotice::Lost(why) => Item::Abort(why.into()),
+        ProcessNotice::Started { pid } => StreamItem::Frame(start_frame(pid)),
+        ProcessNotice::Output(output, bytes) => StreamItem::Frame(data_frame(output, &bytes)),
+        ProcessNotice::Ended(exit) => StreamItem::Last(end_frame(exit)),
+        ProcessNotice::Lost(why) => StreamItem::Abort(why.into()),
     }
 }
 
 /// Fuzz entry point: any bytes as each of the request messages.
 pub fn fuzz_process_json(data: &[u8]) {
     use crate::connect::request::parse;
-    let _ = parse::<StartRequest>(data).map(|start| start.pty.map(Pty::size));
+    let _ = parse::<StartRequest>(data).map(|start| start.pty.map(PtyMessage::size));
     let _ = parse::<SelectRequest>(data);
     let _ = parse::<SendInputRequest>(data);
     let _ = parse::<StreamInputRequest>(data);
@@ -260,7 +261,7 @@ pub fn fuzz_process_json(data: &[u8]) {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
     use proptest::prelude::*;
 
@@ -302,14 +303,14 @@ mod tests {
         assert_eq!(signal(r#"{"signal":15}"#), Ok(15));
         signal(r#"{"signal":"SIGNAL_UNSPECIFIED"}"#).unwrap_err();
         signal("{}").unwrap_err();
-        let big = serde_json::from_str::<Pty>(r#"{"size":{"cols":65536}}"#).unwrap();
+        let big = serde_json::from_str::<PtyMessage>(r#"{"size":{"cols":65536}}"#).unwrap();
         big.size().unwrap_err();
     }
 
     proptest! {
         #[test]
         fn data_frames_are_json(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
-            let value = text(&data_frame(Output::Stderr, &bytes));
+            let value = text(&data_frame(OutputChannel::Stderr, &bytes));
             let data = value["event"]["data"]["stderr"].as_str().unwrap();
             prop_assert_eq!(STANDARD.decode(data).unwrap(), bytes);
         }

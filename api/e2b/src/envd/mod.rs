@@ -20,31 +20,25 @@ mod paths;
 mod process_rpc;
 mod range;
 #[cfg(test)]
-mod tests;
+mod test;
 mod upload;
 
-pub use auth::{admits, fuzz_signature, signature_matches};
-pub use filesystem::fuzz_filesystem_json;
-pub use message::fuzz_process_json;
-pub use multipart::fuzz_multipart;
-pub use range::fuzz_range;
-
 use crate::Body;
-use crate::connect::{
-    Code, ConnectError,
-    request::{self, Kind, Messages, RequestBody},
-    stream,
-};
-use crate::linger::Lingering;
+use crate::connect::request::{self, CallKind, MessageStream, RequestBody};
+use crate::connect::{ConnectCode, ConnectError, stream};
+use crate::linger::LingeringBody;
+pub use auth::{admits, fuzz_signature, signature_matches};
 use engine::sandbox::Sandbox;
+pub use filesystem::fuzz_filesystem_json;
 use http::HttpError;
 use http_body_util::BodyExt;
-use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode,
-    header::{self, HeaderValue},
-    http::request::Parts,
-};
-use paths::Caller;
+use hyper::header::{self, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+pub use message::fuzz_process_json;
+pub use multipart::fuzz_multipart;
+use paths::GuestCaller;
+pub use range::fuzz_range;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::sync::Arc;
@@ -52,7 +46,7 @@ use std::sync::Arc;
 /// Answers one request to port 49983 of `sandbox`. The caller has resolved the sandbox; the access
 /// token is checked here (api/PROTOCOL.md §7.5). Never fails: errors are responses. A body that
 /// cannot be finished because the sandbox ended yields an error, so that the connection is dropped.
-pub async fn serve(sandbox: &Arc<Sandbox>, request: Request<Lingering>) -> Response<Body> {
+pub async fn serve(sandbox: &Arc<Sandbox>, request: Request<LingeringBody>) -> Response<Body> {
     let (parts, body) = request.into_parts();
     serve_parts(sandbox, &parts, body.map_err(Into::into).boxed_unsync()).await
 }
@@ -84,10 +78,10 @@ async fn route(sandbox: &Arc<Sandbox>, parts: &Parts, body: RequestBody) -> Resp
     let segments: Vec<&str> = path.split('/').skip(1).collect();
     match (&parts.method, segments.as_slice()) {
         (&Method::POST, ["process.Process", method]) => {
-            process(sandbox, method, &parts.headers, body).await
+            process_service(sandbox, method, &parts.headers, body).await
         }
         (&Method::POST, ["filesystem.Filesystem", method]) => {
-            filesystem(sandbox, method, &parts.headers, body).await
+            filesystem_service(sandbox, method, &parts.headers, body).await
         }
         (&Method::GET, ["metrics"]) => metrics::serve(sandbox).await,
         (&Method::GET, ["envs"]) => http::json_response(&serde_json::json!(sandbox.env)),
@@ -113,15 +107,15 @@ fn health() -> Response<Body> {
     response
 }
 
-async fn process(
+async fn process_service(
     sandbox: &Arc<Sandbox>,
     method: &str,
     headers: &HeaderMap,
     body: RequestBody,
 ) -> Response<Body> {
     let kind = match method {
-        "Start" | "Connect" | "StreamInput" => Kind::Stream,
-        "List" | "SendInput" | "SendSignal" | "CloseStdin" | "Update" => Kind::Unary,
+        "Start" | "Connect" | "StreamInput" => CallKind::Stream,
+        "List" | "SendInput" | "SendSignal" | "CloseStdin" | "Update" => CallKind::Unary,
         _ => return unknown(headers, "process.Process", method),
     };
     if request::kind(headers) != Some(kind) {
@@ -142,7 +136,7 @@ async fn process(
             let checked = request::check_encoding(headers, kind);
             let result = within(headers, async {
                 checked?;
-                process_rpc::stream_input(sandbox, Messages::new(body)).await
+                process_rpc::stream_input(sandbox, MessageStream::new(body)).await
             });
             match result.await {
                 Ok(message) => {
@@ -163,9 +157,9 @@ async fn open_stream(
     method: &str,
     headers: &HeaderMap,
     body: RequestBody,
-) -> Result<process_rpc::Streaming, ConnectError> {
-    request::check_encoding(headers, Kind::Stream)?;
-    let messages = Messages::new(body);
+) -> Result<process_rpc::ProcessStreaming, ConnectError> {
+    request::check_encoding(headers, CallKind::Stream)?;
+    let messages = MessageStream::new(body);
     if method == "Start" {
         process_rpc::start(sandbox, headers, messages).await
     } else {
@@ -179,7 +173,7 @@ async fn process_unary(
     headers: &HeaderMap,
     mut body: RequestBody,
 ) -> Result<Value, ConnectError> {
-    request::check_encoding(headers, Kind::Unary)?;
+    request::check_encoding(headers, CallKind::Unary)?;
     match method {
         "List" => {
             request::unary::<Value>(&mut body).await?;
@@ -192,20 +186,20 @@ async fn process_unary(
     }
 }
 
-async fn filesystem(
+async fn filesystem_service(
     sandbox: &Arc<Sandbox>,
     method: &str,
     headers: &HeaderMap,
     body: RequestBody,
 ) -> Response<Body> {
     match (method, request::kind(headers)) {
-        ("WatchDir", Some(Kind::Stream)) => {
+        ("WatchDir", Some(CallKind::Stream)) => {
             stream::finished(None, Err(&filesystem::no_watching(method)))
         }
-        ("CreateWatcher" | "GetWatcherEvents" | "RemoveWatcher", Some(Kind::Unary)) => {
+        ("CreateWatcher" | "GetWatcherEvents" | "RemoveWatcher", Some(CallKind::Unary)) => {
             request::answer::<Value>(&Err(filesystem::no_watching(method)))
         }
-        ("Stat" | "MakeDir" | "Move" | "ListDir" | "Remove", Some(Kind::Unary)) => {
+        ("Stat" | "MakeDir" | "Move" | "ListDir" | "Remove", Some(CallKind::Unary)) => {
             let result = within(headers, filesystem_unary(sandbox, method, headers, body)).await;
             request::answer(&result)
         }
@@ -227,8 +221,8 @@ async fn filesystem_unary(
     async fn read<M: DeserializeOwned>(body: &mut RequestBody) -> Result<M, ConnectError> {
         request::unary(body).await
     }
-    request::check_encoding(headers, Kind::Unary)?;
-    let caller = &mut Caller::checked(sandbox, auth::username(headers)?).await?;
+    request::check_encoding(headers, CallKind::Unary)?;
+    let caller = &mut GuestCaller::checked(sandbox, auth::username(headers)?).await?;
     match method {
         "Stat" => filesystem::stat(sandbox, caller, &read(&mut body).await?).await,
         "MakeDir" => filesystem::make_dir(sandbox, caller, &read(&mut body).await?).await,
@@ -249,7 +243,7 @@ async fn within(
             .await
             .unwrap_or_else(|_| {
                 Err(ConnectError::new(
-                    Code::DeadlineExceeded,
+                    ConnectCode::DeadlineExceeded,
                     "context deadline exceeded",
                 ))
             }),
@@ -260,7 +254,7 @@ fn unknown(headers: &HeaderMap, service: &str, method: &str) -> Response<Body> {
     let name: String = method.chars().take(64).collect();
     let error = ConnectError::unimplemented(format!("{service} has no method {name:?}"));
     match request::kind(headers) {
-        Some(Kind::Stream) => stream::finished(None, Err(&error)),
+        Some(CallKind::Stream) => stream::finished(None, Err(&error)),
         _ => request::answer::<Value>(&Err(error)),
     }
 }

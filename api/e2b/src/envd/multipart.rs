@@ -10,7 +10,7 @@ const MAX_HEADERS: usize = 16 * 1024;
 
 /// What happens in the body.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Event {
+pub(super) enum MultipartEvent {
     /// A part begins.
     Part {
         name: String,
@@ -40,7 +40,7 @@ pub(super) enum MultipartError {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum ParserState {
     Start,
     AfterBoundary,
     Headers,
@@ -49,23 +49,23 @@ enum State {
 }
 
 /// What one step of the parser came to.
-enum Step {
-    Event(Event),
-    Go(State),
+enum ParserStep {
+    Event(MultipartEvent),
+    Go(ParserState),
     Wait,
 }
 
 /// The parser. Push bytes, then take events until there is none. Holds at most one header block or
 /// a boundary's length beyond what was pushed.
 #[derive(Debug)]
-pub(super) struct Parser {
+pub(super) struct MultipartParser {
     buffer: BytesMut,
     /// `\r\n--boundary`.
     delimiter: Vec<u8>,
-    state: State,
+    state: ParserState,
 }
 
-impl Parser {
+impl MultipartParser {
     /// A parser for this content type.
     ///
     /// # Errors
@@ -80,44 +80,44 @@ impl Parser {
         Ok(Self {
             buffer: BytesMut::new(),
             delimiter: format!("\r\n--{boundary}").into_bytes(),
-            state: State::Start,
+            state: ParserState::Start,
         })
     }
 
     pub(super) fn push(&mut self, bytes: &[u8]) {
-        if self.state != State::Done {
+        if self.state != ParserState::Done {
             self.buffer.extend_from_slice(bytes);
         }
     }
 
     /// Whether the closing boundary has come.
     pub(super) fn is_done(&self) -> bool {
-        self.state == State::Done
+        self.state == ParserState::Done
     }
 
     /// The next event; `None` when more bytes are needed.
     ///
     /// # Errors
     /// The body is not multipart; the parser is unusable afterwards.
-    pub(super) fn next(&mut self) -> Result<Option<Event>, MultipartError> {
+    pub(super) fn next(&mut self) -> Result<Option<MultipartEvent>, MultipartError> {
         loop {
             let step = match self.state {
-                State::Start => self.start()?,
-                State::AfterBoundary => self.after_boundary()?,
-                State::Headers => self.headers()?,
-                State::Data => self.data(),
-                State::Done => Step::Wait,
+                ParserState::Start => self.start()?,
+                ParserState::AfterBoundary => self.after_boundary()?,
+                ParserState::Headers => self.headers()?,
+                ParserState::Data => self.data(),
+                ParserState::Done => ParserStep::Wait,
             };
             match step {
-                Step::Event(event) => return Ok(Some(event)),
-                Step::Wait => return Ok(None),
-                Step::Go(state) => self.state = state,
+                ParserStep::Event(event) => return Ok(Some(event)),
+                ParserStep::Wait => return Ok(None),
+                ParserStep::Go(state) => self.state = state,
             }
         }
     }
 
     /// Takes the first boundary, which may lack the line break before it.
-    fn start(&mut self) -> Result<Step, MultipartError> {
+    fn start(&mut self) -> Result<ParserStep, MultipartError> {
         let bare = !self.buffer.starts_with(b"\r");
         let wanted = &self.delimiter[if bare { 2 } else { 0 }..];
         let have = self.buffer.len().min(wanted.len());
@@ -125,14 +125,14 @@ impl Parser {
             return Err(MultipartError::Start);
         }
         if have < wanted.len() {
-            return Ok(Step::Wait);
+            return Ok(ParserStep::Wait);
         }
         self.buffer.advance(have);
-        Ok(Step::Go(State::AfterBoundary))
+        Ok(ParserStep::Go(ParserState::AfterBoundary))
     }
 
     /// `--` ends the body, a line break begins a part; blanks before it are padding.
-    fn after_boundary(&mut self) -> Result<Step, MultipartError> {
+    fn after_boundary(&mut self) -> Result<ParserStep, MultipartError> {
         let blanks = self
             .buffer
             .iter()
@@ -144,50 +144,50 @@ impl Parser {
         match self.buffer[blanks..] {
             [b'-', b'-', ..] if blanks == 0 => {
                 self.buffer.clear();
-                self.state = State::Done;
-                Ok(Step::Event(Event::End))
+                self.state = ParserState::Done;
+                Ok(ParserStep::Event(MultipartEvent::End))
             }
             [b'\r', b'\n', ..] => {
                 // The line break stays: the headers end at a blank line, even when there are none.
                 self.buffer.advance(blanks);
-                Ok(Step::Go(State::Headers))
+                Ok(ParserStep::Go(ParserState::Headers))
             }
-            [] | [b'-' | b'\r'] => Ok(Step::Wait),
+            [] | [b'-' | b'\r'] => Ok(ParserStep::Wait),
             _ => Err(MultipartError::AfterBoundary),
         }
     }
 
-    fn headers(&mut self) -> Result<Step, MultipartError> {
+    fn headers(&mut self) -> Result<ParserStep, MultipartError> {
         const BLANK_LINE: &[u8] = b"\r\n\r\n";
         let end = find(&self.buffer, BLANK_LINE);
         if end.unwrap_or(self.buffer.len()) > MAX_HEADERS {
             return Err(MultipartError::HeadersTooLong);
         }
         let Some(end) = end else {
-            return Ok(Step::Wait);
+            return Ok(ParserStep::Wait);
         };
         let block = self.buffer.split_to(end + BLANK_LINE.len());
-        self.state = State::Data;
+        self.state = ParserState::Data;
         disposition(&block)
-            .map(Step::Event)
+            .map(ParserStep::Event)
             .ok_or(MultipartError::Disposition)
     }
 
     /// Bytes up to the next delimiter, or up to where one may begin.
-    fn data(&mut self) -> Step {
+    fn data(&mut self) -> ParserStep {
         let ready = match find(&self.buffer, &self.delimiter) {
             Some(0) => {
                 self.buffer.advance(self.delimiter.len());
-                self.state = State::AfterBoundary;
-                return Step::Event(Event::PartEnd);
+                self.state = ParserState::AfterBoundary;
+                return ParserStep::Event(MultipartEvent::PartEnd);
             }
             Some(at) => at,
             None => self.buffer.len() - possible_start(&self.buffer, &self.delimiter),
         };
         if ready == 0 {
-            return Step::Wait;
+            return ParserStep::Wait;
         }
-        Step::Event(Event::Data(self.buffer.split_to(ready).freeze()))
+        ParserStep::Event(MultipartEvent::Data(self.buffer.split_to(ready).freeze()))
     }
 }
 
@@ -215,7 +215,7 @@ fn possible_start(haystack: &[u8], needle: &[u8]) -> usize {
 }
 
 /// The name and file name in a header block.
-fn disposition(block: &[u8]) -> Option<Event> {
+fn disposition(block: &[u8]) -> Option<MultipartEvent> {
     let text = String::from_utf8_lossy(block);
     let value = text.split("\r\n").find_map(|line| {
         let (name, value) = line.split_once(':')?;
@@ -233,7 +233,7 @@ fn disposition(block: &[u8]) -> Option<Event> {
         crate::query::percent_decode(encoded, false)
     });
     let filename = extended.or_else(|| parameter(parameters, "filename"));
-    Some(Event::Part { name, filename })
+    Some(MultipartEvent::Part { name, filename })
 }
 
 /// The value of one of the `key=value` pairs, quoted or not. In quotes a backslash escapes only
@@ -278,15 +278,15 @@ pub fn fuzz_multipart(data: &[u8]) {
     let Some((&step, data)) = data.split_first() else {
         return;
     };
-    let _ = Parser::new(&String::from_utf8_lossy(data));
-    let Ok(mut parser) = Parser::new("multipart/form-data; boundary=b") else {
+    let _ = MultipartParser::new(&String::from_utf8_lossy(data));
+    let Ok(mut parser) = MultipartParser::new("multipart/form-data; boundary=b") else {
         return;
     };
     for piece in data.chunks(usize::from(step).max(1)) {
         parser.push(piece);
         loop {
             match parser.next() {
-                Ok(Some(Event::Data(bytes))) => assert!(!bytes.is_empty(), "empty data"),
+                Ok(Some(MultipartEvent::Data(bytes))) => assert!(!bytes.is_empty(), "empty data"),
                 Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(_) => return,
@@ -296,7 +296,7 @@ pub fn fuzz_multipart(data: &[u8]) {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
     use proptest::prelude::*;
 
@@ -305,21 +305,23 @@ mod tests {
 
     /// All parts of a body that arrives in pieces of `step` bytes.
     fn parse(body: &[u8], step: usize) -> Result<Vec<Part>, MultipartError> {
-        let mut parser = Parser::new("multipart/form-data; boundary=\"b0\"")?;
+        let mut parser = MultipartParser::new("multipart/form-data; boundary=\"b0\"")?;
         let mut parts = Vec::new();
         let mut open = false;
         for piece in body.chunks(step) {
             parser.push(piece);
             while let Some(event) = parser.next()? {
                 match event {
-                    Event::Part { name, filename } => {
+                    MultipartEvent::Part { name, filename } => {
                         assert!(!open);
                         open = true;
                         parts.push((name, filename, Vec::new()));
                     }
-                    Event::Data(bytes) => parts.last_mut().unwrap().2.extend_from_slice(&bytes),
-                    Event::PartEnd => open = false,
-                    Event::End => assert!(parser.is_done()),
+                    MultipartEvent::Data(bytes) => {
+                        parts.last_mut().unwrap().2.extend_from_slice(&bytes);
+                    }
+                    MultipartEvent::PartEnd => open = false,
+                    MultipartEvent::End => assert!(parser.is_done()),
                 }
             }
         }
@@ -380,7 +382,10 @@ mod tests {
             "multipart/form-data; boundary=",
             "x; boundary=\"\u{e4}\"",
         ] {
-            assert_eq!(Parser::new(bad).unwrap_err(), MultipartError::Boundary);
+            assert_eq!(
+                MultipartParser::new(bad).unwrap_err(),
+                MultipartError::Boundary
+            );
         }
         assert_eq!(parse(b"preamble", 3), Err(MultipartError::Start));
         assert_eq!(parse(b"--b0x", 3), Err(MultipartError::AfterBoundary));
@@ -400,7 +405,8 @@ mod tests {
             step in 1usize..50,
         ) {
             // A body may not contain its own delimiter.
-            prop_assume!(contents.iter().all(|c| find(&[&c[..], b"\r"].concat(), b"\r\n--b0").is_none()));
+            let whole = |c: &Vec<u8>| find(&[&c[..], b"\r"].concat(), b"\r\n--b0").is_none();
+            prop_assume!(contents.iter().all(whole));
             let parts: Vec<(&str, &str, &[u8])> =
                 contents.iter().map(|c| ("file", "/a/b", &c[..])).collect();
             let got = parse(&body(&parts), step).unwrap();
@@ -409,7 +415,10 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_never_panic(data in prop::collection::vec(any::<u8>(), 0..300), step: u8) {
+        fn arbitrary_bytes_never_panic(
+            data in prop::collection::vec(any::<u8>(), 0..300),
+            step: u8,
+        ) {
             let mut input = vec![step];
             input.extend_from_slice(b"--b\r\n");
             input.extend_from_slice(&data);

@@ -1,20 +1,20 @@
 //! Users and paths as clients name them (api/PROTOCOL.md §7.5, §7.15).
 
-use crate::connect::{Code, ConnectError};
+use crate::connect::{ConnectCode, ConnectError};
 use crate::envd::fail;
 use engine::sandbox::Sandbox;
-use link::User;
+use link::GuestUser;
 
 /// On whose behalf a request acts.
 #[derive(Clone, Debug)]
-pub(super) struct Caller<'a> {
+pub(super) struct GuestCaller<'a> {
     sandbox: &'a Sandbox,
     /// The user's name in the guest.
     pub(super) name: String,
-    user: Option<User>,
+    user: Option<GuestUser>,
 }
 
-impl<'a> Caller<'a> {
+impl<'a> GuestCaller<'a> {
     /// The named user, checked to exist, or the default user, unchecked.
     ///
     /// # Errors
@@ -41,7 +41,7 @@ impl<'a> Caller<'a> {
         }
     }
 
-    async fn user(&mut self) -> Result<&User, ConnectError> {
+    async fn user(&mut self) -> Result<&GuestUser, ConnectError> {
         if self.user.is_none() {
             let found = self.sandbox.link.lookup_user(&self.name).await;
             match found {
@@ -91,7 +91,7 @@ impl<'a> Caller<'a> {
         if let Some(rest) = path.strip_prefix('~') {
             if !rest.is_empty() && !rest.starts_with('/') {
                 return Err(ConnectError::new(
-                    Code::InvalidArgument,
+                    ConnectCode::InvalidArgument,
                     format!("cannot expand user-specific home dir in path '{path}'"),
                 ));
             }
@@ -125,7 +125,7 @@ fn clean(path: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
     use proptest::prelude::*;
 

@@ -1,35 +1,37 @@
 //! The methods of `process.Process` (api/PROTOCOL.md §7.7).
 
 use crate::connect::ConnectError;
-use crate::connect::request::{self, Messages};
-use crate::connect::stream::{Timing, later};
+use crate::connect::request::{self, MessageStream};
+use crate::connect::stream::{StreamTiming, later};
 use crate::envd::fail;
 use crate::envd::message::{
-    Input, SelectRequest, Selector, SendInputRequest, SendSignalRequest, StartRequest,
-    StreamInputRequest, UpdateRequest, keepalive_frame, process_info,
+    InputMessage, SelectRequest, SelectorMessage, SendInputRequest, SendSignalRequest,
+    StartRequest, StreamInputRequest, UpdateRequest, keepalive_frame, process_info,
 };
-use crate::envd::paths::Caller;
+use crate::envd::paths::GuestCaller;
 use engine::process::{GuestProcess, ProcessNotice};
 use engine::sandbox::Sandbox;
 use hyper::HeaderMap;
-use link::{Command, LinkError};
+use link::{LinkError, ProcessCommand};
 use serde_json::{Value, json};
-use std::{sync::Arc, time::Duration};
-use tokio::{sync::mpsc, time::Instant};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// Silence between keepalives when the client does not say.
 const KEEPALIVE: Duration = Duration::from_secs(90);
 
 /// A stream that is ready to be answered.
-pub(super) type Streaming = (mpsc::Receiver<ProcessNotice>, Timing);
+pub(super) type ProcessStreaming = (mpsc::Receiver<ProcessNotice>, StreamTiming);
 
-fn timing(headers: &HeaderMap, deadline: Option<Instant>) -> Timing {
+fn timing(headers: &HeaderMap, deadline: Option<Instant>) -> StreamTiming {
     let period = headers
         .get("keepalive-ping-interval")
         .and_then(|value| value.to_str().ok()?.parse().ok())
         .filter(|seconds| *seconds > 0)
         .map_or(KEEPALIVE, Duration::from_secs);
-    Timing {
+    StreamTiming {
         keepalive: Some((period, keepalive_frame())),
         deadline,
     }
@@ -39,8 +41,8 @@ fn timing(headers: &HeaderMap, deadline: Option<Instant>) -> Timing {
 pub(super) async fn start(
     sandbox: &Arc<Sandbox>,
     headers: &HeaderMap,
-    messages: Messages,
-) -> Result<Streaming, ConnectError> {
+    messages: MessageStream,
+) -> Result<ProcessStreaming, ConnectError> {
     let deadline = request::timeout(headers)?.map(|timeout| later(Instant::now(), timeout));
     let user = crate::envd::auth::username(headers)?;
     let request: StartRequest = messages.only().await?;
@@ -57,7 +59,7 @@ pub(super) async fn start(
             "The environment variable {name:?} is empty or has a '='"
         )));
     }
-    let mut caller = Caller::unchecked(sandbox, user);
+    let mut caller = GuestCaller::unchecked(sandbox, user);
     let cwd = caller
         .cwd(config.cwd.as_deref().unwrap_or_default())
         .await?;
@@ -69,9 +71,9 @@ pub(super) async fn start(
         .map(|(key, value)| format!("{key}={value}"));
     let pty = request
         .pty
-        .map(crate::envd::message::Pty::size)
+        .map(crate::envd::message::PtyMessage::size)
         .transpose()?;
-    let command = Command {
+    let command = ProcessCommand {
         argv: std::iter::once(&config.cmd)
             .chain(&config.args)
             .cloned()
@@ -102,8 +104,8 @@ pub(super) async fn start(
 pub(super) async fn connect(
     sandbox: &Arc<Sandbox>,
     headers: &HeaderMap,
-    messages: Messages,
-) -> Result<Streaming, ConnectError> {
+    messages: MessageStream,
+) -> Result<ProcessStreaming, ConnectError> {
     let deadline = request::timeout(headers)?.map(|timeout| later(Instant::now(), timeout));
     let request: SelectRequest = messages.only().await?;
     let notices = sandbox.processes.listen(&request.process.into());
@@ -119,12 +121,15 @@ pub(super) fn list(sandbox: &Sandbox) -> Value {
     json!({ "processes": processes.map(process_info).collect::<Vec<_>>() })
 }
 
-fn running(sandbox: &Sandbox, selector: Selector) -> Result<Arc<GuestProcess>, ConnectError> {
+fn running(
+    sandbox: &Sandbox,
+    selector: SelectorMessage,
+) -> Result<Arc<GuestProcess>, ConnectError> {
     let found = sandbox.processes.running(&selector.into());
     found.map_err(|error| fail::process(&error))
 }
 
-async fn feed(process: &GuestProcess, input: Input) -> Result<(), ConnectError> {
+async fn feed(process: &GuestProcess, input: InputMessage) -> Result<(), ConnectError> {
     process
         .feed(input.feed()?)
         .await
@@ -186,7 +191,7 @@ pub(super) async fn update(
 /// `StreamInput`: the client streams, one empty message answers.
 pub(super) async fn stream_input(
     sandbox: &Sandbox,
-    mut messages: Messages,
+    mut messages: MessageStream,
 ) -> Result<Value, ConnectError> {
     let mut process = None;
     while let Some(message) = messages.next::<StreamInputRequest>().await? {

@@ -2,7 +2,7 @@
 
 /// What part of a file to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum RangePart {
     /// All of it: no range, or one this server need not honour.
     Whole,
     /// So many bytes from an offset; never none.
@@ -13,27 +13,27 @@ pub(super) enum Part {
 
 /// Reads the header's value for a file of `size` bytes. Several ranges, other units and nonsense
 /// are ignored, as the standard allows.
-pub(super) fn part(value: &str, size: u64) -> Part {
+pub(super) fn part(value: &str, size: u64) -> RangePart {
     let Some(spec) = value.strip_prefix("bytes=") else {
-        return Part::Whole;
+        return RangePart::Whole;
     };
     let Some((first, last)) = spec.trim().split_once('-') else {
-        return Part::Whole;
+        return RangePart::Whole;
     };
     let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
     if !digits(first) || !digits(last) {
-        return Part::Whole;
+        return RangePart::Whole;
     }
     // Numbers past u64 are past every file.
     let number = |text: &str| text.parse().unwrap_or(u64::MAX);
     match (first, last) {
-        ("", "") => Part::Whole,
+        ("", "") => RangePart::Whole,
         ("", suffix) => {
             let length = number(suffix).min(size);
             if length == 0 {
-                return Part::Unsatisfiable;
+                return RangePart::Unsatisfiable;
             }
-            Part::Some {
+            RangePart::Some {
                 offset: size - length,
                 length,
             }
@@ -46,12 +46,12 @@ pub(super) fn part(value: &str, size: u64) -> Part {
                 number(last)
             };
             if end < offset {
-                return Part::Whole;
+                return RangePart::Whole;
             }
             if offset >= size {
-                return Part::Unsatisfiable;
+                return RangePart::Unsatisfiable;
             }
-            Part::Some {
+            RangePart::Some {
                 offset,
                 length: end.min(size - 1) - offset + 1,
             }
@@ -65,36 +65,36 @@ pub fn fuzz_range(data: &[u8]) {
         return;
     };
     let size = u64::from_le_bytes(*size);
-    if let Part::Some { offset, length } = part(&String::from_utf8_lossy(text), size) {
+    if let RangePart::Some { offset, length } = part(&String::from_utf8_lossy(text), size) {
         assert!(length > 0 && offset < size && length <= size - offset);
     }
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
     use proptest::prelude::*;
 
     #[test]
     fn ranges() {
-        let some = |offset, length| Part::Some { offset, length };
+        let some = |offset, length| RangePart::Some { offset, length };
         for (value, wanted) in [
             ("bytes=0-4", some(0, 5)),
             ("bytes=5-", some(5, 5)),
             ("bytes=-3", some(7, 3)),
             ("bytes=-30", some(0, 10)),
             ("bytes=9-99999999999999999999999", some(9, 1)),
-            ("bytes=10-", Part::Unsatisfiable),
-            ("bytes=-0", Part::Unsatisfiable),
-            ("bytes=4-2", Part::Whole),
-            ("bytes=0-1,3-4", Part::Whole),
-            ("bytes=-", Part::Whole),
-            ("bytes=+1-2", Part::Whole),
-            ("lines=1-2", Part::Whole),
+            ("bytes=10-", RangePart::Unsatisfiable),
+            ("bytes=-0", RangePart::Unsatisfiable),
+            ("bytes=4-2", RangePart::Whole),
+            ("bytes=0-1,3-4", RangePart::Whole),
+            ("bytes=-", RangePart::Whole),
+            ("bytes=+1-2", RangePart::Whole),
+            ("lines=1-2", RangePart::Whole),
         ] {
             assert_eq!(part(value, 10), wanted, "{value}");
         }
-        assert_eq!(part("bytes=0-", 0), Part::Unsatisfiable);
+        assert_eq!(part("bytes=0-", 0), RangePart::Unsatisfiable);
     }
 
     proptest! {

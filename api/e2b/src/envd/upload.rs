@@ -3,17 +3,19 @@
 use crate::Body;
 use crate::connect::request::RequestBody;
 use crate::envd::http::{HttpError, json_response};
-use crate::envd::multipart::{Event, Parser};
-use crate::envd::paths::Caller;
+use crate::envd::multipart::{MultipartEvent, MultipartParser};
+use crate::envd::paths::GuestCaller;
 use crate::envd::{fail, filesystem};
 use bytes::{Bytes, BytesMut};
 use engine::sandbox::Sandbox;
 use flate2::write::GzDecoder;
 use http_body_util::BodyExt;
 use hyper::{HeaderMap, Response, StatusCode, header};
-use link::{Entry, FileWriter};
+use link::{FileEntry, FileWriter};
 use serde_json::{Value, json};
-use std::{collections::HashSet, io::Write, time::Duration};
+use std::collections::HashSet;
+use std::io::Write;
+use std::time::Duration;
 
 /// How long an uploading client may pause.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -31,12 +33,12 @@ const DRAIN_BYTES: usize = 1 << 30;
 /// As a response to be.
 pub(super) async fn serve(
     sandbox: &Sandbox,
-    caller: &mut Caller<'_>,
+    caller: &mut GuestCaller<'_>,
     path: Option<String>,
     headers: &HeaderMap,
     body: RequestBody,
 ) -> Result<Response<Body>, HttpError> {
-    let mut source = Source::new(headers, body)?;
+    let mut source = UploadSource::new(headers, body)?;
     if let Some(name) = headers
         .keys()
         .find(|name| name.as_str().starts_with("x-metadata-"))
@@ -80,12 +82,12 @@ fn kind(headers: &HeaderMap) -> &str {
 
 async fn raw(
     sandbox: &Sandbox,
-    caller: &mut Caller<'_>,
+    caller: &mut GuestCaller<'_>,
     path: Option<String>,
-    source: &mut Source,
+    source: &mut UploadSource,
 ) -> Result<Vec<Value>, HttpError> {
     let path = path.ok_or_else(|| HttpError::bad("The query parameter path is missing"))?;
-    let mut target = Target::open(sandbox, caller, &path).await?;
+    let mut target = UploadTarget::open(sandbox, caller, &path).await?;
     while let Some(bytes) = source.next().await? {
         target.write(sandbox, bytes).await?;
     }
@@ -94,24 +96,24 @@ async fn raw(
 
 async fn multipart(
     sandbox: &Sandbox,
-    caller: &mut Caller<'_>,
+    caller: &mut GuestCaller<'_>,
     path: Option<String>,
     headers: &HeaderMap,
-    source: &mut Source,
+    source: &mut UploadSource,
 ) -> Result<Vec<Value>, HttpError> {
     let bad = |why: crate::envd::multipart::MultipartError| HttpError::bad(why.to_string());
     let content_type = headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok());
-    let mut parser = Parser::new(content_type.unwrap_or_default()).map_err(bad)?;
+    let mut parser = MultipartParser::new(content_type.unwrap_or_default()).map_err(bad)?;
     let mut files = Vec::new();
     let mut seen = HashSet::new();
-    let mut target: Option<Target> = None;
+    let mut target: Option<UploadTarget> = None;
     while let Some(bytes) = source.next().await? {
         parser.push(&bytes);
         while let Some(event) = parser.next().map_err(bad)? {
             match event {
-                Event::Part { name, filename } => {
+                MultipartEvent::Part { name, filename } => {
                     if name != "file" {
                         continue;
                     }
@@ -120,7 +122,7 @@ async fn multipart(
                             "A file part has no filename, the query no path",
                         ));
                     };
-                    let opened = Target::open(sandbox, caller, &path).await?;
+                    let opened = UploadTarget::open(sandbox, caller, &path).await?;
                     if !seen.insert(opened.path.clone()) {
                         let path = &opened.path;
                         return Err(HttpError::bad(format!(
@@ -134,17 +136,17 @@ async fn multipart(
                     }
                     target = Some(opened);
                 }
-                Event::Data(bytes) => {
+                MultipartEvent::Data(bytes) => {
                     if let Some(target) = &mut target {
                         target.write(sandbox, bytes).await?;
                     }
                 }
-                Event::PartEnd => {
+                MultipartEvent::PartEnd => {
                     if let Some(target) = target.take() {
                         files.push(target.finish(sandbox).await?);
                     }
                 }
-                Event::End => {}
+                MultipartEvent::End => {}
             }
         }
     }
@@ -157,16 +159,16 @@ async fn multipart(
 }
 
 /// One file being written.
-struct Target {
+struct UploadTarget {
     path: String,
     user: String,
     writer: FileWriter,
 }
 
-impl Target {
+impl UploadTarget {
     async fn open(
         sandbox: &Sandbox,
-        caller: &mut Caller<'_>,
+        caller: &mut GuestCaller<'_>,
         path: &str,
     ) -> Result<Self, HttpError> {
         let path = caller.resolve(path).await?;
@@ -192,7 +194,7 @@ impl Target {
     }
 }
 
-fn written(entry: &Entry) -> Value {
+fn written(entry: &FileEntry) -> Value {
     json!({
         "path": String::from_utf8_lossy(&entry.path),
         "name": filesystem::name(&entry.path),
@@ -201,18 +203,18 @@ fn written(entry: &Entry) -> Value {
 }
 
 /// The bytes of the request, inflated if need be.
-struct Source {
+struct UploadSource {
     body: RequestBody,
-    gzip: Option<Gzip>,
+    gzip: Option<GzipBody>,
 }
 
-struct Gzip {
+struct GzipBody {
     decoder: GzDecoder<Vec<u8>>,
     /// Compressed bytes not yet inflated.
     waiting: Bytes,
 }
 
-impl Source {
+impl UploadSource {
     fn new(headers: &HeaderMap, body: RequestBody) -> Result<Self, HttpError> {
         let encoding = headers
             .get(header::CONTENT_ENCODING)
@@ -227,7 +229,7 @@ impl Source {
                 ));
             }
         };
-        let gzip = gzip.then(|| Gzip {
+        let gzip = gzip.then(|| GzipBody {
             decoder: GzDecoder::new(Vec::new()),
             waiting: Bytes::new(),
         });
@@ -285,7 +287,7 @@ impl Source {
     }
 }
 
-impl Source {
+impl UploadSource {
     /// Reads on and throws away, so that a client in the middle of a long upload comes to read the
     /// answer. Gives up at a limit: then the connection is cut.
     async fn drain(&mut self) {
@@ -299,7 +301,7 @@ impl Source {
     }
 }
 
-impl Gzip {
+impl GzipBody {
     fn inflate(&mut self) -> Result<Bytes, HttpError> {
         let piece = self.waiting.split_to(self.waiting.len().min(INFLATE));
         self.decoder
@@ -317,10 +319,11 @@ fn not_gzip(why: &std::io::Error) -> HttpError {
 }
 
 #[cfg(test)]
-mod tests {
+mod test {
     use super::*;
     use crate::body;
-    use flate2::{Compression, write::GzEncoder};
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
 
     fn gzip_headers() -> HeaderMap {
         HeaderMap::from_iter([(header::CONTENT_ENCODING, "gzip".parse().unwrap())])
@@ -333,7 +336,7 @@ mod tests {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
         encoder.write_all(&zeroes).unwrap();
         let packed = encoder.finish().unwrap();
-        let mut source = Source::new(&gzip_headers(), body::full(packed)).unwrap();
+        let mut source = UploadSource::new(&gzip_headers(), body::full(packed)).unwrap();
         let mut total = 0;
         while let Some(bytes) = source.next().await.unwrap() {
             assert!(bytes.len() <= 1 << 20, "a piece of {} bytes", bytes.len());
@@ -350,7 +353,7 @@ mod tests {
         let mut cut = encoder.finish().unwrap();
         cut.truncate(cut.len() - 6);
         for bytes in [b"plain text, no gzip".to_vec(), cut] {
-            let mut source = Source::new(&gzip_headers(), body::full(bytes)).unwrap();
+            let mut source = UploadSource::new(&gzip_headers(), body::full(bytes)).unwrap();
             let error = loop {
                 match source.next().await {
                     Ok(Some(_)) => {}

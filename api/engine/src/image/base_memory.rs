@@ -6,14 +6,16 @@ use snapshot_memory::{LayerFile, MemoryError};
 use snapshot_store::BlobLease;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-/// So many machines have their memory brought by a pager, each a copy of its own; from then on it is put
-/// together once for all.
+/// So many machines have their memory brought by a pager, each a copy of its own; from then on it
+/// is put together once for all.
 const BROUGHT: usize = 2;
 
-/// A machine's whole memory: the layers it is made of, and the whole, sealed, once somebody needs it.
+/// A machine's whole memory: the layers it is made of, and the whole, sealed, once somebody needs
+/// it.
 #[derive(Debug)]
 pub struct BaseMemory {
     pages: u64,

@@ -125,8 +125,8 @@ impl MachineImage {
         Ok((learned, first))
     }
 
-    /// The same machine with all of its memory in a base memory of its own, for many to begin at: none
-    /// has to copy the delta layer. One that has no delta layer comes back as it is.
+    /// The same machine with all of its memory in a base memory of its own, for many to begin at:
+    /// none has to copy the delta layer. One that has no delta layer comes back as it is.
     ///
     /// # Errors
     /// [`ImageError::Memory`].

@@ -7,8 +7,8 @@
 //!                            + disk        (flat: what differs from the root image)
 //! ```
 //!
-//! A machine that began at an image has its delta layer among its private pages, so what is captured of it
-//! is again one layer over the same base memory: chains do not grow.
+//! A machine that began at an image has its delta layer among its private pages, so what is
+//! captured of it is again one layer over the same base memory: chains do not grow.
 
 pub mod base_memory;
 pub mod capture;

@@ -1,7 +1,7 @@
 //! The process that brings memory which is not resident to machines.
 //!
-//! It is started when the first machine needs it, and again when it has gone: machines whose memory was
-//! not yet whole have ended with it by themselves, each with its own word about it.
+//! It is started when the first machine needs it, and again when it has gone: machines whose memory
+//! was not yet whole have ended with it by themselves, each with its own word about it.
 
 use crate::error::chain;
 use snapshot_memory::pager::{self, MAX_LAYERS, PagerError, PagingJob, send_job};
@@ -64,8 +64,8 @@ impl PagerClient {
         vmm.with_file_name(PROGRAM)
     }
 
-    /// Has the memory of a machine demand-paged: `layers`, newest first, of `pages` pages. Blocks while the
-    /// program is started.
+    /// Has the memory of a machine demand-paged: `layers`, newest first, of `pages` pages. Blocks
+    /// while the program is started.
     ///
     /// # Errors
     /// When it cannot be started, or does not take the machine.

@@ -12,9 +12,9 @@ use tokio::time::timeout;
 /// How long resetting a machine may take.
 const RESET_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Resets a machine that began at the image's base memory back to the image, in place. It stands still when this
-/// returns, with `link` in the place of its old one: [`MachineHandle::start`] lets it go. It has to take an
-/// identity before anything else, as a copy does.
+/// Resets a machine that began at the image's base memory back to the image, in place. It stands
+/// still when this returns, with `link` in the place of its old one: [`MachineHandle::start`] lets
+/// it go. It has to take an identity before anything else, as a copy does.
 ///
 /// # Errors
 /// [`ResetError`]: whether it runs on as it was.

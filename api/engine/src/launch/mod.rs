@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! boot:   files, layer, sockets ─> fork ─> Configure ─> Configured ─> Start ─> Hello
-//! clone:  base memory, layer, sockets ─> fork ─> Configure ─> Configured: a warm VM, until it is claimed
+//! clone:  base memory, layer, sockets ─> fork ─> Configure ─> Configured: a warm VM
 //! ```
 //!
 //! Nothing here outlives a failure: descriptors close, the layer has no name, and dropping the

@@ -1,5 +1,5 @@
-//! A VM process as the service holds it: who owns it decides about its end, who has a handle asks it.
-//! Dropping the owner ends the machine: that is how a failed creation is rolled back.
+//! A VM process as the service holds it: who owns it decides about its end, who has a handle asks
+//! it. Dropping the owner ends the machine: that is how a failed creation is rolled back.
 
 use crate::machine::command::{MachineCommand, MachineOrder};
 use crate::machine::end::MachineEnd;
@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// How long a machine whose link broke may take to end and say why: its word is better than ours. One whose
-/// pager is gone takes a second, in which its other threads may end in order.
+/// How long a machine whose link broke may take to end and say why: its word is better than ours.
+/// One whose pager is gone takes a second, in which its other threads may end in order.
 pub const LAST_WORD: Duration = Duration::from_secs(3);
 
 /// The handle of one VM process.
@@ -31,7 +31,8 @@ impl VmProcess {
     /// those told who wait for the end.
     #[must_use]
     pub fn adopt(name: MachineName, pid: Pid, control: OwnedFd, keep: impl Send + 'static) -> Self {
-        // The kernel, short of memory, is to end a sandbox and not the service. Without it all works.
+        // The kernel, short of memory, is to end a sandbox and not the service. Without it all
+        // works.
         let _ = std::fs::write(
             format!("/proc/{}/oom_score_adj", pid.as_raw_nonzero()),
             "500",
@@ -149,7 +150,8 @@ pub enum ResetError {
     Late(Duration),
 }
 
-/// A handle on a machine that does not keep it: whoever owns the [`VmProcess`] decides about its end.
+/// A handle on a machine that does not keep it: whoever owns the [`VmProcess`] decides about its
+/// end.
 #[derive(Clone, Debug)]
 pub struct MachineHandle(mpsc::WeakSender<MachineCommand>);
 
@@ -177,8 +179,8 @@ impl MachineHandle {
         saved.unwrap_or_else(|| Err("the machine has ended".into()))
     }
 
-    /// Has the machine put back to the moment that `files` hold, which `spec` assigns. Then it stands
-    /// still until [`MachineHandle::start`]. One at a time.
+    /// Has the machine put back to the moment that `files` hold, which `spec` assigns. Then it
+    /// stands still until [`MachineHandle::start`]. One at a time.
     ///
     /// # Errors
     /// Whether it runs on as it was, or has ended.

@@ -1,8 +1,8 @@
 //! The process of one VM, as the service holds it.
 //!
 //! ```text
-//! spawner ──fork──> VM process ──adopt──> VmProcess (owner) ─┬─ MachineHandle (asks, does not keep)
-//!   (zygote)                               │                 └─ MachineHandover (to whoever resets it)
+//! spawner ──fork──> VM process ──adopt──> VmProcess (owner) ─┬─ MachineHandle (only asks)
+//!   (zygote)                               │                 └─ MachineHandover (to a reset)
 //!                                          └─ task: control socket, process descriptor, phase, end
 //! ```
 

@@ -1,5 +1,5 @@
-//! The task that owns a VM process's control socket and its process descriptor. It ends only when the process is
-//! reaped, so [`MachinePhase::Ended`] means that nothing of it is left.
+//! The task that owns a VM process's control socket and its process descriptor. It ends only when
+//! the process is reaped, so [`MachinePhase::Ended`] means that nothing of it is left.
 
 use crate::machine::command::{MachineCommand, PendingReplies};
 use crate::machine::end::MachineEnd;
@@ -109,7 +109,12 @@ impl MachineTask {
             let borrowed: Vec<_> = files.iter().map(AsFd::as_fd).collect();
             if let Err(error) = control::send(&ends.control, &request, &borrowed) {
                 waiting.not_sent(&request, &error);
-                tracing::debug!(sandbox_id = %self.name, ?request, %error, "control request not sent");
+                tracing::debug!(
+                    sandbox_id = %self.name,
+                    ?request,
+                    %error,
+                    "control request not sent"
+                );
                 if stop_by.is_some() {
                     return;
                 }

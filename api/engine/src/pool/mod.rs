@@ -7,9 +7,10 @@
 //!                           └──── dies <──┘   waits longer after each, until a claim succeeds
 //! ```
 //!
-//! A warm VM holds a slot under `max_sandboxes` like a sandbox does, and gives it up when a creation
-//! needs it ([`WarmPools::make_room`](warm_pools::WarmPools::make_room)). One keeper task per template builds;
-//! all of them take turns, so that at most one machine is made ahead at a time.
+//! A warm VM holds a slot under `max_sandboxes` like a sandbox does, and gives it up when a
+//! creation needs it ([`WarmPools::make_room`](warm_pools::WarmPools::make_room)). One keeper task
+//! per template builds; all of them take turns, so that at most one machine is made ahead at a
+//! time.
 
 pub mod template_vm;
 pub mod warm_pool;

@@ -133,8 +133,8 @@ async fn build(
     })
 }
 
-/// Has the machine write its files to its disk: what it has not written, each copy would write to its own,
-/// seconds after it began. It is right without, too.
+/// Has the machine write its files to its disk: what it has not written, each copy would write to
+/// its own, seconds after it began. It is right without, too.
 async fn write_out(link: &Link, template: &Arc<Template>) {
     if let Err(why) = sync(link).await {
         let template = &template.name;
@@ -146,9 +146,9 @@ async fn write_out(link: &Link, template: &Arc<Template>) {
     }
 }
 
-/// Has a copy do what every sandbox does first: take an identity and run a command. What it has used by
-/// then, all copies come with from then on: it costs them neither a fault nor a copy when somebody waits
-/// for them. `slot` is given back when the copy's process is reaped.
+/// Has a copy do what every sandbox does first: take an identity and run a command. What it has
+/// used by then, all copies come with from then on: it costs them neither a fault nor a copy when
+/// somebody waits for them. `slot` is given back when the copy's process is reaped.
 ///
 /// # Errors
 /// The first step that failed; the template VM is as good as before.

@@ -12,7 +12,8 @@ use crate::pool::template_vm::TemplateVmError;
 use crate::restore_point::BootSource;
 use crate::template::Template;
 use crate::timings::StepTimings;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU32, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
@@ -20,8 +21,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// So many copies in a row that fail when they are claimed make an end of copying, for a while.
 const MAX_FAULTS: u32 = 3;
-/// How long sandboxes boot then. It may have been want of memory, which passes; a template whose copies are
-/// bad costs one creation some time as often as this.
+/// How long sandboxes boot then. It may have been want of memory, which passes; a template whose
+/// copies are bad costs one creation some time as often as this.
 const REST: Duration = Duration::from_secs(60);
 /// The wait after the first warm VM that died or could not be built; it doubles up to 51 s.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -344,7 +345,8 @@ impl WarmPool {
     }
 
     fn put(self: &Arc<Self>, mut warm_vm: WarmVm, idle: IdleSlot) {
-        tracing::debug!(template = self.template.name, machine = %warm_vm.built.machine.name(), "ready");
+        let machine = warm_vm.built.machine.name();
+        tracing::debug!(template = self.template.name, %machine, "ready");
         warm_vm.idle = Some(idle);
         let (ended, pool) = (warm_vm.built.machine.follow(), Arc::downgrade(self));
         self.lock().push(warm_vm);

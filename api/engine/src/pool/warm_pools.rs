@@ -5,11 +5,13 @@ use crate::launch::launcher::MachineLauncher;
 use crate::pool::warm_pool::{PoolResources, WarmPool};
 use crate::template::Template;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::{Semaphore, watch};
 
-/// Most machines that are made for template VMs at one time; they take turns, so it is never reached.
+/// Most machines that are made for template VMs at one time; they take turns, so it is never
+/// reached.
 const MAKERS: u32 = 1 << 16;
 
 /// The pools of all templates that are cloned.
@@ -24,7 +26,8 @@ pub struct WarmPools {
 }
 
 impl WarmPools {
-    /// No pools yet. Warm VMs count under `slots`; `size` of each template are kept, or none is cloned.
+    /// No pools yet. Warm VMs count under `slots`; `size` of each template are kept, or none is
+    /// cloned.
     #[must_use]
     pub fn new(
         launcher: &MachineLauncher,
@@ -47,8 +50,8 @@ impl WarmPools {
         }
     }
 
-    /// Begins to make a template's VM and warm VMs in the background, until the server closes or the
-    /// template is removed. Must be called on the runtime.
+    /// Begins to make a template's VM and warm VMs in the background, until the server closes or
+    /// the template is removed. Must be called on the runtime.
     pub fn add(&self, template: &Arc<Template>) {
         let Some(size) = self.size else { return };
         let pool = Arc::new(WarmPool::new(

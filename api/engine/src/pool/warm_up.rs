@@ -2,7 +2,7 @@
 //! them.
 
 use crate::template::Template;
-use link::{Command, Link, LinkError, ProcessEvent, ProcessStream, exit_status};
+use link::{Link, LinkError, ProcessCommand, ProcessEvent, ProcessStream, exit_status};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
@@ -42,14 +42,18 @@ pub enum WarmUpError {
         status: String,
     },
     /// The template's process did not become ready.
-    #[error("The template's ready_cmd {command:?} did not succeed within {} s", READY_TIMEOUT.as_secs())]
+    #[error(
+        "The template's ready_cmd {command:?} did not succeed within {} s",
+        READY_TIMEOUT.as_secs()
+    )]
     NotReady {
         /// The command.
         command: String,
     },
 }
 
-/// Runs what every sandbox runs, then starts the template's own process and waits until it is ready.
+/// Runs what every sandbox runs, then starts the template's own process and waits until it is
+/// ready.
 ///
 /// # Errors
 /// Anything that would be under way, or missing, in every copy.
@@ -96,8 +100,8 @@ async fn read_first(link: &Link) -> Result<(), WarmUpError> {
     timeout(COMMAND_TIMEOUT, all).await.map_err(slow)?
 }
 
-/// Runs what clients' commands begin with, as a sandbox's first one: a shell that reads its profile, and
-/// then a program.
+/// Runs what clients' commands begin with, as a sandbox's first one: a shell that reads its
+/// profile, and then a program.
 ///
 /// # Errors
 /// As [`warm`].
@@ -176,10 +180,10 @@ async fn run(link: &Link, user: &str, command: &[&str]) -> Result<bool, WarmUpEr
 }
 
 async fn begin(link: &Link, user: &str, command: &[&str]) -> Result<ProcessStream, WarmUpError> {
-    let plan = Command {
+    let plan = ProcessCommand {
         argv: command.iter().map(|&word| word.to_owned()).collect(),
         user: user.to_owned(),
-        ..Command::default()
+        ..ProcessCommand::default()
     };
     let process = link.start(&plan).await;
     process.map_err(|source| failed(command, source))

@@ -27,8 +27,8 @@ impl GuestContext {
     }
 }
 
-/// When the link is closed the sandbox is about to be gone: lets the registry say so, of which `gone`
-/// tells. If it does not within 5 s, the caller goes on with its own error.
+/// When the link is closed the sandbox is about to be gone: lets the registry say so, of which
+/// `gone` tells. If it does not within 5 s, the caller goes on with its own error.
 pub async fn settle(gone: impl Future<Output = ()>, error: &LinkError) {
     if error.is_closed() {
         let _ = tokio::time::timeout(NOTICE, gone).await;

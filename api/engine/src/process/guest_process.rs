@@ -23,11 +23,11 @@ pub struct GuestProcess {
     input: ProcessInput,
     /// One writer at a time, so that inputs do not mix; holds whether stdin is closed.
     closed: tokio::sync::Mutex<bool>,
-    listeners: Mutex<Listeners>,
+    listeners: Mutex<ProcessListeners>,
 }
 
 #[derive(Debug)]
-enum Listeners {
+enum ProcessListeners {
     Running {
         spec: ProcessSpec,
         senders: Vec<mpsc::Sender<ProcessNotice>>,
@@ -54,7 +54,7 @@ impl GuestProcess {
             kind: record.input,
             input: stream.input(),
             closed: tokio::sync::Mutex::new(record.stdin_closed),
-            listeners: Mutex::new(Listeners::Running {
+            listeners: Mutex::new(ProcessListeners::Running {
                 spec: record.spec,
                 senders: Vec::new(),
             }),
@@ -77,8 +77,8 @@ impl GuestProcess {
     #[must_use]
     pub fn spec(&self) -> Option<ProcessSpec> {
         match &*self.lock() {
-            Listeners::Running { spec, .. } => Some(spec.clone()),
-            Listeners::Ended(_) => None,
+            ProcessListeners::Running { spec, .. } => Some(spec.clone()),
+            ProcessListeners::Ended(_) => None,
         }
     }
 
@@ -95,7 +95,7 @@ impl GuestProcess {
     }
 
     pub(super) fn runs(&self) -> bool {
-        matches!(*self.lock(), Listeners::Running { .. })
+        matches!(*self.lock(), ProcessListeners::Running { .. })
     }
 
     /// Listens to it, from now on; no replay.
@@ -104,10 +104,10 @@ impl GuestProcess {
         // The channel is empty and has room for these.
         let _ = sender.try_send(ProcessNotice::Started { pid: self.pid });
         match &mut *self.lock() {
-            Listeners::Ended(exit) => {
+            ProcessListeners::Ended(exit) => {
                 let _ = sender.try_send(ProcessNotice::Ended(*exit));
             }
-            Listeners::Running { senders, .. } => {
+            ProcessListeners::Running { senders, .. } => {
                 senders.retain(|sender| !sender.is_closed());
                 if senders.len() >= MAX_LISTENERS {
                     return Err(ProcessError::TooManyListeners {
@@ -124,19 +124,19 @@ impl GuestProcess {
     /// Those who listen now.
     pub(super) fn senders(&self) -> Vec<mpsc::Sender<ProcessNotice>> {
         match &mut *self.lock() {
-            Listeners::Running { senders, .. } => {
+            ProcessListeners::Running { senders, .. } => {
                 senders.retain(|sender| !sender.is_closed());
                 senders.clone()
             }
-            Listeners::Ended(_) => Vec::new(),
+            ProcessListeners::Ended(_) => Vec::new(),
         }
     }
 
     /// Ends the process for listeners to come, and returns those it had.
     pub(super) fn end(&self, exit: ProcessExit) -> Vec<mpsc::Sender<ProcessNotice>> {
-        match std::mem::replace(&mut *self.lock(), Listeners::Ended(exit)) {
-            Listeners::Running { senders, .. } => senders,
-            Listeners::Ended(_) => Vec::new(),
+        match std::mem::replace(&mut *self.lock(), ProcessListeners::Ended(exit)) {
+            ProcessListeners::Running { senders, .. } => senders,
+            ProcessListeners::Ended(_) => Vec::new(),
         }
     }
 
@@ -179,7 +179,7 @@ impl GuestProcess {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Listeners> {
+    fn lock(&self) -> MutexGuard<'_, ProcessListeners> {
         // Nothing panics while it holds the lock.
         self.listeners
             .lock()

@@ -1,7 +1,7 @@
 //! What listeners of a process hear, and why a process does not do what it is asked.
 
 use bytes::Bytes;
-use link::Output;
+use link::OutputChannel;
 use wire::ProcessExit;
 
 /// What a listener hears of a process, in order.
@@ -13,7 +13,7 @@ pub enum ProcessNotice {
         pid: u32,
     },
     /// The process wrote.
-    Output(Output, Bytes),
+    Output(OutputChannel, Bytes),
     /// The process ended; nothing follows.
     Ended(ProcessExit),
     /// What became of the process is not known; nothing follows.

@@ -1,6 +1,7 @@
-//! The task that owns a process's stream: it hands each event to every listener in turn and waits for the
-//! slowest, so that a client that does not read blocks the process rather than filling memory; with no
-//! listener it throws the output away. It outlives the client that started the process.
+//! The task that owns a process's stream: it hands each event to every listener in turn and waits
+//! for the slowest, so that a client that does not read blocks the process rather than filling
+//! memory; with no listener it throws the output away. It outlives the client that started the
+//! process.
 
 use crate::process::GuestContext;
 use crate::process::context::settle;
@@ -42,7 +43,8 @@ async fn run(
         match deadline {
             Some(deadline) => {
                 sleep_until(deadline).await;
-                // Fails when the process has just ended or the link has: then there is nothing to do.
+                // Fails when the process has just ended or the link has: then there is nothing to
+                // do.
                 let _ = context.link.signal(process.pid(), KILL).await;
             }
             None => std::future::pending().await,

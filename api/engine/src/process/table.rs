@@ -6,7 +6,7 @@ use crate::process::pump::pump;
 use crate::process::record::{InputKind, ProcessSpec};
 use crate::process::{GuestContext, ProcessRecord};
 use futures_util::future::join_all;
-use link::{Command, LinkError, ProcessStream};
+use link::{LinkError, ProcessCommand, ProcessStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -58,7 +58,7 @@ impl ProcessTable {
     /// The agent refused, or the link closed.
     pub async fn start(
         &self,
-        command: Command,
+        command: ProcessCommand,
         spec: ProcessSpec,
         tag: Option<String>,
         deadline: Option<Instant>,
@@ -81,7 +81,8 @@ impl ProcessTable {
             .listen()
             .map_err(|error| LinkError::Closed(error.to_string()))?;
         self.pump(process, stream, deadline);
-        // What has come of it already, as of a short command its end, leaves in one piece with the beginning.
+        // What has come of it already, as of a short command its end, leaves in one piece with the
+        // beginning.
         tokio::task::yield_now().await;
         Ok(notices)
     }
@@ -127,8 +128,8 @@ impl ProcessTable {
             .collect()
     }
 
-    /// Listens again to processes of a machine that goes on. Those that the guest does not have any more
-    /// are left out.
+    /// Listens again to processes of a machine that goes on. Those that the guest does not have any
+    /// more are left out.
     pub async fn attach_all(&self, records: &[ProcessRecord]) {
         join_all(records.iter().map(|record| self.attach(record))).await;
     }

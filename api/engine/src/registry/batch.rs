@@ -13,13 +13,13 @@ use tokio::time::timeout;
 const RESERVE_WAIT: Duration = Duration::from_secs(10);
 
 impl SandboxRegistry {
-    /// Reserves room for `count` sandboxes like this one: places under `max_sandboxes`, and for each a
-    /// warm VM or a slot. With `partial` for as many as there is room for, at least one. Whoever creates in
-    /// them is not refused for want of room.
+    /// Reserves room for `count` sandboxes like this one: places under `max_sandboxes`, and for
+    /// each a warm VM or a slot. With `partial` for as many as there is room for, at least one.
+    /// Whoever creates in them is not refused for want of room.
     ///
     /// # Errors
-    /// [`EngineError::TooManySandboxes`], [`EngineError::NoMemory`], [`EngineError::ShuttingDown`]: nothing
-    /// is reserved.
+    /// [`EngineError::TooManySandboxes`], [`EngineError::NoMemory`], [`EngineError::ShuttingDown`]:
+    /// nothing is reserved.
     pub async fn reserve_batch(
         self: &Arc<Self>,
         like: &NewSandbox,

@@ -98,7 +98,8 @@ impl SandboxRegistry {
         self.in_background(ImageVault::collect_garbage);
     }
 
-    /// Does something with the vault in the background. The server does not close before it is done.
+    /// Does something with the vault in the background. The server does not close before it is
+    /// done.
     pub(super) fn in_background(&self, work: impl FnOnce(&ImageVault) + Send + 'static) {
         // The server is closing if there is no such thing: the next start sees to it.
         let Ok(held) = Arc::clone(&self.background_jobs).try_read_owned() else {

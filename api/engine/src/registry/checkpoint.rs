@@ -1,5 +1,5 @@
-//! Checkpoint: restore points of a sandbox that it can be reset to, and that others can begin at, as long
-//! as it lives.
+//! Checkpoint: restore points of a sandbox that it can be reset to, and that others can begin at,
+//! as long as it lives.
 //!
 //! ```text
 //! quiesce ─> saved ─> runs on ─> written to the vault ─> in the tree; the next one may begin
@@ -25,13 +25,13 @@ use std::time::Instant;
 
 impl SandboxRegistry {
     /// Stores where a running sandbox is in its tree: a child of the checkpoint that the sandbox
-    /// descends from, which is the new one from then on. It is quiesced while it is saved, and runs on
-    /// while that is written to the disk.
+    /// descends from, which is the new one from then on. It is quiesced while it is saved, and runs
+    /// on while that is written to the disk.
     ///
     /// # Errors
     /// [`EngineError::SandboxNotFound`]; [`EngineError::Conflict`], also for a name that is taken;
-    /// [`EngineError::Invalid`] for a bad one; [`EngineError::TooManyCheckpoints`]; [`EngineError::PauseFailed`]:
-    /// there is no checkpoint.
+    /// [`EngineError::Invalid`] for a bad one; [`EngineError::TooManyCheckpoints`];
+    /// [`EngineError::PauseFailed`]: there is no checkpoint.
     pub async fn checkpoint(
         self: &Arc<Self>,
         id: &str,
@@ -105,11 +105,12 @@ impl SandboxRegistry {
         Ok(self.tree_of(id)?.1.listing())
     }
 
-    /// Removes a checkpoint of a sandbox in any state, with what nobody else needs. Its children become
-    /// its parent's; who began at it, or is just about to, goes on.
+    /// Removes a checkpoint of a sandbox in any state, with what nobody else needs. Its children
+    /// become its parent's; who began at it, or is just about to, goes on.
     ///
     /// # Errors
-    /// [`EngineError::SandboxNotFound`], [`EngineError::CheckpointNotFound`], [`EngineError::DeleteFailed`].
+    /// [`EngineError::SandboxNotFound`], [`EngineError::CheckpointNotFound`],
+    /// [`EngineError::DeleteFailed`].
     pub async fn delete_checkpoint(
         self: &Arc<Self>,
         id: &str,
@@ -141,7 +142,8 @@ impl SandboxRegistry {
     /// A checkpoint of a sandbox, and where sandboxes begin that begin at it.
     ///
     /// # Errors
-    /// [`EngineError::CheckpointNotFound`]; [`EngineError::StartFailed`] for one that cannot be loaded.
+    /// [`EngineError::CheckpointNotFound`]; [`EngineError::StartFailed`] for one that cannot be
+    /// loaded.
     pub(super) async fn checkpoint_point(
         &self,
         facts: &SandboxFacts,
@@ -202,8 +204,8 @@ impl SandboxRegistry {
         }))
     }
 
-    /// Stores the restore point at which a sandbox began, if that was another's, so that it can be reset to it
-    /// also when the server has been started again. Once: it goes with the sandbox.
+    /// Stores the restore point at which a sandbox began, if that was another's, so that it can be
+    /// reset to it also when the server has been started again. Once: it goes with the sandbox.
     pub(super) async fn store_first(
         &self,
         sandbox: &Sandbox,
@@ -238,8 +240,8 @@ impl SandboxRegistry {
         Ok(())
     }
 
-    /// A sandbox has ended: its checkpoints go, in the background. What could not be removed is when
-    /// the server starts.
+    /// A sandbox has ended: its checkpoints go, in the background. What could not be removed is
+    /// when the server starts.
     pub(super) fn delete_tree(&self, tree: &CheckpointTree) {
         let all = tree.close();
         if !all.is_empty() {

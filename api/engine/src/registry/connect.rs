@@ -1,5 +1,5 @@
-//! Connect: a sandbox that runs is given time, a paused one is resumed. Resuming is a task of its own: a client
-//! that leaves does not leave half a sandbox behind.
+//! Connect: a sandbox that runs is given time, a paused one is resumed. Resuming is a task of its
+//! own: a client that leaves does not leave half a sandbox behind.
 
 use crate::error::{EngineError, chain};
 use crate::facts::KeptState;
@@ -23,7 +23,8 @@ impl SandboxRegistry {
     /// `time` to live, and whether it was resumed by this call. Waits for one that is being paused.
     ///
     /// # Errors
-    /// [`EngineError::SandboxNotFound`], [`EngineError::TooManySandboxes`], [`EngineError::ResumeFailed`]: it stays paused.
+    /// [`EngineError::SandboxNotFound`], [`EngineError::TooManySandboxes`],
+    /// [`EngineError::ResumeFailed`]: it stays paused.
     pub async fn connect(
         self: &Arc<Self>,
         id: &str,
@@ -90,7 +91,8 @@ impl SandboxRegistry {
                 });
             }
         };
-        // From here on it would be a lie: the sandbox goes on. If it stays, the next pause replaces it.
+        // From here on it would be a lie: the sandbox goes on. If it stays, the next pause replaces
+        // it.
         if let Err(error) = self.forget(&sandbox.id).await {
             tracing::warn!(sandbox_id = sandbox.id, %error, "stored state not removed");
         }

@@ -8,8 +8,7 @@ use crate::restore_point::{BootSource, RestorePoint};
 use crate::sandbox::Sandbox;
 use crate::timings::StepTimings;
 use control::Saved;
-use futures_util::StreamExt as _;
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -43,13 +42,13 @@ impl From<Saved> for CaptureTimings {
 pub(super) type ForkedChildren = Vec<Result<Arc<Sandbox>, EngineError>>;
 
 impl SandboxRegistry {
-    /// Makes `count` sandboxes that go on where a running one is at this moment, or where one in any
-    /// state was at a checkpoint, each with its own id, token, clock and randomness. A result for each;
-    /// and how the running one was saved.
+    /// Makes `count` sandboxes that go on where a running one is at this moment, or where one in
+    /// any state was at a checkpoint, each with its own id, token, clock and randomness. A result
+    /// for each; and how the running one was saved.
     ///
     /// # Errors
-    /// [`EngineError::SandboxNotFound`], [`EngineError::CheckpointNotFound`], [`EngineError::Conflict`],
-    /// [`EngineError::PauseFailed`]: there are no children.
+    /// [`EngineError::SandboxNotFound`], [`EngineError::CheckpointNotFound`],
+    /// [`EngineError::Conflict`], [`EngineError::PauseFailed`]: there are no children.
     pub async fn fork(
         self: &Arc<Self>,
         id: &str,

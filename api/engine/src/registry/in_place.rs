@@ -1,7 +1,8 @@
 //! A sandbox's own machine reset in place, instead of making another one.
 //!
-//! Possible where the restore point is over the base memory that the machine began with. What fails before
-//! anything has changed, or leaves no machine, costs time, not the reset: another machine is made.
+//! Possible where the restore point is over the base memory that the machine began with. What fails
+//! before anything has changed, or leaves no machine, costs time, not the reset: another machine is
+//! made.
 
 use crate::image::machine_image::{AgentLink, MachineImage};
 use crate::image::reset::reset_in_place;

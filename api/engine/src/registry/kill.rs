@@ -17,8 +17,8 @@ enum KillTarget {
 }
 
 impl SandboxRegistry {
-    /// Ends a sandbox in whatever state it is, and removes what is stored of it, also of one that cannot be
-    /// read. False if there is none.
+    /// Ends a sandbox in whatever state it is, and removes what is stored of it, also of one that
+    /// cannot be read. False if there is none.
     ///
     /// # Errors
     /// [`EngineError::KillFailed`]: it stays paused.

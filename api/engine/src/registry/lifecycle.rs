@@ -15,8 +15,8 @@ use tokio::time::{Instant, timeout};
 /// A sandbox that could not be paused at its deadline runs on for so long before the next attempt.
 const AGAIN: Duration = Duration::from_secs(60);
 
-/// Takes a sandbox's machine from its life-cycle task, which ends; `None`: the sandbox is gone. For whoever holds
-/// its turn.
+/// Takes a sandbox's machine from its life-cycle task, which ends; `None`: the sandbox is gone. For
+/// whoever holds its turn.
 pub(super) async fn take_machine(sandbox: &Sandbox) -> Option<VmProcess> {
     let from = sandbox.machine.handover.ask().await?;
     tokio::select! {

@@ -1,5 +1,5 @@
-//! Pause: a running sandbox is stored, and its machine goes. A task of its own: a client that leaves does not
-//! leave half a sandbox behind.
+//! Pause: a running sandbox is stored, and its machine goes. A task of its own: a client that
+//! leaves does not leave half a sandbox behind.
 
 use crate::error::{EngineError, chain};
 use crate::facts::KeptState;
@@ -18,7 +18,8 @@ impl SandboxRegistry {
     /// Pauses a running sandbox. When this returns it is kept, and its machine is about to go.
     ///
     /// # Errors
-    /// [`EngineError::SandboxNotFound`], [`EngineError::Conflict`], [`EngineError::PauseFailed`]: it runs on.
+    /// [`EngineError::SandboxNotFound`], [`EngineError::Conflict`], [`EngineError::PauseFailed`]:
+    /// it runs on.
     pub async fn pause(self: &Arc<Self>, id: &str, kept: KeptState) -> Result<(), EngineError> {
         let busy = self.begin_work(id, BusyReason::Pause).await?;
         let registry = Arc::clone(self);

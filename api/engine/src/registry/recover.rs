@@ -9,8 +9,8 @@ use crate::store::{checkpoint_node, checkpoint_record, checkpoint_tree};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-/// The paused sandboxes that a vault has. What cannot be read is logged, and is not there for clients.
-/// Checkpoints of sandboxes that are not there any more are removed.
+/// The paused sandboxes that a vault has. What cannot be read is logged, and is not there for
+/// clients. Checkpoints of sandboxes that are not there any more are removed.
 pub(super) fn paused_ones(vault: &ImageVault) -> HashMap<String, TableEntry> {
     let mut trees = checkpoint_tree::trees(headers(vault, checkpoint_node::PREFIX));
     let mut table = HashMap::new();

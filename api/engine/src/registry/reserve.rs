@@ -32,8 +32,8 @@ impl Drop for TableReservation {
     }
 }
 
-/// A sandbox's place: its entry in the table and, in a batch, what its machine counts for. Dropped, it is
-/// free again.
+/// A sandbox's place: its entry in the table and, in a batch, what its machine counts for. Dropped,
+/// it is free again.
 #[derive(Debug)]
 pub struct SandboxReservation {
     pub(super) entry: TableReservation,

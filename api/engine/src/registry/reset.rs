@@ -1,5 +1,6 @@
-//! Reset: a sandbox goes back to where it began, or to a checkpoint of its own, with the same id, token and
-//! deadline. Its own machine is reset in place where that can be; else another one takes its place.
+//! Reset: a sandbox goes back to where it began, or to a checkpoint of its own, with the same id,
+//! token and deadline. Its own machine is reset in place where that can be; else another one takes
+//! its place.
 
 use crate::error::EngineError;
 use crate::machine::handle::VmProcess;
@@ -15,14 +16,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 impl SandboxRegistry {
-    /// Resets a running sandbox to where it began, or to a checkpoint of its own, from which it then
-    /// descends. Where its own machine cannot be reset, another one takes its place, which needs room for
-    /// one more machine meanwhile.
+    /// Resets a running sandbox to where it began, or to a checkpoint of its own, from which it
+    /// then descends. Where its own machine cannot be reset, another one takes its place, which
+    /// needs room for one more machine meanwhile.
     ///
     /// # Errors
-    /// [`EngineError::SandboxNotFound`], [`EngineError::CheckpointNotFound`]; [`EngineError::Conflict`], also
-    /// if its first restore point is not kept; [`EngineError::TooManySandboxes`],
-    /// [`EngineError::StartFailed`]: it runs on as it was, or is gone if its machine was lost.
+    /// [`EngineError::SandboxNotFound`], [`EngineError::CheckpointNotFound`];
+    /// [`EngineError::Conflict`], also if its first restore point is not kept;
+    /// [`EngineError::TooManySandboxes`], [`EngineError::StartFailed`]: it runs on as it was, or is
+    /// gone if its machine was lost.
     pub async fn reset(
         self: &Arc<Self>,
         id: &str,
@@ -91,8 +93,8 @@ impl SandboxRegistry {
         Ok((sandbox, way))
     }
 
-    /// The restore point that a sandbox is to be reset to, and the checkpoints above it; `None`: its
-    /// template's beginning.
+    /// The restore point that a sandbox is to be reset to, and the checkpoints above it; `None`:
+    /// its template's beginning.
     async fn point_to_reset(
         &self,
         old: &Sandbox,

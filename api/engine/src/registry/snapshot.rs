@@ -14,12 +14,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 impl SandboxRegistry {
-    /// Stores a running sandbox under a name, or under one that is made up; it is quiesced meanwhile
-    /// and then runs on. What was there under this name is replaced.
+    /// Stores a running sandbox under a name, or under one that is made up; it is quiesced
+    /// meanwhile and then runs on. What was there under this name is replaced.
     ///
     /// # Errors
-    /// [`EngineError::Invalid`] for a bad name; [`EngineError::Conflict`] for a template's, or when there are
-    /// too many; else as pausing.
+    /// [`EngineError::Invalid`] for a bad name; [`EngineError::Conflict`] for a template's, or when
+    /// there are too many; else as pausing.
     pub async fn take_snapshot(
         self: &Arc<Self>,
         id: &str,
@@ -140,7 +140,8 @@ impl SandboxRegistry {
     /// Where sandboxes begin that are made from a snapshot.
     ///
     /// # Errors
-    /// [`EngineError::TemplateNotFound`]; [`EngineError::StartFailed`] for one that cannot be loaded.
+    /// [`EngineError::TemplateNotFound`]; [`EngineError::StartFailed`] for one that cannot be
+    /// loaded.
     pub async fn snapshot_point(&self, id: &str) -> Result<Arc<RestorePoint>, EngineError> {
         let missing = || EngineError::no_template(id);
         let own = snapshot_id(id).ok_or_else(missing)?;

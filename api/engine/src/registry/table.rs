@@ -1,4 +1,5 @@
-//! The table itself: who is in which state. What may happen from there is decided by [`transition`].
+//! The table itself: who is in which state. What may happen from there is decided by
+//! [`transition`].
 
 use crate::error::EngineError;
 use crate::facts::SandboxFacts;
@@ -45,8 +46,8 @@ impl SandboxRegistry {
     /// A running sandbox.
     ///
     /// # Errors
-    /// [`EngineError::SandboxNotFound`], also for a paused one; [`EngineError::Conflict`] for one that is
-    /// being paused, resumed or reset.
+    /// [`EngineError::SandboxNotFound`], also for a paused one; [`EngineError::Conflict`] for one
+    /// that is being paused, resumed or reset.
     pub fn running_one(&self, id: &str) -> Result<Arc<Sandbox>, EngineError> {
         let table = self.table();
         let entry = table.get(id);
@@ -149,8 +150,8 @@ impl SandboxRegistry {
     /// Running → Busy, one after the other: who comes while somebody else is at it waits.
     ///
     /// # Errors
-    /// [`EngineError::SandboxNotFound`]; [`EngineError::Conflict`] for a sandbox that is paused, or about to
-    /// be paused or resumed; [`EngineError::ShuttingDown`].
+    /// [`EngineError::SandboxNotFound`]; [`EngineError::Conflict`] for a sandbox that is paused, or
+    /// about to be paused or resumed; [`EngineError::ShuttingDown`].
     pub(super) async fn begin_work(
         &self,
         id: &str,
@@ -277,7 +278,10 @@ impl SandboxRegistry {
         let id = &paused.facts.id;
         let entry = table.get(id);
         let allowed = matches!(self.transition(entry, request), Transition::Become(_));
-        let own = |entry: &TableEntry| matches!(entry, TableEntry::Resuming(own, _) if Arc::ptr_eq(own, paused));
+        let own = |entry: &TableEntry| match entry {
+            TableEntry::Resuming(own, _) => Arc::ptr_eq(own, paused),
+            _ => false,
+        };
         let changed = allowed && entry.is_some_and(own);
         if changed {
             table.insert(id.clone(), next);

@@ -15,8 +15,8 @@ impl SandboxRegistry {
         &self.templates
     }
 
-    /// Adds a template: its VM is made in the background, and sandboxes can be made of it at once. Must be
-    /// called on the runtime.
+    /// Adds a template: its VM is made in the background, and sandboxes can be made of it at once.
+    /// Must be called on the runtime.
     ///
     /// # Errors
     /// [`CatalogError`]: nothing is added.
@@ -38,8 +38,8 @@ impl SandboxRegistry {
     /// Takes a template out: its warm VMs end, and no sandbox is made of it any more.
     ///
     /// # Errors
-    /// [`EngineError::TemplateNotFound`]; [`EngineError::Conflict`] while a sandbox or snapshot is of it,
-    /// whose machines need its kernel and image.
+    /// [`EngineError::TemplateNotFound`]; [`EngineError::Conflict`] while a sandbox or snapshot is
+    /// of it, whose machines need its kernel and image.
     pub fn remove_template(&self, name: &str) -> Result<(), EngineError> {
         let template = self.templates.get(name);
         let template = template.ok_or_else(|| EngineError::no_template(name))?;

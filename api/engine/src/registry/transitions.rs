@@ -182,8 +182,8 @@ mod test {
         SandboxRequest::FailResume,
     ];
 
-    /// A column a state in the order of [`STATES`]: `ok` it is done and the state stays, a state's name it
-    /// is done and that is the state, `wait`, `409`, `404`, `503`.
+    /// A column a state in the order of [`STATES`]: `ok` it is done and the state stays, a state's
+    /// name it is done and that is the state, `wait`, `409`, `404`, `503`.
     const MATRIX: &str = "
         View         404 404 ok      ok      ok      ok      ok       ok
         Use          404 404 ok      ok      409     409     404      409

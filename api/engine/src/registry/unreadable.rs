@@ -1,5 +1,6 @@
-//! What is stored and cannot be read: written by another version of this program, or damaged. It is in no
-//! list, but it is not nothing either: who names it is told why, and it goes only when it is killed.
+//! What is stored and cannot be read: written by another version of this program, or damaged. It is
+//! in no list, but it is not nothing either: who names it is told why, and it goes only when it is
+//! killed.
 
 use crate::error::{EngineError, chain};
 use crate::registry::sandboxes::SandboxRegistry;

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use snapshot_format::BlobRef;
 use snapshot_store::{SnapshotId, StoreError};
 
-/// The id of the restore point at which a sandbox began, if that is stored with it. No client sees it.
+/// The id of the restore point at which a sandbox began, if that is stored with it. No client sees
+/// it.
 pub(super) const FIRST: &str = "first";
 /// [`CheckpointRecordV1::version`].
 const VERSION: u32 = 1;

@@ -6,8 +6,8 @@
 //!            └─ c5
 //! ```
 //!
-//! Each stored record names all its ancestors. Who takes a checkpoint out of the tree changes no other
-//! record: its children are then the children of their next ancestor that is there.
+//! Each stored record names all its ancestors. Who takes a checkpoint out of the tree changes no
+//! other record: its children are then the children of their next ancestor that is there.
 
 use crate::error::{EngineError, chain};
 use crate::ids;
@@ -23,7 +23,8 @@ use snapshot_store::SnapshotId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A checkpoint that is about to be taken; no other gets its name. Dropped, its place is free again.
+/// A checkpoint that is about to be taken; no other gets its name. Dropped, its place is free
+/// again.
 #[derive(Debug)]
 pub struct CheckpointReservation {
     tree: Arc<CheckpointTree>,
@@ -306,8 +307,8 @@ impl Drop for CheckpointReservation {
     }
 }
 
-/// The trees that these stored records make, by the sandboxes' ids. What cannot be read is logged and
-/// left alone.
+/// The trees that these stored records make, by the sandboxes' ids. What cannot be read is logged
+/// and left alone.
 #[must_use]
 pub fn trees(headers: Vec<StoredHeader>) -> BTreeMap<String, CheckpointTree> {
     let mut found: BTreeMap<String, Vec<(CheckpointNode, Vec<String>)>> = BTreeMap::new();
@@ -344,5 +345,4 @@ fn grow(mut nodes: Vec<(CheckpointNode, Vec<String>)>) -> CheckpointTree {
 }
 
 #[cfg(test)]
-#[path = "checkpoint_tree_test.rs"]
 mod test;

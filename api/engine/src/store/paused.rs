@@ -4,8 +4,7 @@ use crate::error::chain;
 use crate::facts::{KeptState, LifecyclePolicy, SandboxFacts, SandboxOrigin, TimeoutAction};
 use crate::ids::is_sandbox_id;
 use crate::image::machine_image::MachineShape;
-use crate::process::ProcessRecord;
-use crate::process::ProcessRecordV1;
+use crate::process::{ProcessRecord, ProcessRecordV1};
 use crate::restore_point::RestorePoint;
 use crate::store::checkpoint_tree::CheckpointTree;
 use crate::store::record::record_version;
@@ -166,8 +165,8 @@ impl PausedSandbox {
         Ok(serde_json::to_vec(&record)?)
     }
 
-    /// Reads a record that belongs to a machine of this shape, stored under this name; beside it, where
-    /// in the tree of its checkpoints, which is not in the record, it stands.
+    /// Reads a record that belongs to a machine of this shape, stored under this name; beside it,
+    /// where in the tree of its checkpoints, which is not in the record, it stands.
     ///
     /// # Errors
     /// [`RecordError`].

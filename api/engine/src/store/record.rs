@@ -1,4 +1,5 @@
-//! The envelope of every record in the store: JSON with a version, which is looked at before anything else.
+//! The envelope of every record in the store: JSON with a version, which is looked at before
+//! anything else.
 
 use serde::Deserialize;
 

@@ -1,7 +1,8 @@
 //! Images on the disk: what outlives this server, also when it crashes.
 //!
-//! Each image is a manifest in the store, with a record that says whose it is. The layers of a base memory are
-//! stored once, however many images are over it. Everything here blocks: call it away from the runtime.
+//! Each image is a manifest in the store, with a record that says whose it is. The layers of a base
+//! memory are stored once, however many images are over it. Everything here blocks: call it away
+//! from the runtime.
 
 use crate::facts::KeptState;
 use crate::files;
@@ -16,7 +17,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Most bytes of a record.
@@ -46,8 +48,8 @@ pub enum VaultError {
     Invalid(String),
     /// The image under its disk is another one.
     #[error(
-        "The image {name:?} under its disk has changed since: it had {wanted_size} bytes and was last \
-         changed at {wanted_ns} ns since 1970, now {found_size} bytes and {found_ns} ns"
+        "The image {name:?} under its disk has changed since: it had {wanted_size} bytes and was \
+         last changed at {wanted_ns} ns since 1970, now {found_size} bytes and {found_ns} ns"
     )]
     Base {
         /// The template's name.
@@ -96,8 +98,8 @@ pub struct StoredHeader {
 }
 
 impl ImageVault {
-    /// Opens the store in `folder`, made if need be; files of its machines are made in `layers`. With
-    /// `lazy` it leaves memory that nobody uses where it is: a pager can bring it.
+    /// Opens the store in `folder`, made if need be; files of its machines are made in `layers`.
+    /// With `lazy` it leaves memory that nobody uses where it is: a pager can bring it.
     ///
     /// # Errors
     /// As [`SnapshotStore::open`].
@@ -114,8 +116,8 @@ impl ImageVault {
     }
 
     /// Keeps an image under a name, or of its memory nothing, with its owner's record. It is on the
-    /// disk when this returns. What was there under this name is replaced. What is stored for it and
-    /// not for its base memory.
+    /// disk when this returns. What was there under this name is replaced. What is stored for it
+    /// and not for its base memory.
     ///
     /// # Errors
     /// When the disk refuses; then what was there before is kept.
@@ -215,8 +217,8 @@ impl ImageVault {
     }
 
     /// Has an image back, everything in it checked against its digest; without its memory if only
-    /// files are asked for. `base` is the image under its disk as it is now; `own` says what is wrong
-    /// with the record, which may be another's.
+    /// files are asked for. `base` is the image under its disk as it is now; `own` says what is
+    /// wrong with the record, which may be another's.
     ///
     /// # Errors
     /// What is missing, damaged or changed.

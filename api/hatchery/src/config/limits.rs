@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// Bounds, with defaults filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct LimitSettings {
     /// Most sandboxes at one time.
     pub max_sandboxes: usize,
     /// Most checkpoints of one sandbox.
@@ -27,7 +27,7 @@ pub struct Limits {
     pub max_json_bytes: usize,
 }
 
-impl Limits {
+impl LimitSettings {
     pub(super) fn new(file: &LimitsFile) -> Result<Self, ConfigError> {
         let seconds = |key, value: Option<u32>, default: u32| {
             let value = in_range(

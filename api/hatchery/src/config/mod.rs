@@ -1,8 +1,8 @@
 //! What the operator decides: one TOML file, environment variables over it, flags over both.
 //!
-//! [`File`] and [`Overrides`] are what was typed; [`Settings`] is what it means, checked, with every default
-//! filled in. The rest of the program sees only [`Settings`]. `hatchery.toml` lists every key with its default;
-//! a test keeps it true.
+//! [`ConfigFile`] and [`Overrides`] are what was typed; [`Settings`] is what it means, checked, with
+//! every default filled in. The rest of the program sees only [`Settings`]. `hatchery.toml` lists
+//! every key with its default; a test keeps it true.
 
 mod error;
 mod limits;
@@ -11,9 +11,11 @@ mod templates;
 mod typed;
 
 pub use error::ConfigError;
-pub use limits::Limits;
-pub use settings::{Clones, Settings};
-pub use typed::{ClonesFile, File, LimitsFile, MetricsFile, Overrides, PoolFile, TemplateFile};
+pub use limits::LimitSettings;
+pub use settings::{CloneSettings, Settings};
+pub use typed::{
+    ClonesFile, ConfigFile, LimitsFile, MetricsFile, Overrides, PoolFile, TemplateFile,
+};
 
 #[cfg(test)]
 mod test {

@@ -1,10 +1,11 @@
-//! What the program runs with: the file, what is over it, and the defaults, put together and checked.
+//! What the program runs with: the file, what is over it, and the defaults, put together and
+//! checked.
 
 use crate::config::error::{ConfigError, read_text};
-use crate::config::limits::{Limits, in_range};
+use crate::config::limits::{LimitSettings, in_range};
 use crate::config::templates::templates;
-use crate::config::typed::{File, Overrides};
-use e2b::auth::{KeyError, Keys};
+use crate::config::typed::{ConfigFile, Overrides};
+use e2b::auth::{ApiKeys, KeyError};
 use e2b::options::ServerOptions;
 use engine::options::EngineOptions;
 use engine::template::Template;
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 /// Sandboxes as clones, with defaults filled in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Clones {
+pub struct CloneSettings {
     /// Whether there are any; otherwise each sandbox boots.
     pub enabled: bool,
     /// How many warm VMs of each template are kept ready.
@@ -33,15 +34,15 @@ pub struct Settings {
     /// The sandboxes' domain.
     pub domain: Option<String>,
     /// Who may use the control plane.
-    pub keys: Keys,
+    pub keys: ApiKeys,
     /// The VM program.
     pub vmm: PathBuf,
     /// The guest agent.
     pub agent: PathBuf,
     /// Bounds.
-    pub limits: Limits,
+    pub limits: LimitSettings,
     /// Clones.
-    pub clones: Clones,
+    pub clones: CloneSettings,
     /// Where `GET /metrics` is answered; `None`: nowhere.
     pub metrics_listen: Option<SocketAddr>,
     /// What the operator should know: settings under their old names.
@@ -56,10 +57,10 @@ impl Settings {
     ///
     /// # Errors
     /// The first thing that cannot be right.
-    pub fn new(file: File, over: Overrides, program_dir: &Path) -> Result<Self, ConfigError> {
+    pub fn new(file: ConfigFile, over: Overrides, program_dir: &Path) -> Result<Self, ConfigError> {
         let mut notes = Vec::new();
-        let clones = Clones::new(&file, &over, &mut notes)?;
-        let keys = Keys::new(&key_list(&file, over.api_keys.as_deref())?);
+        let clones = CloneSettings::new(&file, &over, &mut notes)?;
+        let keys = ApiKeys::new(&key_list(&file, over.api_keys.as_deref())?);
         let keys = keys.map_err(|error| match error {
             KeyError::NoKeys => ConfigError::NoKeys,
             KeyError::BadKey(number) => ConfigError::BadKey(number),
@@ -73,7 +74,7 @@ impl Settings {
         };
         let kernel = find(over.kernel.or(file.kernel), "vmlinux");
         let default_listen = SocketAddr::from(([127, 0, 0, 1], 3000));
-        let mut limits = Limits::new(&file.limits)?;
+        let mut limits = LimitSettings::new(&file.limits)?;
         if let Some(max) = over.max_sandboxes {
             limits.max_sandboxes = in_range("max_sandboxes", max, 1..=65_536, "1 to 65536")?;
         }
@@ -123,8 +124,12 @@ impl Settings {
     }
 }
 
-impl Clones {
-    fn new(file: &File, over: &Overrides, notes: &mut Vec<String>) -> Result<Self, ConfigError> {
+impl CloneSettings {
+    fn new(
+        file: &ConfigFile,
+        over: &Overrides,
+        notes: &mut Vec<String>,
+    ) -> Result<Self, ConfigError> {
         let from_file = renamed(
             ("clones.husks", file.clones.husks),
             ("pool.size", file.pool.size),
@@ -161,7 +166,7 @@ fn renamed<T>(
 }
 
 /// The keys of the environment if it has any, else those of the file and of the key file.
-fn key_list(file: &File, env: Option<&str>) -> Result<Vec<String>, ConfigError> {
+fn key_list(file: &ConfigFile, env: Option<&str>) -> Result<Vec<String>, ConfigError> {
     if let Some(env) = env.filter(|env| !env.trim().is_empty()) {
         return Ok(env
             .split(',')

@@ -1,21 +1,20 @@
 //! What was typed: the configuration file, and what is over it.
 
+use crate::config::error::{ConfigError, read_text};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use crate::config::error::{ConfigError, read_text};
-
 /// The configuration file as typed.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct File {
+pub struct ConfigFile {
     /// Address and port to listen on. Default `127.0.0.1:3000`.
     pub listen: Option<SocketAddr>,
-    /// Folder for all that the server keeps: paused sandboxes, snapshots and checkpoints, which outlive
-    /// it; disk layers and notes of what runs, which do not. Made if missing; one server per folder.
-    /// Default `hatchery-data`.
+    /// Folder for all that the server keeps: paused sandboxes, snapshots and checkpoints, which
+    /// outlive it; disk layers and notes of what runs, which do not. Made if missing; one server
+    /// per folder. Default `hatchery-data`.
     pub data_dir: Option<PathBuf>,
     /// Domain of the sandboxes' host names (`{port}-{id}.{domain}`), told to clients. No default.
     pub domain: Option<String>,
@@ -58,8 +57,8 @@ pub struct LimitsFile {
     pub max_sandboxes: Option<usize>,
     /// Most checkpoints of one sandbox; more are refused with 409. Default 64.
     pub max_checkpoints: Option<usize>,
-    /// Memory that has to be left when a creation, a batch, a warm VM or a resumption begins, MiB; else
-    /// it is refused with 503. 0: nobody looks. Default 128.
+    /// Memory that has to be left when a creation, a batch, a warm VM or a resumption begins, MiB;
+    /// else it is refused with 503. 0: nobody looks. Default 128.
     pub min_memory_mb: Option<u64>,
     /// Longest time to live a client may ask for, seconds. Default 86400.
     pub max_timeout: Option<u32>,
@@ -81,8 +80,8 @@ pub struct LimitsFile {
 pub struct ClonesFile {
     /// Whether each template is booted once and cloned from then on. Default true.
     pub enabled: Option<bool>,
-    /// Whether stored machines begin before their memory is there: a pager brings it while they run.
-    /// Default false.
+    /// Whether stored machines begin before their memory is there: a pager brings it while they
+    /// run. Default false.
     pub lazy: Option<bool>,
     /// The name of `pool.size` until it had that one; still read.
     pub husks: Option<usize>,
@@ -162,7 +161,7 @@ pub struct Overrides {
     pub metrics_listen: Option<SocketAddr>,
 }
 
-impl File {
+impl ConfigFile {
     /// Reads a configuration file.
     ///
     /// # Errors

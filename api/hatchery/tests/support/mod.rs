@@ -9,13 +9,13 @@
 pub(crate) mod told;
 
 use bytes::Bytes;
-use e2b::dispatch::App;
+use e2b::state::AppState;
 use engine::data_folder::DataFolder;
 use engine::launch::launcher::MachineLauncher;
 use engine::machine::spawner::VmSpawner;
 use engine::registry::SandboxRegistry;
 use engine::store::vault::ImageVault;
-use hatchery::config::{ClonesFile, File, LimitsFile, Overrides, PoolFile, Settings};
+use hatchery::config::{ClonesFile, ConfigFile, LimitsFile, Overrides, PoolFile, Settings};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::{HeaderMap, Request, Response};
@@ -107,7 +107,7 @@ impl Server {
         } else {
             agent().to_owned()
         };
-        let file = File {
+        let file = ConfigFile {
             vmm: Some(vmm),
             agent: Some(agent),
             api_keys: vec![KEY.into()],
@@ -117,7 +117,7 @@ impl Server {
                 ..ClonesFile::default()
             },
             pool: PoolFile { size: pool_size },
-            ..File::default()
+            ..ConfigFile::default()
         };
         let settings = Settings::new(file, Overrides::default(), dir.path()).unwrap();
         let state = DataFolder::open(&dir.path().join("data")).unwrap();
@@ -132,7 +132,7 @@ impl Server {
         };
         let vault = open_vault(&state).await;
         let registry = SandboxRegistry::new(launcher, vault, settings.engine_options()).unwrap();
-        let app = App::new(settings.server_options(), Arc::clone(&registry));
+        let app = AppState::new(settings.server_options(), Arc::clone(&registry));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -287,8 +287,9 @@ impl Answer {
     }
 }
 
-/// Looks again and again until nothing is left of what must go, and says what is left after `limit`.
-/// For what tells nobody that it has happened: a process or a descriptor that is gone, a blob swept.
+/// Looks again and again until nothing is left of what must go, and says what is left after
+/// `limit`. For what tells nobody that it has happened: a process or a descriptor that is gone, a
+/// blob swept.
 pub(crate) async fn until<T>(limit: Duration, left: impl Fn() -> Option<T>) -> Option<T> {
     let begin = Instant::now();
     loop {

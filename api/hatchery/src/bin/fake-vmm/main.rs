@@ -2,8 +2,8 @@
 //! instead of a machine it runs the guest agent as an ordinary process with the link as a
 //! descriptor (`hatchery-agent --fd N`). For tests of the service only: it isolates nothing.
 //!
-//! The server gives a VM program no arguments and no environment; tests choose a misbehaviour by the
-//! name under which this program is started: `fake-vmm-<mode>`, a link or a copy.
+//! The server gives a VM program no arguments and no environment; tests choose a misbehaviour by
+//! the name under which this program is started: `fake-vmm-<mode>`, a link or a copy.
 //!
 //! | mode | what it does |
 //! |---|---|
@@ -27,8 +27,9 @@
 //! | `savedies` | this program is killed when it has been saved, before it says so |
 //! | `told` | what the file `PROGRAM.mode` says, with PROGRAM the name that it is started by |
 //!
-//! Saved, its agent is stopped (`SIGSTOP`) until the next Start. Begun at a snapshot, it runs a fresh
-//! agent; processes and connections of the saved one are not there. Put back, it gets a fresh agent, too.
+//! Saved, its agent is stopped (`SIGSTOP`) until the next Start. Begun at a snapshot, it runs a
+//! fresh agent; processes and connections of the saved one are not there. Put back, it gets a fresh
+//! agent, too.
 
 mod relay;
 mod saved;
@@ -37,9 +38,9 @@ use control::{
     Configured, Event, ExitCause, ExitReport, Origin, Request, Reset, ResetSpec, Role, SaveSpec,
     SavedLink, VmSpec, VmStats,
 };
-use relay::Lie;
+use relay::RelayLie;
 use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group};
-use saved::Start;
+use saved::FakeStart;
 use std::error::Error;
 use std::io::{IsTerminal, stdin};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -49,17 +50,17 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-enum News {
+enum VmNews {
     Request(Box<Request>, Vec<OwnedFd>),
     ServiceGone,
     AgentEnded(Pid, String),
     Over,
 }
 
-struct Machine {
+struct FakeMachine {
     spec: VmSpec,
     fds: Vec<OwnedFd>,
-    start: Start,
+    start: FakeStart,
     agent: Option<Pid>,
 }
 
@@ -131,7 +132,7 @@ fn run(mode: &str) -> Result<(), Box<dyn Error>> {
     say(&Event::Exited(report))
 }
 
-impl Machine {
+impl FakeMachine {
     /// The agent and everything it started is one process group.
     fn signal(&self, signal: Signal) {
         if let Some(pid) = self.agent {
@@ -172,7 +173,7 @@ impl Machine {
             ..self.spec.clone()
         };
         spec.check(all.len())?;
-        self.start = Start::new(&spec, &all)?;
+        self.start = FakeStart::new(&spec, &all)?;
         self.signal(Signal::KILL);
         (self.spec, self.fds, self.agent) = (spec, all, None);
         Ok(())
@@ -187,33 +188,33 @@ fn say(event: &Event) -> Result<(), Box<dyn Error>> {
     Ok(control::send(stdin().as_fd(), event, &[])?)
 }
 
-fn listen(control: &OwnedFd, news: &Sender<News>) {
+fn listen(control: &OwnedFd, news: &Sender<VmNews>) {
     loop {
         let heard = match control::recv::<Request>(control) {
-            Ok(Some((request, fds))) => News::Request(Box::new(request), fds),
-            Ok(None) => News::ServiceGone,
+            Ok(Some((request, fds))) => VmNews::Request(Box::new(request), fds),
+            Ok(None) => VmNews::ServiceGone,
             Err(error) => {
                 eprintln!("fake-vmm: {error}");
-                News::ServiceGone
+                VmNews::ServiceGone
             }
         };
-        let last = matches!(heard, News::ServiceGone);
+        let last = matches!(heard, VmNews::ServiceGone);
         if news.send(heard).is_err() || last {
             return;
         }
     }
 }
 
-fn configure(mode: &str, news: &Receiver<News>) -> Result<Option<Machine>, Box<dyn Error>> {
+fn configure(mode: &str, news: &Receiver<VmNews>) -> Result<Option<FakeMachine>, Box<dyn Error>> {
     let begin = Instant::now();
-    let News::Request(request, fds) = news.recv()? else {
+    let VmNews::Request(request, fds) = news.recv()? else {
         return Ok(None);
     };
     let Request::Configure(spec) = *request else {
         return Err("not configured first".into());
     };
     if mode == "silent" {
-        while !matches!(news.recv()?, News::ServiceGone) {}
+        while !matches!(news.recv()?, VmNews::ServiceGone) {}
         return Ok(None);
     }
     let refused = spec.check(fds.len()).err().map(|error| error.to_string());
@@ -222,7 +223,7 @@ fn configure(mode: &str, news: &Receiver<News>) -> Result<Option<Machine>, Box<d
         say(&Event::Failed { message })?;
         return Ok(None);
     }
-    let start = Start::new(&spec, &fds);
+    let start = FakeStart::new(&spec, &fds);
     let is_copy = matches!(spec.origin, Origin::Snapshot { .. });
     let start = match start {
         Ok(_) if mode == "nocopy" && is_copy => Err("asked not to copy".into()),
@@ -239,7 +240,7 @@ fn configure(mode: &str, news: &Receiver<News>) -> Result<Option<Machine>, Box<d
     eprintln!("fake-vmm: {} vCPUs, {} MiB", spec.vcpus, spec.memory_mib);
     let build_ns = u64::try_from(begin.elapsed().as_nanos())?;
     say(&Event::Configured(Configured { build_ns }))?;
-    Ok(Some(Machine {
+    Ok(Some(FakeMachine {
         spec: *spec,
         fds,
         start,
@@ -250,33 +251,33 @@ fn configure(mode: &str, news: &Receiver<News>) -> Result<Option<Machine>, Box<d
 /// Until the machine ends; says why.
 fn serve(
     mode: &str,
-    machine: &mut Machine,
-    news: &Receiver<News>,
-    sender: &Sender<News>,
+    machine: &mut FakeMachine,
+    news: &Receiver<VmNews>,
+    sender: &Sender<VmNews>,
 ) -> Result<ExitCause, Box<dyn Error>> {
     let begin = Instant::now();
     if mode == "frail" && machine.is_copy() {
         let sender = sender.clone();
         std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(50));
-            let _ = sender.send(News::Over);
+            let _ = sender.send(VmNews::Over);
         });
     }
     loop {
         match news.recv()? {
-            News::Over if machine.agent.is_none() => {
+            VmNews::Over if machine.agent.is_none() => {
                 let message = "it was asked to be frail".into();
                 return Ok(ExitCause::HostFault { message });
             }
-            News::Over => {}
-            News::ServiceGone => return Ok(ExitCause::Stopped),
+            VmNews::Over => {}
+            VmNews::ServiceGone => return Ok(ExitCause::Stopped),
             // One that a reset has ended.
-            News::AgentEnded(pid, _) if machine.agent != Some(pid) => {}
-            News::AgentEnded(_, how) => {
+            VmNews::AgentEnded(pid, _) if machine.agent != Some(pid) => {}
+            VmNews::AgentEnded(_, how) => {
                 eprintln!("fake-vmm: the agent ended: {how}");
                 return Ok(ExitCause::AgentDied);
             }
-            News::Request(request, fds) => match *request {
+            VmNews::Request(request, fds) => match *request {
                 Request::Start if machine.agent.is_some() => machine.signal(Signal::CONT),
                 Request::Start => {
                     let panic = match mode {
@@ -289,7 +290,7 @@ fn serve(
                         _ => false,
                     };
                     if mode != "noagent" && !panic {
-                        let child = start_agent(machine, Lie::of(mode))?;
+                        let child = start_agent(machine, RelayLie::of(mode))?;
                         machine.agent = Some(Pid::from_child(&child));
                         let sender = sender.clone();
                         std::thread::spawn(move || wait(child, &sender));
@@ -315,7 +316,7 @@ fn serve(
     }
 }
 
-fn save(mode: &str, machine: &Machine, to: &SaveSpec, fds: &[OwnedFd]) -> Event {
+fn save(mode: &str, machine: &FakeMachine, to: &SaveSpec, fds: &[OwnedFd]) -> Event {
     machine.signal(Signal::STOP);
     let saved = match mode {
         "nosave" => Err("asked not to save".into()),
@@ -335,7 +336,7 @@ fn save(mode: &str, machine: &Machine, to: &SaveSpec, fds: &[OwnedFd]) -> Event 
     }
 }
 
-fn reset(mode: &str, machine: &mut Machine, to: &ResetSpec, fds: &[OwnedFd]) -> Event {
+fn reset(mode: &str, machine: &mut FakeMachine, to: &ResetSpec, fds: &[OwnedFd]) -> Event {
     let reset = match mode {
         "noreset" => Err("asked not to reset".into()),
         "resetdies" => {
@@ -355,7 +356,7 @@ fn reset(mode: &str, machine: &mut Machine, to: &ResetSpec, fds: &[OwnedFd]) -> 
 
 /// The agent, with the link as a descriptor of its own. One that was saved with its connection does
 /// not greet the service again.
-fn start_agent(machine: &Machine, lie: Lie) -> Result<Child, Box<dyn Error>> {
+fn start_agent(machine: &FakeMachine, lie: RelayLie) -> Result<Child, Box<dyn Error>> {
     use std::os::unix::process::CommandExt;
     let link = machine.fds[usize::from(machine.spec.link)].try_clone()?;
     let kept = matches!(
@@ -365,7 +366,7 @@ fn start_agent(machine: &Machine, lie: Lie) -> Result<Child, Box<dyn Error>> {
             ..
         }
     );
-    let (ours, theirs) = if kept || lie != Lie::None {
+    let (ours, theirs) = if kept || lie != RelayLie::None {
         let (ours, theirs) = UnixStream::pair()?;
         (Some(ours), OwnedFd::from(theirs))
     } else {
@@ -405,12 +406,12 @@ fn dies_with_us(command: &mut Command) {
     unsafe { command.pre_exec(ask) };
 }
 
-fn wait(mut child: Child, news: &Sender<News>) {
+fn wait(mut child: Child, news: &Sender<VmNews>) {
     let pid = Pid::from_child(&child);
     let how = match child.wait() {
         Ok(status) => format!("code {:?}, signal {:?}", status.code(), status.signal()),
         Err(error) => error.to_string(),
     };
     // Nobody listens any more when the machine was stopped.
-    let _ = news.send(News::AgentEnded(pid, how));
+    let _ = news.send(VmNews::AgentEnded(pid, how));
 }

@@ -1,5 +1,5 @@
-//! The link between service and agent through this program, which may lie or break off when the agent
-//! is to become somebody.
+//! The link between service and agent through this program, which may lie or break off when the
+//! agent is to become somebody.
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::error::Error;
@@ -7,12 +7,13 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::SeqCst;
 use wire::{Frame, FrameHeader, FrameKind, HEADER_LEN, Message, PROTOCOL_VERSION, Reply, Request};
 
 /// What becomes of the answer to a new identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lie {
+pub(crate) enum RelayLie {
     /// It is passed on.
     None,
     /// It never comes.
@@ -25,7 +26,7 @@ pub(crate) enum Lie {
     Vanish,
 }
 
-impl Lie {
+impl RelayLie {
     /// The one that a mode tells.
     pub(crate) fn of(mode: &str) -> Self {
         match mode {
@@ -60,7 +61,7 @@ pub(crate) fn greet(agent: &mut UnixStream) -> Result<(), Box<dyn Error>> {
 pub(crate) fn connect(
     agent: &UnixStream,
     link: &UnixStream,
-    lie: Lie,
+    lie: RelayLie,
     group: Pid,
 ) -> Result<(), Box<dyn Error>> {
     // The stream on which the agent is to become somebody; 0: none yet.
@@ -81,10 +82,10 @@ pub(crate) fn connect(
 fn requests(
     link: &mut UnixStream,
     agent: &mut UnixStream,
-    (lie, group): (Lie, Pid),
+    (lie, group): (RelayLie, Pid),
     identity: &AtomicU32,
 ) -> std::io::Result<()> {
-    if lie == Lie::None {
+    if lie == RelayLie::None {
         return std::io::copy(link, agent).map(drop);
     }
     loop {
@@ -94,9 +95,9 @@ fn requests(
         if becomes {
             identity.store(header.stream, SeqCst);
             match lie {
-                Lie::AgentDies => drop(kill_process_group(group, Signal::KILL)),
-                Lie::Vanish => drop(kill_process(rustix::process::getpid(), Signal::KILL)),
-                Lie::None | Lie::Mute | Lie::Wrong => {}
+                RelayLie::AgentDies => drop(kill_process_group(group, Signal::KILL)),
+                RelayLie::Vanish => drop(kill_process(rustix::process::getpid(), Signal::KILL)),
+                RelayLie::None | RelayLie::Mute | RelayLie::Wrong => {}
             }
         }
         agent.write_all(&header.encode())?;
@@ -107,22 +108,22 @@ fn requests(
 fn answers(
     agent: &mut UnixStream,
     link: &mut UnixStream,
-    lie: Lie,
+    lie: RelayLie,
     identity: &AtomicU32,
 ) -> std::io::Result<()> {
-    if lie == Lie::None {
+    if lie == RelayLie::None {
         return std::io::copy(agent, link).map(drop);
     }
     loop {
         let (header, payload) = frame(agent)?;
         if header.kind == FrameKind::Reply && header.stream == identity.load(SeqCst) {
             match (lie, Reply::decode(&payload)) {
-                (Lie::Wrong, Ok(Reply::Done(generation))) => {
+                (RelayLie::Wrong, Ok(Reply::Done(generation))) => {
                     let other = Message::Reply(Reply::Done(generation + 1));
                     send(link, header.stream, &other)?;
                     continue;
                 }
-                (Lie::Mute, _) => continue,
+                (RelayLie::Mute, _) => continue,
                 _ => {}
             }
         }

@@ -1,6 +1,6 @@
 //! A stand-in's snapshot: valid files with a history in page 0 of the memory and in block 0 of the
-//! disk, one line per machine that was saved and how often by then (`name.2`), and the path of the agent
-//! in the section file.
+//! disk, one line per machine that was saved and how often by then (`name.2`), and the path of the
+//! agent in the section file.
 
 use control::{Origin, SaveSpec, Saved, VmSpec};
 use snapshot_format::{LayerIndex, Section, SectionFile, SectionName};
@@ -16,7 +16,7 @@ const PAGE: usize = 4096;
 const FIRST: &str = "fake-vmm\n";
 
 /// What a machine begins with.
-pub(crate) struct Start {
+pub(crate) struct FakeStart {
     /// The program to run as the agent.
     pub(crate) agent: PathBuf,
     /// The machines it was copied from.
@@ -25,7 +25,7 @@ pub(crate) struct Start {
     saves: Cell<u32>,
 }
 
-impl Start {
+impl FakeStart {
     /// Of the machine that `spec` describes.
     pub(crate) fn new(spec: &VmSpec, fds: &[OwnedFd]) -> Result<Self, Box<dyn Error>> {
         let file = |index: u8| fds[usize::from(index)].try_clone().map(File::from);
@@ -72,7 +72,7 @@ impl Start {
         })
     }
 
-    /// Writes what [`Start::new`] reads.
+    /// Writes what [`FakeStart::new`] reads.
     pub(crate) fn save(
         &self,
         spec: &VmSpec,

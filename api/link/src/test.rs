@@ -2,10 +2,8 @@
 
 use super::*;
 use std::time::Duration;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    time::timeout,
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
 use wire::{
     DataChannel, ErrorCode, FrameBuffer, FrameKind, INPUT_WINDOW, MAX_PAYLOAD, Message,
     OUTPUT_WINDOW, PROTOCOL_VERSION, ProcessExit, Reply, ReplyError, RequestPart, ResetCode,
@@ -106,10 +104,10 @@ fn stdout(bytes: &[u8]) -> Message<'_> {
 }
 
 async fn started(link: &Link, agent: &mut Agent, pid: u32) -> (ProcessStream, u32) {
-    let command = Command {
+    let command = ProcessCommand {
         argv: vec!["x".into()],
         stdin: true,
-        ..Command::default()
+        ..ProcessCommand::default()
     };
     let start = {
         let link = link.clone();
@@ -201,7 +199,7 @@ async fn what_was_written_before_the_end_is_read_before_the_end() {
     let first = process.next().await.unwrap();
     assert_eq!(
         first,
-        ProcessEvent::Output(Output::Stdout, "one two".into())
+        ProcessEvent::Output(OutputChannel::Stdout, "one two".into())
     );
     assert_eq!(
         process.next().await.unwrap(),
@@ -232,7 +230,7 @@ async fn a_slow_reader_stalls_nobody_and_is_granted_what_it_reads() {
         .unwrap();
     assert_eq!(
         event,
-        ProcessEvent::Output(Output::Stdout, "through".into())
+        ProcessEvent::Output(OutputChannel::Stdout, "through".into())
     );
     let mut granted = 0;
     while granted < OUTPUT_WINDOW {
@@ -336,9 +334,9 @@ async fn refusals_keep_their_code_and_streams_are_limited() {
 #[tokio::test]
 async fn large_requests_travel_in_parts_that_follow_each_other() {
     let (link, mut agent) = pair().await;
-    let command = Command {
+    let command = ProcessCommand {
         argv: vec!["x".into(), "y".repeat(100_000)],
-        ..Command::default()
+        ..ProcessCommand::default()
     };
     tokio::spawn(async move { link.start(&command).await });
     let mut joined = Vec::new();

@@ -1,8 +1,8 @@
 //! Lives of single machines: built, let go, answered, ended.
 
-use super::Context;
-use super::guest::{Bare, Then};
-use super::process::Process;
+use super::context::BaselineContext;
+use super::guest::{AfterAnswer, BareGuest};
+use super::process::BareProcess;
 use super::wide::answer;
 use crate::engine::now_ns;
 use crate::record::Sample;
@@ -12,8 +12,8 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
 /// From a kernel's entry.
-pub(super) fn boot(context: &Context) -> Result<Sample> {
-    let mut process = Process::boot(&context.program)?;
+pub(super) fn boot(context: &BaselineContext) -> Result<Sample> {
+    let mut process = BareProcess::boot(&context.program)?;
     let asked_ns = process.start()?;
     let (said, here_ns) = process.answer()?;
     ensure!(said == "ready", "the guest said {said:?}");
@@ -34,23 +34,23 @@ pub(super) fn boot(context: &Context) -> Result<Sample> {
 }
 
 /// At a snapshot, let go as soon as it stands ready.
-pub(super) fn build(context: &Context, bare: &Bare) -> Result<Sample> {
-    live(Process::husk(&context.program, bare)?, bare)
+pub(super) fn build(context: &BaselineContext, bare: &BareGuest) -> Result<Sample> {
+    live(BareProcess::warm_vm(&context.program, bare)?, bare)
 }
 
-/// Husks that stand ready, oldest first.
-pub(super) struct Pool {
-    husks: VecDeque<Process>,
-    bare: Bare,
+/// Warm VMs that stand ready, oldest first.
+pub(super) struct WarmPool {
+    warm_vms: VecDeque<BareProcess>,
+    bare: BareGuest,
     size: usize,
 }
 
-impl Pool {
+impl WarmPool {
     /// Fills a pool.
-    pub(super) fn fill(context: &Context, size: u32) -> Result<Self> {
-        let bare = context.waiting.golden(0, Then::Wait)?;
+    pub(super) fn fill(context: &BaselineContext, size: u32) -> Result<Self> {
+        let bare = context.waiting.base_memory(0, AfterAnswer::Wait)?;
         let mut pool = Self {
-            husks: VecDeque::new(),
+            warm_vms: VecDeque::new(),
             bare,
             size: usize::try_from(size.max(1))?,
         };
@@ -58,37 +58,37 @@ impl Pool {
         Ok(pool)
     }
 
-    fn refill(&mut self, context: &Context) -> Result<()> {
-        while self.husks.len() < self.size {
-            let husk = Process::husk(&context.program, &self.bare)?;
-            self.husks.push_back(husk);
+    fn refill(&mut self, context: &BaselineContext) -> Result<()> {
+        while self.warm_vms.len() < self.size {
+            let warm_vm = BareProcess::warm_vm(&context.program, &self.bare)?;
+            self.warm_vms.push_back(warm_vm);
         }
         Ok(())
     }
 
     /// Lets the oldest go; another takes its place afterwards, off the clock.
-    pub(super) fn claim(&mut self, context: &Context) -> Result<Sample> {
-        let oldest = self.husks.pop_front();
+    pub(super) fn claim(&mut self, context: &BaselineContext) -> Result<Sample> {
+        let oldest = self.warm_vms.pop_front();
         let sample = oldest.map_or_else(
             || Err(anyhow::anyhow!("the pool is empty")),
-            |husk| live(husk, &self.bare),
+            |warm_vm| live(warm_vm, &self.bare),
         );
         self.refill(context)?;
         sample
     }
 }
 
-/// Lets a husk go and ends it when the guest has written its value.
-fn live(mut husk: Process, bare: &Bare) -> Result<Sample> {
-    let (spawned_ns, configured_ns) = (husk.spawned_ns, husk.configured_ns);
-    let asked_ns = husk.start()?;
-    let (said, here_ns) = husk.answer()?;
+/// Lets a warm VM go and ends it when the guest has written its value.
+fn live(mut warm_vm: BareProcess, bare: &BareGuest) -> Result<Sample> {
+    let (spawned_ns, configured_ns) = (warm_vm.spawned_ns, warm_vm.configured_ns);
+    let asked_ns = warm_vm.start()?;
+    let (said, here_ns) = warm_vm.answer()?;
     ensure!(
         said == bare.value,
         "the guest said {said:?}, not {:?}",
         bare.value
     );
-    let report = husk.stop()?;
+    let report = warm_vm.stop()?;
     let first_ns = report.stats.first_run_ns;
     ensure!(first_ns >= asked_ns, "the guest ran before it was let go");
     let mut sample = Sample::new(
@@ -118,10 +118,10 @@ fn cost(sample: &mut Sample, report: &ExitReport) {
 }
 
 /// A clone that has dirtied its pages is saved; the layer must hold them.
-pub(super) fn save(context: &Context, bare: &Bare) -> Result<Sample> {
-    let mut process = Process::husk(&context.program, bare)?;
+pub(super) fn save(context: &BaselineContext, bare: &BareGuest) -> Result<Sample> {
+    let mut process = BareProcess::warm_vm(&context.program, bare)?;
     answer(&mut process, bare)?;
-    let (memory, state) = (scratch_file()?, scratch_file()?);
+    let (memory, state) = (scratch_file(context)?, scratch_file(context)?);
     let asked_ns = now_ns();
     let saved = process.save(&memory, &state)?;
     let took_ns = now_ns() - asked_ns;
@@ -140,9 +140,9 @@ pub(super) fn save(context: &Context, bare: &Bare) -> Result<Sample> {
     Ok(sample)
 }
 
-/// A clone that has dirtied its pages is put back, and must do all again.
-pub(super) fn reset(context: &Context, bare: &Bare) -> Result<Sample> {
-    let mut process = Process::husk(&context.program, bare)?;
+/// A clone that has dirtied its pages is reset, and must do all again.
+pub(super) fn reset(context: &BaselineContext, bare: &BareGuest) -> Result<Sample> {
+    let mut process = BareProcess::warm_vm(&context.program, bare)?;
     answer(&mut process, bare)?;
     let asked_ns = now_ns();
     let reset = process.reset(bare)?;
@@ -169,8 +169,12 @@ pub(super) fn reset(context: &Context, bare: &Bare) -> Result<Sample> {
 }
 
 /// A file without a name where the service would have its data: on a disk, not in memory.
-fn scratch_file() -> Result<OwnedFd> {
+fn scratch_file(context: &BaselineContext) -> Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags, open};
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    Ok(open(std::env::temp_dir(), flags, Mode::RUSR | Mode::WUSR)?)
+    Ok(open(
+        context.scratch.path(),
+        flags,
+        Mode::RUSR | Mode::WUSR,
+    )?)
 }

@@ -1,21 +1,25 @@
 //! Whole lives one after the other: as many as go, at a fixed rate, and whether anything is left.
 
-use super::Context;
-use super::guest::Bare;
+use super::context::BaselineContext;
+use super::guest::BareGuest;
 use super::wide::{life, per_s};
 use crate::engine::now_ns;
-use crate::host::{self, Left};
+use crate::host::{self, Leftovers};
 use crate::record::Sample;
 use anyhow::{Context as _, Result};
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// As many lives as `workers` bring about in so many seconds, each beginning the next at once.
-pub(super) fn closed(context: &Context, bare: &Bare, workers: u32, seconds: u32) -> Result<Sample> {
+pub(super) fn closed(
+    context: &BaselineContext,
+    bare: &BareGuest,
+    workers: u32,
+    seconds: u32,
+) -> Result<Sample> {
     let cpu_before = host::all_cpu_ns()?;
     let began_ns = now_ns();
     let end_ns = began_ns + u64::from(seconds) * SECOND_NS;
@@ -42,7 +46,7 @@ pub(super) fn closed(context: &Context, bare: &Bare, workers: u32, seconds: u32)
 
 /// A load that does not wait for answers.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Load {
+pub(super) struct OpenLoad {
     /// Lives begun a second.
     pub(super) per_s: u32,
     /// How long.
@@ -53,7 +57,11 @@ pub(super) struct Load {
 
 /// Lives that are due at fixed times. A life's time runs from when it was due, not from when
 /// somebody was free to begin it, so that a stall is felt by all who would have come meanwhile.
-pub(super) fn open(context: &Context, bare: &Bare, load: Load) -> Result<Vec<Result<Sample>>> {
+pub(super) fn open(
+    context: &BaselineContext,
+    bare: &BareGuest,
+    load: OpenLoad,
+) -> Result<Vec<Result<Sample>>> {
     let count = u64::from(load.per_s) * u64::from(load.seconds);
     let step_ns = SECOND_NS / u64::from(load.per_s.max(1));
     let next = AtomicU64::new(0);
@@ -88,10 +96,15 @@ pub(super) fn open(context: &Context, bare: &Bare, load: Load) -> Result<Vec<Res
 }
 
 /// So many lives, and what is left when they are over.
-pub(super) fn growth(context: &Context, bare: &Bare, workers: u32, cycles: u64) -> Result<Sample> {
+pub(super) fn growth(
+    context: &BaselineContext,
+    bare: &BareGuest,
+    workers: u32,
+    cycles: u64,
+) -> Result<Sample> {
     // What is kept for ever is there after a first few.
     (0..20).try_for_each(|_| life(context, bare))?;
-    let before = Left::now()?;
+    let before = Leftovers::now(context.scratch.path())?;
     let next = AtomicU64::new(0);
     let began_ns = now_ns();
     each_worker(workers, || {
@@ -108,7 +121,7 @@ pub(super) fn growth(context: &Context, bare: &Bare, workers: u32, cycles: u64) 
     })?;
     let took_ns = now_ns() - began_ns;
     std::thread::sleep(Duration::from_secs(2));
-    let after = Left::now()?;
+    let after = Leftovers::now(context.scratch.path())?;
     let mut sample = Sample::new(
         &*bare.value,
         &[
@@ -128,7 +141,7 @@ pub(super) fn growth(context: &Context, bare: &Bare, workers: u32, cycles: u64) 
             ),
             (
                 "disk_lost_kib",
-                before.disk_kib.saturating_sub(after.disk_kib),
+                after.disk_kib.saturating_sub(before.disk_kib),
             ),
         ],
     );

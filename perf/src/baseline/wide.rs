@@ -1,8 +1,8 @@
 //! Many machines at once: how fast they are gone, and what they take while they stand.
 
-use super::Context;
-use super::guest::{Bare, Then};
-use super::process::Process;
+use super::context::BaselineContext;
+use super::guest::{AfterAnswer, BareGuest};
+use super::process::BareProcess;
 use crate::engine::now_ns;
 use crate::host;
 use crate::record::Sample;
@@ -13,7 +13,7 @@ use std::time::Duration;
 const SETTLE: Duration = Duration::from_millis(300);
 
 /// A machine that ran is killed: until nothing is left of it.
-pub(super) fn kill(context: &Context, bare: &Bare) -> Result<Sample> {
+pub(super) fn kill(context: &BaselineContext, bare: &BareGuest) -> Result<Sample> {
     let mut process = running(context, bare)?;
     let asked_ns = now_ns();
     process.kill()?;
@@ -29,15 +29,15 @@ pub(super) fn kill(context: &Context, bare: &Bare) -> Result<Sample> {
 }
 
 /// So many machines that ran are killed together: until nothing is left of any.
-pub(super) fn reap(context: &Context, bare: &Bare, count: u32) -> Result<Sample> {
+pub(super) fn reap(context: &BaselineContext, bare: &BareGuest, count: u32) -> Result<Sample> {
     let mut machines = (0..count)
         .map(|_| running(context, bare))
         .collect::<Result<Vec<_>>>()?;
     let cpu_before = host::children_cpu_ns()?;
     let began_ns = now_ns();
-    machines.iter_mut().try_for_each(Process::kill)?;
+    machines.iter_mut().try_for_each(BareProcess::kill)?;
     let killed_ns = now_ns();
-    machines.into_iter().try_for_each(Process::reap)?;
+    machines.into_iter().try_for_each(BareProcess::reap)?;
     let took_ns = now_ns() - began_ns;
     Ok(Sample::new(
         &*bare.value,
@@ -50,23 +50,23 @@ pub(super) fn reap(context: &Context, bare: &Bare, count: u32) -> Result<Sample>
     ))
 }
 
-/// So many husks stand at once: what each takes. Each is then let go and must answer.
-pub(super) fn husks(context: &Context, bare: &Bare, count: u32) -> Result<Sample> {
+/// So many warm VMs stand at once: what each takes. Each is then let go and must answer.
+pub(super) fn warm_vms(context: &BaselineContext, bare: &BareGuest, count: u32) -> Result<Sample> {
     // The first brings programs and tables into memory that all share.
-    let first = Process::husk(&context.program, bare)?;
+    let first = BareProcess::warm_vm(&context.program, bare)?;
     std::thread::sleep(SETTLE);
     let empty = host::true_available_kib()?;
-    let mut husks = (0..count)
-        .map(|_| Process::husk(&context.program, bare))
+    let mut warm_vms = (0..count)
+        .map(|_| BareProcess::warm_vm(&context.program, bare))
         .collect::<Result<Vec<_>>>()?;
     std::thread::sleep(SETTLE);
     let taken = host::true_available_kib()?;
-    let private = husks
+    let private = warm_vms
         .iter()
         .map(|h| host::private_kib(h.pid()))
         .collect::<Result<Vec<_>>>()?;
-    for husk in &mut husks {
-        answer(husk, bare)?;
+    for warm_vm in &mut warm_vms {
+        answer(warm_vm, bare)?;
     }
     std::thread::sleep(SETTLE);
     let ran = host::true_available_kib()?;
@@ -74,7 +74,7 @@ pub(super) fn husks(context: &Context, bare: &Bare, count: u32) -> Result<Sample
     let mut sample = Sample::new(
         &*bare.value,
         &[
-            ("husks", count.into()),
+            ("warm_vms", count.into()),
             ("private_kib", private.iter().copied().max().unwrap_or(0)),
         ],
     );
@@ -88,14 +88,14 @@ pub(super) fn husks(context: &Context, bare: &Bare, count: u32) -> Result<Sample
 }
 
 /// A machine whose guest has written its value and sleeps.
-fn running(context: &Context, bare: &Bare) -> Result<Process> {
-    let mut process = Process::husk(&context.program, bare)?;
+fn running(context: &BaselineContext, bare: &BareGuest) -> Result<BareProcess> {
+    let mut process = BareProcess::warm_vm(&context.program, bare)?;
     answer(&mut process, bare)?;
     Ok(process)
 }
 
 /// Lets a machine go; its guest must write its value.
-pub(super) fn answer(process: &mut Process, bare: &Bare) -> Result<()> {
+pub(super) fn answer(process: &mut BareProcess, bare: &BareGuest) -> Result<()> {
     process.start()?;
     let (said, _) = process.answer()?;
     ensure!(
@@ -107,15 +107,15 @@ pub(super) fn answer(process: &mut Process, bare: &Bare) -> Result<()> {
 }
 
 /// One whole life: built, let go, answered, killed, reaped.
-pub(super) fn life(context: &Context, bare: &Bare) -> Result<()> {
+pub(super) fn life(context: &BaselineContext, bare: &BareGuest) -> Result<()> {
     let mut process = running(context, bare)?;
     process.kill()?;
     process.reap()
 }
 
-/// A golden file for machines that live on after their answer.
-pub(super) fn golden(context: &Context) -> Result<Bare> {
-    context.waiting.golden(0, Then::Wait)
+/// Base memory for machines that live on after their answer.
+pub(super) fn base_memory(context: &BaselineContext) -> Result<BareGuest> {
+    context.waiting.base_memory(0, AfterAnswer::Wait)
 }
 
 /// How many a second that makes.

@@ -3,8 +3,7 @@ use crate::facts::KeptState;
 use crate::image::machine_image::MachineShape;
 use crate::store::checkpoint_record::{first, owner};
 use crate::store::vault::StoredHeader;
-use snapshot_format::BlobRef;
-use snapshot_format::Digest;
+use snapshot_format::{BlobRef, Digest};
 
 fn taken(pages: u64) -> CheckpointFacts {
     CheckpointFacts {

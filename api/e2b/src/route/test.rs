@@ -1,7 +1,11 @@
 use super::*;
 use proptest::prelude::*;
 
-fn where_to(method: &str, uri: &str, headers: &[(&str, &str)]) -> Result<Target, ProxyError> {
+fn where_to(
+    method: &str,
+    uri: &str,
+    headers: &[(&str, &str)],
+) -> Result<RequestTarget, ProxyError> {
     let mut map = HeaderMap::new();
     for (name, value) in headers {
         let name = hyper::header::HeaderName::from_bytes(name.as_bytes()).unwrap();
@@ -11,8 +15,8 @@ fn where_to(method: &str, uri: &str, headers: &[(&str, &str)]) -> Result<Target,
     target(&method, &uri.parse().unwrap(), &map)
 }
 
-fn data(id: &str, port: u16) -> Result<Target, ProxyError> {
-    Ok(Target::Data {
+fn data(id: &str, port: u16) -> Result<RequestTarget, ProxyError> {
+    Ok(RequestTarget::Data {
         id: id.into(),
         port,
     })
@@ -32,14 +36,14 @@ fn rule_1_a_key_wins_over_everything() {
     ] {
         assert_eq!(
             where_to("POST", uri, &[KEY, ID, PORT, host]),
-            Ok(Target::Control),
+            Ok(RequestTarget::Control),
             "{uri}"
         );
     }
     let bearer = ("Authorization", "Bearer x");
     assert_eq!(
         where_to("GET", "/teams", &[bearer, ID, PORT]),
-        Ok(Target::Control)
+        Ok(RequestTarget::Control)
     );
     assert_eq!(
         where_to("GET", "/health", &[bearer, ID, PORT]),
@@ -101,7 +105,7 @@ fn rule_3_the_host_names_a_sandbox() {
         "-a.b",
         "",
     ] {
-        assert_eq!(host(plain), Ok(Target::Control), "{plain}");
+        assert_eq!(host(plain), Ok(RequestTarget::Control), "{plain}");
     }
     assert_eq!(host("0-iabc.x"), Err(ProxyError::Port));
     assert_eq!(host("99999-iabc.x"), Err(ProxyError::Port));
@@ -112,18 +116,21 @@ fn rule_3_the_host_names_a_sandbox() {
 fn rules_4_and_5_signed_files_and_the_rest() {
     assert_eq!(
         where_to("GET", "/files?path=a&signature=v1_x", &[]),
-        Ok(Target::Signed)
+        Ok(RequestTarget::Signed)
     );
     assert_eq!(
         where_to("POST", "/files?signature=v1_x", &[]),
-        Ok(Target::Signed)
+        Ok(RequestTarget::Signed)
     );
     assert_eq!(
         where_to("DELETE", "/files?signature=v1_x", &[]),
-        Ok(Target::Control)
+        Ok(RequestTarget::Control)
     );
-    assert_eq!(where_to("GET", "/files?path=a", &[]), Ok(Target::Control));
-    assert_eq!(where_to("GET", "/health", &[]), Ok(Target::Control));
+    assert_eq!(
+        where_to("GET", "/files?path=a", &[]),
+        Ok(RequestTarget::Control)
+    );
+    assert_eq!(where_to("GET", "/health", &[]), Ok(RequestTarget::Control));
 }
 
 fn get(method: &str, path: &str) -> Result<Route, u16> {
@@ -132,42 +139,52 @@ fn get(method: &str, path: &str) -> Result<Route, u16> {
 
 #[test]
 fn every_endpoint_has_its_place() {
-    use Route::*;
-    use Version::*;
     let id = || "iabc".to_owned();
     let table = [
-        ("GET /health", Health),
-        ("POST /sandboxes", Create(V1)),
-        ("POST /v2/sandboxes", Create(V2)),
-        ("GET /sandboxes", List(V1)),
-        ("GET /v2/sandboxes", List(V2)),
-        ("GET /sandboxes/metrics", MetricsOfMany),
-        ("GET /sandboxes/iabc", Get(id())),
-        ("GET /sandboxes/iabc-6532622b", Get(id())),
-        ("DELETE /sandboxes/iabc", Kill(id())),
-        ("POST /sandboxes/iabc/timeout", Timeout(id())),
-        ("POST /sandboxes/iabc/refreshes", Refresh(id())),
-        ("POST /sandboxes/iabc/connect", Connect(id(), V1)),
-        ("POST /v2/sandboxes/iabc/connect", Connect(id(), V2)),
-        ("GET /sandboxes/iabc/metrics", Metrics(id())),
-        ("GET /sandboxes/iabc/logs", Logs(id(), V1)),
-        ("GET /v2/sandboxes/iabc/logs", Logs(id(), V2)),
-        ("POST /sandboxes/iabc/pause", Pause(id())),
-        ("POST /sandboxes/iabc/resume", Resume(id())),
-        ("POST /sandboxes/iabc/fork", Fork(id())),
-        ("POST /sandboxes/iabc/reset", Reset(id())),
-        ("POST /sandboxes/iabc/snapshots", Snapshot(id())),
-        ("GET /snapshots", Snapshots),
+        ("GET /health", Route::Health),
+        ("POST /sandboxes", Route::Create(ApiVersion::V1)),
+        ("POST /v2/sandboxes", Route::Create(ApiVersion::V2)),
+        ("GET /sandboxes", Route::List(ApiVersion::V1)),
+        ("GET /v2/sandboxes", Route::List(ApiVersion::V2)),
+        ("GET /sandboxes/metrics", Route::MetricsOfMany),
+        ("GET /sandboxes/iabc", Route::Get(id())),
+        ("GET /sandboxes/iabc-6532622b", Route::Get(id())),
+        ("DELETE /sandboxes/iabc", Route::Kill(id())),
+        ("POST /sandboxes/iabc/timeout", Route::Timeout(id())),
+        ("POST /sandboxes/iabc/refreshes", Route::Refresh(id())),
+        (
+            "POST /sandboxes/iabc/connect",
+            Route::Connect(id(), ApiVersion::V1),
+        ),
+        (
+            "POST /v2/sandboxes/iabc/connect",
+            Route::Connect(id(), ApiVersion::V2),
+        ),
+        ("GET /sandboxes/iabc/metrics", Route::Metrics(id())),
+        (
+            "GET /sandboxes/iabc/logs",
+            Route::Logs(id(), ApiVersion::V1),
+        ),
+        (
+            "GET /v2/sandboxes/iabc/logs",
+            Route::Logs(id(), ApiVersion::V2),
+        ),
+        ("POST /sandboxes/iabc/pause", Route::Pause(id())),
+        ("POST /sandboxes/iabc/resume", Route::Resume(id())),
+        ("POST /sandboxes/iabc/fork", Route::Fork(id())),
+        ("POST /sandboxes/iabc/reset", Route::Reset(id())),
+        ("POST /sandboxes/iabc/snapshots", Route::Snapshot(id())),
+        ("GET /snapshots", Route::Snapshots),
         (
             "DELETE /templates/team%2Fsnap%3Adefault",
-            DeleteTemplate("team/snap:default".into()),
+            Route::DeleteTemplate("team/snap:default".into()),
         ),
-        ("GET /templates", Templates),
-        ("GET /v2/templates", Templates),
-        ("GET /templates/base", Template("base".into())),
+        ("GET /templates", Route::Templates),
+        ("GET /v2/templates", Route::Templates),
+        ("GET /templates/base", Route::Template("base".into())),
         (
             "GET /templates/aliases/team%2Fbase",
-            TemplateAlias("team/base".into()),
+            Route::TemplateAlias("team/base".into()),
         ),
     ];
     for (request, wanted) in table {
@@ -223,7 +240,9 @@ proptest! {
     }
 
     #[test]
-    fn near_hosts_do_not_panic(host in "[0-9]{0,6}-?[a-z0-9-]{0,70}(\\.[a-z]{0,4})?(:[0-9]{0,5})?") {
+    fn near_hosts_do_not_panic(
+        host in "[0-9]{0,6}-?[a-z0-9-]{0,70}(\\.[a-z]{0,4})?(:[0-9]{0,5})?",
+    ) {
         fuzz_route(host.as_bytes());
     }
 }

@@ -2,20 +2,20 @@
 //!
 //! It says `ready`, waits until a byte of its memory is set, dirties as many pages as it is told,
 //! and writes a value that only a guest with the right memory can know. It is booted once and
-//! saved while it waits; a golden file is what was saved with the control page filled in, so a
+//! saved while it waits; base memory is what was saved with the control page filled in, so a
 //! clone goes on at its first instruction.
 
-use super::process::{Process, elf};
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{MemfdFlags, memfd_create};
 use snapshot_memory::{BaseMemory, LayerFile, PageRange, write_layer};
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 
 /// Memory of a bare guest, MiB: the least there is.
 pub(crate) const MEMORY_MIB: u32 = 128;
-const PAGES: u64 = (MEMORY_MIB as u64) << 20 >> 12;
+pub(super) const PAGES: u64 = (MEMORY_MIB as u64) << 20 >> 12;
+/// Where the kernel is loaded and entered.
+const LOAD: u64 = 0x100_0000;
 /// The page that tells the guest what to do: go, nonce, pages, what then.
 const CONTROL: usize = 0x20_0000;
 /// Where the pages that it dirties begin; they end before the kernel, at 16 MiB.
@@ -23,11 +23,11 @@ const DIRTY: u64 = 0x40_0000;
 /// Most pages it can dirty.
 pub(crate) const MAX_DIRTY: u64 = (0x100_0000 - DIRTY) / 4096;
 /// What the waiting guest says.
-const READY: &str = "ready";
+pub(super) const READY: &str = "ready";
 
 /// What the guest does when it has written its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Then {
+pub(crate) enum AfterAnswer {
     /// Sleeps for ever.
     Wait,
     /// Ends the machine.
@@ -76,70 +76,27 @@ pub(super) fn kernel() -> Vec<u8> {
 }
 
 /// The value of a guest with this nonce that dirtied so many pages, as it writes it.
-fn value(nonce: u16, pages: u64) -> String {
+pub(super) fn value(nonce: u16, pages: u64) -> String {
     let sum = u64::from(nonce) + pages;
     (0..4)
         .map(|digit| char::from(b'a' + u8::try_from(sum >> (4 * digit) & 15).unwrap_or(0)))
         .collect()
 }
 
-/// The guest, saved while it waits.
-pub(crate) struct Waiting {
-    memory: File,
-    state: File,
-}
-
 /// What clones begin at.
-pub(crate) struct Bare {
+pub(crate) struct BareGuest {
     /// Their memory.
-    pub(crate) golden: BaseMemory,
+    pub(crate) memory: BaseMemory,
     /// The section file.
     pub(crate) state: OwnedFd,
     /// What each of them will write.
     pub(crate) value: String,
     /// Pages that each of them will dirty.
     pub(crate) pages: u64,
-    nonce: u16,
+    pub(super) nonce: u16,
 }
 
-impl Waiting {
-    /// Boots the guest by the VM process at `program` and saves it.
-    pub(crate) fn save(program: &Path) -> Result<Self> {
-        let mut process = Process::boot(program)?;
-        process.start()?;
-        let (said, _) = process.answer()?;
-        ensure!(said == READY, "the bare guest said {said:?}, not {READY:?}");
-        let (memory, state) = (file()?, file()?);
-        process
-            .save(&memory, &state)
-            .context("Saving the bare guest")?;
-        process.stop()?;
-        Ok(Self {
-            memory: memory.into(),
-            state: state.into(),
-        })
-    }
-
-    /// A golden file whose clones dirty `pages` pages, write their value and do `then`.
-    pub(crate) fn golden(&self, pages: u64, then: Then) -> Result<Bare> {
-        ensure!(
-            pages <= MAX_DIRTY,
-            "{pages} pages asked, {MAX_DIRTY} can be dirtied"
-        );
-        let nonce = nonce()?;
-        let patch = LayerFile::open(control_page(nonce, pages, then)?)?;
-        let memory = LayerFile::open(self.memory.try_clone()?)?;
-        Ok(Bare {
-            golden: BaseMemory::merge_layers(PAGES, &[patch, memory])?,
-            state: self.state.try_clone()?.into(),
-            value: value(nonce, pages),
-            pages,
-            nonce,
-        })
-    }
-}
-
-impl Bare {
+impl BareGuest {
     /// Checks that a layer that was saved of such a clone holds what the guest wrote.
     pub(crate) fn check_layer(&self, memory: File) -> Result<()> {
         let layer = LayerFile::open(memory)?;
@@ -160,7 +117,7 @@ impl Bare {
     }
 }
 
-fn nonce() -> Result<u16> {
+pub(super) fn nonce() -> Result<u16> {
     let mut bytes = [0; 2];
     let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     ensure!(got == bytes.len(), "The host gave {got} random bytes");
@@ -169,9 +126,14 @@ fn nonce() -> Result<u16> {
 }
 
 /// A layer with the control page and nothing else.
-fn control_page(nonce: u16, pages: u64, then: Then) -> Result<File> {
+pub(super) fn control_page(nonce: u16, pages: u64, then: AfterAnswer) -> Result<File> {
     let mut memory = vec![0; usize::try_from(PAGES * 4096)?];
-    let fields = [1, u64::from(nonce), pages, u64::from(then == Then::Reset)];
+    let fields = [
+        1,
+        u64::from(nonce),
+        pages,
+        u64::from(then == AfterAnswer::Reset),
+    ];
     for (slot, field) in memory[CONTROL..].chunks_exact_mut(8).zip(fields) {
         slot.copy_from_slice(&field.to_le_bytes());
     }
@@ -190,6 +152,35 @@ pub(super) fn file() -> Result<OwnedFd> {
     memfd_create("bare", MemfdFlags::CLOEXEC).context("Creating a memory file")
 }
 
+/// An ELF file with one segment of code, as a kernel.
+fn elf(code: &[u8]) -> Vec<u8> {
+    let len = u64::try_from(code.len()).unwrap_or(0);
+    let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let half = |n: u16| n.to_le_bytes().to_vec();
+    let word = |n: u32| n.to_le_bytes().to_vec();
+    let long = |n: u64| n.to_le_bytes().to_vec();
+    // Executable, x86-64, version, entry, program headers at 64, no sections, no flags.
+    file.extend(
+        [
+            half(2),
+            half(62),
+            word(1),
+            long(LOAD),
+            long(64),
+            long(0),
+            word(0),
+        ]
+        .concat(),
+    );
+    // Size of this header, size and number of program headers, none of sections.
+    file.extend([half(64), half(56), half(1), half(0), half(0), half(0)].concat());
+    // A segment to load: flags, offset, virtual and physical address, lengths, alignment.
+    file.extend([word(1), word(5), long(120), long(LOAD), long(LOAD)].concat());
+    file.extend([long(len), long(len), long(4096)].concat());
+    file.extend(code);
+    file
+}
+
 #[cfg(test)]
 mod test {
     use super::*;
@@ -202,7 +193,7 @@ mod test {
 
     #[test]
     fn the_control_page_is_all_of_its_layer() {
-        let layer = LayerFile::open(control_page(0x1234, 7, Then::Reset).unwrap()).unwrap();
+        let layer = LayerFile::open(control_page(0x1234, 7, AfterAnswer::Reset).unwrap()).unwrap();
         let mut found = Vec::new();
         layer
             .apply(|offset, bytes| {
@@ -212,5 +203,10 @@ mod test {
             .unwrap();
         let words = [1u64, 0x1234, 7, 1].map(u64::to_le_bytes).concat();
         assert_eq!(found, [(CONTROL as u64, words)]);
+    }
+
+    #[test]
+    fn the_code_follows_the_headers() {
+        assert_eq!(elf(b"code")[120..], *b"code");
     }
 }

@@ -1,7 +1,7 @@
 //! One VM process with a bare guest, spoken to as the service does. Nothing waits for ever, and
 //! nothing that was started is left behind.
 
-use super::guest::{Bare, MEMORY_MIB, file, kernel};
+use super::guest::{BareGuest, MEMORY_MIB, file, kernel};
 use crate::engine::child::{self, VmChild};
 use crate::engine::now_ns;
 use anyhow::{Context, Result, bail, ensure};
@@ -18,13 +18,11 @@ use std::path::Path;
 
 /// How long anything may take.
 const PATIENCE_S: i64 = 20;
-/// Where the kernel is loaded and entered.
-const LOAD: u64 = 0x100_0000;
 /// Most bytes of one log line.
 const MAX_LINE: usize = 4096;
 
 /// A VM process; killed and reaped when dropped.
-pub(crate) struct Process {
+pub(crate) struct BareProcess {
     child: VmChild,
     control: OwnedFd,
     pipe: File,
@@ -35,7 +33,7 @@ pub(crate) struct Process {
     pub(crate) configured_ns: u64,
 }
 
-impl Process {
+impl BareProcess {
     /// A machine with the bare guest that has not run.
     pub(crate) fn boot(program: &Path) -> Result<Self> {
         let fds = [file_of(&kernel())?, file_of(b"agent")?];
@@ -49,7 +47,7 @@ impl Process {
     }
 
     /// A machine that stands where the bare guest was saved.
-    pub(crate) fn husk(program: &Path, bare: &Bare) -> Result<Self> {
+    pub(crate) fn warm_vm(program: &Path, bare: &BareGuest) -> Result<Self> {
         let origin = Origin::Snapshot {
             memory: 0,
             state: 1,
@@ -57,7 +55,7 @@ impl Process {
             link: SavedLink::Kept,
             trial: false,
         };
-        Self::build(program, origin, [bare.golden.as_fd(), bare.state.as_fd()])
+        Self::build(program, origin, [bare.memory.as_fd(), bare.state.as_fd()])
     }
 
     fn build(program: &Path, origin: Origin, [a, b]: [std::os::fd::BorrowedFd; 2]) -> Result<Self> {
@@ -65,7 +63,7 @@ impl Process {
         let (child, spawned) = child::spawn(program)?;
         let (ours, theirs) = UnixStream::pair()?;
         let spec = VmSpec {
-            sandbox_id: "floor".into(),
+            sandbox_id: "baseline".into(),
             vcpus: 1,
             memory_mib: MEMORY_MIB,
             origin,
@@ -151,7 +149,7 @@ impl Process {
     }
 
     /// Puts the machine back to where `bare` was saved; it then stands still.
-    pub(crate) fn reset(&mut self, bare: &Bare) -> Result<Reset> {
+    pub(crate) fn reset(&mut self, bare: &BareGuest) -> Result<Reset> {
         let (ours, theirs) = UnixStream::pair()?;
         let spec = ResetSpec {
             state: 0,
@@ -232,43 +230,4 @@ fn file_of(contents: &[u8]) -> Result<OwnedFd> {
     let mut file = File::from(file()?);
     file.write_all(contents)?;
     Ok(file.into())
-}
-
-/// An ELF file with one segment of code, as a kernel.
-pub(super) fn elf(code: &[u8]) -> Vec<u8> {
-    let len = u64::try_from(code.len()).unwrap_or(0);
-    let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    let half = |n: u16| n.to_le_bytes().to_vec();
-    let word = |n: u32| n.to_le_bytes().to_vec();
-    let long = |n: u64| n.to_le_bytes().to_vec();
-    // Executable, x86-64, version, entry, program headers at 64, no sections, no flags.
-    file.extend(
-        [
-            half(2),
-            half(62),
-            word(1),
-            long(LOAD),
-            long(64),
-            long(0),
-            word(0),
-        ]
-        .concat(),
-    );
-    // Size of this header, size and number of program headers, none of sections.
-    file.extend([half(64), half(56), half(1), half(0), half(0), half(0)].concat());
-    // A segment to load: flags, offset, virtual and physical address, lengths, alignment.
-    file.extend([word(1), word(5), long(120), long(LOAD), long(LOAD)].concat());
-    file.extend([long(len), long(len), long(4096)].concat());
-    file.extend(code);
-    file
-}
-
-#[cfg(test)]
-mod test {
-    use super::*;
-
-    #[test]
-    fn the_code_follows_the_headers() {
-        assert_eq!(elf(b"code")[120..], *b"code");
-    }
 }

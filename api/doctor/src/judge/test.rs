@@ -1,25 +1,25 @@
 use super::*;
-use crate::host::Disk;
-use crate::probe::{Outcome, Speed, Times, Userfaultfd};
+use crate::host::DiskFacts;
+use crate::probe::{GuestSpeed, ProbeOutcome, ProbeTimes, UserfaultfdFacts};
 use crate::verdict;
 
 fn good() -> HostFacts {
-    let ok = || Outcome {
+    let ok = || ProbeOutcome {
         ok: true,
         error: None,
     };
-    let kvm = Kvm {
+    let kvm = KvmFacts {
         ok: true,
-        times_us: Times {
+        times_us: ProbeTimes {
             slot_after_full_irqchip: Some(100.0),
-            ..Times::default()
+            ..ProbeTimes::default()
         },
-        supervisor_speed: Speed {
+        supervisor_speed: GuestSpeed {
             ok: true,
             error: None,
             million_instructions_per_second: Some(3000.0),
         },
-        ..Kvm::default()
+        ..KvmFacts::default()
     };
     HostFacts {
         kernel: "6.12.1".into(),
@@ -30,7 +30,7 @@ fn good() -> HostFacts {
         memory_mb: 64_000,
         available_mb: 60_000,
         overcommit: 0,
-        disk: Ok(Disk {
+        disk: Ok(DiskFacts {
             path: "/x".into(),
             free_mb: 1 << 20,
             unnamed_files: true,
@@ -41,9 +41,9 @@ fn good() -> HostFacts {
         max_sandboxes: 64,
         lazy: None,
         largest_mb: 512,
-        probe: Ok(Probe {
+        probe: Ok(ProbeReport {
             kvm,
-            userfaultfd: Userfaultfd {
+            userfaultfd: UserfaultfdFacts {
                 device: ok(),
                 features: Some(ok()),
                 unprivileged: Some(false),
@@ -53,10 +53,10 @@ fn good() -> HostFacts {
     }
 }
 
-type Change = fn(&mut HostFacts, &mut Probe);
+type Change = fn(&mut HostFacts, &mut ProbeReport);
 
 /// Changes one fact; gives the verdict and the one finding that is not fine.
-fn one(change: impl FnOnce(&mut HostFacts, &mut Probe)) -> (Level, Finding) {
+fn one(change: impl FnOnce(&mut HostFacts, &mut ProbeReport)) -> (Level, Finding) {
     let mut facts = good();
     let mut probe = facts.probe.clone().unwrap();
     change(&mut facts, &mut probe);
@@ -87,21 +87,21 @@ fn a_good_host_is_fine() {
 fn what_stops_sandboxes_is_unusable() {
     let cases: [(&str, Change); 9] = [
         ("kvm", |_, p| {
-            p.kvm = Kvm {
+            p.kvm = KvmFacts {
                 error: Some("/dev/kvm: No such file".into()),
-                ..Kvm::default()
+                ..KvmFacts::default()
             };
         }),
         ("kvm", |_, p| {
-            p.kvm = Kvm {
+            p.kvm = KvmFacts {
                 missing: vec!["KVM_CAP_IRQFD".into()],
-                ..Kvm::default()
+                ..KvmFacts::default()
             };
         }),
         ("guest speed", |_, p| {
             p.kvm.supervisor_speed.million_instructions_per_second = Some(1.1);
         }),
-        ("io_uring", |_, p| p.io_uring = Outcome::default()),
+        ("io_uring", |_, p| p.io_uring = ProbeOutcome::default()),
         ("virtualization", |f, _| {
             f.probe = Err("no such program".into());
         }),
@@ -121,17 +121,17 @@ fn what_only_takes_away_is_degraded() {
     let cases: [(&str, Change); 8] = [
         ("userfaultfd", |f, p| {
             f.lazy = Some(Ok(()));
-            p.userfaultfd = Userfaultfd::default();
+            p.userfaultfd = UserfaultfdFacts::default();
         }),
         ("userfaultfd", |f, p| {
             f.lazy = Some(Ok(()));
-            p.userfaultfd.features = Some(Outcome::default());
+            p.userfaultfd.features = Some(ProbeOutcome::default());
         }),
         ("userfaultfd", |f, _| {
             f.lazy = Some(Err("No such file".into()));
         }),
         ("guest speed", |_, p| {
-            p.kvm.supervisor_speed = Speed::default();
+            p.kvm.supervisor_speed = GuestSpeed::default();
         }),
         ("open files", |f, _| f.open_files = Some(1024)),
         ("processes", |f, _| f.tasks = Some(512)),
@@ -148,7 +148,9 @@ fn what_only_takes_away_is_degraded() {
 fn what_is_only_worth_knowing_does_not_spoil_the_verdict() {
     let cases: [(&str, Change); 6] = [
         ("configuration", |f, _| f.has_key = false),
-        ("userfaultfd", |_, p| p.userfaultfd = Userfaultfd::default()),
+        ("userfaultfd", |_, p| {
+            p.userfaultfd = UserfaultfdFacts::default()
+        }),
         ("memory slots", |_, p| {
             p.kvm.times_us.slot_after_full_irqchip = Some(6400.0);
         }),
@@ -167,11 +169,11 @@ fn what_is_only_worth_knowing_does_not_spoil_the_verdict() {
 #[test]
 fn the_remedy_for_a_missing_kvm_depends_on_the_processor() {
     let remedy = |virtualizes| {
-        let missing = |f: &mut HostFacts, p: &mut Probe| {
+        let missing = |f: &mut HostFacts, p: &mut ProbeReport| {
             f.cpu_virtualizes = virtualizes;
-            p.kvm = Kvm {
+            p.kvm = KvmFacts {
                 error: Some("cannot open /dev/kvm".into()),
-                ..Kvm::default()
+                ..KvmFacts::default()
             };
         };
         one(missing).1.remedy

@@ -1,0 +1,131 @@
+//! The half of a stream that the reader task and the handles share: what arrived and was not
+//! consumed, what may be sent, how it ended.
+
+use crate::LinkError;
+use crate::queue::ReceiveQueue;
+use crate::types::{AgentAnswer, FileEntry};
+use bytes::BytesMut;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use tokio::sync::Notify;
+use wire::{
+    DataChannel, FlowError, INPUT_WINDOW, OUTPUT_WINDOW, RecvWindow, ResetCode, SendWindow,
+};
+
+/// An owned [`wire::StreamEvent`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum StreamNews {
+    Started { pid: u32 },
+    Opened(FileEntry),
+}
+
+/// How a stream ended.
+#[derive(Clone, Debug)]
+pub(crate) enum StreamEnd {
+    Answer(AgentAnswer),
+    Reset { code: ResetCode, message: String },
+    Closed(String),
+}
+
+impl StreamEnd {
+    pub(crate) fn error(self) -> Result<AgentAnswer, LinkError> {
+        match self {
+            Self::Answer(answer) => Ok(answer),
+            Self::Reset { code, message } => Err(LinkError::Reset { code, message }),
+            Self::Closed(why) => Err(LinkError::Closed(why)),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct StreamState {
+    pub(crate) queue: ReceiveQueue,
+    pub(crate) receive: RecvWindow,
+    pub(crate) send: SendWindow,
+    pub(crate) news: Option<StreamNews>,
+    pub(crate) end: Option<StreamEnd>,
+    pub(crate) consumer: Option<Waker>,
+}
+
+/// The half that the reader task and the handles share.
+#[derive(Debug)]
+pub(crate) struct StreamCore {
+    state: Mutex<StreamState>,
+    /// Credit came, or the stream ended.
+    pub(crate) sendable: Notify,
+}
+
+impl StreamCore {
+    pub(crate) fn new() -> Self {
+        Self {
+            state: Mutex::new(StreamState {
+                queue: ReceiveQueue::default(),
+                receive: RecvWindow::new(OUTPUT_WINDOW),
+                send: SendWindow::new(INPUT_WINDOW),
+                news: None,
+                end: None,
+                consumer: None,
+            }),
+            sendable: Notify::new(),
+        }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, StreamState> {
+        // Nothing panics while it holds the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn update(&self, change: impl FnOnce(&mut StreamState)) {
+        let waker = {
+            let mut state = self.lock();
+            change(&mut state);
+            state.consumer.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Bytes arrived.
+    pub(crate) fn data(&self, channel: DataChannel, bytes: BytesMut) -> Result<(), FlowError> {
+        let mut outcome = Ok(());
+        self.update(|state| {
+            outcome = state
+                .receive
+                .receive(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+            if outcome.is_ok() {
+                state.queue.push(channel, bytes);
+            }
+        });
+        outcome
+    }
+
+    /// An event arrived; `false` when one is waiting already, which no request has.
+    pub(crate) fn news(&self, news: StreamNews) -> bool {
+        let mut accepted = false;
+        self.update(|state| {
+            accepted = state.news.is_none();
+            state.news.get_or_insert(news);
+        });
+        accepted
+    }
+
+    /// The agent consumed `bytes`.
+    pub(crate) fn credit(&self, bytes: u32) -> Result<(), FlowError> {
+        let outcome = self.lock().send.grant(bytes);
+        self.sendable.notify_waiters();
+        outcome
+    }
+
+    /// The stream is over; the first end counts.
+    pub(crate) fn end(&self, end: StreamEnd) {
+        self.update(|state| {
+            state.end.get_or_insert(end);
+        });
+        self.sendable.notify_waiters();
+    }
+
+    pub(crate) fn ended(&self) -> Option<StreamEnd> {
+        self.lock().end.clone()
+    }
+}

@@ -1,0 +1,194 @@
+//! What the handles, the streams and the two tasks of a link share: the table of streams, and the
+//! queue to the socket.
+
+use crate::LinkError;
+use crate::core::{StreamCore, StreamEnd};
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use wire::{
+    EncodeError, HEADER_LEN, MAX_REQUEST, MAX_STREAMS, Message, Request, RequestPart, StringList,
+};
+
+/// Bytes of requests and data that may wait for the socket.
+const ROOM: usize = 1 << 20;
+/// Encoded frames on their way to the socket, with the room they take.
+#[derive(Debug)]
+pub(crate) struct OutgoingFrames {
+    pub(crate) bytes: Bytes,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl OutgoingFrames {
+    /// One message. It must fit a frame: data of at most [`wire::MAX_PAYLOAD`], or a short control
+    /// message.
+    pub(crate) fn message(
+        stream: u32,
+        message: &Message<'_>,
+        room: Option<OwnedSemaphorePermit>,
+    ) -> Self {
+        let space = match message {
+            Message::Data { bytes, .. } => HEADER_LEN + bytes.len(),
+            _ => 1024,
+        };
+        let mut out = vec![0; space];
+        // The sizes above always suffice; an empty write would merely be skipped.
+        let length = message.encode(stream, &mut out).unwrap_or(0);
+        out.truncate(length);
+        Self {
+            bytes: out.into(),
+            _room: room,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct StreamTable {
+    pub(crate) last_id: u32,
+    pub(crate) streams: HashMap<u32, Arc<StreamCore>>,
+    closed: Option<String>,
+}
+
+/// What the handles, the streams and the two tasks of a link share.
+#[derive(Debug)]
+pub(crate) struct LinkState {
+    table: Mutex<StreamTable>,
+    outgoing: mpsc::UnboundedSender<OutgoingFrames>,
+    pub(crate) room: Arc<Semaphore>,
+    closed: watch::Sender<bool>,
+}
+
+impl LinkState {
+    /// Streams are numbered from `last_id` on.
+    pub(crate) fn new(last_id: u32) -> (Arc<Self>, mpsc::UnboundedReceiver<OutgoingFrames>) {
+        let (outgoing, queue) = mpsc::unbounded_channel();
+        let shared = Self {
+            table: Mutex::new(StreamTable {
+                last_id,
+                ..StreamTable::default()
+            }),
+            outgoing,
+            room: Arc::new(Semaphore::new(ROOM)),
+            closed: watch::Sender::new(false),
+        };
+        (Arc::new(shared), queue)
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, StreamTable> {
+        // Nothing panics while it holds the lock.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for room for `bytes` on the connection; `None` when it has ended.
+    pub(crate) async fn room(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(bytes).ok()?;
+        self.room.clone().acquire_many_owned(bytes).await.ok()
+    }
+
+    pub(crate) fn queue(&self, outgoing: OutgoingFrames) {
+        // Fails only when the writer has ended; then the streams are ended too.
+        let _ = self.outgoing.send(outgoing);
+    }
+
+    /// Queues a short message without waiting for room. Bounded all the same: one End or Reset per
+    /// stream, and one Credit per half window that the agent was able to send.
+    pub(crate) fn control(&self, stream: u32, message: &Message<'_>) {
+        self.queue(OutgoingFrames::message(stream, message, None));
+    }
+
+    pub(crate) fn last_id(&self) -> u32 {
+        self.lock().last_id
+    }
+
+    /// Drops a stream from the table: frames that still come for it are ignored.
+    pub(crate) fn forget(&self, id: u32) {
+        self.lock().streams.remove(&id);
+    }
+
+    /// Opens a stream with `request`: its id, and what it and the reader share.
+    pub(crate) async fn open(
+        &self,
+        request: &Request<'_>,
+    ) -> Result<(u32, Arc<StreamCore>), LinkError> {
+        let bound = encoded_bound(request);
+        let mut encoded = vec![0; bound.min(MAX_REQUEST)];
+        let length = request.encode(&mut encoded).map_err(|error| match error {
+            EncodeError::Full => EncodeError::TooLong {
+                field: "request",
+                len: bound,
+                max: MAX_REQUEST,
+            },
+            other => other,
+        })?;
+        encoded.truncate(length);
+        let frames = length + HEADER_LEN * (length / wire::MAX_PAYLOAD + 1);
+        let Some(room) = self.room(frames).await else {
+            return Err(LinkError::Closed(self.why()));
+        };
+        // The id and the place in the queue are taken under one lock: ids increase on the wire.
+        let mut table = self.lock();
+        if let Some(why) = &table.closed {
+            return Err(LinkError::Closed(why.clone()));
+        }
+        if table.streams.len() >= MAX_STREAMS {
+            return Err(LinkError::Busy);
+        }
+        let Some(id) = table.last_id.checked_add(1) else {
+            return Err(LinkError::Closed("all stream ids are used up".into()));
+        };
+        let mut bytes = vec![0; frames];
+        let mut end = 0;
+        // The parts of one request follow each other directly: one piece of the queue.
+        for part in RequestPart::parts(&encoded) {
+            end += Message::Open(part).encode(id, &mut bytes[end..])?;
+        }
+        bytes.truncate(end);
+        table.last_id = id;
+        let core = Arc::new(StreamCore::new());
+        table.streams.insert(id, core.clone());
+        self.queue(OutgoingFrames {
+            bytes: bytes.into(),
+            _room: Some(room),
+        });
+        drop(table);
+        Ok((id, core))
+    }
+
+    fn why(&self) -> String {
+        self.lock().closed.clone().unwrap_or_default()
+    }
+
+    /// Ends the link; the first reason counts.
+    pub(crate) fn close(&self, why: &str) {
+        let streams = {
+            let mut table = self.lock();
+            table.closed.get_or_insert_with(|| why.to_owned());
+            std::mem::take(&mut table.streams)
+        };
+        self.room.close();
+        for core in streams.into_values() {
+            core.end(StreamEnd::Closed(why.to_owned()));
+        }
+        self.closed.send_replace(true);
+    }
+
+    /// Completes when the link has ended.
+    pub(crate) async fn closed(&self) {
+        // The sender lives in `self`: waiting cannot fail.
+        let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
+    }
+}
+
+/// A size that the encoded request does not exceed.
+fn encoded_bound(request: &Request<'_>) -> usize {
+    // Paths, names, a tag and numbers.
+    const REST: usize = 3 * (wire::MAX_PATH + 64);
+    let strings = |list: &StringList<'_>| list.iter().map(|text| text.len() + 1).sum::<usize>();
+    let lists = match request {
+        Request::Start(start) => strings(&start.argv) + strings(&start.env),
+        Request::SetIdentity(identity) => strings(&identity.env),
+        _ => 0,
+    };
+    REST + lists
+}
