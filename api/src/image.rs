@@ -15,7 +15,7 @@ use crate::launcher::{Launcher, files};
 use crate::link::Link;
 use crate::machine::{Hand, NotReset};
 use crate::pager::LONGEST;
-use control::{Reset, ResetSpec, SaveSpec, Saved, SavedLink};
+use control::{Descriptors, DeviceReset, Reset, ResetSpec, SaveSpec, Saved, SavedLink, VsockSpec};
 use snapshot_format::BlobRef;
 use snapshot_memory::{Layer, MemoryError, WorkingSet};
 use snapshot_store::Lease;
@@ -314,19 +314,18 @@ pub async fn capture(
     ahead: bool,
 ) -> Result<(Image, Saved), ImageError> {
     let (memory, state, disk) = (file(launcher)?, file(launcher)?, file(launcher)?);
-    let spec = SaveSpec {
-        memory: 0,
-        state: 1,
-        disks: vec![2],
-        ahead,
-    };
     let copy = |file: &File| {
         let again = file.try_clone();
         again.map_err(|error| ImageError::Save(format!("a descriptor was not copied: {error}")))
     };
-    let fds = [&memory, &state, &disk].map(|file| copy(file).map(Into::into));
-    let fds = fds.into_iter().collect::<Result<Vec<_>, _>>()?;
-    let saved = match timeout(SAVE_TIMEOUT, machine.save(spec, fds)).await {
+    let mut fds = Descriptors::default();
+    let spec = SaveSpec {
+        memory: fds.add(copy(&memory)?),
+        state: fds.add(copy(&state)?),
+        contents: vec![fds.add(copy(&disk)?)],
+        ahead,
+    };
+    let saved = match timeout(SAVE_TIMEOUT, machine.save(spec, fds.into())).await {
         Ok(Ok(saved)) => saved,
         Ok(Err(why)) => return Err(ImageError::Save(why)),
         Err(_) => {
@@ -365,22 +364,25 @@ pub async fn put_back(
         let again = files::reopen(what, file).map(OwnedFd::from);
         again.map_err(|error| NotReset::RunsOn(error.to_string()))
     };
-    let mut fds = vec![
-        reopen("state", &image.state)?,
-        reopen("disk layer", &image.disk)?,
-        link.into(),
-    ];
-    if let Some(diff) = &image.diff {
-        fds.push(reopen("memory layer", diff)?);
-    }
-    let spec = ResetSpec {
-        state: 0,
-        layer: image.diff.is_some().then_some(3),
-        link: 2,
-        after: image.link.into(),
-        disks: vec![Some(1)],
+    let mut fds = Descriptors::default();
+    let state = fds.add(reopen("state", &image.state)?);
+    let parent = Some(fds.add(reopen("disk layer", &image.disk)?));
+    let vsock = VsockSpec {
+        link: fds.add(link),
+        connection: image.link.into(),
     };
-    let reset = timeout(RESET_TIMEOUT, machine.reset(spec, fds)).await;
+    let diff = image.diff.as_ref();
+    let diff = diff.map(|diff| reopen("memory layer", diff)).transpose()?;
+    let spec = ResetSpec {
+        state,
+        delta_layer: diff.map(|diff| fds.add(diff)),
+        devices: vec![
+            DeviceReset::Vsock(vsock),
+            DeviceReset::Block { parent },
+            DeviceReset::Rng,
+        ],
+    };
+    let reset = timeout(RESET_TIMEOUT, machine.reset(spec, fds.into())).await;
     reset.unwrap_or(Err(NotReset::Late(RESET_TIMEOUT)))
 }
 

@@ -26,8 +26,11 @@ use crate::name::Name;
 use crate::pager::{Brought, Pagers};
 use crate::record::Record;
 use crate::stderr;
-use control::{DiskSpec, Origin, Request, Spawned, VmSpec};
-use files::{Fds, open, reopen, unnamed};
+use control::{
+    BootSource, Descriptors, DeviceSpec, DiskSpec, FdName, Request, SavedLink, Spawned, VmSpec,
+    VsockSpec,
+};
+use files::{open, reopen, unnamed};
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -231,17 +234,17 @@ impl Launcher {
 
     /// Opens, makes, spawns, and sends the configuration. Blocks.
     fn prepare(&self, plan: Plan) -> Result<(Machine, UnixStream, u64), LaunchError> {
-        let mut fds = Fds::default();
+        let mut fds = Descriptors::default();
         let spawn_error = |source| LaunchError::Spawn {
             path: self.vmm.clone(),
             source,
         };
         let (link, guest_link) = UnixStream::pair().map_err(spawn_error)?;
         link.set_nonblocking(true).map_err(spawn_error)?;
-        let link_index = fds.push(guest_link);
-        let spec = self.spec(&plan, link_index, &mut fds)?;
-        spec.check(fds.borrow().len())?;
-        let size = spec.disks.first().map_or(0, |disk| disk.size);
+        let guest_link = fds.add(guest_link);
+        let spec = self.spec(&plan, guest_link, &mut fds)?;
+        spec.check(fds.count())?;
+        let size = spec.disks().next().map_or(0, |disk| disk.size);
 
         let spawned = self.nursery.spawn(&self.vmm).map_err(spawn_error)?;
         let Spawned {
@@ -264,25 +267,28 @@ impl Launcher {
     }
 
     /// Where a machine goes on, with the files for it.
-    fn continued(&self, image: &Image, plan: &Plan, fds: &mut Fds) -> Result<Origin, LaunchError> {
-        let state = fds.push(reopen("state", &image.state)?);
+    fn continued(
+        &self,
+        image: &Image,
+        plan: &Plan,
+        fds: &mut Descriptors,
+    ) -> Result<BootSource, LaunchError> {
+        let state = fds.add(reopen("state", &image.state)?);
         if let Some(Brought { socket, device }) = self.brought(image, plan) {
-            return Ok(Origin::Lazy {
-                pager: fds.push(socket),
-                userfaultfd: fds.push(device),
+            return Ok(BootSource::Lazy {
+                pager: fds.add(socket),
+                userfaultfd: fds.add(device),
                 state,
-                link: image.link.into(),
             });
         }
         let memory = image.basis.memory().map_err(LaunchError::Memory)?;
-        let memory = fds.push(reopen("memory", memory)?);
+        let base_memory = fds.add(reopen("memory", memory)?);
         let diff = image.diff.as_ref();
         let diff = diff.map(|diff| reopen("memory layer", diff)).transpose()?;
-        Ok(Origin::Snapshot {
-            memory,
+        Ok(BootSource::Snapshot {
+            base_memory,
             state,
-            layer: diff.map(|diff| fds.push(diff)),
-            link: image.link.into(),
+            delta_layer: diff.map(|diff| fds.add(diff)),
             trial: plan.trial,
         })
     }
@@ -305,7 +311,12 @@ impl Launcher {
     }
 
     /// What the VM process is told, with the files for it.
-    fn spec(&self, plan: &Plan, link: u8, fds: &mut Fds) -> Result<VmSpec, LaunchError> {
+    fn spec(
+        &self,
+        plan: &Plan,
+        link: FdName,
+        fds: &mut Descriptors,
+    ) -> Result<VmSpec, LaunchError> {
         let t = &plan.template;
         let base = open("image", &t.image)?;
         let boot_size = disk_size(t, &base)?;
@@ -314,36 +325,43 @@ impl Launcher {
             source,
         })?;
         let mut disk = DiskSpec {
-            base: fds.push(base),
+            base: fds.add(base),
             parent: None,
-            layer: Some(fds.push(layer)),
+            layer: Some(fds.add(layer)),
             size: boot_size,
         };
         let (mut vcpus, mut memory_mib) = (t.cpu_count, t.memory_mb);
         if let Some(image) = plan.begin.image() {
-            disk.parent = Some(fds.push(reopen("disk layer", &image.disk)?));
+            disk.parent = Some(fds.add(reopen("disk layer", &image.disk)?));
             disk.size = image.shape.disk_size;
             (vcpus, memory_mib) = (image.shape.vcpus, image.shape.memory_mib);
         }
-        let origin = match &plan.begin {
-            Begin::Boot | Begin::Files(_) => Origin::Boot {
-                kernel: fds.push(open("kernel", &t.kernel)?),
-                agent: fds.push(open("guest agent", &self.agent)?),
+        let mut connection = SavedLink::Broken;
+        let boot_source = match &plan.begin {
+            Begin::Boot | Begin::Files(_) => BootSource::Kernel {
+                kernel: fds.add(open("kernel", &t.kernel)?),
+                agent: fds.add(open("guest agent", &self.agent)?),
                 cmdline_extra: t.cmdline_extra.clone(),
-                disks: match plan.begin.image() {
-                    Some(image) => Some(fds.push(reopen("state", &image.state)?)),
+                contents: match plan.begin.image() {
+                    Some(image) => Some(fds.add(reopen("state", &image.state)?)),
                     None => None,
                 },
             },
-            Begin::Image(image) => self.continued(image, plan, fds)?,
+            Begin::Image(image) => {
+                connection = image.link.into();
+                self.continued(image, plan, fds)?
+            }
         };
         Ok(VmSpec {
             sandbox_id: plan.name.own().to_owned(),
             vcpus,
             memory_mib,
-            origin,
-            link,
-            disks: vec![disk],
+            boot_source,
+            devices: vec![
+                DeviceSpec::Vsock(VsockSpec { link, connection }),
+                DeviceSpec::Block(disk),
+                DeviceSpec::Rng,
+            ],
         })
     }
 }

@@ -1,30 +1,12 @@
 //! The files a machine is made of, and how they are handed to its process.
 
 use super::LaunchError;
-use control::FdIndex;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-
-/// Descriptors that go with one packet, each used once.
-#[derive(Debug, Default)]
-pub(super) struct Fds(Vec<OwnedFd>);
-
-impl Fds {
-    /// Adds one; its position.
-    pub(super) fn push(&mut self, fd: impl Into<OwnedFd>) -> FdIndex {
-        self.0.push(fd.into());
-        // A machine takes a dozen at most; a wrong index is refused when the whole is checked.
-        FdIndex::try_from(self.0.len() - 1).unwrap_or(FdIndex::MAX)
-    }
-
-    pub(super) fn borrow(&self) -> Vec<BorrowedFd<'_>> {
-        self.0.iter().map(AsFd::as_fd).collect()
-    }
-}
 
 /// A file of its own for each machine, so that no two share a position.
 pub(super) fn open(what: &'static str, path: &Path) -> Result<File, LaunchError> {

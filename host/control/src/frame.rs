@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 pub const MAX_MESSAGE: usize = 16 * 1024;
 /// Most descriptors with one message.
 pub const MAX_FDS: usize = 16;
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// Why a message could not be sent or received.
 #[derive(Debug, thiserror::Error)]

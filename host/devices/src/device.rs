@@ -4,20 +4,25 @@
 //! closed by `turn` → `stop` (the driver resets it) → `complete` until `drained`. After `stop` and
 //! before `drained` a device starts nothing that touches guest memory. A device can be started
 //! again after a reset.
+//!
+//! The loop knows no kind of device. What only one kind has, its saved state, its files and sockets
+//! ([`Attachment`]) and its contents ([`Contents`]), passes through it unseen. So a new kind is one
+//! folder of this crate and one line where machines are assembled.
 
-use crate::block::DiskLayers;
+use crate::attachment::Attachment;
 use crate::metrics::LoopMetrics;
+use crate::mmio::Identity;
 use crate::ring::{Completion, Piece, Ring, Target, Token};
-use crate::state::{DeviceV1, Invalid, LinkAfter};
-use crate::{Memory, Mmio, interrupt};
-use std::fs::File;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use crate::state::{Kind, Refused};
+use crate::{Contents, Memory, Mmio, interrupt};
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::time::Instant;
 use virtio_queue::{Queue, QueueT};
 
 /// The queue or a chain on it cannot be served any more: the device must be reset by its driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct BrokenQueue;
+pub struct BrokenQueue;
 
 impl From<virtio_queue::Error> for BrokenQueue {
     fn from(_: virtio_queue::Error) -> Self {
@@ -27,11 +32,11 @@ impl From<virtio_queue::Error> for BrokenQueue {
 
 /// What stops a device, or everything.
 #[derive(Debug)]
-pub(crate) enum Trouble {
+pub enum Trouble {
     /// The driver broke the rules.
     Queue(BrokenQueue),
     /// The ring cannot take operations: the host's fault.
-    Ring(std::io::Error),
+    Ring(io::Error),
 }
 
 impl From<BrokenQueue> for Trouble {
@@ -46,15 +51,15 @@ impl From<virtio_queue::Error> for Trouble {
     }
 }
 
-impl From<std::io::Error> for Trouble {
-    fn from(error: std::io::Error) -> Self {
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Self {
         Self::Ring(error)
     }
 }
 
 /// Whether a device has more to do at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Next {
+pub enum Next {
     /// Wait for an event.
     Wait,
     /// The budget of this turn is used up; take another turn without waiting.
@@ -62,7 +67,16 @@ pub(crate) enum Next {
 }
 
 /// A device on the event loop.
-pub(crate) trait Device: std::fmt::Debug {
+///
+/// A device that needs nothing but its queues implements the methods without a body here; the others
+/// are for devices with operations in flight, saved state, attachments or contents.
+pub trait Device: std::fmt::Debug {
+    /// What it is called, and how its saved state is told from that of other kinds.
+    fn kind(&self) -> Kind;
+
+    /// What the driver finds in the registers.
+    fn identity(&self) -> Identity;
+
     /// The driver is ready. `queues` are as many as the device's identity says and valid;
     /// `None` for those the driver did not make ready.
     fn start(&mut self, queues: Vec<Option<Queue>>, cx: &mut Context<'_>) -> Result<(), Trouble>;
@@ -71,7 +85,9 @@ pub(crate) trait Device: std::fmt::Debug {
     fn kick(&mut self, queue: usize, cx: &mut Context<'_>) -> Result<(), Trouble>;
 
     /// An operation of this device completed.
-    fn complete(&mut self, done: Completion, cx: &mut Context<'_>) -> Result<(), Trouble>;
+    fn complete(&mut self, _done: Completion, _cx: &mut Context<'_>) -> Result<(), Trouble> {
+        Ok(())
+    }
 
     /// All events of this turn have been told: do the work, in bounded measure.
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Next, Trouble>;
@@ -85,9 +101,11 @@ pub(crate) trait Device: std::fmt::Debug {
     fn stop(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble>;
 
     /// No operation in flight touches guest memory.
-    fn drained(&self) -> bool;
+    fn drained(&self) -> bool {
+        true
+    }
 
-    /// The machine goes back to another moment: as [`Device::stop`], and lets go of the link.
+    /// The machine is about to be reset: as [`Device::stop`], and lets go of its attachment.
     fn clear(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
         self.stop(cx)
     }
@@ -97,62 +115,85 @@ pub(crate) trait Device: std::fmt::Debug {
         self.drained()
     }
 
-    /// Makes a cleared device like a new one, with the files that are its.
-    fn renew(&mut self, _: &mut Fresh) -> std::io::Result<()> {
-        Ok(())
+    /// Makes a cleared device like a new one, with an attachment of its own kind.
+    ///
+    /// # Errors
+    /// The attachment is of another kind, or cannot be used.
+    fn reset(&mut self, attachment: Attachment) -> io::Result<()> {
+        attachment.take::<()>()
     }
 
     /// Takes the place of [`Device::turn`] when the machine is about to be saved: goes on with what
     /// was taken from the driver and reports what is done, takes nothing new.
-    fn settle(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble>;
+    fn settle(&mut self, _cx: &mut Context<'_>) -> Result<(), Trouble> {
+        Ok(())
+    }
 
     /// All that was taken from the driver is done and reported.
-    fn still(&self) -> bool;
-
-    /// What the device is called in errors, and what its saved state must be of.
-    fn kind(&self) -> &'static str;
+    fn settled(&self) -> bool {
+        self.drained()
+    }
 
     /// The queues by number, as far as they are served.
     fn queues(&self) -> Vec<Option<&Queue>>;
 
-    /// What is to be saved besides registers and queues. A device that is not `running` has
+    /// Appends what is to be saved besides registers and queues. A device that is not `running` has
     /// nothing to say to its driver.
-    fn save(&self, running: bool) -> DeviceV1;
+    ///
+    /// # Errors
+    /// The state does not become bytes.
+    fn save(&self, _running: bool, into: Vec<u8>) -> postcard::Result<Vec<u8>> {
+        Ok(into)
+    }
 
-    /// Takes over what another device of its kind saved. The device has just been started if
-    /// `running`, and has done nothing yet.
-    fn load(&mut self, saved: DeviceV1, running: bool, link: LinkAfter) -> Result<(), Invalid>;
+    /// Takes over what another device of its kind saved, off the head of `saved`. It has not been
+    /// started; it will be if the saved one was running.
+    ///
+    /// # Errors
+    /// The bytes are no state that this device can have.
+    fn load(&mut self, _saved: &mut &[u8]) -> Result<(), Refused> {
+        Ok(())
+    }
 
-    /// The files with the disk's changed blocks, of a block device.
-    fn layers(&self) -> Option<DiskLayers> {
+    /// Refuses a loaded state that only a running device can have.
+    ///
+    /// # Errors
+    /// It is one.
+    fn check_idle(&self) -> Result<(), Refused> {
+        Ok(())
+    }
+
+    /// What it holds besides its state and has to be copied to a file, as a disk's changed blocks.
+    fn contents(&self) -> Option<Box<dyn Contents>> {
         None
     }
-}
 
-/// Files for devices that begin anew; each takes its own.
-#[derive(Debug)]
-pub(crate) struct Fresh {
-    pub(crate) link: Option<OwnedFd>,
-    /// One for each disk.
-    pub(crate) parents: std::vec::IntoIter<Option<File>>,
+    /// As [`Device::load`], but takes over only what [`Device::contents`] were, for a machine that
+    /// boots with the contents of another one.
+    ///
+    /// # Errors
+    /// As [`Device::load`].
+    fn load_contents(&mut self, _saved: &mut &[u8]) -> Result<(), Refused> {
+        Ok(())
+    }
 }
 
 /// What the loop lends to a device for one call.
 #[derive(Debug)]
-pub(crate) struct Context<'a> {
+pub struct Context<'a> {
     pub(crate) ring: &'a mut Ring,
     pub(crate) memory: &'a Memory,
     pub(crate) mmio: &'a Mmio,
     pub(crate) index: usize,
     pub(crate) metrics: &'a LoopMetrics,
-    /// Set by the socket device when the link is gone.
-    pub(crate) link_closed: &'a mut bool,
+    /// Set by a device whose attachment's other end is gone.
+    pub(crate) peer_closed: &'a mut bool,
     /// When this turn began.
     pub(crate) now: Instant,
 }
 
 /// What became of an operation on guest memory.
-pub(crate) type Pushed = Result<Result<(), Vec<Piece>>, std::io::Error>;
+pub(crate) type Pushed = Result<Result<(), Vec<Piece>>, io::Error>;
 
 impl Context<'_> {
     fn token(&self, key: u32) -> Token {

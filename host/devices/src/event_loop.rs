@@ -11,18 +11,15 @@
 
 mod host;
 mod quiesce;
-mod renew;
+mod reset;
+mod save;
 
-use crate::block::Block;
 use crate::device::{Context, Device, Next, Trouble};
-use crate::metrics::{BlockMetrics, LoopMetrics, VsockMetrics};
-use crate::mmio::{Demand, Identity};
+use crate::metrics::LoopMetrics;
+use crate::mmio::Demand;
 use crate::ring::{Completion, ENTRIES, Ring, Target, Token, borrow};
-use crate::rng::{self, Rng};
-use crate::vsock::Vsock;
-use crate::{BlockConfig, BlockError, IrqLine, Memory, Mmio, VsockConfig};
+use crate::{IrqLine, Memory, Mmio};
 pub use host::{Host, LoopControl, WatchId};
-pub use renew::Beginning;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
@@ -61,15 +58,6 @@ pub enum LoopError {
     /// More devices or watches than the loop has room for.
     #[error("The event loop has room for {0} devices and as many watches")]
     Full(usize),
-    /// The disk is not usable.
-    #[error("Could not make block device {serial:?}")]
-    Block {
-        /// The disk's serial.
-        serial: String,
-        /// Why.
-        #[source]
-        source: BlockError,
-    },
 }
 
 /// A device and where it stands.
@@ -79,7 +67,7 @@ struct Slot {
     mmio: Arc<Mmio>,
     state: SlotState,
     /// An interrupt is to be raised before the first turn.
-    owed: bool,
+    interrupt_owed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +90,7 @@ pub struct EventLoop {
     attention: Arc<EventFd>,
     slots: Vec<Slot>,
     watches: Vec<(WatchId, OwnedFd)>,
-    link_closed: bool,
+    peer_closed: bool,
     attended: bool,
     started: bool,
     loaded: bool,
@@ -136,7 +124,7 @@ impl EventLoop {
             attention: Arc::new(attention),
             slots: Vec::new(),
             watches: Vec::new(),
-            link_closed: false,
+            peer_closed: false,
             attended: false,
             started: false,
             loaded: false,
@@ -145,63 +133,35 @@ impl EventLoop {
         })
     }
 
-    /// Adds the socket device.
+    /// Adds a device, whose interrupts go to `line`; its register window. Before
+    /// [`EventLoop::run`] only.
     ///
     /// # Errors
     /// Out of descriptors or room.
-    pub fn add_vsock(
-        &mut self,
-        config: VsockConfig,
-        line: Arc<dyn IrqLine>,
-    ) -> Result<(Arc<Mmio>, Arc<VsockMetrics>), LoopError> {
-        let (device, metrics) = Vsock::new(config);
-        let identity = device.identity();
-        Ok((self.add(Box::new(device), identity, line)?, metrics))
-    }
-
-    /// Adds a block device.
-    ///
-    /// # Errors
-    /// [`LoopError::Block`] for an unusable disk; out of descriptors or room.
-    pub fn add_block(
-        &mut self,
-        config: BlockConfig,
-        line: Arc<dyn IrqLine>,
-    ) -> Result<(Arc<Mmio>, Arc<BlockMetrics>), LoopError> {
-        let serial = config.serial.clone();
-        let (device, metrics) =
-            Block::new(config).map_err(|source| LoopError::Block { serial, source })?;
-        let identity = device.identity();
-        Ok((self.add(Box::new(device), identity, line)?, metrics))
-    }
-
-    /// Adds the entropy device.
-    ///
-    /// # Errors
-    /// Out of descriptors or room.
-    pub fn add_rng(&mut self, line: Arc<dyn IrqLine>) -> Result<Arc<Mmio>, LoopError> {
-        self.add(Box::new(Rng::new()), rng::identity(), line)
-    }
-
-    fn add(
+    pub fn add(
         &mut self,
         device: Box<dyn Device>,
-        identity: Identity,
         line: Arc<dyn IrqLine>,
     ) -> Result<Arc<Mmio>, LoopError> {
         if self.slots.len() == MAX_DEVICES {
             return Err(LoopError::Full(MAX_DEVICES));
         }
-        let mmio = Mmio::new(identity, line, self.attention.clone())
+        let mmio = Mmio::new(device.identity(), line, self.attention.clone())
             .map_err(io_error("make a device's queue eventfds"))?;
         let mmio = Arc::new(mmio);
         self.slots.push(Slot {
             device,
             mmio: mmio.clone(),
             state: SlotState::Idle,
-            owed: false,
+            interrupt_owed: false,
         });
         Ok(mmio)
+    }
+
+    /// What a device is called in errors.
+    fn name(&self, index: usize) -> String {
+        let kind = self.slots.get(index).map(|slot| slot.device.kind());
+        format!("{} {index}", kind.map_or("device", |kind| kind.name))
     }
 
     /// Watches a descriptor for [`Host::ready`]; the loop keeps it until it is dropped. Before
@@ -239,7 +199,7 @@ impl EventLoop {
         if !mem::replace(&mut self.started, true) {
             self.arm_all()?;
             if self.loaded {
-                self.pay_owed()?;
+                self.raise_owed()?;
                 // The devices have work without an event.
                 next = Next::Again;
             }
@@ -267,13 +227,13 @@ impl EventLoop {
             }
             next = self.turn(now)?;
             if let Some(until) = self.quiescing {
-                next = self.settled(until, now, host, &mut control);
+                next = self.tell_quiesced(until, now, host, &mut control);
             }
             if let Some(until) = self.clearing {
-                next = self.cleared(until, now, host, &mut control);
+                next = self.tell_cleared(until, now, host, &mut control);
             }
-            if mem::take(&mut self.link_closed) {
-                host.link_closed(&mut control);
+            if mem::take(&mut self.peer_closed) {
+                host.peer_closed(&mut control);
             }
             if host.deadline().is_some_and(|at| at <= now) {
                 host.tick(now, &mut control);
@@ -385,7 +345,7 @@ impl EventLoop {
             mmio: &slot.mmio,
             index,
             metrics: &self.metrics,
-            link_closed: &mut self.link_closed,
+            peer_closed: &mut self.peer_closed,
             now,
         };
         match call(&mut *slot.device, &mut cx) {

@@ -13,10 +13,15 @@ mod load;
 
 pub use load::fuzz_load;
 
-use crate::testing::{DriverQueue, QUEUES, Running, line, memory, read32, set_up, wait, write32};
+use crate::testing::{
+    DriverQueue, QUEUES, Running, add_block, add_vsock, line, memory, read32, set_up, vsock_config,
+    wait, write32,
+};
 use crate::vsock::packet::{Header, Op};
 use crate::vsock::spec::{HEADER_LEN, RX, TX};
-use crate::{BlockConfig, Ioapic, IrqRoutes, Memory, Mmio, MsiRoute, VsockConfig};
+use crate::{
+    BlockConfig, DiskParent, Ioapic, IrqRoutes, Memory, Mmio, MsiRoute, Rng, SavedConnection,
+};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -90,22 +95,19 @@ impl Guest {
         let (link, theirs) = UnixStream::pair().unwrap();
         link.set_nonblocking(true).unwrap();
         let running = Running::new(memory.clone(), move |event_loop| {
-            let config = VsockConfig {
-                guest_cid: 3,
-                port: 1024,
-                link: theirs.into(),
-            };
-            let (vsock, _) = event_loop.add_vsock(config, line()).unwrap();
+            let config = vsock_config(theirs, SavedConnection::Broken);
+            let (vsock, _) = add_vsock(event_loop, config, line());
             let (base, layer) = (file(1 << 20), Some(file(0)));
             let config = BlockConfig {
                 base,
                 layer,
-                parent: None,
+                parent: DiskParent::default(),
                 size: 2 << 20,
                 serial: String::new(),
             };
-            let (block, _) = event_loop.add_block(config, line()).unwrap();
-            vec![vsock, block, event_loop.add_rng(line()).unwrap()]
+            let (block, _) = add_block(event_loop, config);
+            let rng = event_loop.add(Box::new(Rng::default()), line()).unwrap();
+            vec![vsock, block, rng]
         });
         let mut guest = Self {
             running,

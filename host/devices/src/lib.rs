@@ -17,6 +17,7 @@
 //! **Architecture invariant:** this crate never names KVM. An interrupt is a one-method trait,
 //! guest memory is `vm-memory`, a queue notification is an eventfd.
 
+mod attachment;
 mod block;
 mod chain;
 mod console;
@@ -34,20 +35,25 @@ mod reset;
 mod ring;
 mod rng;
 mod state;
+#[cfg(test)]
+mod sum_device_test;
 #[cfg(any(test, feature = "fuzz"))]
 mod testing;
 mod vsock;
 
-pub use block::{BlockConfig, BlockError, DiskLayers};
+pub use attachment::{Attachment, Contents};
+pub use block::{Block, BlockConfig, BlockError, DiskParent};
 pub use console::{Console, LineSink};
-pub use event_loop::{Beginning, EventLoop, Host, LoopControl, LoopError, WatchId};
+pub use device::Device;
+pub use event_loop::{EventLoop, Host, LoopControl, LoopError, WatchId};
 pub use interrupt::IrqLine;
 pub use ioapic::{IOAPIC_PINS, IOAPIC_WINDOW, Ioapic, IrqRoutes, MsiRoute};
 pub use metrics::{BlockMetrics, Counter, LoopMetrics, VsockMetrics};
 pub use mmio::{INTERRUPT_ACK, MMIO_WINDOW, Mmio, Notifier, QUEUE_NOTIFY};
 pub use reset::ResetPort;
-pub use state::{LinkAfter, LoadError, SaveError, SavedDevices};
-pub use vsock::VsockConfig;
+pub use rng::Rng;
+pub use state::{LoadError, SaveError, SavedDevices};
+pub use vsock::{SavedConnection, Vsock, VsockConfig, VsockLink};
 
 /// Guest memory, as `machine` maps it and every device sees it.
 pub type Memory = vm_memory::GuestMemoryMmap<()>;

@@ -72,7 +72,7 @@ pub struct Notifier<'a> {
 
 /// What a device is, as its driver sees it.
 #[derive(Debug)]
-pub(crate) struct Identity {
+pub struct Identity {
     /// Virtio device type (§5).
     pub(crate) device_id: u32,
     /// Feature bits of the device type and the ring; `VERSION_1` is added.

@@ -99,7 +99,7 @@ pub(crate) struct BadPieces;
 
 /// The end, or for repeating operations one event, of an operation.
 #[derive(Debug)]
-pub(crate) struct Completion {
+pub struct Completion {
     pub(crate) token: Token,
     /// Bytes or poll bits.
     pub(crate) result: Result<u32, Errno>,

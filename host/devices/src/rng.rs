@@ -3,8 +3,7 @@
 use crate::chain::{self, Chain};
 use crate::device::{BrokenQueue, Context, Device, Next, Trouble};
 use crate::mmio::{F_EVENT_IDX, Identity};
-use crate::ring::Completion;
-use crate::state::{DeviceV1, Invalid, LinkAfter};
+use crate::state::Kind;
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::time::{Duration, Instant};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -19,19 +18,9 @@ const MAX_REQUEST: usize = 256;
 const BYTES_PER_PERIOD: usize = 16 * 1024;
 const PERIOD: Duration = Duration::from_secs(1);
 
-pub(crate) fn identity() -> Identity {
-    let config = Box::default();
-    Identity {
-        device_id: DEVICE_ID,
-        features: F_EVENT_IDX,
-        queue_sizes: QUEUE_SIZES,
-        config,
-    }
-}
-
-/// The device.
+/// The entropy device. Nothing of it is saved: a ration that begins anew is no harm.
 #[derive(Debug)]
-pub(crate) struct Rng {
+pub struct Rng {
     // Runtime glue
     queue: Option<Queue>,
     chain: Chain,
@@ -41,8 +30,8 @@ pub(crate) struct Rng {
     left: usize,
 }
 
-impl Rng {
-    pub(crate) fn new() -> Self {
+impl Default for Rng {
+    fn default() -> Self {
         Self {
             queue: None,
             chain: Chain::default(),
@@ -51,7 +40,9 @@ impl Rng {
             left: BYTES_PER_PERIOD,
         }
     }
+}
 
+impl Rng {
     /// Answers one request; `false` when there is none.
     fn serve(&mut self, cx: &mut Context<'_>) -> Result<bool, Trouble> {
         let Some(queue) = &mut self.queue else {
@@ -79,6 +70,22 @@ impl Rng {
 }
 
 impl Device for Rng {
+    fn kind(&self) -> Kind {
+        Kind {
+            tag: 2,
+            name: "entropy device",
+        }
+    }
+
+    fn identity(&self) -> Identity {
+        Identity {
+            device_id: DEVICE_ID,
+            features: F_EVENT_IDX,
+            queue_sizes: QUEUE_SIZES,
+            config: Box::default(),
+        }
+    }
+
     fn start(&mut self, queues: Vec<Option<Queue>>, _: &mut Context<'_>) -> Result<(), Trouble> {
         self.queue = queues.into_iter().next().flatten();
         self.kicked = true;
@@ -87,10 +94,6 @@ impl Device for Rng {
 
     fn kick(&mut self, _: usize, _: &mut Context<'_>) -> Result<(), Trouble> {
         self.kicked = true;
-        Ok(())
-    }
-
-    fn complete(&mut self, _: Completion, _: &mut Context<'_>) -> Result<(), Trouble> {
         Ok(())
     }
 
@@ -129,35 +132,7 @@ impl Device for Rng {
         Ok(())
     }
 
-    fn drained(&self) -> bool {
-        true
-    }
-
-    fn settle(&mut self, _: &mut Context<'_>) -> Result<(), Trouble> {
-        Ok(())
-    }
-
-    fn still(&self) -> bool {
-        true
-    }
-
-    fn kind(&self) -> &'static str {
-        DeviceV1::RNG
-    }
-
     fn queues(&self) -> Vec<Option<&Queue>> {
         vec![self.queue.as_ref()]
-    }
-
-    /// Nothing: a ration that begins anew is no harm.
-    fn save(&self, _: bool) -> DeviceV1 {
-        DeviceV1::Rng
-    }
-
-    fn load(&mut self, saved: DeviceV1, _: bool, _: LinkAfter) -> Result<(), Invalid> {
-        match saved {
-            DeviceV1::Rng => Ok(()),
-            other => Err(Invalid::kind(&other)),
-        }
     }
 }

@@ -10,7 +10,8 @@
 
 use crate::mmio::{F_EVENT_IDX, Mmio};
 use crate::{
-    EventLoop, Host, IrqLine, LoopControl, LoopMetrics, Memory, SaveError, SavedDevices, WatchId,
+    Block, BlockConfig, BlockMetrics, EventLoop, Host, IrqLine, LoopControl, LoopMetrics, Memory,
+    SaveError, SavedConnection, SavedDevices, Vsock, VsockConfig, VsockLink, VsockMetrics, WatchId,
 };
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -45,6 +46,39 @@ pub(crate) fn memory() -> Arc<Memory> {
     Arc::new(Memory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap())
 }
 
+/// What a device is found under: its registers and its counters.
+pub(crate) type Added<M> = (Arc<Mmio>, Arc<M>);
+
+/// Adds a socket device to a loop.
+pub(crate) fn add_vsock(
+    event_loop: &mut EventLoop,
+    config: VsockConfig,
+    line: Arc<dyn IrqLine>,
+) -> Added<VsockMetrics> {
+    let device = Vsock::new(config);
+    let metrics = device.metrics();
+    (event_loop.add(Box::new(device), line).unwrap(), metrics)
+}
+
+/// The configuration that tests use.
+pub(crate) fn vsock_config(link: impl Into<OwnedFd>, connection: SavedConnection) -> VsockConfig {
+    VsockConfig {
+        guest_cid: 3,
+        port: 1024,
+        link: VsockLink {
+            socket: link.into(),
+            connection,
+        },
+    }
+}
+
+/// Adds a block device to a loop.
+pub(crate) fn add_block(event_loop: &mut EventLoop, config: BlockConfig) -> Added<BlockMetrics> {
+    let device = Block::new(config).unwrap();
+    let metrics = device.metrics();
+    (event_loop.add(Box::new(device), line()).unwrap(), metrics)
+}
+
 /// An event loop on its own thread, ended when dropped.
 pub(crate) struct Running<T> {
     pub(crate) made: T,
@@ -53,8 +87,8 @@ pub(crate) struct Running<T> {
     quiesce: OwnedFd,
     saved: mpsc::Receiver<Saved>,
     clear: OwnedFd,
-    back: mpsc::Sender<Back>,
-    is_back: mpsc::Receiver<()>,
+    reset: mpsc::Sender<Work>,
+    is_reset: mpsc::Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -66,13 +100,13 @@ const QUIESCE: WatchId = WatchId(1);
 const CLEAR: WatchId = WatchId(2);
 
 /// What is done with devices that are cleared.
-type Back = Box<dyn FnOnce(&mut EventLoop) + Send>;
+type Work = Box<dyn FnOnce(&mut EventLoop) + Send>;
 
 struct TestHost {
     memory: Arc<Memory>,
     saved: mpsc::Sender<Saved>,
-    back: mpsc::Receiver<Back>,
-    is_back: mpsc::Sender<()>,
+    reset: mpsc::Receiver<Work>,
+    is_reset: mpsc::Sender<()>,
 }
 
 impl Host for TestHost {
@@ -91,8 +125,8 @@ impl Host for TestHost {
         _: &mut LoopControl,
     ) {
         outcome.unwrap();
-        self.back.recv().unwrap()(event_loop);
-        self.is_back.send(()).unwrap();
+        self.reset.recv().unwrap()(event_loop);
+        self.is_reset.send(()).unwrap();
     }
 
     fn quiesced(&mut self, devices: Result<SavedDevices, SaveError>, _: &mut LoopControl) {
@@ -131,8 +165,8 @@ impl<T: Send + 'static> Running<T> {
         let (stop, stopped) = event();
         let (quiesce, quiesced) = event();
         let (clear, cleared) = event();
-        let (back, to_back) = mpsc::channel();
-        let (done, is_back) = mpsc::channel();
+        let (reset, to_reset) = mpsc::channel();
+        let (done, is_reset) = mpsc::channel();
         let (saver, saved) = mpsc::channel();
         let (sender, receiver) = mpsc::channel();
         let thread = std::thread::spawn(move || {
@@ -145,8 +179,8 @@ impl<T: Send + 'static> Running<T> {
             let mut host = TestHost {
                 memory,
                 saved: saver,
-                back: to_back,
-                is_back: done,
+                reset: to_reset,
+                is_reset: done,
             };
             event_loop.run(&mut host).unwrap();
         });
@@ -158,8 +192,8 @@ impl<T: Send + 'static> Running<T> {
             quiesce,
             saved,
             clear,
-            back,
-            is_back,
+            reset,
+            is_reset,
             thread: Some(thread),
         }
     }
@@ -174,9 +208,9 @@ impl<T> Running<T> {
 
     /// Clears the devices and does `work` with them. Their driver does nothing meanwhile.
     pub(crate) fn clear(&self, work: impl FnOnce(&mut EventLoop) + Send + 'static) {
-        self.back.send(Box::new(work)).unwrap();
+        self.reset.send(Box::new(work)).unwrap();
         rustix::io::write(self.clear.as_fd(), &1u64.to_ne_bytes()).unwrap();
-        self.is_back.recv_timeout(Duration::from_secs(10)).unwrap();
+        self.is_reset.recv_timeout(Duration::from_secs(10)).unwrap();
     }
 
     pub(crate) fn save(&self) -> (SavedDevices, Arc<Memory>) {

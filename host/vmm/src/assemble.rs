@@ -6,31 +6,23 @@
 
 use crate::begin::{Fresh, Trial, memory};
 use crate::confine;
+use crate::device_list::{DeviceList, Metrics, Placed};
 use crate::ending::{Ending, Reason};
 use crate::lazy::Watch;
 use crate::log::Log;
 use crate::prepared::Prepared;
 use crate::save::{SaveError, State};
 use crate::stats::Accounts;
-use crate::wiring::{ConsolePorts, IoapicWindow, Line, Reset, Routes, Window};
-use control::{DiskSpec, MAX_CONSOLE_TAIL, Origin, VmSpec};
-use devices::{
-    BlockConfig, BlockMetrics, Console, EventLoop, Ioapic, LoopError, LoopMetrics, Mmio, ResetPort,
-    VsockConfig, VsockMetrics,
-};
+use crate::wiring::{ConsolePorts, IoapicWindow, Reset, Routes, Window};
+use control::{BootSource, DeviceSpec, MAX_CONSOLE_TAIL, MissingFd, ReceivedFds, VmSpec};
+use devices::{Console, EventLoop, Ioapic, LoopError, ResetPort};
 use jail::{Filter, JailError};
 use machine::{
     Bus, BusDevice, CpuContract, Exit, MachineSpec, Vcpu, VcpuThread, Vm, Wiring, layout,
 };
 use snapshot_memory::{Pagemap, Range};
-use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-
-/// The guest's context id on its socket device; it need not differ between machines.
-const GUEST_CID: u32 = 3;
-/// The port on which the agent calls the service.
-const AGENT_PORT: u32 = 1024;
 
 /// Why a machine could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -43,8 +35,14 @@ pub(crate) enum AssembleError {
     Agent(#[source] std::io::Error),
     #[error("The agent has over {0} bytes")]
     AgentTooLarge(u64),
-    #[error("Descriptor {0} is missing")]
-    Descriptor(u8),
+    #[error(transparent)]
+    Descriptor(#[from] MissingFd),
+    #[error("Could not make block device {serial:?}")]
+    Disk {
+        serial: String,
+        #[source]
+        source: devices::BlockError,
+    },
     #[error("{0} devices are over {max}", max = layout::MAX_MMIO_DEVICES)]
     TooManyDevices(u32),
     #[error("An eventfd could not be had")]
@@ -92,17 +90,12 @@ pub(crate) struct Machine {
     pub(crate) saved: Option<State>,
     pub(crate) console: Arc<Console>,
     pub(crate) ending: Arc<Ending>,
+    /// Its virtio devices, in the order in which their state is saved.
+    pub(crate) devices: Vec<DeviceSpec>,
     pub(crate) metrics: Metrics,
     pub(crate) accounts: Accounts,
     /// For all threads, when the loop begins.
     pub(crate) filter: Filter,
-}
-
-/// The counters of all devices.
-pub(crate) struct Metrics {
-    pub(crate) event_loop: Arc<LoopMetrics>,
-    pub(crate) vsock: Arc<VsockMetrics>,
-    pub(crate) blocks: Vec<Arc<BlockMetrics>>,
 }
 
 /// Builds everything; nothing runs. `spec` has been checked against the number of `fds`.
@@ -114,7 +107,7 @@ pub(crate) fn assemble(
     log: &Log,
 ) -> Result<Machine> {
     let Prepared { kvm, filter, cpu } = prepared;
-    let mut fds = Fds(fds.into_iter().map(Some).collect());
+    let mut fds = ReceivedFds::from(fds);
     let ending = Arc::new(Ending::new().map_err(AssembleError::EventFd)?);
     let memory = memory(spec, &mut fds)?;
     let (vm, processors) = Vm::new(
@@ -125,17 +118,11 @@ pub(crate) fn assemble(
         },
     )?;
     let event_loop = EventLoop::new(Arc::new(vm.memory().ram().clone()))?;
-    let mut devices = Devices {
-        vm: &vm,
-        event_loop,
-        placed: Vec::new(),
-    };
-    let metrics = devices.add_all(spec, &mut fds)?;
-    let Devices {
-        mut event_loop,
-        placed,
-        ..
-    } = devices;
+    let mut devices = DeviceList::new(&vm, event_loop);
+    for device in &spec.devices {
+        devices.add(device, &mut fds)?;
+    }
+    let (mut event_loop, placed, metrics) = devices.into_parts();
     let console = Arc::new(Console::new(MAX_CONSOLE_TAIL, Some(Box::new(log.clone()))));
     let ports = Arc::new(port_bus(&console, &ending)?);
     let ioapic = Arc::new(Ioapic::new(Arc::new(Routes(vm.routes()))));
@@ -180,6 +167,7 @@ pub(crate) fn assemble(
         saved,
         console,
         ending,
+        devices: spec.devices.clone(),
         metrics,
         accounts,
         filter,
@@ -188,93 +176,10 @@ pub(crate) fn assemble(
 
 /// What a machine whose memory a pager brings is known to use.
 fn known(spec: &VmSpec, saved: Option<&State>) -> Option<Vec<Range>> {
-    let lazy = matches!(spec.origin, Origin::Lazy { .. });
+    let lazy = matches!(spec.boot_source, BootSource::Lazy { .. });
     saved
         .filter(|_| lazy)
         .map(|state| state.first.touched.clone())
-}
-
-/// The descriptors that came with the spec; each is used once.
-pub(crate) struct Fds(Vec<Option<OwnedFd>>);
-
-impl Fds {
-    pub(crate) fn take(&mut self, index: u8) -> Result<OwnedFd> {
-        let slot = self.0.get_mut(usize::from(index)).and_then(Option::take);
-        slot.ok_or(AssembleError::Descriptor(index))
-    }
-}
-
-/// A virtio device in its place.
-pub(crate) struct Placed {
-    pub(crate) base: u64,
-    pub(crate) gsi: u32,
-    window: Arc<Mmio>,
-}
-
-struct Devices<'a> {
-    vm: &'a Vm,
-    event_loop: EventLoop,
-    placed: Vec<Placed>,
-}
-
-impl Devices<'_> {
-    /// In the order in which a guest looks for them: what it needs first comes first.
-    fn add_all(&mut self, spec: &VmSpec, fds: &mut Fds) -> Result<Metrics> {
-        let config = VsockConfig {
-            guest_cid: GUEST_CID,
-            port: AGENT_PORT,
-            link: fds.take(spec.link)?,
-        };
-        let vsock = self.add(|l, line| l.add_vsock(config, line))?;
-        let mut blocks = Vec::new();
-        for (index, disk) in spec.disks.iter().enumerate() {
-            let config = block_config(index, disk, fds)?;
-            blocks.push(self.add(|l, line| l.add_block(config, line))?);
-        }
-        self.add(|l, line| Ok((l.add_rng(line)?, ())))?;
-        Ok(Metrics {
-            event_loop: self.event_loop.metrics(),
-            vsock,
-            blocks,
-        })
-    }
-
-    /// Places a device: interrupt line, device, doorbells.
-    fn add<M>(
-        &mut self,
-        make: impl FnOnce(&mut EventLoop, Arc<Line>) -> std::result::Result<(Arc<Mmio>, M), LoopError>,
-    ) -> Result<M> {
-        let index = u32::try_from(self.placed.len()).unwrap_or(u32::MAX);
-        let (base, gsi) = layout::mmio_device(index).ok_or(AssembleError::TooManyDevices(index))?;
-        let line = Arc::new(Line(self.vm.irq_line(gsi)?));
-        let (window, metrics) = make(&mut self.event_loop, line)?;
-        for bell in window.notifiers() {
-            self.vm
-                .doorbell(base + bell.offset, bell.datamatch, bell.eventfd)?;
-        }
-        let acknowledged = base + devices::INTERRUPT_ACK;
-        self.vm.absorb(acknowledged, window.acknowledge_eventfd())?;
-        self.placed.push(Placed { base, gsi, window });
-        Ok(metrics)
-    }
-}
-
-fn block_config(index: usize, disk: &DiskSpec, fds: &mut Fds) -> Result<BlockConfig> {
-    Ok(BlockConfig {
-        base: File::from(fds.take(disk.base)?),
-        layer: disk
-            .layer
-            .map(|fd| fds.take(fd))
-            .transpose()?
-            .map(File::from),
-        parent: disk
-            .parent
-            .map(|fd| fds.take(fd))
-            .transpose()?
-            .map(File::from),
-        size: disk.size,
-        serial: format!("disk{index}"),
-    })
 }
 
 fn port_bus(console: &Arc<Console>, ending: &Arc<Ending>) -> Result<Bus> {

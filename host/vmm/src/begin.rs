@@ -1,14 +1,15 @@
 //! Where a machine begins: at a kernel's entry, or where another one was saved.
 
-use crate::assemble::{AssembleError, Fds, Placed, Result};
+use crate::assemble::{AssembleError, Result};
+use crate::device_list::Placed;
 use crate::initrd;
 use crate::lazy::Watch;
 use crate::log::Log;
 use crate::prefault::prefault;
 use crate::save::State;
 use crate::supervise::chain;
-use control::{Origin, SavedLink, VmSpec};
-use devices::{EventLoop, Ioapic, LinkAfter};
+use control::{BootSource, ReceivedFds, VmSpec};
+use devices::{EventLoop, Ioapic};
 use machine::acpi::{self, AcpiDevice};
 use machine::boot::{self, BootSpec};
 use machine::{Backing, CpuContract, HugePages, MemorySpec, Vcpu, Vm, layout};
@@ -43,11 +44,13 @@ const SMALL_GUEST: &str = " dhash_entries=8192 ihash_entries=4096 thash_entries=
 const SMALL_GUEST_MIB: u32 = 2048;
 
 /// The memory a machine is to have.
-pub(crate) fn memory(spec: &VmSpec, fds: &mut Fds) -> Result<MemorySpec> {
+pub(crate) fn memory(spec: &VmSpec, fds: &mut ReceivedFds) -> Result<MemorySpec> {
     let bytes = u64::from(spec.memory_mib) << 20;
-    let backing = match spec.origin {
-        Origin::Boot { .. } | Origin::Lazy { .. } => Backing::Anonymous,
-        Origin::Snapshot { memory, .. } => Backing::Golden(golden(fds.take(memory)?, bytes)?),
+    let backing = match spec.boot_source {
+        BootSource::Kernel { .. } | BootSource::Lazy { .. } => Backing::Anonymous,
+        BootSource::Snapshot { base_memory, .. } => {
+            Backing::Golden(golden(fds.take(base_memory)?, bytes)?)
+        }
     };
     Ok(MemorySpec {
         bytes,
@@ -79,49 +82,48 @@ impl Fresh<'_> {
     pub(crate) fn begin(
         mut self,
         spec: &VmSpec,
-        fds: &mut Fds,
+        fds: &mut ReceivedFds,
         watch: Watch<'_>,
     ) -> Result<Option<State>> {
-        match &spec.origin {
-            Origin::Boot {
+        match &spec.boot_source {
+            BootSource::Kernel {
                 kernel,
                 agent,
                 cmdline_extra,
-                disks,
+                contents,
             } => {
                 let programs = (fds.take(*kernel)?, fds.take(*agent)?);
                 self.boot(spec, cmdline_extra, programs)?;
-                if let Some(disks) = disks {
-                    let disks = File::from(fds.take(*disks)?);
-                    let state = State::read(&disks, self.vm.memory().pages())?;
-                    self.event_loop.load_disks(&state.devices)?;
+                if let Some(contents) = contents {
+                    let of = File::from(fds.take(*contents)?);
+                    let state = State::read(&of, self.vm.memory().pages())?;
+                    self.event_loop.load_contents(&state.devices)?;
                 }
                 Ok(None)
             }
-            Origin::Snapshot {
-                state, layer, link, ..
+            BootSource::Snapshot {
+                state, delta_layer, ..
             } => {
                 let state = self.read(&File::from(fds.take(*state)?))?;
-                let layer = layer.map(|fd| fds.take(fd)).transpose()?;
+                let layer = delta_layer.map(|fd| fds.take(fd)).transpose()?;
                 if let Some(layer) = layer.map(File::from).map(Layer::open).transpose()? {
                     layer.apply(|offset, bytes| write_whole(self.vm, offset, bytes))?;
                 }
-                self.resume(&state, *link)?;
+                self.resume(&state)?;
                 prefault(self.vm, self.processors, self.pagemap, &state.first)?;
                 Ok(Some(state))
             }
-            Origin::Lazy {
+            BootSource::Lazy {
                 pager,
                 userfaultfd,
                 state,
-                link,
             } => {
                 let state = self.read(&File::from(fds.take(*state)?))?;
                 let sockets = (fds.take(*pager)?, fds.take(*userfaultfd)?);
                 // Nothing before this has touched guest memory.
                 let machine = (self.vm, self.processors);
                 crate::lazy::begin(sockets, machine, &state.first.touched, watch)?;
-                self.resume(&state, *link)?;
+                self.resume(&state)?;
                 Ok(Some(state))
             }
         }
@@ -135,16 +137,16 @@ impl Fresh<'_> {
     }
 
     /// Puts the machine, whose memory is as it was, where it was saved: processors, clock, devices.
-    fn resume(&mut self, state: &State, link: SavedLink) -> Result<()> {
+    fn resume(&mut self, state: &State) -> Result<()> {
         self.vm.load(self.processors, &state.vm, &state.vcpus)?;
         self.ioapic.load(&state.ioapic)?;
-        self.event_loop.load(&state.devices, after(link))?;
+        self.event_loop.load(&state.devices)?;
         Ok(())
     }
 
     /// What a trial needs before anything touches guest memory.
     pub(crate) fn trial(&self, spec: &VmSpec, log: &Log) -> Option<Trial> {
-        let Origin::Snapshot { trial: true, .. } = spec.origin else {
+        let BootSource::Snapshot { trial: true, .. } = spec.boot_source else {
             return None;
         };
         let exact = Exact::begin(&self.vm.memory().host_ranges());
@@ -191,14 +193,6 @@ impl Fresh<'_> {
             first.enter_at(&loaded.entry)?;
         }
         Ok(())
-    }
-}
-
-/// The connection's fate in the words of `devices`.
-pub(crate) fn after(link: SavedLink) -> LinkAfter {
-    match link {
-        SavedLink::Kept => LinkAfter::Kept,
-        SavedLink::Broken => LinkAfter::Broken,
     }
 }
 

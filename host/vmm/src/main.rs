@@ -7,6 +7,7 @@ mod assemble;
 mod begin;
 mod confine;
 mod copying;
+mod device_list;
 mod ending;
 mod initrd;
 mod lazy;

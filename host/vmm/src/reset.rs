@@ -13,10 +13,11 @@
 //! agent gets a new identity before anything else.
 
 use crate::assemble::Machine;
-use crate::begin::{after, write_whole};
+use crate::begin::write_whole;
+use crate::device_list::attachment;
 use crate::save::{SaveError, State, ranges};
-use control::{FdIndex, Reset, ResetSpec};
-use devices::{Beginning, EventLoop, LinkAfter};
+use control::{MissingFd, ReceivedFds, Reset, ResetSpec, SpecError};
+use devices::{Attachment, EventLoop};
 use machine::monotonic_ns;
 use snapshot_memory::{Layer, MemoryError, Range, outside};
 use std::fs::File;
@@ -25,8 +26,10 @@ use std::os::fd::OwnedFd;
 /// Why a machine could not be put back.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ResetError {
-    #[error("{count} files came along to reset to, descriptor {index} is not among them")]
-    Descriptor { index: u8, count: usize },
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    #[error(transparent)]
+    Descriptor(#[from] MissingFd),
     #[error("The machine booted: it has no golden file that it could go back to")]
     Booted,
     #[error(
@@ -56,9 +59,7 @@ pub(crate) enum ResetError {
 pub(crate) struct Target {
     state: State,
     layer: Option<Layer>,
-    link: OwnedFd,
-    after: LinkAfter,
-    parents: Vec<Option<File>>,
+    attachments: Vec<Attachment>,
     asked_ns: u64,
 }
 
@@ -76,36 +77,28 @@ impl Target {
         if machine.lazy.is_some() {
             return Err(ResetError::Lazy);
         }
-        let count = fds.len();
-        let mut fds: Vec<_> = fds.into_iter().map(Some).collect();
-        let mut take = |index: FdIndex| {
-            let fd = fds.get_mut(usize::from(index)).and_then(Option::take);
-            fd.ok_or(ResetError::Descriptor { index, count })
-        };
+        spec.check(&machine.devices, fds.len())?;
+        let mut fds = ReceivedFds::from(fds);
         let pages = machine.vm.memory().pages();
-        let state = State::read(&File::from(take(spec.state)?), pages)?;
+        let state = State::read(&File::from(fds.take(spec.state)?), pages)?;
         let same = |what, asked, has| match asked == has {
             true => Ok(()),
             false => Err(ResetError::Count { what, asked, has }),
         };
         same("processors", state.vcpus.len(), machine.vcpus.len())?;
-        same("disks", spec.disks.len(), machine.metrics.blocks.len())?;
-        let layer = spec.layer.map(&mut take).transpose()?;
+        let layer = spec.delta_layer.map(|name| fds.take(name)).transpose()?;
         let layer = layer.map(File::from).map(Layer::open).transpose()?;
         if let Some(layer) = &layer {
             let (asked, has) = (layer.index().units(), pages);
             let int = |n| usize::try_from(n).unwrap_or(usize::MAX);
             same("pages", int(asked), int(has))?;
         }
-        let parent = |disk: &Option<FdIndex>| Ok(disk.map(&mut take).transpose()?.map(File::from));
-        let parents = spec.disks.iter().map(parent);
-        let parents = parents.collect::<Result<_, ResetError>>()?;
+        let attachments = spec.devices.iter().map(|to| attachment(to, &mut fds));
+        let attachments = attachments.collect::<Result<_, _>>()?;
         Ok(Self {
             state,
             layer,
-            link: take(spec.link)?,
-            after: after(spec.after),
-            parents,
+            attachments,
             asked_ns,
         })
     }
@@ -127,12 +120,7 @@ pub(crate) fn put_back(
     }
     machine.vm.load_clock(&state.vm)?;
     machine.ioapic.load(&state.ioapic)?;
-    event_loop.put_back(Beginning {
-        devices: &state.devices,
-        link: target.link,
-        after: target.after,
-        parents: target.parents,
-    })?;
+    event_loop.reset(&state.devices, target.attachments)?;
     machine.console.forget();
     // When it is let go, its clocks are set once more.
     machine.saved = Some(state);

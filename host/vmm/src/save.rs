@@ -9,7 +9,7 @@
 use crate::assemble::Machine;
 use crate::copying::Copying;
 use crate::prefault::blocks;
-use control::{SaveSpec, Saved};
+use control::{MissingFd, ReceivedFds, SaveSpec, Saved};
 use devices::SavedDevices;
 use machine::{CpuContract, Memory, Vcpu, VcpuStateV1, VmStateV1};
 use serde::Serialize;
@@ -43,10 +43,10 @@ const MAX_STATE: u64 = 32 << 20;
 /// Why a machine could not be saved, or not be continued.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SaveError {
-    #[error("{count} files came along to save to, descriptor {index} is not among them")]
-    Descriptor { index: u8, count: usize },
-    #[error("{asked} disks asked to be saved, the machine has {has}")]
-    Disks { asked: usize, has: usize },
+    #[error(transparent)]
+    Descriptor(#[from] MissingFd),
+    #[error("The contents of {asked} devices asked to be saved, {has} have any")]
+    Contents { asked: usize, has: usize },
     #[error("The processors did not halt")]
     Park(#[source] machine::Error),
     #[error("The processors' state was refused")]
@@ -84,7 +84,7 @@ pub(crate) struct Targets {
     /// The pages that the machine has used, if that was looked at before it stood still.
     touched: Option<Vec<Pages>>,
     state: File,
-    disks: Vec<File>,
+    contents: Vec<File>,
     /// When the request came, when the vCPUs were to stand still, and when they did.
     pub(crate) asked: Instant,
     pub(crate) halt: Instant,
@@ -99,21 +99,16 @@ impl Targets {
         memory: &Memory,
     ) -> Result<Self, SaveError> {
         let asked = Instant::now();
-        let count = fds.len();
-        let mut fds: Vec<_> = fds.into_iter().map(Some).collect();
-        let mut take = |index: u8| {
-            let fd = fds.get_mut(usize::from(index)).and_then(Option::take);
-            let missing = SaveError::Descriptor { index, count };
-            fd.map(File::from).ok_or(missing)
-        };
+        let mut fds = ReceivedFds::from(fds);
+        let mut take = |name| fds.take(name).map(File::from);
         Ok(Self {
             memory: Copying::new(take(spec.memory)?, memory),
             touched: None,
             state: take(spec.state)?,
-            disks: spec
-                .disks
+            contents: spec
+                .contents
                 .iter()
-                .map(|i| take(*i))
+                .map(|name| take(*name))
                 .collect::<Result<_, _>>()?,
             asked,
             halt: asked,
@@ -139,15 +134,16 @@ pub(crate) fn write(
     devices: &SavedDevices,
     targets: Targets,
 ) -> Result<(Saved, Vec<Rewritten>), SaveError> {
-    let (asked, has) = (targets.disks.len(), devices.disks.len());
+    let (asked, has) = (targets.contents.len(), devices.contents.len());
     if asked != has {
-        return Err(SaveError::Disks { asked, has });
+        return Err(SaveError::Contents { asked, has });
     }
     write_state(machine, devices, targets.touched, &targets.state)?;
     let copied = targets.memory.finish(machine)?;
     let mut disk_blocks = 0;
-    for (disk, target) in devices.disks.iter().zip(&targets.disks) {
-        disk_blocks += disk.write_to(target).map_err(io("write a disk's layer"))?;
+    for (contents, target) in devices.contents.iter().zip(&targets.contents) {
+        let blocks = contents.write_to(target);
+        disk_blocks += blocks.map_err(io("write a disk's layer"))?;
     }
     let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     let saved = Saved {

@@ -1,6 +1,6 @@
 //! What a VM process used: counters of the machine, and memory as the kernel accounts it.
 
-use crate::assemble::Metrics;
+use crate::device_list::Metrics;
 use control::VmStats;
 use machine::VcpuThread;
 use std::fs::File;

@@ -445,7 +445,7 @@ impl Host for Supervisor {
         }
     }
 
-    fn link_closed(&mut self, _control: &mut LoopControl) {
+    fn peer_closed(&mut self, _control: &mut LoopControl) {
         self.log.line("info", "the service closed the link");
     }
 }

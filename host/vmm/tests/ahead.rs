@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::saved::{clone, golden, save_as, start};
+use common::saved::{Files, clone, empty, golden, save_as, save_spec, start};
 use common::{HALT, Machine, RESET, kvm, print};
 use control::{Event, ExitCause, Request};
 use std::io::{BufRead, BufReader};
@@ -118,13 +118,11 @@ fn what_comes_out_of_turn_is_refused_and_the_save_goes_on() {
     }
     let mut machine = Machine::start(&[&sweep(CALM, END)[..], &print("begin\n"), &HALT].concat());
     wait_for_begin(&mut machine);
-    let files = [common::saved::empty(), common::saved::empty()];
-    let spec = control::SaveSpec {
-        memory: 0,
-        state: 1,
-        disks: Vec::new(),
-        ahead: true,
+    let files = Files {
+        memory: empty(),
+        state: empty(),
     };
+    let (spec, files) = save_spec(&files, true);
     machine.send(&Request::Save(spec.clone()), &files);
     machine.send(&Request::Start, &[]);
     machine.send(&Request::Save(spec), &files);

@@ -2,9 +2,11 @@
 
 mod common;
 
-use common::saved::{Change, clone, empty, from, golden, on_another, save, start, whole};
+use common::saved::{
+    Change, clone, empty, from, golden, on_another, save, save_spec, start, whole,
+};
 use common::{Machine, RESET, file, kvm, print, refused};
-use control::{Event, ExitCause, Request, SaveSpec};
+use control::{Event, ExitCause, Request};
 use machine::CpuContract;
 use snapshot_memory::Golden;
 use std::os::fd::AsFd;
@@ -81,11 +83,10 @@ fn what_cannot_be_continued_is_refused() {
     let first = Machine::start(&counting());
     let (files, _) = save(&first);
     let sealed = golden(vec![&files.memory]);
-    let configure = Request::Configure(Box::new(from(None)));
     let attempt = |memory: &dyn AsFd, state: &dyn AsFd| {
         let (link, _) = UnixStream::pair().unwrap();
-        let own = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned().unwrap();
-        refused(&configure, &[own(memory), own(state), link.into()])
+        let (spec, fds) = from(memory, state, None, link);
+        refused(&Request::Configure(Box::new(spec)), &fds)
     };
     let open = file(&vec![0; 128 << 20]);
     assert!(attempt(&open, &files.state).contains("not sealed"));
@@ -126,14 +127,9 @@ fn a_machine_that_stands_is_not_saved_again() {
         return;
     }
     let machine = Machine::start(&counting());
-    save(&machine);
-    let spec = SaveSpec {
-        memory: 0,
-        state: 1,
-        disks: Vec::new(),
-        ahead: false,
-    };
-    machine.send(&Request::Save(spec.clone()), &[empty(), empty()]);
+    let (files, _) = save(&machine);
+    let (spec, fds) = save_spec(&files, false);
+    machine.send(&Request::Save(spec.clone()), &fds);
     assert!(matches!(machine.receive(), Some(Event::SaveFailed { .. })));
     start(&machine);
     // Without files it cannot be saved, and goes on.

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Machine, RESET, kvm, print, spec};
-use control::{Event, ExitCause, Origin, Request, SaveSpec, SavedLink, VmSpec};
+use control::{BootSource, Descriptors, Event, ExitCause, Request, SaveSpec};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use snapshot_format::LayerIndex;
@@ -124,14 +124,14 @@ struct Files {
 
 fn save(machine: &Machine) -> Files {
     let (memory, state) = (empty(), empty());
-    let files = [memory.try_clone().unwrap(), state.try_clone().unwrap()];
+    let mut fds = Descriptors::default();
     let spec = SaveSpec {
-        memory: 0,
-        state: 1,
-        disks: Vec::new(),
+        memory: fds.add(memory.try_clone().unwrap()),
+        state: fds.add(state.try_clone().unwrap()),
+        contents: Vec::new(),
         ahead: false,
     };
-    machine.send(&Request::Save(spec), &files);
+    machine.send(&Request::Save(spec), &Vec::from(fds));
     match machine.receive() {
         Some(Event::Saved(saved)) => Files {
             memory,
@@ -155,18 +155,14 @@ fn configure(pager: OwnedFd, files: &Files) -> Machine {
         .read(true)
         .write(true)
         .open("/dev/userfaultfd");
-    let state = files.state.try_clone().unwrap();
-    let fds = [pager, device.unwrap().into(), link.into(), state];
-    let spec = VmSpec {
-        origin: Origin::Lazy {
-            pager: 0,
-            userfaultfd: 1,
-            state: 3,
-            link: SavedLink::Kept,
-        },
-        ..spec(2)
+    let mut fds = Descriptors::default();
+    let lazy = BootSource::Lazy {
+        pager: fds.add(pager),
+        userfaultfd: fds.add(device.unwrap()),
+        state: fds.add(files.state.try_clone().unwrap()),
     };
-    machine.send(&Request::Configure(Box::new(spec)), &fds);
+    let spec = spec(2, lazy, fds.add(link));
+    machine.send(&Request::Configure(Box::new(spec)), &Vec::from(fds));
     machine
 }
 

@@ -5,11 +5,13 @@ mod common;
 
 use common::saved::{Files, clone, golden, save, start, with_working_set};
 use common::{HALT, Machine, RESET, kvm, print};
-use control::{Event, ExitCause, Request, Reset, ResetSpec, SavedLink};
+use control::{
+    Descriptors, DeviceReset, Event, ExitCause, Request, Reset, ResetSpec, SavedLink, VsockSpec,
+};
 use snapshot_memory::{Range, WorkingSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::ChildStderr;
 
@@ -61,17 +63,26 @@ impl Console {
     }
 }
 
-fn reset_to(machine: &Machine, files: &Files, layer: Option<&OwnedFd>) -> Option<Event> {
+/// A request to reset a machine without disks to `files`.
+fn reset_spec(files: &Files, layer: Option<&OwnedFd>) -> (ResetSpec, Vec<OwnedFd>) {
     let (_ours, theirs) = UnixStream::pair().unwrap();
+    let mut fds = Descriptors::default();
     let spec = ResetSpec {
-        state: 0,
-        layer: layer.map(|_| 2),
-        link: 1,
-        after: SavedLink::Kept,
-        disks: vec![],
+        state: fds.add(files.state.try_clone().unwrap()),
+        delta_layer: layer.map(|fd| fds.add(fd.try_clone().unwrap())),
+        devices: vec![
+            DeviceReset::Vsock(VsockSpec {
+                link: fds.add(theirs),
+                connection: SavedLink::Kept,
+            }),
+            DeviceReset::Rng,
+        ],
     };
-    let mut fds = vec![files.state.try_clone().unwrap(), theirs.into()];
-    fds.extend(layer.map(|fd| fd.try_clone().unwrap()));
+    (spec, fds.into())
+}
+
+fn reset_to(machine: &Machine, files: &Files, layer: Option<&OwnedFd>) -> Option<Event> {
+    let (spec, fds) = reset_spec(files, layer);
     machine.send(&Request::Reset(spec), &fds);
     machine.receive()
 }
@@ -210,17 +221,18 @@ fn what_cannot_be_put_back_runs_on() {
     assert!(refused(&clone, &files, Some(&empty.memory)).contains("layer"));
     let short = short_layer();
     assert!(refused(&clone, &files, Some(&short)).contains("pages"));
-    let nothing = ResetSpec {
-        state: 0,
-        layer: None,
-        link: 1,
-        after: SavedLink::Broken,
-        disks: vec![None],
+    // Devices that it has not, and a link that did not come along.
+    let (spec, mut fds) = reset_spec(&files, None);
+    let parent = None;
+    let disk = [&spec.devices[..], &[DeviceReset::Block { parent }]].concat();
+    let more = ResetSpec {
+        devices: disk,
+        ..spec.clone()
     };
-    clone.send(
-        &Request::Reset(nothing),
-        &[files.state.as_fd().try_clone_to_owned().unwrap()],
-    );
+    clone.send(&Request::Reset(more), &fds);
+    assert!(matches!(clone.receive(), Some(Event::ResetFailed { .. })));
+    fds.truncate(1);
+    clone.send(&Request::Reset(spec), &fds);
     assert!(matches!(clone.receive(), Some(Event::ResetFailed { .. })));
     // The clock goes on meanwhile, and the count is right.
     let report = clone.end();

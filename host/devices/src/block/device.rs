@@ -11,16 +11,19 @@
 //! written. So a write waits (and the queue behind it) while an overlapping one is in flight, if
 //! either has a partial block ([`Extent::conflicts`]).
 
+use super::layers::DiskLayers;
 use super::map::{BLOCK, Map, Source};
 use super::request::{Action, Disk, Request};
 use super::spec::{DEVICE_ID, HEADER_LEN, ID_LEN, QUEUE_SIZES, S_IOERR, S_OK};
-use super::{BlockConfig, BlockError, DiskLayers, config, state};
+use super::state::BlockV1;
+use super::{BlockConfig, BlockError, DiskParent, config, state};
+use crate::attachment::{Attachment, Contents};
 use crate::chain::{self, Chain};
-use crate::device::{BrokenQueue, Context, Device, Fresh, Next, Trouble};
+use crate::device::{BrokenQueue, Context, Device, Next, Trouble};
 use crate::metrics::BlockMetrics;
 use crate::mmio::{F_EVENT_IDX, F_INDIRECT_DESC, Identity};
 use crate::ring::{Completion, Piece};
-use crate::state::{DeviceV1, Invalid, LinkAfter};
+use crate::state::{Invalid, Kind, Refused, take};
 use std::fs::File;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -108,9 +111,9 @@ impl Extent {
     }
 }
 
-/// The device.
+/// The block device.
 #[derive(Debug)]
-pub(crate) struct Block {
+pub struct Block {
     // Fixed configuration
     base: File,
     layer: Option<Arc<File>>,
@@ -135,13 +138,16 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    pub(crate) fn new(config: BlockConfig) -> Result<(Self, Arc<BlockMetrics>), BlockError> {
+    /// A device with these files.
+    ///
+    /// # Errors
+    /// [`BlockError`] for an unusable disk.
+    pub fn new(config: BlockConfig) -> Result<Self, BlockError> {
         let base_len = config::prepare(&config)?;
-        let metrics = Arc::<BlockMetrics>::default();
         let mut serial = [0; ID_LEN];
         let len = config.serial.len().min(ID_LEN);
         serial[..len].copy_from_slice(&config.serial.as_bytes()[..len]);
-        let device = Self {
+        Ok(Self {
             disk: Disk {
                 size: config.size,
                 writable: config.layer.is_some(),
@@ -149,11 +155,11 @@ impl Block {
             map: Map::new(config.size, base_len),
             base: config.base,
             layer: config.layer.map(Arc::new),
-            parent: config.parent.map(Arc::new),
+            parent: config.parent.0.map(Arc::new),
             base_len,
             serial,
             queue: None,
-            metrics: metrics.clone(),
+            metrics: Arc::default(),
             spare_chains: Vec::new(),
             spare_pieces: Vec::new(),
             active: (0..MAX_ACTIVE).map(|_| None).collect(),
@@ -162,17 +168,13 @@ impl Block {
             kicked: false,
             used: false,
             enospc_logged: false,
-        };
-        Ok((device, metrics))
+        })
     }
 
-    pub(crate) fn identity(&self) -> Identity {
-        Identity {
-            device_id: DEVICE_ID,
-            features: F_EVENT_IDX | F_INDIRECT_DESC | config::features(self.disk),
-            queue_sizes: QUEUE_SIZES,
-            config: config::space(self.disk).into(),
-        }
+    /// Its counters.
+    #[must_use]
+    pub fn metrics(&self) -> Arc<BlockMetrics> {
+        self.metrics.clone()
     }
 
     /// Reports what is done.
@@ -561,6 +563,22 @@ fn whole_blocks(offset: u64, len: u64) -> (u64, u64) {
 }
 
 impl Device for Block {
+    fn kind(&self) -> Kind {
+        Kind {
+            tag: 1,
+            name: "block device",
+        }
+    }
+
+    fn identity(&self) -> Identity {
+        Identity {
+            device_id: DEVICE_ID,
+            features: F_EVENT_IDX | F_INDIRECT_DESC | config::features(self.disk),
+            queue_sizes: QUEUE_SIZES,
+            config: config::space(self.disk).into(),
+        }
+    }
+
     fn start(&mut self, queues: Vec<Option<Queue>>, _: &mut Context<'_>) -> Result<(), Trouble> {
         self.queue = queues.into_iter().next().flatten();
         self.kicked = true;
@@ -605,8 +623,8 @@ impl Device for Block {
         self.ops.iter().all(Option::is_none)
     }
 
-    fn renew(&mut self, fresh: &mut Fresh) -> std::io::Result<()> {
-        let parent = fresh.parents.next().ok_or(std::io::ErrorKind::NotFound)?;
+    fn reset(&mut self, attachment: Attachment) -> std::io::Result<()> {
+        let DiskParent(parent) = attachment.take()?;
         if let Some(layer) = &self.layer {
             layer.set_len(0)?;
             layer.set_len(self.disk.size)?;
@@ -627,41 +645,40 @@ impl Device for Block {
         self.report(cx)
     }
 
-    fn still(&self) -> bool {
+    fn settled(&self) -> bool {
         self.drained() && self.stalled.is_none() && self.active.iter().all(Option::is_none)
-    }
-
-    fn kind(&self) -> &'static str {
-        DeviceV1::BLOCK
     }
 
     fn queues(&self) -> Vec<Option<&Queue>> {
         vec![self.queue.as_ref()]
     }
 
-    fn save(&self, _: bool) -> DeviceV1 {
-        DeviceV1::Block(state::save(&self.map, self.disk.size, self.base_len))
+    fn save(&self, _: bool, into: Vec<u8>) -> postcard::Result<Vec<u8>> {
+        let saved = state::save(&self.map, self.disk.size, self.base_len);
+        postcard::to_extend(&saved, into)
     }
 
     /// What was in the layer and its parent then is in the parent now.
-    fn load(&mut self, saved: DeviceV1, _: bool, _: LinkAfter) -> Result<(), Invalid> {
-        let DeviceV1::Block(saved) = saved else {
-            return Err(Invalid::kind(&saved));
-        };
+    fn load(&mut self, saved: &mut &[u8]) -> Result<(), Refused> {
+        let saved: BlockV1 = take(saved)?;
         let runs = state::check(&saved, self.disk.size, self.base_len)?;
         if self.parent.is_none() && !runs.is_empty() {
-            return Err(Invalid("blocks of a snapshot without its layer".into()));
+            return Err(Invalid("blocks of a snapshot without its layer".into()).into());
         }
         self.map.set_parent(&runs);
         Ok(())
     }
 
-    fn layers(&self) -> Option<DiskLayers> {
-        Some(DiskLayers {
+    fn contents(&self) -> Option<Box<dyn Contents>> {
+        Some(Box::new(DiskLayers {
             layer: self.layer.clone(),
             parent: self.parent.clone(),
             map: self.map.clone(),
             size: self.disk.size,
-        })
+        }))
+    }
+
+    fn load_contents(&mut self, saved: &mut &[u8]) -> Result<(), Refused> {
+        self.load(saved)
     }
 }

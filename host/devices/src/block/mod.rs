@@ -16,8 +16,9 @@ mod state;
 #[cfg(test)]
 mod test;
 
-pub(crate) use device::Block;
-pub use layers::DiskLayers;
+use crate::Attachment;
+pub use device::Block;
+#[cfg(test)]
 pub(crate) use state::BlockV1;
 use std::fs::File;
 
@@ -29,13 +30,24 @@ pub struct BlockConfig {
     /// The private layer, an empty file open for reading and writing; `None` makes the disk
     /// read-only.
     pub layer: Option<File>,
-    /// The disk layer of a snapshot, open for reading: block n of 4096 bytes at offset n * 4096.
-    /// Which blocks it holds is told by the state that is loaded; without that, none. Never written.
-    pub parent: Option<File>,
+    /// The snapshot's changes that it begins with.
+    pub parent: DiskParent,
     /// The size the guest sees, bytes: a multiple of 4096, not less than the image's.
     pub size: u64,
     /// What the guest reads as the disk's serial number, at most 20 bytes.
     pub serial: String,
+}
+
+/// The attachment of a block device: the disk layer of a snapshot, open for reading, with block n of
+/// 4096 bytes at offset n * 4096. Which blocks it holds is told by the state that is loaded; without
+/// that, none. Never written.
+#[derive(Debug, Default)]
+pub struct DiskParent(pub Option<File>);
+
+impl From<DiskParent> for Attachment {
+    fn from(parent: DiskParent) -> Self {
+        Self::new(parent)
+    }
 }
 
 /// Why a block device cannot be made.

@@ -24,8 +24,9 @@ pub trait Host {
     /// The deadline has passed.
     fn tick(&mut self, _now: Instant, _control: &mut LoopControl) {}
 
-    /// The link's peer (the service) closed its end or failed; the guest's connection was reset.
-    fn link_closed(&mut self, _control: &mut LoopControl) {}
+    /// The other end of a device's attachment was closed or failed, as the service's end of the socket
+    /// device's link; the device has told its guest.
+    fn peer_closed(&mut self, _control: &mut LoopControl) {}
 
     /// The answer to [`LoopControl::quiesce`]: all devices are still and their interrupts raised.
     /// Only during this call nothing touches guest memory or disks: what belongs to one moment with
@@ -33,7 +34,7 @@ pub trait Host {
     fn quiesced(&mut self, _devices: Result<SavedDevices, SaveError>, _control: &mut LoopControl) {}
 
     /// The answer to [`LoopControl::clear`]: nothing that the devices had begun is left, and the old
-    /// link is not used any more. They do nothing until [`EventLoop::put_back`] gives them a state.
+    /// link is not used any more. They do nothing until [`EventLoop::reset`] gives them a state.
     /// After an error something is still under way: the loop must be stopped.
     fn cleared(
         &mut self,

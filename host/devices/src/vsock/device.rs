@@ -8,18 +8,20 @@
 //! [`REPORT_BYTES`] have gathered. Until then they hold a little of the guest's memory, and a command that
 //! is over does not wake its sandbox once more for that.
 
-use super::VsockConfig;
 use super::inbox::Inbox;
 use super::muxer::{Muxer, Verdict};
 use super::outbox::Outbox;
 use super::packet::Header;
 use super::spec::{DEVICE_ID, HEADER_LEN, MAX_PAYLOAD, QUEUE_SIZES, RX, TX};
+use super::state::VsockV1;
+use super::{SavedConnection, VsockConfig, VsockLink};
+use crate::attachment::Attachment;
 use crate::chain::{self, Chain};
-use crate::device::{BrokenQueue, Context, Device, Fresh, Next, Trouble};
+use crate::device::{BrokenQueue, Context, Device, Next, Trouble};
 use crate::metrics::VsockMetrics;
 use crate::mmio::{F_EVENT_IDX, Identity};
 use crate::ring::Completion;
-use crate::state::{DeviceV1, Invalid, LinkAfter};
+use crate::state::{Kind, Refused, take};
 use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -36,12 +38,13 @@ const REPORT_BYTES: usize = 64 << 10;
 const RECEIVE: u32 = 0;
 const SEND: u32 = 1;
 
-/// The device.
+/// The socket device.
 #[derive(Debug)]
-pub(crate) struct Vsock {
+pub struct Vsock {
     // Fixed configuration
     guest_cid: u32,
     link: OwnedFd,
+    saved_connection: SavedConnection,
     // Runtime glue
     queues: Option<Queues>,
     chain: Chain,
@@ -67,15 +70,17 @@ struct Queues {
 }
 
 impl Vsock {
-    pub(crate) fn new(config: VsockConfig) -> (Self, Arc<VsockMetrics>) {
-        let metrics = Arc::<VsockMetrics>::default();
-        let device = Self {
+    /// A device with this link.
+    #[must_use]
+    pub fn new(config: VsockConfig) -> Self {
+        Self {
             guest_cid: config.guest_cid,
-            link: config.link,
+            link: config.link.socket,
+            saved_connection: config.link.connection,
             queues: None,
             chain: Chain::default(),
             heads: Vec::new(),
-            metrics: metrics.clone(),
+            metrics: Arc::default(),
             muxer: Muxer::new(config.guest_cid, config.port),
             inbox: Inbox::default(),
             outbox: Outbox::default(),
@@ -85,19 +90,13 @@ impl Vsock {
             tx_pending: false,
             tx_unreported: 0,
             tx_unreported_bytes: 0,
-        };
-        (device, metrics)
+        }
     }
 
-    /// No `INDIRECT_DESC`: packets have two descriptors, and a table for them would cost the
-    /// guest an allocation each.
-    pub(crate) fn identity(&self) -> Identity {
-        Identity {
-            device_id: DEVICE_ID,
-            features: F_EVENT_IDX,
-            queue_sizes: QUEUE_SIZES,
-            config: u64::from(self.guest_cid).to_le_bytes().into(),
-        }
+    /// Its counters.
+    #[must_use]
+    pub fn metrics(&self) -> Arc<VsockMetrics> {
+        self.metrics.clone()
     }
 
     /// Takes packets from the guest.
@@ -267,7 +266,7 @@ impl Vsock {
         if mem::replace(&mut self.link_open, false) {
             self.muxer.link_closed();
             self.drop_undelivered(cx);
-            *cx.link_closed = true;
+            *cx.peer_closed = true;
         }
     }
 
@@ -329,6 +328,24 @@ fn give_packet(
 }
 
 impl Device for Vsock {
+    fn kind(&self) -> Kind {
+        Kind {
+            tag: 0,
+            name: "socket device",
+        }
+    }
+
+    /// No `INDIRECT_DESC`: packets have two descriptors, and a table for them would cost the
+    /// guest an allocation each.
+    fn identity(&self) -> Identity {
+        Identity {
+            device_id: DEVICE_ID,
+            features: F_EVENT_IDX,
+            queue_sizes: QUEUE_SIZES,
+            config: u64::from(self.guest_cid).to_le_bytes().into(),
+        }
+    }
+
     fn start(&mut self, queues: Vec<Option<Queue>>, _: &mut Context<'_>) -> Result<(), Trouble> {
         let mut queues: Vec<_> = queues.into_iter().collect();
         let mut take = |index: usize| queues.get_mut(index).and_then(Option::take);
@@ -396,9 +413,10 @@ impl Device for Vsock {
         self.drained() && !self.receiving
     }
 
-    fn renew(&mut self, fresh: &mut Fresh) -> std::io::Result<()> {
-        let link = fresh.link.take().ok_or(std::io::ErrorKind::NotFound)?;
-        self.link = link;
+    fn reset(&mut self, attachment: Attachment) -> std::io::Result<()> {
+        let VsockLink { socket, connection } = attachment.take()?;
+        self.link = socket;
+        self.saved_connection = connection;
         self.link_open = true;
         self.muxer = self.muxer.like_new();
         self.outbox = Outbox::default();
@@ -412,12 +430,8 @@ impl Device for Vsock {
         self.report(cx, true)
     }
 
-    fn still(&self) -> bool {
+    fn settled(&self) -> bool {
         self.outbox.is_empty() && self.heads.is_empty() && self.tx_unreported == 0
-    }
-
-    fn kind(&self) -> &'static str {
-        DeviceV1::VSOCK
     }
 
     fn queues(&self) -> Vec<Option<&Queue>> {
@@ -426,14 +440,16 @@ impl Device for Vsock {
     }
 
     /// Bytes of the link that the guest has not been given are not part of it.
-    fn save(&self, running: bool) -> DeviceV1 {
-        DeviceV1::Vsock(self.muxer.save(running))
+    fn save(&self, running: bool, into: Vec<u8>) -> postcard::Result<Vec<u8>> {
+        postcard::to_extend(&self.muxer.save(running), into)
     }
 
-    fn load(&mut self, saved: DeviceV1, running: bool, link: LinkAfter) -> Result<(), Invalid> {
-        match saved {
-            DeviceV1::Vsock(saved) => self.muxer.load(saved, running, link),
-            other => Err(Invalid::kind(&other)),
-        }
+    fn load(&mut self, saved: &mut &[u8]) -> Result<(), Refused> {
+        let saved: VsockV1 = take(saved)?;
+        Ok(self.muxer.load(saved, self.saved_connection)?)
+    }
+
+    fn check_idle(&self) -> Result<(), Refused> {
+        Ok(self.muxer.check_idle()?)
     }
 }

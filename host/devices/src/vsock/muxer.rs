@@ -5,11 +5,12 @@
 //! restarts its end. When the guest floods us with packets that must be answered but takes no
 //! answers, [`Muxer::is_full`] says to take no more packets until it does.
 
+use super::SavedConnection;
 use super::connection::{Connection, Effect};
 use super::packet::{Header, Op};
 use super::spec::{HOST_CID, TYPE_STREAM};
 use super::state::{ResetV1, VsockV1};
-use crate::state::{Invalid, LinkAfter};
+use crate::state::Invalid;
 use std::collections::VecDeque;
 
 /// Resets waiting to be taken by the guest.
@@ -205,18 +206,10 @@ impl Muxer {
     }
 
     /// Takes over what was saved.
-    pub(super) fn load(
-        &mut self,
-        saved: VsockV1,
-        running: bool,
-        link: LinkAfter,
-    ) -> Result<(), Invalid> {
+    pub(super) fn load(&mut self, saved: VsockV1, fate: SavedConnection) -> Result<(), Invalid> {
         let (cid, port) = (saved.guest_cid, saved.port);
         if (cid, port) != (self.guest_cid, self.port) {
             return Err(Invalid(format!("guest {cid} and port {port}")));
-        }
-        if !running && (saved.connection.is_some() || !saved.resets.is_empty()) {
-            return Err(Invalid("packets for a guest without a driver".into()));
         }
         // The end of a connection may add one to a full queue.
         if saved.resets.len() > MAX_RESETS + 1 {
@@ -227,9 +220,17 @@ impl Muxer {
             .map(|c| Connection::load(&c, self.guest_cid, self.port))
             .transpose()?;
         self.resets = saved.resets.iter().map(|r| self.saved_reset(r)).collect();
-        match link {
-            LinkAfter::Kept => self.connection = connection,
-            LinkAfter::Broken => self.resets.extend(connection.map(|c| c.reset())),
+        match fate {
+            SavedConnection::Kept => self.connection = connection,
+            SavedConnection::Broken => self.resets.extend(connection.map(|c| c.reset())),
+        }
+        Ok(())
+    }
+
+    /// Refuses a loaded state that has something to say to a guest without a driver.
+    pub(super) fn check_idle(&self) -> Result<(), Invalid> {
+        if self.connection.is_some() || !self.resets.is_empty() {
+            return Err(Invalid("packets for a guest without a driver".into()));
         }
         Ok(())
     }

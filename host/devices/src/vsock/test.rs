@@ -5,9 +5,10 @@ mod save;
 
 use super::packet::{Header, Op};
 use super::spec::{HEADER_LEN, RX, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TX};
-use super::{VsockConfig, connection::BUFFER};
+use super::{SavedConnection, connection::BUFFER};
 use crate::testing::{
-    DriverQueue, Line, QUEUES, Running, line, memory, read32, set_up, wait, write32,
+    Added, DriverQueue, Line, QUEUES, Running, add_vsock, line, memory, read32, set_up,
+    vsock_config, wait, write32,
 };
 use crate::{Memory, Mmio, VsockMetrics};
 use std::io::{Read, Write};
@@ -19,11 +20,9 @@ use vm_memory::{Bytes, GuestAddress};
 const RX_LEN: u32 = 4096;
 const TX_DATA: u64 = 0x80_0000;
 
-type Made = (Arc<Mmio>, Arc<VsockMetrics>);
-
 /// A guest with the socket device, and the service's end of the link.
 struct Guest {
-    running: Running<Made>,
+    running: Running<Added<VsockMetrics>>,
     memory: Arc<Memory>,
     line: Arc<Line>,
     queues: Vec<DriverQueue>,
@@ -37,12 +36,8 @@ impl Guest {
         let (link, theirs) = UnixStream::pair().unwrap();
         let irq = line.clone();
         let running = Running::new(memory.clone(), move |event_loop| {
-            let config = VsockConfig {
-                guest_cid: 3,
-                port: 1024,
-                link: theirs.into(),
-            };
-            event_loop.add_vsock(config, irq).unwrap()
+            let config = vsock_config(theirs, SavedConnection::Broken);
+            add_vsock(event_loop, config, irq)
         });
         let queues = set_up(&running.made.0, &memory, without, QUEUES);
         let mut guest = Self {

@@ -1,13 +1,14 @@
 //! Machines that are saved, and those that begin where they stood.
 
 use super::{Machine, spec};
-use control::{Event, Origin, Request, SaveSpec, Saved, SavedLink, VmSpec};
+use control::{BootSource, Descriptors, Event, Request, SaveSpec, Saved, VmSpec};
 use machine::CpuContract;
 use rustix::fs::{MemfdFlags, memfd_create};
 use snapshot_format::{Section, SectionFile, SectionName};
 use snapshot_memory::{Golden, Layer, PAGES_VERSION, TOUCHED, WRITTEN, WorkingSet, encode_pages};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
 const MEMORY_PAGES: u64 = 128 << 20 >> 12;
 
@@ -26,20 +27,28 @@ pub(crate) fn save(machine: &Machine) -> (Files, Saved) {
 
 /// `ahead`: memory is copied while the machine runs.
 pub(crate) fn save_as(machine: &Machine, ahead: bool) -> (Files, Saved) {
-    let files = [empty(), empty()];
+    let files = Files {
+        memory: empty(),
+        state: empty(),
+    };
+    let (spec, fds) = save_spec(&files, ahead);
+    machine.send(&Request::Save(spec), &fds);
+    match machine.receive() {
+        Some(Event::Saved(saved)) => (files, saved),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A request to save a machine without disks to `files`.
+pub(crate) fn save_spec(files: &Files, ahead: bool) -> (SaveSpec, Vec<OwnedFd>) {
+    let mut fds = Descriptors::default();
     let spec = SaveSpec {
-        memory: 0,
-        state: 1,
-        disks: Vec::new(),
+        memory: fds.add(files.memory.try_clone().unwrap()),
+        state: fds.add(files.state.try_clone().unwrap()),
+        contents: Vec::new(),
         ahead,
     };
-    machine.send(&Request::Save(spec), &files);
-    let saved = match machine.receive() {
-        Some(Event::Saved(saved)) => saved,
-        other => panic!("{other:?}"),
-    };
-    let [memory, state] = files;
-    (Files { memory, state }, saved)
+    (spec, fds.into())
 }
 
 pub(crate) fn golden(layers: Vec<&OwnedFd>) -> Golden {
@@ -48,28 +57,27 @@ pub(crate) fn golden(layers: Vec<&OwnedFd>) -> Golden {
     Golden::flatten(MEMORY_PAGES, &layers).unwrap()
 }
 
-pub(crate) fn from(layer: Option<u8>) -> VmSpec {
-    VmSpec {
-        origin: Origin::Snapshot {
-            memory: 0,
-            state: 1,
-            layer,
-            link: SavedLink::Kept,
-            trial: false,
-        },
-        ..spec(2)
-    }
+/// A machine that begins where one was saved, and the descriptors for it.
+pub(crate) fn from(
+    memory: &dyn AsFd,
+    state: &dyn AsFd,
+    layer: Option<&OwnedFd>,
+    link: UnixStream,
+) -> (VmSpec, Vec<OwnedFd>) {
+    let own = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned().unwrap();
+    let mut fds = Descriptors::default();
+    let snapshot = BootSource::Snapshot {
+        base_memory: fds.add(own(memory)),
+        state: fds.add(own(state)),
+        delta_layer: layer.map(|fd| fds.add(own(fd))),
+        trial: false,
+    };
+    (spec(2, snapshot, fds.add(link)), fds.into())
 }
 
 pub(crate) fn clone(golden: &Golden, files: &Files, layer: Option<&OwnedFd>) -> Machine {
     let (machine, link) = Machine::spawn();
-    let mut fds = vec![
-        golden.as_fd().try_clone_to_owned().unwrap(),
-        files.state.try_clone().unwrap(),
-        link.into(),
-    ];
-    fds.extend(layer.map(|fd| fd.try_clone().unwrap()));
-    let spec = from(layer.map(|_| 3));
+    let (spec, fds) = from(golden, &files.state, layer, link);
     machine.send(&Request::Configure(Box::new(spec)), &fds);
     match machine.receive() {
         Some(Event::Configured(_)) => machine,

@@ -1,35 +1,20 @@
-//! Putting devices that are in use back to a saved state, with another link.
+//! Resetting devices that are in use to a saved state, with other attachments.
 //!
 //! ```text
 //! LoopControl::clear ─> all devices stop, sends and receives are cancelled
-//!                    ─> nothing is in flight: Host::cleared ─> EventLoop::put_back
+//!                    ─> nothing is in flight: Host::cleared ─> EventLoop::reset
 //! ```
 //!
 //! Unlike saving, nothing is waited for that a slow reader of the link could hold up: what was under
-//! way belongs to a machine that is about to not have been.
+//! way is of no use to the state that follows.
 
 use super::quiesce::TIMEOUT;
 use super::{EventLoop, LoopControl, LoopError, SlotState};
-use crate::Host;
-use crate::device::{Fresh, Next};
-use crate::state::{LinkAfter, LoadError};
-use std::fs::File;
+use crate::device::Next;
+use crate::state::LoadError;
+use crate::{Attachment, Host};
 use std::mem;
-use std::os::fd::OwnedFd;
 use std::time::Instant;
-
-/// A state for devices that have been cleared, and the files of that state.
-#[derive(Debug)]
-pub struct Beginning<'a> {
-    /// As [`crate::SavedDevices::devices`]; need not be trusted.
-    pub devices: &'a [Vec<u8>],
-    /// The socket device's new link.
-    pub link: OwnedFd,
-    /// What becomes of the saved connection on it.
-    pub after: LinkAfter,
-    /// Each disk's parent ([`crate::BlockConfig::parent`]), in the order of the disks.
-    pub parents: Vec<Option<File>>,
-}
 
 impl EventLoop {
     /// Begins if the host has asked for it.
@@ -50,7 +35,7 @@ impl EventLoop {
     }
 
     /// Tells the host when nothing is in flight, or when that takes too long.
-    pub(super) fn cleared(
+    pub(super) fn tell_cleared(
         &mut self,
         until: Instant,
         now: Instant,
@@ -59,37 +44,38 @@ impl EventLoop {
     ) -> Next {
         let busy = self.slots.iter().position(|slot| !slot.device.cleared());
         // Interrupts of the old state, too, must not come after the new one is in place.
-        let outcome = match self.standstill(busy, until, now) {
+        let outcome = match self.outcome(busy, until, now) {
             Ok(outcome) => outcome,
             Err(next) => return next,
         };
         self.clearing = None;
-        self.link_closed = false;
+        self.peer_closed = false;
         host.cleared(outcome, self, control);
         Next::Again
     }
 
-    /// Gives cleared devices a saved state, over memory that has been put back to the same moment, as
-    /// [`EventLoop::load`] does for new ones. Disks lose all that their private layers hold. Only
-    /// within [`Host::cleared`].
+    /// Gives cleared devices a saved state, over memory that has been reset to the same point, as
+    /// [`EventLoop::load`] does for new ones, and each its attachment. Disks lose all that their
+    /// private layers hold. Only within [`Host::cleared`]; `devices` need not be trusted.
     ///
     /// # Errors
     /// [`LoadError`]; the loop must be stopped then.
-    pub fn put_back(&mut self, to: Beginning<'_>) -> Result<(), LoadError> {
-        self.check_count(to.devices.len())?;
-        let mut fresh = Fresh {
-            link: Some(to.link),
-            parents: to.parents.into_iter(),
-        };
-        for (index, bytes) in to.devices.iter().enumerate() {
-            let renewed = self.slots[index].device.renew(&mut fresh);
-            renewed.map_err(|source| LoadError::Renew {
+    pub fn reset(
+        &mut self,
+        devices: &[Vec<u8>],
+        attachments: Vec<Attachment>,
+    ) -> Result<(), LoadError> {
+        self.check_count(devices.len())?;
+        self.check_count(attachments.len())?;
+        for (index, (bytes, attachment)) in devices.iter().zip(attachments).enumerate() {
+            let reset = self.slots[index].device.reset(attachment);
+            reset.map_err(|source| LoadError::Reset {
                 device: self.name(index),
                 source,
             })?;
-            self.load_slot(index, bytes, to.after)?;
+            self.load_slot(index, bytes)?;
         }
-        self.pay_owed().map_err(|error| LoadError::Renew {
+        self.raise_owed().map_err(|error| LoadError::Reset {
             device: "the event loop".into(),
             source: std::io::Error::other(error),
         })
