@@ -10,6 +10,7 @@ mod copying;
 mod device_list;
 mod ending;
 mod initrd;
+mod ioctls;
 mod lazy;
 mod log;
 mod prefault;
