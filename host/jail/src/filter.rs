@@ -4,7 +4,7 @@
 //! system call there is to know which need no look at arguments, and compiles it to machine code. As a
 //! search tree it is a third as long as a list of rules, and the way to an answer is seven steps.
 
-use crate::JailError;
+use crate::error::JailError;
 use seccompiler::{apply_filter_all_threads, sock_filter};
 use std::collections::BTreeMap;
 

@@ -92,10 +92,10 @@ pub(crate) fn filter() -> Result<Filter, JailError> {
 
 /// Empties the process's view of the system, and that of those which it forks. Without root, or where
 /// that is forbidden, it says so and what holds nevertheless is the rest of this file.
-#[expect(unsafe_code, reason = "jail::empty_rooms has conditions")]
-pub(crate) fn rooms() -> Result<(), JailError> {
+#[expect(unsafe_code, reason = "jail::enter_empty_namespaces has conditions")]
+pub(crate) fn namespaces() -> Result<(), JailError> {
     // SAFETY: a zygote calls this before it starts a thread, and all its paths are in /proc.
-    unsafe { jail::empty_rooms() }
+    unsafe { jail::enter_empty_namespaces() }
 }
 
 /// Confines the whole process, as far as that goes before its threads have started. Everything that

@@ -38,7 +38,7 @@ pub(crate) fn zygote() -> Result<Option<Prepared>> {
     let _ = std::thread::spawn(|| ()).join();
     let awake = prepared.kvm.keep_awake()?;
     let mut lacks = Vec::new();
-    if let Err(error) = confine::rooms() {
+    if let Err(error) = confine::namespaces() {
         lacks.push(format!("{:#}", anyhow::Error::new(error)));
     }
     match control::serve_zygote(socket, lacks)? {

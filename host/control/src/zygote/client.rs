@@ -1,6 +1,6 @@
 //! The service's side.
 
-use super::{Event, Request, ZYGOTE_ARGUMENT};
+use super::message::{Event, Request, ZYGOTE_ARGUMENT};
 use crate::{ChannelError, pair, recv, send};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -71,7 +71,7 @@ struct Line {
 }
 
 impl Zygote {
-    /// Starts `program` as a zygote and waits until it stands ready.
+    /// Starts `program` as a zygote and waits until it is ready.
     ///
     /// # Errors
     /// [`ZygoteError`]; a program that is no zygote is [`ZygoteError::Gone`].

@@ -1,7 +1,7 @@
 //! The zygote's side.
 
 use super::fork::{Fork, fork_sibling};
-use super::{Event, Request};
+use super::message::{Event, Request};
 use crate::{ChannelError, recv, send};
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;

@@ -1,7 +1,7 @@
 //! Namespaces: a view of the system in which there is nothing.
 #![expect(unsafe_code, reason = "unshare can take away what other threads use")]
 
-use crate::JailError;
+use crate::error::JailError;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::mount::{mount, mount_bind_recursive, mount_change, unmount};
 use rustix::process::{chdir, pivot_root};
@@ -27,7 +27,7 @@ fn system(what: &'static str) -> impl FnOnce(rustix::io::Errno) -> JailError {
 ///
 /// # Safety
 /// The process must have one thread, and own no path that it still needs.
-pub unsafe fn empty_rooms() -> Result<(), JailError> {
+pub unsafe fn enter_empty_namespaces() -> Result<(), JailError> {
     let flags = UnshareFlags::NEWNS
         | UnshareFlags::NEWNET
         | UnshareFlags::NEWIPC
@@ -79,7 +79,7 @@ mod test {
             // with CLONE_FS undone it can. Nothing of the test's needs a path afterwards.
             unsafe { unshare_unsafe(UnshareFlags::FS) }.unwrap();
             // SAFETY: as above: what is left behind is this thread's.
-            unsafe { empty_rooms() }.unwrap();
+            unsafe { enter_empty_namespaces() }.unwrap();
             let names: Vec<_> = std::fs::read_dir("/").unwrap().collect();
             assert_eq!(names.len(), 1, "{names:?}");
             become_user(1_234_567_890).unwrap();
