@@ -49,7 +49,7 @@ pub(crate) fn memory(spec: &VmSpec, fds: &mut ReceivedFds) -> Result<MemorySpec>
     let backing = match spec.boot_source {
         BootSource::Kernel { .. } | BootSource::Lazy { .. } => Backing::Anonymous,
         BootSource::Snapshot { base_memory, .. } => {
-            Backing::Golden(golden(fds.take(base_memory)?, bytes)?)
+            Backing::BaseMemory(golden(fds.take(base_memory)?, bytes)?)
         }
     };
     Ok(MemorySpec {

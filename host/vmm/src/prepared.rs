@@ -4,7 +4,7 @@
 use crate::confine;
 use anyhow::{Context, Result};
 use jail::Filter;
-use machine::{CpuContract, Kvm, cpuid};
+use machine::{CpuContract, Kvm};
 use std::os::fd::AsFd;
 
 /// The host's KVM with what it offers, what guests see of that, and the compiled filter.
@@ -22,7 +22,9 @@ impl Prepared {
         let kvm = Kvm::open()?;
         kvm.prepare()?;
         Ok(Self {
-            cpu: cpuid::contract(&kvm).context("Asking what guests see of the processor")?,
+            cpu: kvm
+                .cpu_contract()
+                .context("Asking what guests see of the processor")?,
             kvm,
             filter: confine::filter()?,
         })
