@@ -32,8 +32,8 @@ impl Attachment {
     }
 }
 
-/// What a device holds besides its state, at the moment when it was saved: valid during
-/// [`crate::Host::quiesced`] only, as the device goes on to change the same files afterwards.
+/// What a device holds besides its state, at the point where it was saved: valid during
+/// [`crate::LoopHost::quiesced`] only, as the device changes the same files afterwards.
 pub trait Contents: fmt::Debug + Send {
     /// Blocks of 4096 bytes that are to be copied.
     fn blocks(&self) -> u64;

@@ -11,10 +11,10 @@
 
 use crate::attachment::Attachment;
 use crate::metrics::LoopMetrics;
-use crate::mmio::Identity;
-use crate::ring::{Completion, Piece, Ring, Target, Token};
-use crate::state::{Kind, Refused};
-use crate::{Contents, Memory, Mmio, interrupt};
+use crate::mmio::DeviceIdentity;
+use crate::ring::{IoPiece, IoRing, OpCompletion, OpTarget, OpToken};
+use crate::state::{DeviceKind, StateRefusal};
+use crate::{Contents, Memory, MmioWindow, interrupt};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
@@ -32,34 +32,34 @@ impl From<virtio_queue::Error> for BrokenQueue {
 
 /// What stops a device, or everything.
 #[derive(Debug)]
-pub enum Trouble {
+pub enum DeviceFault {
     /// The driver broke the rules.
     Queue(BrokenQueue),
     /// The ring cannot take operations: the host's fault.
-    Ring(io::Error),
+    IoRing(io::Error),
 }
 
-impl From<BrokenQueue> for Trouble {
+impl From<BrokenQueue> for DeviceFault {
     fn from(broken: BrokenQueue) -> Self {
         Self::Queue(broken)
     }
 }
 
-impl From<virtio_queue::Error> for Trouble {
+impl From<virtio_queue::Error> for DeviceFault {
     fn from(_: virtio_queue::Error) -> Self {
         Self::Queue(BrokenQueue)
     }
 }
 
-impl From<io::Error> for Trouble {
+impl From<io::Error> for DeviceFault {
     fn from(error: io::Error) -> Self {
-        Self::Ring(error)
+        Self::IoRing(error)
     }
 }
 
 /// Whether a device has more to do at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum NextTurn {
     /// Wait for an event.
     Wait,
     /// The budget of this turn is used up; take another turn without waiting.
@@ -71,26 +71,34 @@ pub enum Next {
 /// A device that needs nothing but its queues implements the methods without a body here; the others
 /// are for devices with operations in flight, saved state, attachments or contents.
 pub trait Device: std::fmt::Debug {
-    /// What it is called, and how its saved state is told from that of other kinds.
-    fn kind(&self) -> Kind;
+    /// What it is called, and the tag that its saved state begins with.
+    fn kind(&self) -> DeviceKind;
 
     /// What the driver finds in the registers.
-    fn identity(&self) -> Identity;
+    fn identity(&self) -> DeviceIdentity;
 
     /// The driver is ready. `queues` are as many as the device's identity says and valid;
     /// `None` for those the driver did not make ready.
-    fn start(&mut self, queues: Vec<Option<Queue>>, cx: &mut Context<'_>) -> Result<(), Trouble>;
+    fn start(
+        &mut self,
+        queues: Vec<Option<Queue>>,
+        cx: &mut DeviceContext<'_>,
+    ) -> Result<(), DeviceFault>;
 
     /// The driver notified a queue.
-    fn kick(&mut self, queue: usize, cx: &mut Context<'_>) -> Result<(), Trouble>;
+    fn kick(&mut self, queue: usize, cx: &mut DeviceContext<'_>) -> Result<(), DeviceFault>;
 
     /// An operation of this device completed.
-    fn complete(&mut self, _done: Completion, _cx: &mut Context<'_>) -> Result<(), Trouble> {
+    fn complete(
+        &mut self,
+        _done: OpCompletion,
+        _cx: &mut DeviceContext<'_>,
+    ) -> Result<(), DeviceFault> {
         Ok(())
     }
 
-    /// All events of this turn have been told: do the work, in bounded measure.
-    fn turn(&mut self, cx: &mut Context<'_>) -> Result<Next, Trouble>;
+    /// All events of this turn have been delivered: do the work, in bounded measure.
+    fn turn(&mut self, cx: &mut DeviceContext<'_>) -> Result<NextTurn, DeviceFault>;
 
     /// When [`Device::turn`] should be called even without an event.
     fn deadline(&self) -> Option<Instant> {
@@ -98,7 +106,7 @@ pub trait Device: std::fmt::Debug {
     }
 
     /// The driver resets the device: drop the queues, begin nothing new.
-    fn stop(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble>;
+    fn stop(&mut self, cx: &mut DeviceContext<'_>) -> Result<(), DeviceFault>;
 
     /// No operation in flight touches guest memory.
     fn drained(&self) -> bool {
@@ -106,11 +114,11 @@ pub trait Device: std::fmt::Debug {
     }
 
     /// The machine is about to be reset: as [`Device::stop`], and lets go of its attachment.
-    fn clear(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+    fn clear(&mut self, cx: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
         self.stop(cx)
     }
 
-    /// Nothing of what was begun before [`Device::clear`] is left.
+    /// Nothing that was in flight at [`Device::clear`] is left.
     fn cleared(&self) -> bool {
         self.drained()
     }
@@ -123,9 +131,9 @@ pub trait Device: std::fmt::Debug {
         attachment.take::<()>()
     }
 
-    /// Takes the place of [`Device::turn`] when the machine is about to be saved: goes on with what
+    /// Takes the place of [`Device::turn`] when the machine is about to be saved: finishes what
     /// was taken from the driver and reports what is done, takes nothing new.
-    fn settle(&mut self, _cx: &mut Context<'_>) -> Result<(), Trouble> {
+    fn settle(&mut self, _cx: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
         Ok(())
     }
 
@@ -151,7 +159,7 @@ pub trait Device: std::fmt::Debug {
     ///
     /// # Errors
     /// The bytes are no state that this device can have.
-    fn load(&mut self, _saved: &mut &[u8]) -> Result<(), Refused> {
+    fn load(&mut self, _saved: &mut &[u8]) -> Result<(), StateRefusal> {
         Ok(())
     }
 
@@ -159,7 +167,7 @@ pub trait Device: std::fmt::Debug {
     ///
     /// # Errors
     /// It is one.
-    fn check_idle(&self) -> Result<(), Refused> {
+    fn check_idle(&self) -> Result<(), StateRefusal> {
         Ok(())
     }
 
@@ -173,17 +181,17 @@ pub trait Device: std::fmt::Debug {
     ///
     /// # Errors
     /// As [`Device::load`].
-    fn load_contents(&mut self, _saved: &mut &[u8]) -> Result<(), Refused> {
+    fn load_contents(&mut self, _saved: &mut &[u8]) -> Result<(), StateRefusal> {
         Ok(())
     }
 }
 
 /// What the loop lends to a device for one call.
 #[derive(Debug)]
-pub struct Context<'a> {
-    pub(crate) ring: &'a mut Ring,
+pub struct DeviceContext<'a> {
+    pub(crate) ring: &'a mut IoRing,
     pub(crate) memory: &'a Memory,
-    pub(crate) mmio: &'a Mmio,
+    pub(crate) mmio: &'a MmioWindow,
     pub(crate) index: usize,
     pub(crate) metrics: &'a LoopMetrics,
     /// Set by a device whose attachment's other end is gone.
@@ -193,18 +201,18 @@ pub struct Context<'a> {
 }
 
 /// What became of an operation on guest memory.
-pub(crate) type Pushed = Result<Result<(), Vec<Piece>>, io::Error>;
+pub(crate) type PushResult = Result<Result<(), Vec<IoPiece>>, io::Error>;
 
-impl Context<'_> {
-    fn token(&self, key: u32) -> Token {
-        Token {
-            target: Target::Device(self.index),
+impl DeviceContext<'_> {
+    fn token(&self, key: u32) -> OpToken {
+        OpToken {
+            target: OpTarget::Device(self.index),
             key,
         }
     }
 
-    /// Tells the driver to look at its queues, by the ring's next system call if possible.
-    pub(crate) fn interrupt(&mut self) -> Result<(), Trouble> {
+    /// Notifies the driver to look at its queues, by the ring's next system call if possible.
+    pub(crate) fn interrupt(&mut self) -> Result<(), DeviceFault> {
         self.metrics.interrupts.add(1);
         let interrupt = self.mmio.interrupt();
         interrupt.set(interrupt::USED_BUFFER);
@@ -219,7 +227,7 @@ impl Context<'_> {
     }
 
     /// Interrupts if the driver wants to know what was added to `queue` since the last time.
-    pub(crate) fn interrupt_if_needed(&mut self, queue: &mut Queue) -> Result<(), Trouble> {
+    pub(crate) fn interrupt_if_needed(&mut self, queue: &mut Queue) -> Result<(), DeviceFault> {
         if queue.needs_notification(self.memory)? {
             self.interrupt()?;
         }
@@ -227,13 +235,18 @@ impl Context<'_> {
     }
 
     /// Begins to receive from a socket again and again.
-    pub(crate) fn receive(&mut self, fd: BorrowedFd<'_>, key: u32) -> Result<(), Trouble> {
+    pub(crate) fn receive(&mut self, fd: BorrowedFd<'_>, key: u32) -> Result<(), DeviceFault> {
         let token = self.token(key);
         Ok(self.ring.receive(fd, token)?)
     }
 
-    /// See [`Ring::send`]; the inner error returns the pieces of which one is not guest memory.
-    pub(crate) fn send(&mut self, fd: BorrowedFd<'_>, pieces: Vec<Piece>, key: u32) -> Pushed {
+    /// See [`IoRing::send`]; the inner error returns the pieces of which one is not guest memory.
+    pub(crate) fn send(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        pieces: Vec<IoPiece>,
+        key: u32,
+    ) -> PushResult {
         let token = self.token(key);
         Ok(self
             .ring
@@ -241,14 +254,14 @@ impl Context<'_> {
             .map_err(|(_, pieces)| pieces))
     }
 
-    /// See [`Ring::read`].
+    /// See [`IoRing::read`].
     pub(crate) fn read(
         &mut self,
         fd: BorrowedFd<'_>,
-        pieces: Vec<Piece>,
+        pieces: Vec<IoPiece>,
         offset: u64,
         key: u32,
-    ) -> Pushed {
+    ) -> PushResult {
         let token = self.token(key);
         Ok(self
             .ring
@@ -256,14 +269,14 @@ impl Context<'_> {
             .map_err(|(_, pieces)| pieces))
     }
 
-    /// See [`Ring::write`].
+    /// See [`IoRing::write`].
     pub(crate) fn write(
         &mut self,
         fd: BorrowedFd<'_>,
-        pieces: Vec<Piece>,
+        pieces: Vec<IoPiece>,
         offset: u64,
         key: u32,
-    ) -> Pushed {
+    ) -> PushResult {
         let token = self.token(key);
         Ok(self
             .ring
@@ -271,20 +284,20 @@ impl Context<'_> {
             .map_err(|(_, pieces)| pieces))
     }
 
-    /// Cancels this device's operation `key`, whose completion will tell.
-    pub(crate) fn cancel(&mut self, key: u32) -> Result<(), Trouble> {
+    /// Cancels this device's operation `key`, whose completion says what became of it.
+    pub(crate) fn cancel(&mut self, key: u32) -> Result<(), DeviceFault> {
         let token = self.token(key);
         Ok(self.ring.cancel(token)?)
     }
 
-    /// See [`Ring::punch_hole`].
+    /// See [`IoRing::punch_hole`].
     pub(crate) fn punch_hole(
         &mut self,
         fd: BorrowedFd<'_>,
         offset: u64,
         len: u64,
         key: u32,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), DeviceFault> {
         let token = self.token(key);
         Ok(self.ring.punch_hole(fd, offset, len, token)?)
     }

@@ -1,7 +1,7 @@
 //! The loop itself: watches, deadlines, stopping; and the entropy device on it.
 
 use crate::testing::{QUEUES, Running, line, memory, set_up, wait};
-use crate::{EventLoop, Host, LoopControl, Rng, WatchId};
+use crate::{EventLoop, LoopControl, LoopHost, Rng, WatchId};
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -17,7 +17,7 @@ struct Recorder {
     stop_after: usize,
 }
 
-impl Host for Recorder {
+impl LoopHost for Recorder {
     fn ready(&mut self, watch: WatchId, control: &mut LoopControl) {
         self.seen.push(watch.0);
         if self.seen.len() == self.stop_after {

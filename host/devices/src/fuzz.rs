@@ -17,10 +17,10 @@ use crate::testing::{
     DriverQueue, QUEUES, Running, add_block, add_vsock, line, memory, read32, set_up, vsock_config,
     wait, write32,
 };
-use crate::vsock::packet::{Header, Op};
+use crate::vsock::packet::{PacketHeader, PacketOp};
 use crate::vsock::spec::{HEADER_LEN, RX, TX};
 use crate::{
-    BlockConfig, DiskParent, Ioapic, IrqRoutes, Memory, Mmio, MsiRoute, Rng, SavedConnection,
+    BlockConfig, DiskParent, Ioapic, IrqRoutes, Memory, MmioWindow, MsiRoute, Rng, SavedConnection,
 };
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use std::fs::File;
@@ -74,7 +74,7 @@ impl Source<'_> {
 }
 
 struct Guest {
-    running: Running<Vec<Arc<Mmio>>>,
+    running: Running<Vec<Arc<MmioWindow>>>,
     memory: Arc<Memory>,
     queues: Vec<Vec<DriverQueue>>,
     link: UnixStream,
@@ -176,14 +176,14 @@ impl Guest {
     /// A socket packet that is nearly right.
     fn packet(&mut self, source: &mut Source<'_>) {
         let len = source.len();
-        let header = Header {
+        let header = PacketHeader {
             src_cid: if source.u8() == 0 { 9 } else { 3 },
             dst_cid: 2,
             src_port: u32::from(source.u8() % 3),
             dst_port: if source.u8() == 0 { 1 } else { 1024 },
             len,
             kind: if source.u8() == 0 { 2 } else { 1 },
-            op: Op::from(u16::from(source.u8() % 9)),
+            op: PacketOp::from(u16::from(source.u8() % 9)),
             flags: source.u32() % 5,
             buf_alloc: source.len(),
             fwd_cnt: source.len(),
@@ -247,14 +247,14 @@ impl Guest {
         assert_eq!(self.memory.read_obj::<u8>(GuestAddress(0x1010)).unwrap(), 0);
 
         let mmio = self.running.made[VSOCK].clone();
-        let request = Header {
+        let request = PacketHeader {
             src_cid: 3,
             dst_cid: 2,
             src_port: 9,
             dst_port: 1024,
             len: 0,
             kind: 1,
-            op: Op::Request,
+            op: PacketOp::Request,
             flags: 0,
             buf_alloc: 4096,
             fwd_cnt: 0,
@@ -271,7 +271,7 @@ impl Guest {
         self.memory
             .read_slice(&mut header, GuestAddress(0x4000))
             .unwrap();
-        assert_eq!(Header::parse(&header).op, Op::Response);
+        assert_eq!(PacketHeader::parse(&header).op, PacketOp::Response);
         assert_eq!(read32(&mmio, 0x70), 15);
     }
 }

@@ -1,16 +1,16 @@
 //! Saving and loading the devices: what a host handles, and the gate that untrusted bytes pass.
 //!
-//! Each device's state is one blob of postcard values, one after the other: the tag of its [`Kind`],
+//! Each device's state is one blob of postcard values, one after the other: the tag of its [`DeviceKind`],
 //! what its kind adds, and its register window with the positions of its queues ([`WindowV1`]). The
 //! structs lie beside their owners and hold no runtime type.
 //!
-//! [`WindowV1`]: crate::mmio::WindowV1
+//! [`WindowV1`]: crate::mmio::state::WindowV1
 
 use crate::Contents;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 
-/// All devices of a loop at one moment.
+/// The state of all devices of a loop at one point in time.
 #[derive(Debug)]
 pub struct SavedDevices {
     /// One blob per device, in the order in which the devices were added.
@@ -19,7 +19,7 @@ pub struct SavedDevices {
     pub contents: Vec<Box<dyn Contents>>,
 }
 
-/// Why the devices could not be saved. They go on as before.
+/// Why the devices could not be saved. They resume as before.
 #[derive(Debug, thiserror::Error)]
 pub enum SaveError {
     /// Something the guest asked for took too long, as a send on a link that nobody reads.
@@ -101,9 +101,9 @@ pub enum LoadError {
 
 /// What is wrong with a saved value.
 #[derive(Debug)]
-pub(crate) struct Invalid(pub(crate) String);
+pub(crate) struct InvalidState(pub(crate) String);
 
-impl Invalid {
+impl InvalidState {
     pub(crate) fn of(self, device: String) -> LoadError {
         LoadError::Value {
             device,
@@ -114,7 +114,7 @@ impl Invalid {
 
 /// Why a device does not take over what was saved.
 #[derive(Debug)]
-pub enum Refused {
+pub enum StateRefusal {
     /// The bytes are not of that form.
     Decode(postcard::Error),
     /// So many bytes follow the state.
@@ -123,13 +123,13 @@ pub enum Refused {
     Value(String),
 }
 
-impl From<Invalid> for Refused {
-    fn from(invalid: Invalid) -> Self {
+impl From<InvalidState> for StateRefusal {
+    fn from(invalid: InvalidState) -> Self {
         Self::Value(invalid.0)
     }
 }
 
-impl Refused {
+impl StateRefusal {
     pub(crate) fn of(self, device: String) -> LoadError {
         match self {
             Self::Decode(source) => LoadError::Decode { device, source },
@@ -141,7 +141,7 @@ impl Refused {
 
 /// What a device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kind {
+pub struct DeviceKind {
     /// Stands at the head of its saved state, on disk for ever: 0 is the socket, 1 the disk, 2 the
     /// entropy device. A new kind takes the next one.
     pub(crate) tag: u32,
@@ -150,8 +150,8 @@ pub struct Kind {
 }
 
 /// The value at the head of `bytes`, which then are what follows it.
-pub(crate) fn take<T: DeserializeOwned>(bytes: &mut &[u8]) -> Result<T, Refused> {
-    let (value, rest) = postcard::take_from_bytes(bytes).map_err(Refused::Decode)?;
+pub(crate) fn take<T: DeserializeOwned>(bytes: &mut &[u8]) -> Result<T, StateRefusal> {
+    let (value, rest) = postcard::take_from_bytes(bytes).map_err(StateRefusal::Decode)?;
     *bytes = rest;
     Ok(value)
 }
@@ -160,7 +160,7 @@ pub(crate) fn take<T: DeserializeOwned>(bytes: &mut &[u8]) -> Result<T, Refused>
 pub(crate) fn decode<T: DeserializeOwned>(mut bytes: &[u8], device: &str) -> Result<T, LoadError> {
     let value = take(&mut bytes).and_then(|value| match bytes.len() {
         0 => Ok(value),
-        extra => Err(Refused::Trailing(extra)),
+        extra => Err(StateRefusal::Trailing(extra)),
     });
     value.map_err(|refused| refused.of(device.to_owned()))
 }

@@ -3,12 +3,13 @@
 //! heard of it.
 
 use crate::attachment::Attachment;
-use crate::device::{Context, Device, Next, Trouble};
-use crate::mmio::{F_EVENT_IDX, Identity};
-use crate::state::{Invalid, Kind, Refused, take};
+use crate::device::{Device, DeviceContext, DeviceFault, NextTurn};
+use crate::mmio::{DeviceIdentity, F_EVENT_IDX};
+use crate::state::{DeviceKind, InvalidState, StateRefusal, take};
 use crate::testing::{DriverQueue, QUEUES, Running, line, memory, restore, set_up, vsock_config};
 use crate::{
-    Block, BlockConfig, DiskParent, EventLoop, LoadError, Memory, Mmio, Rng, SavedConnection, Vsock,
+    Block, BlockConfig, DiskParent, EventLoop, LoadError, Memory, MmioWindow, Rng, SavedConnection,
+    Vsock,
 };
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -37,15 +38,15 @@ struct SumV1 {
 struct Step(u64);
 
 impl Device for SumDevice {
-    fn kind(&self) -> Kind {
-        Kind {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind {
             tag: 1_000_000,
             name: "sum device",
         }
     }
 
-    fn identity(&self) -> Identity {
-        Identity {
+    fn identity(&self) -> DeviceIdentity {
+        DeviceIdentity {
             device_id: 63,
             features: F_EVENT_IDX,
             queue_sizes: &[8],
@@ -53,18 +54,22 @@ impl Device for SumDevice {
         }
     }
 
-    fn start(&mut self, queues: Vec<Option<Queue>>, _: &mut Context<'_>) -> Result<(), Trouble> {
+    fn start(
+        &mut self,
+        queues: Vec<Option<Queue>>,
+        _: &mut DeviceContext<'_>,
+    ) -> Result<(), DeviceFault> {
         self.queue = queues.into_iter().next().flatten();
         Ok(())
     }
 
-    fn kick(&mut self, _: usize, _: &mut Context<'_>) -> Result<(), Trouble> {
+    fn kick(&mut self, _: usize, _: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
         Ok(())
     }
 
-    fn turn(&mut self, cx: &mut Context<'_>) -> Result<Next, Trouble> {
+    fn turn(&mut self, cx: &mut DeviceContext<'_>) -> Result<NextTurn, DeviceFault> {
         let Some(queue) = &mut self.queue else {
-            return Ok(Next::Wait);
+            return Ok(NextTurn::Wait);
         };
         while let Some(chain) = queue.iter(cx.memory)?.next() {
             let head = chain.head_index();
@@ -77,10 +82,14 @@ impl Device for SumDevice {
         }
         let again = queue.enable_notification(cx.memory)?;
         cx.interrupt_if_needed(queue)?;
-        Ok(if again { Next::Again } else { Next::Wait })
+        Ok(if again {
+            NextTurn::Again
+        } else {
+            NextTurn::Wait
+        })
     }
 
-    fn stop(&mut self, _: &mut Context<'_>) -> Result<(), Trouble> {
+    fn stop(&mut self, _: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
         self.queue = None;
         Ok(())
     }
@@ -98,10 +107,10 @@ impl Device for SumDevice {
         postcard::to_extend(&SumV1 { sum: self.sum }, into)
     }
 
-    fn load(&mut self, saved: &mut &[u8]) -> Result<(), Refused> {
+    fn load(&mut self, saved: &mut &[u8]) -> Result<(), StateRefusal> {
         let SumV1 { sum } = take(saved)?;
         if sum > LIMIT {
-            return Err(Invalid(format!("a sum of {sum}")).into());
+            return Err(InvalidState(format!("a sum of {sum}")).into());
         }
         self.sum = sum;
         Ok(())
@@ -109,14 +118,14 @@ impl Device for SumDevice {
 }
 
 /// The devices of one machine: the line.
-fn add(event_loop: &mut EventLoop, step: u64) -> Arc<Mmio> {
+fn add(event_loop: &mut EventLoop, step: u64) -> Arc<MmioWindow> {
     let (queue, sum) = (None, 0);
     let device = SumDevice { queue, step, sum };
     event_loop.add(Box::new(device), line()).unwrap()
 }
 
 struct Guest {
-    running: Running<Arc<Mmio>>,
+    running: Running<Arc<MmioWindow>>,
     memory: Arc<Memory>,
     queue: DriverQueue,
 }

@@ -8,10 +8,11 @@
 )]
 #![allow(dead_code, reason = "fuzzing uses less of it than the tests")]
 
-use crate::mmio::{F_EVENT_IDX, Mmio};
+use crate::mmio::{F_EVENT_IDX, MmioWindow};
 use crate::{
-    Block, BlockConfig, BlockMetrics, EventLoop, Host, IrqLine, LoopControl, LoopMetrics, Memory,
-    SaveError, SavedConnection, SavedDevices, Vsock, VsockConfig, VsockLink, VsockMetrics, WatchId,
+    Block, BlockConfig, BlockMetrics, EventLoop, IrqLine, LoopControl, LoopHost, LoopMetrics,
+    Memory, SaveError, SavedConnection, SavedDevices, Vsock, VsockConfig, VsockLink, VsockMetrics,
+    WatchId,
 };
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -47,7 +48,7 @@ pub(crate) fn memory() -> Arc<Memory> {
 }
 
 /// What a device is found under: its registers and its counters.
-pub(crate) type Added<M> = (Arc<Mmio>, Arc<M>);
+pub(crate) type Added<M> = (Arc<MmioWindow>, Arc<M>);
 
 /// Adds a socket device to a loop.
 pub(crate) fn add_vsock(
@@ -92,7 +93,7 @@ pub(crate) struct Running<T> {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What a host takes while the devices are still: their state, and a copy of the memory.
+/// What a host takes while the devices are quiesced: their state, and a copy of the memory.
 pub(crate) type Saved = (Result<SavedDevices, SaveError>, Arc<Memory>);
 
 const STOP: WatchId = WatchId(0);
@@ -109,7 +110,7 @@ struct TestHost {
     is_reset: mpsc::Sender<()>,
 }
 
-impl Host for TestHost {
+impl LoopHost for TestHost {
     fn ready(&mut self, watch: WatchId, control: &mut LoopControl) {
         match watch {
             STOP => control.stop(),
@@ -200,7 +201,7 @@ impl<T: Send + 'static> Running<T> {
 }
 
 impl<T> Running<T> {
-    /// Brings the devices to a standstill and saves them. Their driver does nothing meanwhile.
+    /// Quiesces the devices and saves them. Their driver does nothing meanwhile.
     pub(crate) fn try_save(&self) -> Saved {
         rustix::io::write(self.quiesce.as_fd(), &1u64.to_ne_bytes()).unwrap();
         self.saved.recv_timeout(Duration::from_secs(10)).unwrap()
@@ -227,11 +228,11 @@ impl<T> Drop for Running<T> {
     }
 }
 
-pub(crate) fn write32(mmio: &Mmio, offset: u64, value: u32) {
+pub(crate) fn write32(mmio: &MmioWindow, offset: u64, value: u32) {
     mmio.write(offset, &value.to_le_bytes());
 }
 
-pub(crate) fn read32(mmio: &Mmio, offset: u64) -> u32 {
+pub(crate) fn read32(mmio: &MmioWindow, offset: u64) -> u32 {
     let mut bytes = [0; 4];
     mmio.read(offset, &mut bytes);
     u32::from_le_bytes(bytes)
@@ -247,7 +248,7 @@ pub(crate) struct DriverQueue {
     next_descriptor: u16,
     avail: u16,
     /// `avail` at the last kick.
-    told: u16,
+    notified: u16,
     used: u16,
     pub(crate) event_idx: bool,
 }
@@ -311,25 +312,26 @@ impl DriverQueue {
         self.put16(self.avail_ring() + 2, self.avail);
     }
 
-    /// Whether the device wants to be told of what was added last (§2.7.10).
+    /// Whether the device wants to be notified of what was added last (§2.7.10).
     pub(crate) fn wants_kick(&self) -> bool {
         let event = self.get16(self.used_ring() + 4 + 8 * u64::from(self.size));
         !self.event_idx
-            || self.avail.wrapping_sub(event).wrapping_sub(1) < self.avail.wrapping_sub(self.told)
+            || self.avail.wrapping_sub(event).wrapping_sub(1)
+                < self.avail.wrapping_sub(self.notified)
     }
 
-    /// Tells the device, if it wants to know.
-    pub(crate) fn kick(&mut self, mmio: &Mmio) {
+    /// Notifies the device, if it wants that.
+    pub(crate) fn kick(&mut self, mmio: &MmioWindow) {
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         let wanted = self.wants_kick();
-        self.told = self.avail;
+        self.notified = self.avail;
         if wanted {
             write32(mmio, crate::QUEUE_NOTIFY, self.index);
         }
     }
 
-    /// Tells the device in any case.
-    pub(crate) fn force_kick(&self, mmio: &Mmio) {
+    /// Notifies the device in any case.
+    pub(crate) fn force_kick(&self, mmio: &MmioWindow) {
         write32(mmio, crate::QUEUE_NOTIFY, self.index);
     }
 
@@ -379,7 +381,7 @@ pub(crate) const QUEUES: u64 = (MEMORY - (1 << 20)) as u64;
 /// Brings a device up as a driver does, with every feature it offers except those in `without`,
 /// and its queues' memory from `base` on.
 pub(crate) fn set_up(
-    mmio: &Mmio,
+    mmio: &MmioWindow,
     memory: &Arc<Memory>,
     without: u64,
     base: u64,
@@ -417,7 +419,7 @@ pub(crate) fn set_up(
             base: base + u64::from(index) * 0x8000,
             next_descriptor: 0,
             avail: 0,
-            told: 0,
+            notified: 0,
             used: 0,
             event_idx: features & F_EVENT_IDX != 0,
         };

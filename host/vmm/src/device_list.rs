@@ -7,8 +7,8 @@ use control::{
     DeviceReset, DeviceSpec, DiskSpec, FdName, MissingFd, ReceivedFds, SavedLink, VsockSpec,
 };
 use devices::{
-    Attachment, Block, BlockConfig, BlockMetrics, Device, DiskParent, EventLoop, LoopMetrics, Mmio,
-    Rng, SavedConnection, Vsock, VsockConfig, VsockLink, VsockMetrics,
+    Attachment, Block, BlockConfig, BlockMetrics, Device, DiskParent, EventLoop, LoopMetrics,
+    MmioWindow, Rng, SavedConnection, Vsock, VsockConfig, VsockLink, VsockMetrics,
 };
 use machine::{Vm, layout};
 use std::fs::File;
@@ -30,7 +30,7 @@ pub(crate) struct Metrics {
 pub(crate) struct Placed {
     pub(crate) base: u64,
     pub(crate) gsi: u32,
-    pub(crate) window: Arc<Mmio>,
+    pub(crate) window: Arc<MmioWindow>,
 }
 
 /// The devices that have been added so far.

@@ -22,7 +22,7 @@ use crate::save::{self, SaveError, Targets};
 use crate::trace::Trace;
 use crate::wiring::borrow;
 use control::{ChannelError, Configured, Event, ExitReport, Request, ResetSpec, VmSpec, VmStats};
-use devices::{EventLoop, Host, LoopControl, SavedDevices, WatchId};
+use devices::{EventLoop, LoopControl, LoopHost, SavedDevices, WatchId};
 use machine::monotonic_ns;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use snapshot_memory::Rewritten;
@@ -375,7 +375,7 @@ impl Supervisor {
     }
 }
 
-impl Host for Supervisor {
+impl LoopHost for Supervisor {
     fn ready(&mut self, watch: WatchId, control: &mut LoopControl) {
         if watch == CONTROL {
             self.receive(control);

@@ -1,6 +1,6 @@
 //! Where `machine` and `devices`, which do not know each other, meet: adapters of a few lines.
 
-use devices::{Console, Ioapic, IrqLine, Mmio, MsiRoute, ResetPort};
+use devices::{Console, Ioapic, IrqLine, MmioWindow, MsiRoute, ResetPort};
 use machine::{BusDevice, IrqRoutes, Msi};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
@@ -47,7 +47,7 @@ impl devices::IrqRoutes for Routes {
 }
 
 /// A device window on the memory bus.
-pub(crate) struct Window(pub(crate) Arc<Mmio>);
+pub(crate) struct Window(pub(crate) Arc<MmioWindow>);
 
 impl BusDevice for Window {
     fn read(&self, offset: u64, data: &mut [u8]) {

@@ -379,7 +379,7 @@ fn a_file_cut_short_is_an_error_not_garbage() {
     assert_eq!(guest.read(0, 4096, 1).0, S_IOERR);
 }
 
-/// The table of the room's README.
+/// The table of this crate's README.
 #[test]
 fn one_request_costs_two_system_calls() {
     let mut guest = Guest::new(base(SIZE).0, Some(tempfile::tempfile().unwrap()));

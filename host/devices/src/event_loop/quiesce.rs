@@ -1,15 +1,15 @@
-//! Bringing all devices to a standstill, for saving them.
+//! Quiescing all devices, for saving them.
 //!
 //! ```text
 //!  LoopControl::quiesce --> each turn: devices settle instead of working
 //!                             |  all settled, all interrupts raised     2 s are over
-//!                             +------------> Host::quiesced(Ok) / (Err) <----+
+//!                             +----------> LoopHost::quiesced(Ok) / (Err) <--+
 //!                                               |
-//!                                          work goes on
+//!                                          work resumes
 //! ```
 
-use super::{EventLoop, Host, LoopControl, Slot, SlotState};
-use crate::device::Next;
+use super::{DeviceSlot, EventLoop, LoopControl, LoopHost, SlotState};
+use crate::device::NextTurn;
 use crate::state::SaveError;
 use std::mem;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 /// The longest the loop waits for its devices.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
 
-impl Slot {
+impl DeviceSlot {
     /// Nothing that is saved changes any more unless the driver does something.
     fn settled(&self) -> bool {
         match self.state {
@@ -40,14 +40,14 @@ impl EventLoop {
         asked
     }
 
-    /// Tells the host when all devices have settled, or when that takes too long.
+    /// Calls the host when all devices have settled, or when that takes too long.
     pub(super) fn tell_quiesced(
         &mut self,
         until: Instant,
         now: Instant,
-        host: &mut dyn Host,
+        host: &mut dyn LoopHost,
         control: &mut LoopControl,
-    ) -> Next {
+    ) -> NextTurn {
         let busy = self.slots.iter().position(|slot| !slot.settled());
         let outcome = match self.outcome(busy, until, now) {
             Ok(outcome) => outcome,
@@ -55,7 +55,7 @@ impl EventLoop {
         };
         self.quiescing = None;
         host.quiesced(outcome.and_then(|()| self.save()), control);
-        Next::Again
+        NextTurn::Again
     }
 
     /// Whether it is time for the host, which waits for the `busy` device until then: no device is busy
@@ -66,12 +66,12 @@ impl EventLoop {
         busy: Option<usize>,
         until: Instant,
         now: Instant,
-    ) -> Result<Result<(), SaveError>, Next> {
+    ) -> Result<Result<(), SaveError>, NextTurn> {
         match busy {
             None if self.ring.all_submitted() => Ok(Ok(())),
             // The last interrupts have to be raised.
-            None => Err(Next::Again),
-            Some(_) if now < until => Err(Next::Wait),
+            None => Err(NextTurn::Again),
+            Some(_) if now < until => Err(NextTurn::Wait),
             Some(index) => Ok(Err(SaveError::Busy {
                 device: self.name(index),
                 after: TIMEOUT,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! LoopControl::clear ─> all devices stop, sends and receives are cancelled
-//!                    ─> nothing is in flight: Host::cleared ─> EventLoop::reset
+//!                    ─> nothing is in flight: LoopHost::cleared ─> EventLoop::reset
 //! ```
 //!
 //! Unlike saving, nothing is waited for that a slow reader of the link could hold up: what was under
@@ -10,9 +10,9 @@
 
 use super::quiesce::TIMEOUT;
 use super::{EventLoop, LoopControl, LoopError, SlotState};
-use crate::device::Next;
+use crate::device::NextTurn;
 use crate::state::LoadError;
-use crate::{Attachment, Host};
+use crate::{Attachment, LoopHost};
 use std::mem;
 use std::time::Instant;
 
@@ -34,14 +34,14 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Tells the host when nothing is in flight, or when that takes too long.
+    /// Calls the host when nothing is in flight, or when that takes too long.
     pub(super) fn tell_cleared(
         &mut self,
         until: Instant,
         now: Instant,
-        host: &mut dyn Host,
+        host: &mut dyn LoopHost,
         control: &mut LoopControl,
-    ) -> Next {
+    ) -> NextTurn {
         let busy = self.slots.iter().position(|slot| !slot.device.cleared());
         // Interrupts of the old state, too, must not come after the new one is in place.
         let outcome = match self.outcome(busy, until, now) {
@@ -51,12 +51,12 @@ impl EventLoop {
         self.clearing = None;
         self.peer_closed = false;
         host.cleared(outcome, self, control);
-        Next::Again
+        NextTurn::Again
     }
 
     /// Gives cleared devices a saved state, over memory that has been reset to the same point, as
     /// [`EventLoop::load`] does for new ones, and each its attachment. Disks lose all that their
-    /// private layers hold. Only within [`Host::cleared`]; `devices` need not be trusted.
+    /// private layers hold. Only within [`LoopHost::cleared`]; `devices` need not be trusted.
     ///
     /// # Errors
     /// [`LoadError`]; the loop must be stopped then.

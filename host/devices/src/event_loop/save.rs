@@ -1,14 +1,14 @@
 //! Saving all devices, and loading what was saved.
 
-use super::{EventLoop, LoopError, Slot, SlotState, queue};
-use crate::device::Context;
-use crate::mmio::{Loaded, WindowV1};
-use crate::state::{Invalid, LoadError, Refused, SaveError, SavedDevices, take};
+use super::{DeviceSlot, EventLoop, LoopError, SlotState, queue};
+use crate::device::DeviceContext;
+use crate::mmio::state::{LoadedWindow, WindowV1};
+use crate::state::{InvalidState, LoadError, SaveError, SavedDevices, StateRefusal, take};
 use std::mem;
 use std::time::Instant;
 use virtio_queue::QueueState;
 
-impl Slot {
+impl DeviceSlot {
     fn save(&self, memory: &crate::Memory) -> postcard::Result<Vec<u8>> {
         let running = self.state == SlotState::Running;
         let live = if running {
@@ -24,7 +24,7 @@ impl Slot {
 
 impl EventLoop {
     pub(super) fn save(&self) -> Result<SavedDevices, SaveError> {
-        let blob = |(index, slot): (usize, &Slot)| {
+        let blob = |(index, slot): (usize, &DeviceSlot)| {
             slot.save(&self.memory).map_err(|source| SaveError::Encode {
                 device: self.name(index),
                 source,
@@ -41,10 +41,10 @@ impl EventLoop {
         })
     }
 
-    /// Takes over what [`crate::Host::quiesced`] was given by another loop with the same devices, over
+    /// Takes over what [`crate::LoopHost::quiesced`] was given by another loop with the same devices, over
     /// a copy of the same memory. Before [`EventLoop::run`]; `devices` need not be trusted.
     ///
-    /// A device that a driver had started goes on without the driver's doing: it looks at all its
+    /// A device that a driver had started resumes without the driver's doing: it looks at all its
     /// queues, and it interrupts once if the driver may not have seen all of its used buffers.
     ///
     /// # Errors
@@ -113,21 +113,21 @@ impl EventLoop {
             .map_err(|refused| refused.of(self.name(index)))
     }
 
-    fn load_state(&mut self, index: usize, mut saved: &[u8]) -> Result<(), Refused> {
+    fn load_state(&mut self, index: usize, mut saved: &[u8]) -> Result<(), StateRefusal> {
         let slot = &mut self.slots[index];
         slot.device.load(&mut saved)?;
         let window: WindowV1 = take(&mut saved)?;
         if !saved.is_empty() {
-            return Err(Refused::Trailing(saved.len()));
+            return Err(StateRefusal::Trailing(saved.len()));
         }
         match slot.mmio.load(&window)? {
-            Loaded::Idle => slot.device.check_idle(),
-            Loaded::Failed => {
+            LoadedWindow::Idle => slot.device.check_idle(),
+            LoadedWindow::Failed => {
                 slot.state = SlotState::Failed;
                 slot.interrupt_owed = true;
                 slot.device.check_idle()
             }
-            Loaded::Running { queues, unseen } => {
+            LoadedWindow::Running { queues, unseen } => {
                 slot.interrupt_owed = unseen;
                 Ok(self.start_loaded(index, queues)?)
             }
@@ -135,20 +135,20 @@ impl EventLoop {
     }
 
     /// Starts a loaded device as its driver did once.
-    fn start_loaded(&mut self, index: usize, queues: Vec<QueueState>) -> Result<(), Invalid> {
+    fn start_loaded(&mut self, index: usize, queues: Vec<QueueState>) -> Result<(), InvalidState> {
         let Some(slot) = self.slots.get_mut(index) else {
             return Ok(());
         };
         let valid = |(number, state): (usize, QueueState)| {
             queue(state, &self.memory)
-                .map_err(|error| Invalid(format!("queue {number} with {state:?}: {error}")))
+                .map_err(|error| InvalidState(format!("queue {number} with {state:?}: {error}")))
         };
         let queues: Vec<_> = queues
             .into_iter()
             .enumerate()
             .map(valid)
             .collect::<Result<_, _>>()?;
-        let mut cx = Context {
+        let mut cx = DeviceContext {
             ring: &mut self.ring,
             memory: &self.memory,
             mmio: &slot.mmio,
@@ -159,7 +159,7 @@ impl EventLoop {
         };
         slot.device
             .start(queues, &mut cx)
-            .map_err(|_| Invalid("a queue that it needs is missing".into()))?;
+            .map_err(|_| InvalidState("a queue that it needs is missing".into()))?;
         slot.state = SlotState::Running;
         Ok(())
     }

@@ -2,7 +2,9 @@
 
 use super::{BLOCK, Guest, Source, VSOCK, file};
 use crate::testing::{MEMORY, Running, add_block, add_vsock, copy, line, vsock_config};
-use crate::{BlockConfig, DiskParent, EventLoop, LoadError, Memory, Mmio, Rng, SavedConnection};
+use crate::{
+    BlockConfig, DiskParent, EventLoop, LoadError, Memory, MmioWindow, Rng, SavedConnection,
+};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -37,7 +39,11 @@ fn valid() -> State {
 }
 
 /// The devices that [`Guest::new`] has, over a snapshot's disk layer.
-fn add(event_loop: &mut EventLoop, link: UnixStream, after: SavedConnection) -> Vec<Arc<Mmio>> {
+fn add(
+    event_loop: &mut EventLoop,
+    link: UnixStream,
+    after: SavedConnection,
+) -> Vec<Arc<MmioWindow>> {
     let (vsock, _) = add_vsock(event_loop, vsock_config(link, after), line());
     let config = BlockConfig {
         base: file(1 << 20),
@@ -125,7 +131,7 @@ fn load(memory: Arc<Memory>, devices: Vec<Vec<u8>>, after: SavedConnection) -> O
 mod test {
     use super::*;
     use crate::block::BlockV1;
-    use crate::mmio::WindowV1;
+    use crate::mmio::state::WindowV1;
     use crate::vsock::VsockV1;
     use proptest::prelude::*;
     use serde::{Deserialize, Serialize};

@@ -22,7 +22,7 @@ impl Guest {
         }
     }
 
-    /// The copy and the flat layer it stands on.
+    /// The copy and the flat layer below it.
     fn copy(&self, base: &File) -> (Self, File) {
         let (saved, memory) = self.running.save();
         let flat = tempfile::tempfile().unwrap();

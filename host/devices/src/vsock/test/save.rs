@@ -37,7 +37,7 @@ impl Guest {
             .for_each(|q| while q.take_used().is_some() {});
     }
 
-    /// A message each way, and what the guest is told of the bytes it sent in all.
+    /// A message each way, and what the guest is credited of the bytes it sent in all.
     fn talk(&mut self, sent_before: u32) {
         self.data(b"ping");
         let mut bytes = [0; 4];
@@ -45,8 +45,8 @@ impl Guest {
         assert_eq!(&bytes, b"ping");
         self.link.write_all(b"pong").unwrap();
         assert_eq!(self.receive().1, b"pong");
-        self.send(Self::header(Op::CreditRequest), &[]);
-        assert_eq!(self.expect(Op::CreditUpdate).fwd_cnt, sent_before + 4);
+        self.send(Self::header(PacketOp::CreditRequest), &[]);
+        assert_eq!(self.expect(PacketOp::CreditUpdate).fwd_cnt, sent_before + 4);
     }
 }
 
@@ -71,20 +71,20 @@ fn a_kept_connection_goes_on_in_the_copy_and_in_the_original() {
 #[test]
 fn the_copy_keeps_to_the_credit_of_both_sides() {
     let mut guest = Guest::new(0);
-    let small = |op| Header {
+    let small = |op| PacketHeader {
         buf_alloc: 1000,
         ..Guest::header(op)
     };
-    guest.send(small(Op::Request), &[]);
-    guest.expect(Op::Response);
+    guest.send(small(PacketOp::Request), &[]);
+    guest.expect(PacketOp::Response);
     guest.link.write_all(&[1; 600]).unwrap();
     assert_eq!(guest.receive().1.len(), 600);
     let mut copy = guest.copy(SavedConnection::Kept);
     copy.link.write_all(&[2; 1000]).unwrap();
     assert_eq!(copy.receive().1, [2; 400]);
-    let freed = Header {
+    let freed = PacketHeader {
         fwd_cnt: 1000,
-        ..small(Op::CreditUpdate)
+        ..small(PacketOp::CreditUpdate)
     };
     copy.send(freed, &[]);
     assert_eq!(copy.receive().1, [2; 600]);
@@ -96,11 +96,11 @@ fn a_broken_connection_is_reset_and_a_new_one_works() {
     guest.connect();
     guest.talk(0);
     let mut copy = guest.copy(SavedConnection::Broken);
-    let reset = copy.expect(Op::Reset);
+    let reset = copy.expect(PacketOp::Reset);
     assert_eq!((reset.src_port, reset.dst_port), (1024, 5000));
     // What the guest still sends on the old connection is refused, not delivered.
     copy.data(b"lost");
-    copy.expect(Op::Reset);
+    copy.expect(PacketOp::Reset);
     copy.connect();
     copy.talk(0);
     guest.talk(4);
@@ -132,7 +132,7 @@ fn everything_the_guest_sent_reaches_the_link_before_it_is_saved() {
     let used = std::iter::from_fn(|| copy.queues[TX].take_used()).count();
     assert_eq!(used, 1 + PACKETS + 1);
     // The guest's bytes of before are not sent again.
-    while copy.expect(Op::CreditUpdate).fwd_cnt as usize != TOTAL {}
+    while copy.expect(PacketOp::CreditUpdate).fwd_cnt as usize != TOTAL {}
     copy.talk(TOTAL as u32);
 }
 
@@ -158,14 +158,14 @@ fn a_link_that_nobody_reads_ends_the_wait_and_nothing_is_lost() {
 fn packets_the_guest_has_not_taken_come_in_the_copy() {
     let mut guest = Guest::new(0);
     guest.connect();
-    let elsewhere = Header {
+    let elsewhere = PacketHeader {
         dst_port: 9,
-        ..Guest::header(Op::Request)
+        ..Guest::header(PacketOp::Request)
     };
     (0..70).for_each(|_| guest.send(elsewhere, &[]));
     // There are 64 rx buffers, so some of the resets wait in the device.
     let mut copy = guest.copy(SavedConnection::Kept);
-    (0..70).for_each(|_| assert_eq!(copy.expect(Op::Reset).src_port, 9));
+    (0..70).for_each(|_| assert_eq!(copy.expect(PacketOp::Reset).src_port, 9));
     copy.talk(0);
 }
 
@@ -262,7 +262,7 @@ fn a_device_in_use_is_reset_and_nothing_of_the_old_link_is_left() {
         if kept {
             guest.talk(4);
         } else {
-            assert_eq!(guest.expect(Op::Reset).dst_port, 5000);
+            assert_eq!(guest.expect(PacketOp::Reset).dst_port, 5000);
             guest.connect();
             guest.talk(0);
         }
