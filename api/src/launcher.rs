@@ -275,7 +275,7 @@ impl Launcher {
     ) -> Result<BootSource, LaunchError> {
         let state = fds.add(reopen("state", &image.state)?);
         if let Some(Brought { socket, device }) = self.brought(image, plan) {
-            return Ok(BootSource::Lazy {
+            return Ok(BootSource::DemandPaged {
                 pager: fds.add(socket),
                 userfaultfd: fds.add(device),
                 state,

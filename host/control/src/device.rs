@@ -27,9 +27,9 @@ pub struct VsockSpec {
 /// What becomes of a saved connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SavedLink {
-    /// It goes on over the new link: both sides know that nothing was under way.
+    /// It continues over the new link: both sides know that nothing was under way.
     Kept,
-    /// The guest is told that it broke; the agent calls again and says Hello.
+    /// The guest sees that it broke; the agent calls again and says Hello.
     Broken,
 }
 

@@ -15,13 +15,12 @@ pub enum Request {
     /// [`Event::Failed`] where there is nothing to run: the guest is heard soon enough, and a claim would
     /// pay for waking the service.
     Start,
-    /// Bring the machine to a halt and write all of its state. Answered by [`Event::Saved`], after
-    /// which it stands still until [`Request::Start`] or [`Request::Stop`]; or by
+    /// Pause the machine and write all of its state. Answered by [`Event::Saved`], after
+    /// which it is paused until [`Request::Start`] or [`Request::Stop`]; or by
     /// [`Event::SaveFailed`], after which it runs on as before.
     Save(SaveSpec),
-    /// Put the machine back to a moment at which a machine over the same golden file was saved, with
-    /// another link. Answered by [`Event::Reset`], after which it stands still as one that has just
-    /// been configured does; or by [`Event::ResetFailed`], after which it is as it was before. When it
+    /// Reset the machine to a restore point over the same base memory, with another link. Answered by
+    /// [`Event::Reset`], after which it is paused as one that has just been configured is; or by [`Event::ResetFailed`], after which it is as it was before. When it
     /// fails half way the machine ends.
     Reset(ResetSpec),
     /// Ask for counters. Answered by [`Event::Stats`].
@@ -35,26 +34,26 @@ pub enum Request {
 pub struct Saved {
     /// Copying ahead while the machine ran, nanoseconds; 0 where that was not asked for, or not possible.
     pub ahead_ns: u64,
-    /// From there, or from the request's arrival, to the vCPUs standing still, nanoseconds.
+    /// From there, or from the request's arrival, to the vCPUs being paused, nanoseconds.
     pub park_ns: u64,
     /// From there to everything being written, nanoseconds.
     pub write_ns: u64,
     /// Pages of memory that were written, 4 KiB each.
     pub memory_pages: u64,
-    /// How many pages of memory were looked at while the machine stood still.
+    /// How many pages of memory were looked at while the machine was paused.
     pub still_pages: u64,
     /// Blocks of all disks that were written, 4 KiB each.
     pub disk_blocks: u64,
 }
 
-/// What was put back.
+/// What a reset did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reset {
-    /// From the request's arrival to everything standing still, nanoseconds.
+    /// From the request's arrival to everything being paused, nanoseconds.
     pub park_ns: u64,
-    /// From there to the machine being back, nanoseconds.
+    /// From there to the machine being reset, nanoseconds.
     pub reset_ns: u64,
-    /// Pages of memory that are the golden file's again, 4 KiB each.
+    /// Pages of memory that are the base memory's again, 4 KiB each.
     pub dropped_pages: u64,
     /// Pages of memory that were written from the layer.
     pub written_pages: u64,
@@ -67,16 +66,16 @@ pub enum Event {
     Configured(Configured),
     /// Counters, as asked.
     Stats(VmStats),
-    /// The machine is saved and stands still.
+    /// The machine is saved and paused.
     Saved(Saved),
-    /// The machine could not be saved and goes on.
+    /// The machine could not be saved and runs on.
     SaveFailed {
         /// What was tried, with which values, and why it failed.
         message: String,
     },
-    /// The machine is back and stands still.
+    /// The machine is reset and paused.
     Reset(Reset),
-    /// The machine could not be put back and is as it was.
+    /// The machine could not be reset and is as it was.
     ResetFailed {
         /// What was tried, with which values, and why it failed.
         message: String,
@@ -138,7 +137,7 @@ pub enum ExitCause {
     AgentDied,
     /// The guest's processor reset itself (triple fault).
     TripleFault,
-    /// KVM could not go on with the guest.
+    /// KVM could not run the guest any further.
     KvmInternalError {
         /// KVM's suberror number, `KVM_INTERNAL_ERROR_*`.
         suberror: u32,

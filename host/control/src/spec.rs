@@ -27,16 +27,16 @@ pub struct VmSpec {
     pub vcpus: u8,
     /// Guest memory in MiB, [`MIN_MEMORY_MIB`] to [`MAX_MEMORY_MIB`].
     pub memory_mib: u32,
-    /// Where its memory and processors begin.
+    /// What its memory and processors are at first.
     pub boot_source: BootSource,
     /// Its virtio devices, in the order the guest finds them.
     pub devices: Vec<DeviceSpec>,
 }
 
-/// Where a machine begins.
+/// What a machine is at first: a kernel that boots, or a restore point.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BootSource {
-    /// At a kernel's entry, with empty memory.
+    /// A kernel's entry, with empty memory.
     Kernel {
         /// An ELF `vmlinux`, open for reading.
         kernel: FdName,
@@ -48,7 +48,7 @@ pub enum BootSource {
         /// disks' parents hold. `None`: they have no parents.
         contents: Option<FdName>,
     },
-    /// Where another machine of the same shape was saved.
+    /// A restore point: another machine of the same shape as it was saved.
     Snapshot {
         /// All of its memory, sealed. Mapped copy-on-write, never written.
         base_memory: FdName,
@@ -59,9 +59,9 @@ pub enum BootSource {
         /// Its state, when it is saved, names exactly the pages that it has used and written.
         trial: bool,
     },
-    /// The same with memory that is not resident: a pager brings it while the machine runs.
-    Lazy {
-        /// The machine's end of a socket to the pager, which has been told whose memory it is.
+    /// A restore point whose memory is not resident: a pager fills it on demand while the machine runs.
+    DemandPaged {
+        /// The machine's end of a socket to the pager, which knows whose memory it is.
         pager: FdName,
         /// `/dev/userfaultfd`, open for reading and writing.
         userfaultfd: FdName,
@@ -80,7 +80,7 @@ pub struct SaveSpec {
     /// For the contents of each device that has any (a flat layer for each disk: what is not the base
     /// image's, each block at its place), in the order of [`VmSpec::devices`].
     pub contents: Vec<FdName>,
-    /// Whether memory is to be copied ahead while the machine runs, so that it stands still only for
+    /// Whether memory is to be copied ahead while the machine runs, so that it is paused only for
     /// what it writes meanwhile. All in all that is more work.
     pub ahead: bool,
 }
@@ -221,7 +221,7 @@ impl BootSource {
                 delta_layer,
                 ..
             } => [Some(base_memory), Some(state), delta_layer],
-            Self::Lazy {
+            Self::DemandPaged {
                 pager,
                 userfaultfd,
                 state,
@@ -324,16 +324,19 @@ mod test {
         disk(&mut from_snapshot).parent = Some(parent);
         assert_eq!(from_snapshot.check(7), Ok(()));
         assert_eq!(from_snapshot.check(6), Err(missing(6, 6)));
-        let lazy = |pager, userfaultfd| VmSpec {
-            boot_source: BootSource::Lazy {
+        let demand_paged = |pager, userfaultfd| VmSpec {
+            boot_source: BootSource::DemandPaged {
                 pager,
                 userfaultfd,
                 state,
             },
             ..spec()
         };
-        assert_eq!(lazy(base_memory, layer).check(6), Ok(()));
-        assert_eq!(lazy(base_memory, state).check(6), Err(missing(1, 6)));
+        assert_eq!(demand_paged(base_memory, layer).check(6), Ok(()));
+        assert_eq!(
+            demand_paged(base_memory, state).check(6),
+            Err(missing(1, 6))
+        );
     }
 
     #[test]

@@ -176,7 +176,7 @@ pub(crate) fn assemble(
 
 /// What a machine whose memory a pager brings is known to use.
 fn known(spec: &VmSpec, saved: Option<&State>) -> Option<Vec<Range>> {
-    let lazy = matches!(spec.boot_source, BootSource::Lazy { .. });
+    let lazy = matches!(spec.boot_source, BootSource::DemandPaged { .. });
     saved
         .filter(|_| lazy)
         .map(|state| state.first.touched.clone())

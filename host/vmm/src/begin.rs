@@ -47,7 +47,7 @@ const SMALL_GUEST_MIB: u32 = 2048;
 pub(crate) fn memory(spec: &VmSpec, fds: &mut ReceivedFds) -> Result<MemorySpec> {
     let bytes = u64::from(spec.memory_mib) << 20;
     let backing = match spec.boot_source {
-        BootSource::Kernel { .. } | BootSource::Lazy { .. } => Backing::Anonymous,
+        BootSource::Kernel { .. } | BootSource::DemandPaged { .. } => Backing::Anonymous,
         BootSource::Snapshot { base_memory, .. } => {
             Backing::BaseMemory(golden(fds.take(base_memory)?, bytes)?)
         }
@@ -113,7 +113,7 @@ impl Fresh<'_> {
                 prefault(self.vm, self.processors, self.pagemap, &state.first)?;
                 Ok(Some(state))
             }
-            BootSource::Lazy {
+            BootSource::DemandPaged {
                 pager,
                 userfaultfd,
                 state,

@@ -156,7 +156,7 @@ fn configure(pager: OwnedFd, files: &Files) -> Machine {
         .write(true)
         .open("/dev/userfaultfd");
     let mut fds = Descriptors::default();
-    let lazy = BootSource::Lazy {
+    let lazy = BootSource::DemandPaged {
         pager: fds.add(pager),
         userfaultfd: fds.add(device.unwrap()),
         state: fds.add(files.state.try_clone().unwrap()),

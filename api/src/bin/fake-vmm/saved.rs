@@ -44,7 +44,7 @@ impl Start {
                 delta_layer,
                 ..
             } => (base_memory, state, delta_layer),
-            BootSource::Lazy { .. } => return Err("there is no memory here to bring".into()),
+            BootSource::DemandPaged { .. } => return Err("there is no memory here to bring".into()),
         };
         let mut bytes = Vec::new();
         file(state)?.read_to_end(&mut bytes)?;
