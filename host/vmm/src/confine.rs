@@ -59,13 +59,13 @@ const COMMON: &[Allowed] = &[
 const WORK: &[Allowed] = &[
     // Running the guest; where an internal error happened; the IOAPIC's redirection entries. Saving a
     // machine; its clock, when one that has waited is let go; loading its processors and its
-    // interrupt routes, when it goes back.
+    // interrupt routes, when it is reset.
     (libc::SYS_ioctl, OneOf(1, ioctls::WORK)),
     (libc::SYS_userfaultfd, OneOf(0, &[UFFD_FLAGS])), // memory that is copied ahead
     (libc::SYS_copy_file_range, Always),              // a disk's layer
     (libc::SYS_pwrite64, Always),                     // a disk's layer
     (libc::SYS_ftruncate, Always),                    // a disk's layer, also to empty it
-    (libc::SYS_statx, OneOf(2, &[AT_EMPTY_PATH])),    // sizes of the files a machine goes back to
+    (libc::SYS_statx, OneOf(2, &[AT_EMPTY_PATH])),    // sizes of the files of a restore point
     (libc::SYS_io_uring_enter, Always),               // all device I/O
     (
         libc::SYS_io_uring_register,

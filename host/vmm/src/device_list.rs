@@ -1,8 +1,8 @@
 //! The virtio devices of one machine: each made from its spec, given its place in the guest's address
 //! space, and wired to KVM.
 
-use crate::assemble::{AssembleError, Result};
-use crate::wiring::Line;
+use crate::error::AssembleError;
+use crate::wiring::IrqfdLine;
 use control::{
     DeviceReset, DeviceSpec, DiskSpec, FdName, MissingFd, ReceivedFds, SavedLink, VsockSpec,
 };
@@ -20,14 +20,14 @@ const GUEST_CID: u32 = 3;
 const AGENT_PORT: u32 = 1024;
 
 /// The counters of all devices.
-pub(crate) struct Metrics {
+pub(crate) struct DeviceMetrics {
     pub(crate) event_loop: Arc<LoopMetrics>,
     pub(crate) vsock: Arc<VsockMetrics>,
     pub(crate) blocks: Vec<Arc<BlockMetrics>>,
 }
 
 /// A virtio device in its place.
-pub(crate) struct Placed {
+pub(crate) struct PlacedDevice {
     pub(crate) base: u64,
     pub(crate) gsi: u32,
     pub(crate) window: Arc<MmioWindow>,
@@ -37,13 +37,13 @@ pub(crate) struct Placed {
 pub(crate) struct DeviceList<'a> {
     vm: &'a Vm,
     event_loop: EventLoop,
-    placed: Vec<Placed>,
-    metrics: Metrics,
+    placed: Vec<PlacedDevice>,
+    metrics: DeviceMetrics,
 }
 
 impl<'a> DeviceList<'a> {
     pub(crate) fn new(vm: &'a Vm, event_loop: EventLoop) -> Self {
-        let metrics = Metrics {
+        let metrics = DeviceMetrics {
             event_loop: event_loop.metrics(),
             vsock: Arc::default(),
             blocks: Vec::new(),
@@ -57,7 +57,11 @@ impl<'a> DeviceList<'a> {
     }
 
     /// Adds one: a new kind of device is one line here.
-    pub(crate) fn add(&mut self, spec: &DeviceSpec, fds: &mut ReceivedFds) -> Result<()> {
+    pub(crate) fn add(
+        &mut self,
+        spec: &DeviceSpec,
+        fds: &mut ReceivedFds,
+    ) -> Result<(), AssembleError> {
         let device: Box<dyn Device> = match spec {
             DeviceSpec::Vsock(vsock) => Box::new(self.vsock(link(vsock, fds)?)),
             DeviceSpec::Block(disk) => Box::new(self.block(disk, fds)?),
@@ -76,7 +80,7 @@ impl<'a> DeviceList<'a> {
         device
     }
 
-    fn block(&mut self, disk: &DiskSpec, fds: &mut ReceivedFds) -> Result<Block> {
+    fn block(&mut self, disk: &DiskSpec, fds: &mut ReceivedFds) -> Result<Block, AssembleError> {
         let serial = format!("disk{}", self.metrics.blocks.len());
         let device = Block::new(BlockConfig {
             base: File::from(fds.take(disk.base)?),
@@ -91,10 +95,10 @@ impl<'a> DeviceList<'a> {
     }
 
     /// Gives a device its place: interrupt line, registers, doorbells.
-    fn place(&mut self, device: Box<dyn Device>) -> Result<()> {
+    fn place(&mut self, device: Box<dyn Device>) -> Result<(), AssembleError> {
         let index = u32::try_from(self.placed.len()).unwrap_or(u32::MAX);
         let (base, gsi) = layout::mmio_device(index).ok_or(AssembleError::TooManyDevices(index))?;
-        let line = Arc::new(Line(self.vm.irq_line(gsi)?));
+        let line = Arc::new(IrqfdLine(self.vm.irq_line(gsi)?));
         let window = self.event_loop.add(device, line)?;
         for bell in window.notifiers() {
             self.vm
@@ -102,11 +106,11 @@ impl<'a> DeviceList<'a> {
         }
         let acknowledged = base + devices::INTERRUPT_ACK;
         self.vm.absorb(acknowledged, window.acknowledge_eventfd())?;
-        self.placed.push(Placed { base, gsi, window });
+        self.placed.push(PlacedDevice { base, gsi, window });
         Ok(())
     }
 
-    pub(crate) fn into_parts(self) -> (EventLoop, Vec<Placed>, Metrics) {
+    pub(crate) fn into_parts(self) -> (EventLoop, Vec<PlacedDevice>, DeviceMetrics) {
         (self.event_loop, self.placed, self.metrics)
     }
 }
@@ -115,7 +119,7 @@ impl<'a> DeviceList<'a> {
 pub(crate) fn attachment(
     reset: &DeviceReset,
     fds: &mut ReceivedFds,
-) -> std::result::Result<Attachment, MissingFd> {
+) -> Result<Attachment, MissingFd> {
     Ok(match reset {
         DeviceReset::Vsock(vsock) => link(vsock, fds)?.into(),
         DeviceReset::Block { parent } => DiskParent(file(*parent, fds)?).into(),
@@ -123,7 +127,7 @@ pub(crate) fn attachment(
     })
 }
 
-fn link(spec: &VsockSpec, fds: &mut ReceivedFds) -> std::result::Result<VsockLink, MissingFd> {
+fn link(spec: &VsockSpec, fds: &mut ReceivedFds) -> Result<VsockLink, MissingFd> {
     Ok(VsockLink {
         socket: fds.take(spec.link)?,
         connection: match spec.connection {
@@ -133,9 +137,6 @@ fn link(spec: &VsockSpec, fds: &mut ReceivedFds) -> std::result::Result<VsockLin
     })
 }
 
-fn file(
-    name: Option<FdName>,
-    fds: &mut ReceivedFds,
-) -> std::result::Result<Option<File>, MissingFd> {
+fn file(name: Option<FdName>, fds: &mut ReceivedFds) -> Result<Option<File>, MissingFd> {
     Ok(name.map(|name| fds.take(name)).transpose()?.map(File::from))
 }

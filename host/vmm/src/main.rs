@@ -4,27 +4,32 @@
 //! `probe` tells facts about this host; `run` boots a machine by hand, for developers.
 
 mod assemble;
-mod begin;
+mod boot_source;
 mod confine;
-mod copying;
+mod demand_paging;
 mod device_list;
 mod ending;
+mod error;
 mod initrd;
 mod ioctls;
-mod lazy;
 mod log;
+mod memory_copy;
+mod pages;
+mod parts;
 mod prefault;
 mod prepared;
 mod probe;
 mod reset;
 mod run;
 mod save;
+mod serve;
+mod state_file;
 mod stats;
 mod supervise;
 mod trace;
 mod wiring;
 
-use prepared::Prepared;
+use prepared::PreparedHost;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
@@ -81,11 +86,11 @@ fn zygote() -> anyhow::Result<()> {
     }
 }
 
-fn serve(prepared: Option<Prepared>) -> anyhow::Result<()> {
+fn serve(prepared: Option<PreparedHost>) -> anyhow::Result<()> {
     let control = std::io::stdin().as_fd().try_clone_to_owned()?;
     // Nobody who reads log lines slowly may stop a guest.
     let _ = rustix::io::ioctl_fionbio(std::io::stderr(), true);
-    Ok(supervise::serve(control, prepared, false)?)
+    Ok(serve::serve(control, prepared, false)?)
 }
 
 /// All threads allocate from one heap: they hardly do, and each heap more is 128 MiB of addresses and

@@ -1,69 +1,39 @@
-//! Putting a machine back, in place, to a moment at which one over the same golden file was saved.
+//! Resetting a machine, in place, to a restore point over the same base memory.
 //!
 //! ```text
 //! files read and checked ─> vCPUs parked ─> devices cleared ─┬─> own pages given up, layer written
 //!        (refused: the machine runs on)                      ├─> vCPUs, clock, IOAPIC
-//!                                                            └─> devices, with another link
+//!                                                            └─> devices, with new attachments
 //!                                        (failed: the machine ends)
 //! ```
 //!
 //! Pages are given up rather than overwritten, so that a machine that has used much memory gives it
 //! back; those that the layer names are overwritten, since they would be copied again at once. No
-//! memory slot changes. What follows is what follows for a husk: it stands until it is let go, and its
-//! agent gets a new identity before anything else.
+//! memory slot changes. From there the machine is like a warm VM: paused until it is started, and its agent
+//! gets a new identity before anything else.
 
-use crate::assemble::Machine;
-use crate::begin::write_whole;
 use crate::device_list::attachment;
-use crate::save::{SaveError, State, ranges};
-use control::{MissingFd, ReceivedFds, Reset, ResetSpec, SpecError};
+use crate::error::ResetError;
+use crate::pages::{ranges, write_whole};
+use crate::parts::Machine;
+use crate::state_file::SavedState;
+use control::{ReceivedFds, Reset, ResetSpec};
 use devices::{Attachment, EventLoop};
 use machine::monotonic_ns;
-use snapshot_memory::{Layer, MemoryError, Range, outside};
+use snapshot_memory::{Layer, Range, outside};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-/// Why a machine could not be put back.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ResetError {
-    #[error(transparent)]
-    Spec(#[from] SpecError),
-    #[error(transparent)]
-    Descriptor(#[from] MissingFd),
-    #[error("The machine booted: it has no golden file that it could go back to")]
-    Booted,
-    #[error(
-        "The machine's memory came through a pager: it has no golden file that it could go back to"
-    )]
-    Lazy,
-    #[error("A state of {asked} {what} was given, the machine has {has}")]
-    Count {
-        what: &'static str,
-        asked: usize,
-        has: usize,
-    },
-    #[error("The state was refused")]
-    State(#[from] SaveError),
-    #[error("The memory was refused")]
-    Memory(#[from] MemoryError),
-    #[error("The processors were refused")]
-    Machine(#[from] machine::Error),
-    #[error("The devices could not be cleared")]
-    Busy(#[source] devices::SaveError),
-    #[error("The devices' state was refused")]
-    Devices(#[from] devices::LoadError),
-}
-
-/// Where the machine is to go, read and checked as far as that is possible before it stands still.
+/// The restore point, read and checked as far as that is possible before the machine is paused.
 #[derive(Debug)]
-pub(crate) struct Target {
-    state: State,
+pub(crate) struct ResetTarget {
+    state: SavedState,
     layer: Option<Layer>,
     attachments: Vec<Attachment>,
     asked_ns: u64,
 }
 
-impl Target {
+impl ResetTarget {
     /// Sorts out the descriptors that came with a request, each used once, and reads what they are.
     pub(crate) fn new(
         machine: &Machine,
@@ -74,13 +44,13 @@ impl Target {
         if !machine.is_clone {
             return Err(ResetError::Booted);
         }
-        if machine.lazy.is_some() {
-            return Err(ResetError::Lazy);
+        if machine.demand_paged.is_some() {
+            return Err(ResetError::DemandPaged);
         }
         spec.check(&machine.devices, fds.len())?;
         let mut fds = ReceivedFds::from(fds);
         let pages = machine.vm.memory().pages();
-        let state = State::read(&File::from(fds.take(spec.state)?), pages)?;
+        let state = SavedState::read(&File::from(fds.take(spec.state)?), pages)?;
         let same = |what, asked, has| match asked == has {
             true => Ok(()),
             false => Err(ResetError::Count { what, asked, has }),
@@ -104,17 +74,17 @@ impl Target {
     }
 }
 
-/// Puts the machine back. The vCPUs are parked and the devices cleared; on an error the machine is
-/// neither here nor there, and must end.
-pub(crate) fn put_back(
+/// Resets the machine. The vCPUs are parked and the devices cleared; on an error its state is half the old
+/// one and half the new one, and it must end.
+pub(crate) fn reset(
     machine: &mut Machine,
-    target: Target,
+    target: ResetTarget,
     event_loop: &mut EventLoop,
 ) -> Result<Reset, ResetError> {
-    let still_ns = monotonic_ns();
+    let paused_ns = monotonic_ns();
     let state = target.state;
-    let written = &state.first.written;
-    let (dropped_pages, written_pages) = memory(machine, target.layer.as_ref(), written)?;
+    let written = &state.working_set.written;
+    let (dropped_pages, written_pages) = reset_memory(machine, target.layer.as_ref(), written)?;
     for (vcpu, state) in machine.vcpus.iter().zip(&state.vcpus) {
         vcpu.with_parked(|vcpu| vcpu.reload(state))??;
     }
@@ -122,11 +92,11 @@ pub(crate) fn put_back(
     machine.ioapic.load(&state.ioapic)?;
     event_loop.reset(&state.devices, target.attachments)?;
     machine.console.forget();
-    // When it is let go, its clocks are set once more.
-    machine.saved = Some(state);
+    // When it is started, its clocks are set once more.
+    machine.restore_point = Some(state);
     Ok(Reset {
-        park_ns: still_ns - target.asked_ns,
-        reset_ns: monotonic_ns() - still_ns,
+        park_ns: paused_ns - target.asked_ns,
+        reset_ns: monotonic_ns() - paused_ns,
         dropped_pages,
         written_pages,
     })
@@ -141,9 +111,9 @@ fn named(layer: &Layer) -> impl Iterator<Item = Range> {
     })
 }
 
-/// The golden file with the layer over it. `first` is what the machine is going to write: it has its own
-/// copies of them afterwards. Pages given up, and pages written.
-fn memory(
+/// Makes memory the base memory with the layer over it. `first` is what the machine is going to write: it
+/// has its own copies of those afterwards. Pages given up, and pages written.
+fn reset_memory(
     machine: &Machine,
     layer: Option<&Layer>,
     first: &[Range],

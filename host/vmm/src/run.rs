@@ -1,7 +1,7 @@
 //! Boots a machine by hand: plays the service's part in the same process, shows the console, and
 //! tells at the end why it ended and with which counters.
 
-use crate::supervise;
+use crate::serve;
 use anyhow::{Context, Result, bail};
 use control::{
     BootSource, Descriptors, DeviceSpec, DiskSpec, Event, Request, SavedLink, VmSpec, VsockSpec,
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// Most bytes shown of what the agent says first.
 const SHOWN: usize = 64;
 
-struct Options {
+struct RunOptions {
     kernel: String,
     agent: String,
     disks: Vec<String>,
@@ -27,8 +27,8 @@ struct Options {
     live: bool,
 }
 
-fn parse(words: &[&str]) -> Result<Options> {
-    let mut options = Options {
+fn parse(words: &[&str]) -> Result<RunOptions> {
+    let mut options = RunOptions {
         kernel: String::new(),
         agent: String::new(),
         disks: Vec::new(),
@@ -78,7 +78,7 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
         None,
     )?;
     let live = options.live;
-    let machine = std::thread::spawn(move || supervise::serve(process, None, live));
+    let machine = std::thread::spawn(move || serve::serve(process, None, live));
     let (spec, fds) = configure(&options, link_end)?;
     control::send(&service, &Request::Configure(Box::new(spec)), &fds.borrow())?;
     drop(fds);
@@ -97,7 +97,7 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn configure(options: &Options, link: OwnedFd) -> Result<(VmSpec, Descriptors)> {
+fn configure(options: &RunOptions, link: OwnedFd) -> Result<(VmSpec, Descriptors)> {
     let open = |path: &str| File::open(path).with_context(|| format!("Cannot open {path}"));
     let mut fds = Descriptors::default();
     let boot_source = BootSource::Kernel {

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::saved::{Files, clone, empty, golden, save_as, save_spec, start};
+use common::saved::{Files, base_memory, clone, empty, save_as, save_spec, start};
 use common::{HALT, Machine, RESET, kvm, print};
 use control::{Event, ExitCause, Request};
 use std::io::{BufRead, BufReader};
@@ -81,7 +81,7 @@ fn said(machine: &Machine) -> String {
 }
 
 #[test]
-fn a_machine_that_writes_all_the_time_is_saved_as_it_was_at_one_moment() {
+fn a_machine_that_writes_all_the_time_is_saved_as_it_was_at_one_time() {
     if !kvm() {
         return;
     }
@@ -94,7 +94,7 @@ fn a_machine_that_writes_all_the_time_is_saved_as_it_was_at_one_moment() {
     assert!(saved.still_pages <= BUSY_PAGES + 64, "{saved:?}");
     start(&first);
     // A copy of it, over memory that it shares, is saved twice more.
-    let shared = golden(vec![&files.memory]);
+    let shared = base_memory(vec![&files.memory]);
     let copy = clone(&shared, &files, None);
     start(&copy);
     let (second, saved) = save_as(&copy, true);
@@ -127,9 +127,9 @@ fn what_comes_out_of_turn_is_refused_and_the_save_goes_on() {
     machine.send(&Request::Start, &[]);
     machine.send(&Request::Save(spec), &files);
     let mut events = Vec::new();
-    let told = |events: &[Event], is: fn(&Event) -> bool| events.iter().any(is);
-    while !told(&events, |e| matches!(e, Event::Saved(_)))
-        || !told(&events, |e| matches!(e, Event::SaveFailed { .. }))
+    let seen = |events: &[Event], is: fn(&Event) -> bool| events.iter().any(is);
+    while !seen(&events, |e| matches!(e, Event::Saved(_)))
+        || !seen(&events, |e| matches!(e, Event::SaveFailed { .. }))
     {
         events.push(machine.receive().unwrap());
     }

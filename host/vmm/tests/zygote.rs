@@ -79,7 +79,7 @@ fn made_by(zygote: Pid) -> Vec<(Pid, char)> {
     numbers.filter_map(child).collect()
 }
 
-/// A zygote that stands still over its time, and then goes on.
+/// A zygote that is stopped over its time, and then continues.
 #[test]
 fn what_is_made_too_late_is_reaped_and_given_to_nobody() {
     let Some(zygote) = zygote() else { return };

@@ -91,7 +91,7 @@ pub(crate) struct Machine {
     pub(crate) _link: UnixStream,
 }
 
-/// A machine without disks that begins at `boot_source`.
+/// A machine without disks.
 pub(crate) fn spec(vcpus: u8, boot_source: BootSource, link: FdName) -> VmSpec {
     let connection = SavedLink::Kept;
     VmSpec {
@@ -204,7 +204,7 @@ pub(crate) fn wait(process: &mut Child) -> std::process::ExitStatus {
         if let Some(status) = process.try_wait().unwrap() {
             return status;
         }
-        assert!(Instant::now() < end, "the process goes on");
+        assert!(Instant::now() < end, "the process runs on");
         std::thread::sleep(Duration::from_millis(1));
     }
 }

@@ -1,4 +1,4 @@
-//! Machines that are saved, and those that begin where they stood.
+//! Machines that are saved, and those that are restored from them.
 
 use super::{Machine, spec};
 use control::{BootSource, Descriptors, Event, Request, SaveSpec, Saved, VmSpec};
@@ -51,13 +51,14 @@ pub(crate) fn save_spec(files: &Files, ahead: bool) -> (SaveSpec, Vec<OwnedFd>) 
     (spec, fds.into())
 }
 
-pub(crate) fn golden(layers: Vec<&OwnedFd>) -> Golden {
+/// The memory that the layers add up to, the newest first.
+pub(crate) fn base_memory(layers: Vec<&OwnedFd>) -> Golden {
     let open = |fd: &OwnedFd| Layer::open(File::from(fd.try_clone().unwrap())).unwrap();
     let layers: Vec<_> = layers.into_iter().map(open).collect();
     Golden::flatten(MEMORY_PAGES, &layers).unwrap()
 }
 
-/// A machine that begins where one was saved, and the descriptors for it.
+/// A machine that is restored from a saved one, and the descriptors for it.
 pub(crate) fn from(
     memory: &dyn AsFd,
     state: &dyn AsFd,
@@ -75,9 +76,9 @@ pub(crate) fn from(
     (spec(2, snapshot, fds.add(link)), fds.into())
 }
 
-pub(crate) fn clone(golden: &Golden, files: &Files, layer: Option<&OwnedFd>) -> Machine {
+pub(crate) fn clone(base: &Golden, files: &Files, layer: Option<&OwnedFd>) -> Machine {
     let (machine, link) = Machine::spawn();
-    let (spec, fds) = from(golden, &files.state, layer, link);
+    let (spec, fds) = from(base, &files.state, layer, link);
     machine.send(&Request::Configure(Box::new(spec)), &fds);
     match machine.receive() {
         Some(Event::Configured(_)) => machine,
@@ -107,16 +108,16 @@ pub(crate) fn on_another(state: &[u8], change: &Change) -> Vec<u8> {
     SectionFile::encode(&sections).unwrap()
 }
 
-/// The state with a working set that a trial would have told.
+/// The state with a working set that a trial run would have learned.
 pub(crate) fn with_working_set(state: &OwnedFd, set: &WorkingSet) -> OwnedFd {
     let bytes = whole(state);
     let (touched, written) = (encode_pages(&set.touched), encode_pages(&set.written));
-    let told = [(TOUCHED, &touched), (WRITTEN, &written)].map(|(name, payload)| Section {
+    let learned = [(TOUCHED, &touched), (WRITTEN, &written)].map(|(name, payload)| Section {
         name: SectionName::new(name).unwrap(),
         version: PAGES_VERSION,
         payload,
     });
-    let trial = SectionFile::encode(&told).unwrap();
+    let trial = SectionFile::encode(&learned).unwrap();
     super::file(&WorkingSet::learn(&bytes, &trial).unwrap())
 }
 

@@ -1,4 +1,4 @@
-//! Machines whose memory a pager brings, with the real process and a pager that can be killed.
+//! Machines with demand-paged memory, with the real process and a pager that can be killed.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 mod common;
@@ -156,12 +156,12 @@ fn configure(pager: OwnedFd, files: &Files) -> Machine {
         .write(true)
         .open("/dev/userfaultfd");
     let mut fds = Descriptors::default();
-    let lazy = BootSource::DemandPaged {
+    let demand_paged = BootSource::DemandPaged {
         pager: fds.add(pager),
         userfaultfd: fds.add(device.unwrap()),
         state: fds.add(files.state.try_clone().unwrap()),
     };
-    let spec = spec(2, lazy, fds.add(link));
+    let spec = spec(2, demand_paged, fds.add(link));
     machine.send(&Request::Configure(Box::new(spec)), &Vec::from(fds));
     machine
 }
@@ -185,7 +185,7 @@ fn console(machine: Machine) -> Vec<u8> {
 }
 
 #[test]
-fn lazy_machines_go_on_where_the_first_was_saved_and_are_saved_again() {
+fn demand_paged_machines_resume_where_the_first_was_saved_and_are_saved_again() {
     if !possible() {
         return;
     }
@@ -300,7 +300,7 @@ fn a_machine_that_waits_for_ever_ends_all_the_same() {
         return;
     }
     let files = saved();
-    // A pager that says it is ready and never brings anything: stopped after it was ready.
+    // A pager that says it is ready and never loads anything: stopped after it was ready.
     let mut pager = Pager::start();
     let job = pager.job(&[&files.memory], Some(empty()));
     let machine = begin(job, &files);
