@@ -1,6 +1,6 @@
 //! What the service and one VM process say to each other.
 //!
-//! The service starts a VM process by [`spawn`], with one end of a `SOCK_SEQPACKET` socket pair as
+//! The service starts a VM process by [`spawn()`], with one end of a `SOCK_SEQPACKET` socket pair as
 //! its standard input ([`CONTROL_FD`]). One packet is one message: a version byte, then the postcard encoding of a
 //! [`Request`] (service to VM process) or an [`Event`] (VM process to service). Descriptors travel
 //! with the packet, and the message has a name for each ([`FdName`]).
