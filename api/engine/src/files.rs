@@ -1,11 +1,10 @@
 //! The files a machine is made of, and how they are handed to its process.
 
-use control::FdIndex;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// A file that a machine is made of and that cannot be opened.
@@ -29,23 +28,6 @@ pub enum FileError {
         /// Why.
         source: io::Error,
     },
-}
-
-/// Descriptors that go with one packet, each used once.
-#[derive(Debug, Default)]
-pub(crate) struct FdList(Vec<OwnedFd>);
-
-impl FdList {
-    /// Adds one; its position.
-    pub(crate) fn push(&mut self, fd: impl Into<OwnedFd>) -> FdIndex {
-        self.0.push(fd.into());
-        // A machine takes a dozen at most; a wrong index is refused when the whole is checked.
-        FdIndex::try_from(self.0.len() - 1).unwrap_or(FdIndex::MAX)
-    }
-
-    pub(crate) fn borrow(&self) -> Vec<BorrowedFd<'_>> {
-        self.0.iter().map(AsFd::as_fd).collect()
-    }
 }
 
 /// A file of its own for each machine, so that no two share a position.

@@ -5,7 +5,8 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 pub const MAX_MESSAGE: usize = 16 * 1024;
 /// Most descriptors with one message.
 pub const MAX_FDS: usize = 16;
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// Why a message could not be sent or received.
 #[derive(Debug, thiserror::Error)]
@@ -104,7 +105,8 @@ pub fn send<T: Serialize>(
 pub fn recv<T: DeserializeOwned>(
     socket: impl AsFd,
 ) -> Result<Option<(T, Vec<OwnedFd>)>, ChannelError> {
-    // On the stack: a fresh piece of heap of this size costs page faults, and a claim waits for this.
+    // On the stack: a fresh piece of heap of this size costs page faults, and a claim waits for
+    // this.
     let mut bytes = [0; MAX_MESSAGE + 1];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);

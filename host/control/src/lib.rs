@@ -1,9 +1,9 @@
 //! What the service and one VM process say to each other.
 //!
-//! The service starts a VM process by [`spawn`], with one end of a `SOCK_SEQPACKET` socket pair as
-//! its standard input ([`CONTROL_FD`]). One packet is one message: a version byte, then the postcard encoding of a
-//! [`Request`] (service to VM process) or an [`Event`] (VM process to service). Descriptors travel
-//! with the packet; a message names them by their index in it.
+//! The service starts a VM process by [`spawn()`], with one end of a `SOCK_SEQPACKET` socket pair
+//! as its standard input ([`CONTROL_FD`]). One packet is one message: a version byte, then the
+//! postcard encoding of a [`Request`] (service to VM process) or an [`Event`] (VM process to
+//! service). Descriptors travel with the packet, and the message has a name for each ([`FdName`]).
 //!
 //! ```text
 //! service                               VM process
@@ -21,19 +21,25 @@
 //!
 //! **Architecture invariant:** this crate knows neither KVM nor HTTP.
 
+mod descriptors;
+mod device;
 mod frame;
 mod message;
 mod spawn;
+mod spec;
 mod zygote;
 
+pub use descriptors::{Descriptors, FdName, MissingFd, ReceivedFds};
+pub use device::{DeviceReset, DeviceSpec, DiskSpec, SavedLink, VsockSpec};
 pub use frame::{ChannelError, MAX_FDS, MAX_MESSAGE, pair, recv, send};
 pub use message::{
-    Configured, DiskSpec, Event, ExitCause, ExitReport, FdIndex, MAX_CONSOLE_TAIL, MAX_DISKS,
-    MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, Origin, Request, Reset, ResetSpec, SaveSpec, Saved,
-    SavedLink, SpecError, VmSpec, VmStats,
+    Configured, Event, ExitCause, ExitReport, MAX_CONSOLE_TAIL, Request, Reset, Saved, VmStats,
 };
-
 pub use spawn::spawn;
+pub use spec::{
+    BootSource, MAX_DEVICES, MAX_DISKS, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, ResetSpec,
+    SaveSpec, SpecError, VmSpec,
+};
 pub use zygote::{
     Role, Spawned, ZYGOTE_ARGUMENT, ZYGOTE_NAME, Zygote, ZygoteError, serve as serve_zygote,
 };

@@ -4,7 +4,7 @@
 //! ranges are checked when they are used.
 
 use crate::Memory;
-use crate::ring::Piece;
+use crate::ring::IoPiece;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -13,26 +13,27 @@ const MAX_DESCRIPTORS: usize = 256;
 
 /// One buffer of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Range {
+pub(crate) struct GuestRange {
     pub(crate) addr: GuestAddress,
     pub(crate) len: usize,
 }
 
-/// A chain taken from a queue, to be given back by [`Chain::head`]. Reused from chain to chain.
+/// A chain taken from a queue, to be given back by [`BufferChain::head`]. Reused from chain to
+/// chain.
 #[derive(Debug, Default)]
-pub(crate) struct Chain {
+pub(crate) struct BufferChain {
     pub(crate) head: u16,
     /// Buffers the device may read, in order.
-    pub(crate) readable: Vec<Range>,
+    pub(crate) readable: Vec<GuestRange>,
     /// Buffers the device may write, in order.
-    pub(crate) writable: Vec<Range>,
+    pub(crate) writable: Vec<GuestRange>,
 }
 
 /// The chain breaks a rule of virtio 1.2 §2.7.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BadChain;
 
-impl Chain {
+impl BufferChain {
     /// Reads the descriptors of `chain`. Also on error `head` can be given back.
     pub(crate) fn load(&mut self, chain: DescriptorChain<&Memory>) -> Result<(), BadChain> {
         self.head = chain.head_index();
@@ -42,7 +43,7 @@ impl Chain {
             let Ok(len) = usize::try_from(descriptor.len()) else {
                 return Err(BadChain);
             };
-            let range = Range {
+            let range = GuestRange {
                 addr: descriptor.addr(),
                 len,
             };
@@ -63,16 +64,16 @@ impl Chain {
 }
 
 /// Total bytes; the queue's code has checked that it fits 32 bits.
-pub(crate) fn len(ranges: &[Range]) -> usize {
+pub(crate) fn len(ranges: &[GuestRange]) -> usize {
     ranges.iter().map(|r| r.len).sum()
 }
 
 /// The parts of `ranges` between `from` and `from + count`; fewer if the ranges end before.
 pub(crate) fn slice(
-    ranges: &[Range],
+    ranges: &[GuestRange],
     from: usize,
     count: usize,
-) -> impl Iterator<Item = Range> + '_ {
+) -> impl Iterator<Item = GuestRange> + '_ {
     let (mut skip, mut left) = (from, count);
     ranges.iter().filter_map(move |range| {
         let skipped = skip.min(range.len);
@@ -81,23 +82,23 @@ pub(crate) fn slice(
         left -= len;
         let offset = u64::try_from(skipped).ok()?;
         let addr = GuestAddress(range.addr.0.checked_add(offset)?);
-        (len > 0).then_some(Range { addr, len })
+        (len > 0).then_some(GuestRange { addr, len })
     })
 }
 
 /// The same parts as pieces of a ring operation.
 pub(crate) fn pieces(
-    ranges: &[Range],
+    ranges: &[GuestRange],
     from: usize,
     count: usize,
-) -> impl Iterator<Item = Piece> + '_ {
-    slice(ranges, from, count).map(|Range { addr, len }| Piece::Guest { addr, len })
+) -> impl Iterator<Item = IoPiece> + '_ {
+    slice(ranges, from, count).map(|GuestRange { addr, len }| IoPiece::Guest { addr, len })
 }
 
 /// Copies `out.len()` bytes at `from` out of the guest.
 pub(crate) fn read(
     memory: &Memory,
-    ranges: &[Range],
+    ranges: &[GuestRange],
     from: usize,
     out: &mut [u8],
 ) -> Result<(), BadChain> {
@@ -117,7 +118,7 @@ pub(crate) fn read(
 /// Copies `data` into the guest at `from`.
 pub(crate) fn write(
     memory: &Memory,
-    ranges: &[Range],
+    ranges: &[GuestRange],
     from: usize,
     data: &[u8],
 ) -> Result<(), BadChain> {
@@ -147,7 +148,7 @@ mod test {
             // Ranges lie one after another, so a slice of them is one stretch of addresses.
             let mut at = 100;
             let ranges: Vec<_> = lens.iter().map(|&len| {
-                let range = Range { addr: GuestAddress(at), len };
+                let range = GuestRange { addr: GuestAddress(at), len };
                 at += len as u64;
                 range
             }).collect();
@@ -164,11 +165,11 @@ mod test {
     fn copies_refuse_what_does_not_fit() {
         let memory = Memory::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
         let ranges = [
-            Range {
+            GuestRange {
                 addr: GuestAddress(0xffe),
                 len: 2,
             },
-            Range {
+            GuestRange {
                 addr: GuestAddress(0x10),
                 len: 2,
             },
@@ -179,12 +180,12 @@ mod test {
         assert_eq!(&out, b"bcd");
         assert_eq!(read(&memory, &ranges, 2, &mut out), Err(BadChain));
         assert_eq!(write(&memory, &ranges, 1, b"abcd"), Err(BadChain));
-        let outside = [Range {
+        let outside = [GuestRange {
             addr: GuestAddress(0xfff),
             len: 2,
         }];
         assert_eq!(write(&memory, &outside, 0, b"ab"), Err(BadChain));
-        let wrapping = [Range {
+        let wrapping = [GuestRange {
             addr: GuestAddress(u64::MAX),
             len: 2,
         }];

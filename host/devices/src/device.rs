@@ -4,20 +4,25 @@
 //! closed by `turn` → `stop` (the driver resets it) → `complete` until `drained`. After `stop` and
 //! before `drained` a device starts nothing that touches guest memory. A device can be started
 //! again after a reset.
+//!
+//! The loop knows no kind of device. What only one kind has, its saved state, its files and sockets
+//! ([`Attachment`]) and its contents ([`Contents`]), passes through it unseen. So a new kind is one
+//! folder of this crate and one line where machines are assembled.
 
-use crate::block::DiskLayers;
+use crate::attachment::Attachment;
 use crate::metrics::LoopMetrics;
-use crate::ring::{Completion, Piece, Ring, Target, Token};
-use crate::state::{DeviceV1, Invalid, LinkAfter};
-use crate::{Memory, Mmio, interrupt};
-use std::fs::File;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use crate::mmio::DeviceIdentity;
+use crate::ring::{IoPiece, IoRing, OpCompletion, OpTarget, OpToken};
+use crate::state::{DeviceKind, StateRefusal};
+use crate::{Contents, Memory, MmioWindow, interrupt};
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::time::Instant;
 use virtio_queue::{Queue, QueueT};
 
 /// The queue or a chain on it cannot be served any more: the device must be reset by its driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct BrokenQueue;
+pub struct BrokenQueue;
 
 impl From<virtio_queue::Error> for BrokenQueue {
     fn from(_: virtio_queue::Error) -> Self {
@@ -27,34 +32,34 @@ impl From<virtio_queue::Error> for BrokenQueue {
 
 /// What stops a device, or everything.
 #[derive(Debug)]
-pub(crate) enum Trouble {
+pub enum DeviceFault {
     /// The driver broke the rules.
     Queue(BrokenQueue),
     /// The ring cannot take operations: the host's fault.
-    Ring(std::io::Error),
+    IoRing(io::Error),
 }
 
-impl From<BrokenQueue> for Trouble {
+impl From<BrokenQueue> for DeviceFault {
     fn from(broken: BrokenQueue) -> Self {
         Self::Queue(broken)
     }
 }
 
-impl From<virtio_queue::Error> for Trouble {
+impl From<virtio_queue::Error> for DeviceFault {
     fn from(_: virtio_queue::Error) -> Self {
         Self::Queue(BrokenQueue)
     }
 }
 
-impl From<std::io::Error> for Trouble {
-    fn from(error: std::io::Error) -> Self {
-        Self::Ring(error)
+impl From<io::Error> for DeviceFault {
+    fn from(error: io::Error) -> Self {
+        Self::IoRing(error)
     }
 }
 
 /// Whether a device has more to do at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Next {
+pub enum NextTurn {
     /// Wait for an event.
     Wait,
     /// The budget of this turn is used up; take another turn without waiting.
@@ -62,19 +67,38 @@ pub(crate) enum Next {
 }
 
 /// A device on the event loop.
-pub(crate) trait Device: std::fmt::Debug {
+///
+/// A device that needs nothing but its queues implements the methods without a body here; the
+/// others are for devices with operations in flight, saved state, attachments or contents.
+pub trait Device: std::fmt::Debug {
+    /// What it is called, and the tag that its saved state begins with.
+    fn kind(&self) -> DeviceKind;
+
+    /// What the driver finds in the registers.
+    fn identity(&self) -> DeviceIdentity;
+
     /// The driver is ready. `queues` are as many as the device's identity says and valid;
     /// `None` for those the driver did not make ready.
-    fn start(&mut self, queues: Vec<Option<Queue>>, cx: &mut Context<'_>) -> Result<(), Trouble>;
+    fn start(
+        &mut self,
+        queues: Vec<Option<Queue>>,
+        cx: &mut DeviceContext<'_>,
+    ) -> Result<(), DeviceFault>;
 
     /// The driver notified a queue.
-    fn kick(&mut self, queue: usize, cx: &mut Context<'_>) -> Result<(), Trouble>;
+    fn kick(&mut self, queue: usize, cx: &mut DeviceContext<'_>) -> Result<(), DeviceFault>;
 
     /// An operation of this device completed.
-    fn complete(&mut self, done: Completion, cx: &mut Context<'_>) -> Result<(), Trouble>;
+    fn complete(
+        &mut self,
+        _done: OpCompletion,
+        _cx: &mut DeviceContext<'_>,
+    ) -> Result<(), DeviceFault> {
+        Ok(())
+    }
 
-    /// All events of this turn have been told: do the work, in bounded measure.
-    fn turn(&mut self, cx: &mut Context<'_>) -> Result<Next, Trouble>;
+    /// All events of this turn have been delivered: do the work, in bounded measure.
+    fn turn(&mut self, cx: &mut DeviceContext<'_>) -> Result<NextTurn, DeviceFault>;
 
     /// When [`Device::turn`] should be called even without an event.
     fn deadline(&self) -> Option<Instant> {
@@ -82,88 +106,113 @@ pub(crate) trait Device: std::fmt::Debug {
     }
 
     /// The driver resets the device: drop the queues, begin nothing new.
-    fn stop(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble>;
+    fn stop(&mut self, cx: &mut DeviceContext<'_>) -> Result<(), DeviceFault>;
 
     /// No operation in flight touches guest memory.
-    fn drained(&self) -> bool;
+    fn drained(&self) -> bool {
+        true
+    }
 
-    /// The machine goes back to another moment: as [`Device::stop`], and lets go of the link.
-    fn clear(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+    /// The machine is about to be reset: as [`Device::stop`], and lets go of its attachment.
+    fn clear(&mut self, cx: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
         self.stop(cx)
     }
 
-    /// Nothing of what was begun before [`Device::clear`] is left.
+    /// Nothing that was in flight at [`Device::clear`] is left.
     fn cleared(&self) -> bool {
         self.drained()
     }
 
-    /// Makes a cleared device like a new one, with the files that are its.
-    fn renew(&mut self, _: &mut Fresh) -> std::io::Result<()> {
+    /// Makes a cleared device like a new one, with an attachment of its own kind.
+    ///
+    /// # Errors
+    /// The attachment is of another kind, or cannot be used.
+    fn reset(&mut self, attachment: Attachment) -> io::Result<()> {
+        attachment.take::<()>()
+    }
+
+    /// Takes the place of [`Device::turn`] when the machine is about to be saved: finishes what
+    /// was taken from the driver and reports what is done, takes nothing new.
+    fn settle(&mut self, _cx: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
         Ok(())
     }
 
-    /// Takes the place of [`Device::turn`] when the machine is about to be saved: goes on with what
-    /// was taken from the driver and reports what is done, takes nothing new.
-    fn settle(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble>;
-
     /// All that was taken from the driver is done and reported.
-    fn still(&self) -> bool;
-
-    /// What the device is called in errors, and what its saved state must be of.
-    fn kind(&self) -> &'static str;
+    fn settled(&self) -> bool {
+        self.drained()
+    }
 
     /// The queues by number, as far as they are served.
     fn queues(&self) -> Vec<Option<&Queue>>;
 
-    /// What is to be saved besides registers and queues. A device that is not `running` has
+    /// Appends what is to be saved besides registers and queues. A device that is not `running` has
     /// nothing to say to its driver.
-    fn save(&self, running: bool) -> DeviceV1;
+    ///
+    /// # Errors
+    /// The state does not become bytes.
+    fn save(&self, _running: bool, into: Vec<u8>) -> postcard::Result<Vec<u8>> {
+        Ok(into)
+    }
 
-    /// Takes over what another device of its kind saved. The device has just been started if
-    /// `running`, and has done nothing yet.
-    fn load(&mut self, saved: DeviceV1, running: bool, link: LinkAfter) -> Result<(), Invalid>;
+    /// Takes over what another device of its kind saved, off the head of `saved`. It has not been
+    /// started; it will be if the saved one was running.
+    ///
+    /// # Errors
+    /// The bytes are no state that this device can have.
+    fn load(&mut self, _saved: &mut &[u8]) -> Result<(), StateRefusal> {
+        Ok(())
+    }
 
-    /// The files with the disk's changed blocks, of a block device.
-    fn layers(&self) -> Option<DiskLayers> {
+    /// Refuses a loaded state that only a running device can have.
+    ///
+    /// # Errors
+    /// It is one.
+    fn check_idle(&self) -> Result<(), StateRefusal> {
+        Ok(())
+    }
+
+    /// What it holds besides its state and has to be copied to a file, as a disk's changed blocks.
+    fn contents(&self) -> Option<Box<dyn Contents>> {
         None
     }
-}
 
-/// Files for devices that begin anew; each takes its own.
-#[derive(Debug)]
-pub(crate) struct Fresh {
-    pub(crate) link: Option<OwnedFd>,
-    /// One for each disk.
-    pub(crate) parents: std::vec::IntoIter<Option<File>>,
+    /// As [`Device::load`], but takes over only what [`Device::contents`] were, for a machine that
+    /// boots with the contents of another one.
+    ///
+    /// # Errors
+    /// As [`Device::load`].
+    fn load_contents(&mut self, _saved: &mut &[u8]) -> Result<(), StateRefusal> {
+        Ok(())
+    }
 }
 
 /// What the loop lends to a device for one call.
 #[derive(Debug)]
-pub(crate) struct Context<'a> {
-    pub(crate) ring: &'a mut Ring,
+pub struct DeviceContext<'a> {
+    pub(crate) ring: &'a mut IoRing,
     pub(crate) memory: &'a Memory,
-    pub(crate) mmio: &'a Mmio,
+    pub(crate) mmio: &'a MmioWindow,
     pub(crate) index: usize,
     pub(crate) metrics: &'a LoopMetrics,
-    /// Set by the socket device when the link is gone.
-    pub(crate) link_closed: &'a mut bool,
+    /// Set by a device whose attachment's other end is gone.
+    pub(crate) peer_closed: &'a mut bool,
     /// When this turn began.
     pub(crate) now: Instant,
 }
 
 /// What became of an operation on guest memory.
-pub(crate) type Pushed = Result<Result<(), Vec<Piece>>, std::io::Error>;
+pub(crate) type PushResult = Result<Result<(), Vec<IoPiece>>, io::Error>;
 
-impl Context<'_> {
-    fn token(&self, key: u32) -> Token {
-        Token {
-            target: Target::Device(self.index),
+impl DeviceContext<'_> {
+    fn token(&self, key: u32) -> OpToken {
+        OpToken {
+            target: OpTarget::Device(self.index),
             key,
         }
     }
 
-    /// Tells the driver to look at its queues, by the ring's next system call if possible.
-    pub(crate) fn interrupt(&mut self) -> Result<(), Trouble> {
+    /// Notifies the driver to look at its queues, by the ring's next system call if possible.
+    pub(crate) fn interrupt(&mut self) -> Result<(), DeviceFault> {
         self.metrics.interrupts.add(1);
         let interrupt = self.mmio.interrupt();
         interrupt.set(interrupt::USED_BUFFER);
@@ -178,7 +227,7 @@ impl Context<'_> {
     }
 
     /// Interrupts if the driver wants to know what was added to `queue` since the last time.
-    pub(crate) fn interrupt_if_needed(&mut self, queue: &mut Queue) -> Result<(), Trouble> {
+    pub(crate) fn interrupt_if_needed(&mut self, queue: &mut Queue) -> Result<(), DeviceFault> {
         if queue.needs_notification(self.memory)? {
             self.interrupt()?;
         }
@@ -186,13 +235,18 @@ impl Context<'_> {
     }
 
     /// Begins to receive from a socket again and again.
-    pub(crate) fn receive(&mut self, fd: BorrowedFd<'_>, key: u32) -> Result<(), Trouble> {
+    pub(crate) fn receive(&mut self, fd: BorrowedFd<'_>, key: u32) -> Result<(), DeviceFault> {
         let token = self.token(key);
         Ok(self.ring.receive(fd, token)?)
     }
 
-    /// See [`Ring::send`]; the inner error returns the pieces of which one is not guest memory.
-    pub(crate) fn send(&mut self, fd: BorrowedFd<'_>, pieces: Vec<Piece>, key: u32) -> Pushed {
+    /// See [`IoRing::send`]; the inner error returns the pieces of which one is not guest memory.
+    pub(crate) fn send(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        pieces: Vec<IoPiece>,
+        key: u32,
+    ) -> PushResult {
         let token = self.token(key);
         Ok(self
             .ring
@@ -200,14 +254,14 @@ impl Context<'_> {
             .map_err(|(_, pieces)| pieces))
     }
 
-    /// See [`Ring::read`].
+    /// See [`IoRing::read`].
     pub(crate) fn read(
         &mut self,
         fd: BorrowedFd<'_>,
-        pieces: Vec<Piece>,
+        pieces: Vec<IoPiece>,
         offset: u64,
         key: u32,
-    ) -> Pushed {
+    ) -> PushResult {
         let token = self.token(key);
         Ok(self
             .ring
@@ -215,14 +269,14 @@ impl Context<'_> {
             .map_err(|(_, pieces)| pieces))
     }
 
-    /// See [`Ring::write`].
+    /// See [`IoRing::write`].
     pub(crate) fn write(
         &mut self,
         fd: BorrowedFd<'_>,
-        pieces: Vec<Piece>,
+        pieces: Vec<IoPiece>,
         offset: u64,
         key: u32,
-    ) -> Pushed {
+    ) -> PushResult {
         let token = self.token(key);
         Ok(self
             .ring
@@ -230,20 +284,20 @@ impl Context<'_> {
             .map_err(|(_, pieces)| pieces))
     }
 
-    /// Cancels this device's operation `key`, whose completion will tell.
-    pub(crate) fn cancel(&mut self, key: u32) -> Result<(), Trouble> {
+    /// Cancels this device's operation `key`, whose completion says what became of it.
+    pub(crate) fn cancel(&mut self, key: u32) -> Result<(), DeviceFault> {
         let token = self.token(key);
         Ok(self.ring.cancel(token)?)
     }
 
-    /// See [`Ring::punch_hole`].
+    /// See [`IoRing::punch_hole`].
     pub(crate) fn punch_hole(
         &mut self,
         fd: BorrowedFd<'_>,
         offset: u64,
         len: u64,
         key: u32,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), DeviceFault> {
         let token = self.token(key);
         Ok(self.ring.punch_hole(fd, offset, len, token)?)
     }

@@ -4,37 +4,35 @@
 //! One turn:
 //! 1. `io_uring_enter`: submit what the last turn prepared (interrupts included), wait for events
 //!    or the nearest deadline, collect. The only system call of a turn.
-//! 2. Tell each completion to its device or to the [`Host`]. Devices only take note.
+//! 2. Give each completion to its device or to the [`LoopHost`]. Devices only take note.
 //! 3. Start and reset devices whose driver asked for it.
 //! 4. Let each device work once, in bounded measure. A device with more to do makes the next
 //!    `io_uring_enter` not wait, so that the others get their events in between.
+//!
+//! Circle: with `host.rs`, as the loop calls its owner and lends it itself for a reset.
 
 mod host;
 mod quiesce;
-mod renew;
+mod reset;
+mod save;
 
-use crate::block::Block;
-use crate::device::{Context, Device, Next, Trouble};
-use crate::metrics::{BlockMetrics, LoopMetrics, VsockMetrics};
-use crate::mmio::{Demand, Identity};
-use crate::ring::{Completion, ENTRIES, Ring, Target, Token, borrow};
-use crate::rng::{self, Rng};
-use crate::vsock::Vsock;
-use crate::{BlockConfig, BlockError, IrqLine, Memory, Mmio, VsockConfig};
-pub use host::{Host, LoopControl, WatchId};
-pub use renew::Beginning;
-use std::io;
-use std::mem;
+use crate::device::{Device, DeviceContext, DeviceFault, NextTurn};
+use crate::metrics::LoopMetrics;
+use crate::mmio::DriverDemand;
+use crate::ring::{ENTRIES, IoRing, OpCompletion, OpTarget, OpToken, borrow};
+use crate::{IrqLine, Memory, MmioWindow};
+pub use host::{LoopControl, LoopHost, WatchId};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
+use std::{io, mem};
 use virtio_queue::{Queue, QueueState, QueueT};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Most devices, and most watches.
 const MAX_DEVICES: usize = 16;
 
-/// Why the loop could not be built or go on.
+/// Why the loop could not be built, or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum LoopError {
     /// The ring could not be made.
@@ -61,25 +59,16 @@ pub enum LoopError {
     /// More devices or watches than the loop has room for.
     #[error("The event loop has room for {0} devices and as many watches")]
     Full(usize),
-    /// The disk is not usable.
-    #[error("Could not make block device {serial:?}")]
-    Block {
-        /// The disk's serial.
-        serial: String,
-        /// Why.
-        #[source]
-        source: BlockError,
-    },
 }
 
-/// A device and where it stands.
+/// A device and its phase.
 #[derive(Debug)]
-struct Slot {
+struct DeviceSlot {
     device: Box<dyn Device>,
-    mmio: Arc<Mmio>,
+    mmio: Arc<MmioWindow>,
     state: SlotState,
     /// An interrupt is to be raised before the first turn.
-    owed: bool,
+    interrupt_owed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,26 +78,26 @@ enum SlotState {
     Running,
     /// The driver broke the rules; it must reset the device.
     Failed,
-    /// I/O drains, then the driver is told that the reset is done.
+    /// I/O drains, then the driver sees that the reset is done.
     Resetting,
 }
 
 /// The loop. It must run on the thread that made it (the ring has a single issuer).
 #[derive(Debug)]
 pub struct EventLoop {
-    ring: Ring,
+    ring: IoRing,
     memory: Arc<Memory>,
     metrics: Arc<LoopMetrics>,
     attention: Arc<EventFd>,
-    slots: Vec<Slot>,
+    slots: Vec<DeviceSlot>,
     watches: Vec<(WatchId, OwnedFd)>,
-    link_closed: bool,
+    peer_closed: bool,
     attended: bool,
     started: bool,
     loaded: bool,
-    /// The host waits for the devices to be still, until then.
+    /// The host waits for the devices to settle, until then.
     quiescing: Option<Instant>,
-    /// The host waits for the devices to have nothing under way, until then.
+    /// The host waits for the devices to have nothing in flight, until then.
     clearing: Option<Instant>,
 }
 
@@ -116,7 +105,7 @@ fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> LoopError {
     move |source| LoopError::Io { what, source }
 }
 
-const RING_FAILED: &str = "go on with the io_uring";
+const RING_FAILED: &str = "enter the io_uring";
 
 impl EventLoop {
     /// A loop over `memory` with no devices.
@@ -124,7 +113,7 @@ impl EventLoop {
     /// # Errors
     /// [`LoopError::Setup`] when the kernel refuses the ring.
     pub fn new(memory: Arc<Memory>) -> Result<Self, LoopError> {
-        let ring = Ring::new(memory.clone()).map_err(|source| LoopError::Setup {
+        let ring = IoRing::new(memory.clone()).map_err(|source| LoopError::Setup {
             entries: ENTRIES,
             source,
         })?;
@@ -136,7 +125,7 @@ impl EventLoop {
             attention: Arc::new(attention),
             slots: Vec::new(),
             watches: Vec::new(),
-            link_closed: false,
+            peer_closed: false,
             attended: false,
             started: false,
             loaded: false,
@@ -145,66 +134,38 @@ impl EventLoop {
         })
     }
 
-    /// Adds the socket device.
+    /// Adds a device, whose interrupts go to `line`; its register window. Before
+    /// [`EventLoop::run`] only.
     ///
     /// # Errors
     /// Out of descriptors or room.
-    pub fn add_vsock(
-        &mut self,
-        config: VsockConfig,
-        line: Arc<dyn IrqLine>,
-    ) -> Result<(Arc<Mmio>, Arc<VsockMetrics>), LoopError> {
-        let (device, metrics) = Vsock::new(config);
-        let identity = device.identity();
-        Ok((self.add(Box::new(device), identity, line)?, metrics))
-    }
-
-    /// Adds a block device.
-    ///
-    /// # Errors
-    /// [`LoopError::Block`] for an unusable disk; out of descriptors or room.
-    pub fn add_block(
-        &mut self,
-        config: BlockConfig,
-        line: Arc<dyn IrqLine>,
-    ) -> Result<(Arc<Mmio>, Arc<BlockMetrics>), LoopError> {
-        let serial = config.serial.clone();
-        let (device, metrics) =
-            Block::new(config).map_err(|source| LoopError::Block { serial, source })?;
-        let identity = device.identity();
-        Ok((self.add(Box::new(device), identity, line)?, metrics))
-    }
-
-    /// Adds the entropy device.
-    ///
-    /// # Errors
-    /// Out of descriptors or room.
-    pub fn add_rng(&mut self, line: Arc<dyn IrqLine>) -> Result<Arc<Mmio>, LoopError> {
-        self.add(Box::new(Rng::new()), rng::identity(), line)
-    }
-
-    fn add(
+    pub fn add(
         &mut self,
         device: Box<dyn Device>,
-        identity: Identity,
         line: Arc<dyn IrqLine>,
-    ) -> Result<Arc<Mmio>, LoopError> {
+    ) -> Result<Arc<MmioWindow>, LoopError> {
         if self.slots.len() == MAX_DEVICES {
             return Err(LoopError::Full(MAX_DEVICES));
         }
-        let mmio = Mmio::new(identity, line, self.attention.clone())
+        let mmio = MmioWindow::new(device.identity(), line, self.attention.clone())
             .map_err(io_error("make a device's queue eventfds"))?;
         let mmio = Arc::new(mmio);
-        self.slots.push(Slot {
+        self.slots.push(DeviceSlot {
             device,
             mmio: mmio.clone(),
             state: SlotState::Idle,
-            owed: false,
+            interrupt_owed: false,
         });
         Ok(mmio)
     }
 
-    /// Watches a descriptor for [`Host::ready`]; the loop keeps it until it is dropped. Before
+    /// What a device is called in errors.
+    fn name(&self, index: usize) -> String {
+        let kind = self.slots.get(index).map(|slot| slot.device.kind());
+        format!("{} {index}", kind.map_or("device", |kind| kind.name))
+    }
+
+    /// Watches a descriptor for [`LoopHost::ready`]; the loop keeps it until it is dropped. Before
     /// [`EventLoop::run`] only.
     ///
     /// # Errors
@@ -228,20 +189,20 @@ impl EventLoop {
     ///
     /// # Errors
     /// Only when the ring itself fails; a guest cannot cause that.
-    pub fn run(&mut self, host: &mut dyn Host) -> Result<(), LoopError> {
+    pub fn run(&mut self, host: &mut dyn LoopHost) -> Result<(), LoopError> {
         let result = self.serve(host);
         self.slots.iter().for_each(|slot| slot.mmio.close());
         result
     }
 
-    fn serve(&mut self, host: &mut dyn Host) -> Result<(), LoopError> {
-        let mut next = Next::Wait;
+    fn serve(&mut self, host: &mut dyn LoopHost) -> Result<(), LoopError> {
+        let mut next = NextTurn::Wait;
         if !mem::replace(&mut self.started, true) {
             self.arm_all()?;
             if self.loaded {
-                self.pay_owed()?;
+                self.raise_owed()?;
                 // The devices have work without an event.
-                next = Next::Again;
+                next = NextTurn::Again;
             }
         }
         let mut control = LoopControl::default();
@@ -250,7 +211,7 @@ impl EventLoop {
             let deadline = self.deadline(host);
             self.metrics.enters.add(1);
             self.ring
-                .enter(next == Next::Wait, deadline)
+                .enter(next == NextTurn::Wait, deadline)
                 .map_err(io_error(RING_FAILED))?;
             self.ring.collect(&mut done);
             self.metrics
@@ -267,52 +228,52 @@ impl EventLoop {
             }
             next = self.turn(now)?;
             if let Some(until) = self.quiescing {
-                next = self.settled(until, now, host, &mut control);
+                next = self.tell_quiesced(until, now, host, &mut control);
             }
             if let Some(until) = self.clearing {
-                next = self.cleared(until, now, host, &mut control);
+                next = self.tell_cleared(until, now, host, &mut control);
             }
-            if mem::take(&mut self.link_closed) {
-                host.link_closed(&mut control);
+            if mem::take(&mut self.peer_closed) {
+                host.peer_closed(&mut control);
             }
             if host.deadline().is_some_and(|at| at <= now) {
                 host.tick(now, &mut control);
             }
             if self.begin_quiesce(&mut control, now) {
-                next = Next::Again;
+                next = NextTurn::Again;
             }
         }
         Ok(())
     }
 
     fn arm_all(&mut self) -> Result<(), LoopError> {
-        self.arm(Target::Attention, 0)?;
+        self.arm(OpTarget::Attention, 0)?;
         for index in 0..self.watches.len() {
-            self.arm(Target::Watch(index), 0)?;
+            self.arm(OpTarget::Watch(index), 0)?;
         }
         for index in 0..self.slots.len() {
             let queues = self.slots[index].mmio.notifiers().count();
             for queue in 0..u32::try_from(queues).unwrap_or(0) {
-                self.arm(Target::Kick(index), queue)?;
+                self.arm(OpTarget::Kick(index), queue)?;
             }
         }
         Ok(())
     }
 
     /// Begins, or begins again, to watch the descriptor of a target.
-    fn arm(&mut self, target: Target, key: u32) -> Result<(), LoopError> {
-        let token = Token { target, key };
+    fn arm(&mut self, target: OpTarget, key: u32) -> Result<(), LoopError> {
+        let token = OpToken { target, key };
         let fd = match target {
-            Target::Attention => Some(borrow(&self.attention)),
-            Target::Watch(index) => self.watches.get(index).map(|(_, fd)| fd.as_fd()),
-            Target::Kick(index) => {
+            OpTarget::Attention => Some(borrow(&self.attention)),
+            OpTarget::Watch(index) => self.watches.get(index).map(|(_, fd)| fd.as_fd()),
+            OpTarget::Kick(index) => {
                 let queue = usize::try_from(key).unwrap_or(usize::MAX);
                 self.slots
                     .get(index)
                     .and_then(|s| s.mmio.notifier(queue))
                     .map(borrow)
             }
-            Target::Device(_) => None,
+            OpTarget::Device(_) => None,
         };
         match fd {
             Some(fd) => self.ring.poll(fd, token).map_err(io_error(RING_FAILED)),
@@ -321,8 +282,8 @@ impl EventLoop {
     }
 
     /// The nearest of all deadlines.
-    fn deadline(&self, host: &dyn Host) -> Option<Instant> {
-        let working = |s: &&Slot| s.state == SlotState::Running && self.quiescing.is_none();
+    fn deadline(&self, host: &dyn LoopHost) -> Option<Instant> {
+        let working = |s: &&DeviceSlot| s.state == SlotState::Running && self.quiescing.is_none();
         let running = self.slots.iter().filter(working);
         running
             .filter_map(|s| s.device.deadline())
@@ -334,23 +295,23 @@ impl EventLoop {
 
     fn dispatch(
         &mut self,
-        done: Completion,
+        done: OpCompletion,
         now: Instant,
-        host: &mut dyn Host,
+        host: &mut dyn LoopHost,
         control: &mut LoopControl,
     ) -> Result<(), LoopError> {
-        let Token { target, key } = done.token;
-        if !done.more && !matches!(target, Target::Device(_)) {
+        let OpToken { target, key } = done.token;
+        if !done.more && !matches!(target, OpTarget::Device(_)) {
             self.arm(target, key)?;
         }
         match target {
-            Target::Attention => self.attended = true,
-            Target::Watch(index) => {
+            OpTarget::Attention => self.attended = true,
+            OpTarget::Watch(index) => {
                 if let Some(&(id, _)) = self.watches.get(index) {
                     host.ready(id, control);
                 }
             }
-            Target::Kick(index) => {
+            OpTarget::Kick(index) => {
                 self.metrics.notifications.add(1);
                 let queue = usize::try_from(key).unwrap_or(usize::MAX);
                 if self
@@ -362,7 +323,7 @@ impl EventLoop {
                 }
             }
             // Also when it is not running: what is in flight must come home.
-            Target::Device(index) => {
+            OpTarget::Device(index) => {
                 self.with(index, now, |device, cx| device.complete(done, cx))?;
             }
         }
@@ -374,24 +335,24 @@ impl EventLoop {
         &mut self,
         index: usize,
         now: Instant,
-        call: impl FnOnce(&mut dyn Device, &mut Context<'_>) -> Result<T, Trouble>,
+        call: impl FnOnce(&mut dyn Device, &mut DeviceContext<'_>) -> Result<T, DeviceFault>,
     ) -> Result<Option<T>, LoopError> {
         let Some(slot) = self.slots.get_mut(index) else {
             return Ok(None);
         };
-        let mut cx = Context {
+        let mut cx = DeviceContext {
             ring: &mut self.ring,
             memory: &self.memory,
             mmio: &slot.mmio,
             index,
             metrics: &self.metrics,
-            link_closed: &mut self.link_closed,
+            peer_closed: &mut self.peer_closed,
             now,
         };
         match call(&mut *slot.device, &mut cx) {
             Ok(value) => Ok(Some(value)),
-            Err(Trouble::Ring(error)) => Err(io_error(RING_FAILED)(error)),
-            Err(Trouble::Queue(_)) => {
+            Err(DeviceFault::IoRing(error)) => Err(io_error(RING_FAILED)(error)),
+            Err(DeviceFault::Queue(_)) => {
                 if slot.state == SlotState::Running {
                     slot.state = SlotState::Failed;
                     slot.mmio.fail();
@@ -408,7 +369,7 @@ impl EventLoop {
     fn serve_demands(&mut self, now: Instant) -> Result<(), LoopError> {
         for index in 0..self.slots.len() {
             match self.slots[index].mmio.take_demand() {
-                Some(Demand::Start { queues }) => {
+                Some(DriverDemand::Start { queues }) => {
                     self.slots[index].state = SlotState::Running;
                     let memory = self.memory.clone();
                     self.with(index, now, |device, cx| {
@@ -417,7 +378,7 @@ impl EventLoop {
                         device.start(queues?, cx)
                     })?;
                 }
-                Some(Demand::Reset) => {
+                Some(DriverDemand::Reset) => {
                     self.slots[index].state = SlotState::Resetting;
                     self.with(index, now, |device, cx| device.stop(cx))?;
                 }
@@ -427,8 +388,8 @@ impl EventLoop {
         Ok(())
     }
 
-    fn turn(&mut self, now: Instant) -> Result<Next, LoopError> {
-        let mut next = Next::Wait;
+    fn turn(&mut self, now: Instant) -> Result<NextTurn, LoopError> {
+        let mut next = NextTurn::Wait;
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
             match slot.state {
@@ -437,8 +398,8 @@ impl EventLoop {
                 }
                 SlotState::Running => {
                     let wanted = self.with(index, now, |device, cx| device.turn(cx))?;
-                    next = if wanted == Some(Next::Again) {
-                        Next::Again
+                    next = if wanted == Some(NextTurn::Again) {
+                        NextTurn::Again
                     } else {
                         next
                     };

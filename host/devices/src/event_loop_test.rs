@@ -1,7 +1,7 @@
 //! The loop itself: watches, deadlines, stopping; and the entropy device on it.
 
 use crate::testing::{QUEUES, Running, line, memory, set_up, wait};
-use crate::{EventLoop, Host, LoopControl, WatchId};
+use crate::{EventLoop, LoopControl, LoopHost, Rng, WatchId};
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -17,7 +17,7 @@ struct Recorder {
     stop_after: usize,
 }
 
-impl Host for Recorder {
+impl LoopHost for Recorder {
     fn ready(&mut self, watch: WatchId, control: &mut LoopControl) {
         self.seen.push(watch.0);
         if self.seen.len() == self.stop_after {
@@ -75,7 +75,7 @@ fn a_deadline_is_kept() {
 fn the_entropy_device_gives_different_bytes_and_not_without_end() {
     let memory = memory();
     let running = Running::new(memory.clone(), |l: &mut EventLoop| {
-        l.add_rng(line()).unwrap()
+        l.add(Box::new(Rng::default()), line()).unwrap()
     });
     let mut queue = set_up(&running.made, &memory, 0, QUEUES).remove(0);
     let mut ask = |len: u32| {

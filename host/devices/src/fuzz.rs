@@ -11,12 +11,16 @@
 
 mod load;
 
-pub use load::fuzz_load;
-
-use crate::testing::{DriverQueue, QUEUES, Running, line, memory, read32, set_up, wait, write32};
-use crate::vsock::packet::{Header, Op};
+use crate::testing::{
+    DriverQueue, QUEUES, Running, add_block, add_vsock, line, memory, read32, set_up, vsock_config,
+    wait, write32,
+};
+use crate::vsock::packet::{PacketHeader, PacketOp};
 use crate::vsock::spec::{HEADER_LEN, RX, TX};
-use crate::{BlockConfig, Ioapic, IrqRoutes, Memory, Mmio, MsiRoute, VsockConfig};
+use crate::{
+    BlockConfig, DiskParent, Ioapic, IrqRoutes, Memory, MmioWindow, MsiRoute, Rng, SavedConnection,
+};
+pub use load::fuzz_load;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -69,7 +73,7 @@ impl Source<'_> {
 }
 
 struct Guest {
-    running: Running<Vec<Arc<Mmio>>>,
+    running: Running<Vec<Arc<MmioWindow>>>,
     memory: Arc<Memory>,
     queues: Vec<Vec<DriverQueue>>,
     link: UnixStream,
@@ -90,22 +94,19 @@ impl Guest {
         let (link, theirs) = UnixStream::pair().unwrap();
         link.set_nonblocking(true).unwrap();
         let running = Running::new(memory.clone(), move |event_loop| {
-            let config = VsockConfig {
-                guest_cid: 3,
-                port: 1024,
-                link: theirs.into(),
-            };
-            let (vsock, _) = event_loop.add_vsock(config, line()).unwrap();
+            let config = vsock_config(theirs, SavedConnection::Broken);
+            let (vsock, _) = add_vsock(event_loop, config, line());
             let (base, layer) = (file(1 << 20), Some(file(0)));
             let config = BlockConfig {
                 base,
                 layer,
-                parent: None,
+                parent: DiskParent::default(),
                 size: 2 << 20,
                 serial: String::new(),
             };
-            let (block, _) = event_loop.add_block(config, line()).unwrap();
-            vec![vsock, block, event_loop.add_rng(line()).unwrap()]
+            let (block, _) = add_block(event_loop, config);
+            let rng = event_loop.add(Box::new(Rng::default()), line()).unwrap();
+            vec![vsock, block, rng]
         });
         let mut guest = Self {
             running,
@@ -174,14 +175,14 @@ impl Guest {
     /// A socket packet that is nearly right.
     fn packet(&mut self, source: &mut Source<'_>) {
         let len = source.len();
-        let header = Header {
+        let header = PacketHeader {
             src_cid: if source.u8() == 0 { 9 } else { 3 },
             dst_cid: 2,
             src_port: u32::from(source.u8() % 3),
             dst_port: if source.u8() == 0 { 1 } else { 1024 },
             len,
             kind: if source.u8() == 0 { 2 } else { 1 },
-            op: Op::from(u16::from(source.u8() % 9)),
+            op: PacketOp::from(u16::from(source.u8() % 9)),
             flags: source.u32() % 5,
             buf_alloc: source.len(),
             fwd_cnt: source.len(),
@@ -245,14 +246,14 @@ impl Guest {
         assert_eq!(self.memory.read_obj::<u8>(GuestAddress(0x1010)).unwrap(), 0);
 
         let mmio = self.running.made[VSOCK].clone();
-        let request = Header {
+        let request = PacketHeader {
             src_cid: 3,
             dst_cid: 2,
             src_port: 9,
             dst_port: 1024,
             len: 0,
             kind: 1,
-            op: Op::Request,
+            op: PacketOp::Request,
             flags: 0,
             buf_alloc: 4096,
             fwd_cnt: 0,
@@ -269,7 +270,7 @@ impl Guest {
         self.memory
             .read_slice(&mut header, GuestAddress(0x4000))
             .unwrap();
-        assert_eq!(Header::parse(&header).op, Op::Response);
+        assert_eq!(PacketHeader::parse(&header).op, PacketOp::Response);
         assert_eq!(read32(&mmio, 0x70), 15);
     }
 }

@@ -4,7 +4,7 @@
 //! change of a redirection entry becomes a call to [`IrqRoutes::set`]. Interrupts themselves never
 //! pass through here: a device's eventfd goes straight to the route.
 
-use crate::state::{Invalid, LoadError, decode};
+use crate::state::{InvalidState, LoadError, decode};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -133,7 +133,7 @@ impl Ioapic {
     pub fn load(&self, bytes: &[u8]) -> Result<(), LoadError> {
         const NAME: &str = "the IOAPIC";
         let saved: IoapicV1 = decode(bytes, NAME)?;
-        let wrong = |what: String| Err(Invalid(what).of(NAME.into()));
+        let wrong = |what: String| Err(InvalidState(what).of(NAME.into()));
         if saved.id & !ID_BITS != 0 {
             return wrong(format!("id {:#x}", saved.id));
         }

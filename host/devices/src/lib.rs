@@ -3,20 +3,21 @@
 //! ```text
 //!  vCPU threads                         event loop thread (one io_uring)
 //!  ------------                         --------------------------------
-//!  register access --> [Mmio] --attention eventfd--> activate / reset
+//!  register access --> [MmioWindow] --attention --> activate / reset
 //!  queue kick ------------------ ioeventfd --------> device: vsock | block | rng
 //!  interrupt  <----------------- [IrqLine] ---------   |        |
 //!  port I/O --> [Console], [ResetPort]              link sock  base + layer files
-//!  IOAPIC   --> [Ioapic] --> [IrqRoutes]            [Host]: control socket, VM's own eventfds
+//!  IOAPIC   --> [Ioapic] --> [IrqRoutes]            [LoopHost]: control socket, VM's own eventfds
 //! ```
 //!
-//! A device is put into an [`EventLoop`] and answers with its [`Mmio`] register window. The window
-//! goes to the address map of the vCPUs; its [`Notifier`]s become ioeventfds. Everything else
-//! happens on the thread that calls [`EventLoop::run`].
+//! A [`Device`] is added to an [`EventLoop`], which gives its register window ([`MmioWindow`]). The
+//! window goes to the address map of the vCPUs; its [`Notifier`]s become ioeventfds. Everything
+//! else happens on the thread that calls [`EventLoop::run`].
 //!
 //! **Architecture invariant:** this crate never names KVM. An interrupt is a one-method trait,
 //! guest memory is `vm-memory`, a queue notification is an eventfd.
 
+mod attachment;
 mod block;
 mod chain;
 mod console;
@@ -28,26 +29,30 @@ mod event_loop_test;
 pub mod fuzz;
 mod interrupt;
 mod ioapic;
+mod memory;
 mod metrics;
 mod mmio;
 mod reset;
 mod ring;
 mod rng;
 mod state;
+#[cfg(test)]
+mod sum_device;
 #[cfg(any(test, feature = "fuzz"))]
 mod testing;
 mod vsock;
 
-pub use block::{BlockConfig, BlockError, DiskLayers};
+pub use attachment::{Attachment, Contents};
+pub use block::{Block, BlockConfig, BlockError, DiskParent};
 pub use console::{Console, LineSink};
-pub use event_loop::{Beginning, EventLoop, Host, LoopControl, LoopError, WatchId};
+pub use device::Device;
+pub use event_loop::{EventLoop, LoopControl, LoopError, LoopHost, WatchId};
 pub use interrupt::IrqLine;
 pub use ioapic::{IOAPIC_PINS, IOAPIC_WINDOW, Ioapic, IrqRoutes, MsiRoute};
+pub use memory::Memory;
 pub use metrics::{BlockMetrics, Counter, LoopMetrics, VsockMetrics};
-pub use mmio::{INTERRUPT_ACK, MMIO_WINDOW, Mmio, Notifier, QUEUE_NOTIFY};
+pub use mmio::{INTERRUPT_ACK, MMIO_WINDOW, MmioWindow, Notifier, QUEUE_NOTIFY};
 pub use reset::ResetPort;
-pub use state::{LinkAfter, LoadError, SaveError, SavedDevices};
-pub use vsock::VsockConfig;
-
-/// Guest memory, as `machine` maps it and every device sees it.
-pub type Memory = vm_memory::GuestMemoryMmap<()>;
+pub use rng::Rng;
+pub use state::{LoadError, SaveError, SavedDevices};
+pub use vsock::{SavedConnection, Vsock, VsockConfig, VsockLink};

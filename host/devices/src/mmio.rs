@@ -1,7 +1,7 @@
 //! The virtio-mmio transport, version 2 (virtio 1.2 §4.2.2): one register window per device.
 //!
 //! vCPU threads read and write registers here; the device itself lives on the event loop's thread.
-//! Between the two stand a mutex-protected [`State`] and the loop's attention eventfd:
+//! Between the two are a mutex-protected [`WindowState`] and the loop's attention eventfd:
 //!
 //! ```text
 //!  Idle --DRIVER_OK--> Starting --loop took the queues--> Running
@@ -14,7 +14,7 @@
 //! that touches guest memory: Linux does not poll for the end of a reset on this transport. The
 //! wait is bounded by [`RESET_TIMEOUT`]; a device that takes longer is marked as needing a reset.
 
-mod state;
+pub(crate) mod state;
 
 use crate::IrqLine;
 use crate::interrupt::{CONFIG_CHANGE, Interrupt};
@@ -25,13 +25,11 @@ use std::time::Duration;
 use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-pub(crate) use state::{Loaded, WindowV1};
-
 /// Bytes of one device's register window.
 pub const MMIO_WINDOW: u64 = 0x1000;
 /// Offset of the `QueueNotify` register, where ioeventfds go.
 pub const QUEUE_NOTIFY: u64 = 0x50;
-/// Offset of the `InterruptACK` register, see [`Mmio::acknowledge_eventfd`].
+/// Offset of the `InterruptACK` register, see [`MmioWindow::acknowledge_eventfd`].
 pub const INTERRUPT_ACK: u64 = 0x64;
 /// The longest a vCPU waits for a reset.
 const RESET_TIMEOUT: Duration = Duration::from_secs(5);
@@ -72,7 +70,7 @@ pub struct Notifier<'a> {
 
 /// What a device is, as its driver sees it.
 #[derive(Debug)]
-pub(crate) struct Identity {
+pub struct DeviceIdentity {
     /// Virtio device type (§5).
     pub(crate) device_id: u32,
     /// Feature bits of the device type and the ring; `VERSION_1` is added.
@@ -85,15 +83,15 @@ pub(crate) struct Identity {
 
 /// What the driver asks of the device's thread.
 #[derive(Debug)]
-pub(crate) enum Demand {
+pub(crate) enum DriverDemand {
     /// Begin to serve these queues. Not validated.
     Start { queues: Vec<QueueState> },
-    /// Stop, drain, then call [`Mmio::reset_done`].
+    /// Stop, drain, then call [`MmioWindow::reset_done`].
     Reset,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+enum WindowPhase {
     Idle,
     Starting,
     Running,
@@ -102,27 +100,27 @@ enum Phase {
 }
 
 #[derive(Debug)]
-struct State {
-    phase: Phase,
+struct WindowState {
+    phase: WindowPhase,
     status: u32,
     device_features_select: u32,
     driver_features_select: u32,
     driver_features: u64,
     queue_select: u32,
     queues: Vec<QueueState>,
-    /// A [`Demand::Reset`] is handed out once.
+    /// A [`DriverDemand::Reset`] is handed out once.
     reset_taken: bool,
 }
 
 /// The register window of one virtio device. Shared by all vCPU threads and the event loop.
 #[derive(Debug)]
-pub struct Mmio {
-    identity: Identity,
+pub struct MmioWindow {
+    identity: DeviceIdentity,
     interrupt: Interrupt,
     notifiers: Vec<EventFd>,
     acknowledged: EventFd,
     attention: Arc<EventFd>,
-    state: Mutex<State>,
+    state: Mutex<WindowState>,
     phase_changed: Condvar,
     /// Register accesses, for the counters.
     pub(crate) accesses: Counter,
@@ -137,9 +135,9 @@ fn fresh_queues(sizes: &[u16]) -> Vec<QueueState> {
     sizes.iter().map(queue).collect()
 }
 
-impl Mmio {
+impl MmioWindow {
     pub(crate) fn new(
-        mut identity: Identity,
+        mut identity: DeviceIdentity,
         line: Arc<dyn IrqLine>,
         attention: Arc<EventFd>,
     ) -> io::Result<Self> {
@@ -149,8 +147,8 @@ impl Mmio {
             .iter()
             .map(|_| EventFd::new(EFD_NONBLOCK))
             .collect::<Result<_, _>>()?;
-        let state = State {
-            phase: Phase::Idle,
+        let state = WindowState {
+            phase: WindowPhase::Idle,
             status: 0,
             device_features_select: 0,
             driver_features_select: 0,
@@ -172,7 +170,8 @@ impl Mmio {
     }
 
     /// The queues' notifications, to be registered as ioeventfds. Without registering, a write to
-    /// the register through [`Mmio::write`] does the same, at the price of an exit to user space.
+    /// the register through [`MmioWindow::write`] does the same, at the price of an exit to user
+    /// space.
     pub fn notifiers(&self) -> impl Iterator<Item = Notifier<'_>> {
         (0..)
             .zip(&self.notifiers)
@@ -184,9 +183,9 @@ impl Mmio {
     }
 
     /// Takes driver's acknowledgements of interrupts off the vCPU's way: an ioeventfd for 4-byte
-    /// writes of any value at [`INTERRUPT_ACK`] to this eventfd, which nobody reads, saves one of the
-    /// two exits to user space that an interrupt costs. The status register then goes on to say
-    /// "a used buffer was added" after the first time; drivers look at their queues at each
+    /// writes of any value at [`INTERRUPT_ACK`] to this eventfd, which nobody reads, saves one of
+    /// the two exits to user space that an interrupt costs. The status register then continues to
+    /// say "a used buffer was added" after the first time; drivers look at their queues at each
     /// interrupt anyway, and the line is edge-triggered, so nothing is repeated for it.
     #[must_use]
     pub fn acknowledge_eventfd(&self) -> &EventFd {
@@ -219,7 +218,7 @@ impl Mmio {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, WindowState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -274,8 +273,8 @@ impl Mmio {
             added &= !status::DRIVER_OK;
         }
         state.status |= added;
-        if added & status::DRIVER_OK != 0 && state.phase == Phase::Idle {
-            state.phase = Phase::Starting;
+        if added & status::DRIVER_OK != 0 && state.phase == WindowPhase::Idle {
+            state.phase = WindowPhase::Starting;
             signal(&self.attention);
         }
     }
@@ -288,21 +287,21 @@ impl Mmio {
     fn reset(&self) {
         let mut state = self.lock();
         match state.phase {
-            Phase::Closed => return,
+            WindowPhase::Closed => return,
             // Nothing of the device's thread has begun, so nothing has to end.
-            Phase::Idle | Phase::Starting => {
+            WindowPhase::Idle | WindowPhase::Starting => {
                 state.clear(self.identity.queue_sizes);
                 self.interrupt.reset();
                 return;
             }
-            Phase::Running => {
-                state.phase = Phase::Resetting;
+            WindowPhase::Running => {
+                state.phase = WindowPhase::Resetting;
                 state.reset_taken = false;
                 signal(&self.attention);
             }
-            Phase::Resetting => {}
+            WindowPhase::Resetting => {}
         }
-        let waiting = |s: &mut State| s.phase == Phase::Resetting;
+        let waiting = |s: &mut WindowState| s.phase == WindowPhase::Resetting;
         let wait = self
             .phase_changed
             .wait_timeout_while(state, RESET_TIMEOUT, waiting);
@@ -313,18 +312,18 @@ impl Mmio {
     }
 
     /// What the driver asks for since the last call. Called by the event loop on attention.
-    pub(crate) fn take_demand(&self) -> Option<Demand> {
+    pub(crate) fn take_demand(&self) -> Option<DriverDemand> {
         let mut state = self.lock();
         match state.phase {
-            Phase::Starting => {
-                state.phase = Phase::Running;
-                Some(Demand::Start {
+            WindowPhase::Starting => {
+                state.phase = WindowPhase::Running;
+                Some(DriverDemand::Start {
                     queues: state.queues.clone(),
                 })
             }
-            Phase::Resetting if !state.reset_taken => {
+            WindowPhase::Resetting if !state.reset_taken => {
                 state.reset_taken = true;
-                Some(Demand::Reset)
+                Some(DriverDemand::Reset)
             }
             _ => None,
         }
@@ -333,7 +332,7 @@ impl Mmio {
     /// The device has dropped its queues and touches guest memory no more.
     pub(crate) fn reset_done(&self) {
         let mut state = self.lock();
-        if state.phase == Phase::Resetting {
+        if state.phase == WindowPhase::Resetting {
             state.clear(self.identity.queue_sizes);
             self.interrupt.reset();
             self.phase_changed.notify_all();
@@ -348,7 +347,7 @@ impl Mmio {
 
     /// The event loop has ended: nobody waits for it any more.
     pub(crate) fn close(&self) {
-        self.lock().phase = Phase::Closed;
+        self.lock().phase = WindowPhase::Closed;
         self.phase_changed.notify_all();
     }
 
@@ -383,10 +382,10 @@ fn set_high(field: &mut u64, value: u32) {
     *field = (*field & 0xffff_ffff) | (u64::from(value) << 32);
 }
 
-impl State {
+impl WindowState {
     fn clear(&mut self, queue_sizes: &[u16]) {
         *self = Self {
-            phase: Phase::Idle,
+            phase: WindowPhase::Idle,
             status: 0,
             device_features_select: 0,
             driver_features_select: 0,
@@ -454,18 +453,18 @@ mod test {
     use crate::testing::{line, read32, write32};
     use proptest::prelude::*;
 
-    fn mmio() -> Mmio {
-        let identity = Identity {
+    fn mmio() -> MmioWindow {
+        let identity = DeviceIdentity {
             device_id: 42,
             features: F_EVENT_IDX,
             queue_sizes: &[16, 8],
             config: Box::new([1, 2, 3]),
         };
         let attention = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-        Mmio::new(identity, line(), attention).unwrap()
+        MmioWindow::new(identity, line(), attention).unwrap()
     }
 
-    fn negotiate(mmio: &Mmio) {
+    fn negotiate(mmio: &MmioWindow) {
         write32(mmio, 0x70, 3);
         write32(mmio, 0x24, 1);
         write32(mmio, 0x20, 1);
@@ -527,7 +526,7 @@ mod test {
         write32(&mmio, 0x30, 0);
         write32(&mmio, 0x44, 0);
         assert_eq!(read32(&mmio, 0x44), 1);
-        let Some(Demand::Start { queues }) = mmio.take_demand() else {
+        let Some(DriverDemand::Start { queues }) = mmio.take_demand() else {
             panic!("not started")
         };
         let first = queues[0];
@@ -543,7 +542,10 @@ mod test {
         let mmio = Arc::new(mmio());
         negotiate(&mmio);
         write32(&mmio, 0x70, 15);
-        assert!(matches!(mmio.take_demand(), Some(Demand::Start { .. })));
+        assert!(matches!(
+            mmio.take_demand(),
+            Some(DriverDemand::Start { .. })
+        ));
         let vcpu = std::thread::spawn({
             let mmio = mmio.clone();
             move || write32(&mmio, 0x70, 0)
@@ -575,8 +577,8 @@ mod test {
             let mmio = mmio();
             for (offset, mut data, write) in accesses {
                 // Keep to one thread: nobody would end the wait for a reset.
-                if let Some(Demand::Start { .. }) = mmio.take_demand() {
-                    mmio.lock().phase = Phase::Idle;
+                if let Some(DriverDemand::Start { .. }) = mmio.take_demand() {
+                    mmio.lock().phase = WindowPhase::Idle;
                 }
                 if write { mmio.write(offset, &data) } else { mmio.read(offset, &mut data) }
             }

@@ -2,14 +2,15 @@
 //! everything an operation points to.
 //!
 //! - Guest memory is held by reference count for the ring's whole life.
-//! - Buffers and vectors move into the operation ([`Piece`]) and come back with its [`Completion`].
+//! - Buffers and vectors move into the operation ([`IoPiece`]) and come back with its
+//! [`OpCompletion`].
 //! - Receive buffers belong to a pool that the kernel picks from; one is readable only between the
-//!   completion that names it and [`Ring::recycle`].
+//! completion that names it and [`IoRing::recycle`].
 //! - A ring dropped with operations in flight cancels them and waits; if the kernel does not answer
-//!   within a second, what they point to is leaked rather than freed.
+//! within a second, what they point to is leaked rather than freed.
 //!
-//! The ring has a single issuer and runs its completions only inside [`Ring::enter`], so one system
-//! call per turn submits, waits and collects.
+//! The ring has a single issuer and runs its completions only inside [`IoRing::enter`], so one
+//! system call per turn submits, waits and collects.
 #![expect(unsafe_code, reason = "submission entries and in-flight memory")]
 
 mod pool;
@@ -19,12 +20,10 @@ use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use pool::{POOL_GROUP, Pool};
 use rustix::io::Errno;
-use std::fmt;
-use std::io;
-use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::{fmt, io, mem};
 use vm_memory::{GuestAddress, GuestMemory, Permissions};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -45,16 +44,16 @@ static ONE: u64 = 1;
 
 /// Who an operation's completion is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Token {
+pub(crate) struct OpToken {
     /// The event loop's index of the device or watch.
-    pub(crate) target: Target,
+    pub(crate) target: OpTarget,
     /// The device's own key.
     pub(crate) key: u32,
 }
 
 /// The first level of dispatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Target {
+pub(crate) enum OpTarget {
     /// The loop's own eventfd.
     Attention,
     /// A descriptor of the host's.
@@ -67,7 +66,7 @@ pub(crate) enum Target {
 
 /// A part of the memory of one operation, in order.
 #[derive(Debug)]
-pub(crate) enum Piece {
+pub(crate) enum IoPiece {
     /// A range of guest memory.
     Guest {
         /// Where it begins.
@@ -84,7 +83,7 @@ pub(crate) enum Piece {
     },
 }
 
-impl Piece {
+impl IoPiece {
     pub(crate) fn len(&self) -> usize {
         match self {
             Self::Guest { len, .. } => *len,
@@ -99,21 +98,21 @@ pub(crate) struct BadPieces;
 
 /// The end, or for repeating operations one event, of an operation.
 #[derive(Debug)]
-pub(crate) struct Completion {
-    pub(crate) token: Token,
+pub struct OpCompletion {
+    pub(crate) token: OpToken,
     /// Bytes or poll bits.
     pub(crate) result: Result<u32, Errno>,
-    /// The operation goes on.
+    /// The operation continues.
     pub(crate) more: bool,
     /// The pool buffer that was filled with `result` bytes.
     pub(crate) buffer: Option<u16>,
     /// What the operation was given, unchanged.
-    pub(crate) pieces: Vec<Piece>,
+    pub(crate) pieces: Vec<IoPiece>,
 }
 
 struct Op {
-    token: Token,
-    pieces: Vec<Piece>,
+    token: OpToken,
+    pieces: Vec<IoPiece>,
     vectors: Vec<libc::iovec>,
     /// Boxed: its address is in the submission entry.
     message: Box<libc::msghdr>,
@@ -126,7 +125,7 @@ pub(crate) fn borrow(eventfd: &EventFd) -> BorrowedFd<'_> {
 }
 
 /// The ring.
-pub(crate) struct Ring {
+pub(crate) struct IoRing {
     uring: IoUring,
     memory: Arc<Memory>,
     ops: Vec<Option<Op>>,
@@ -136,7 +135,7 @@ pub(crate) struct Ring {
     spare_ops: Vec<Op>,
 }
 
-impl fmt::Debug for Ring {
+impl fmt::Debug for IoRing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ring")
             .field("in_flight", &self.in_flight())
@@ -148,15 +147,16 @@ fn build() -> io::Result<IoUring> {
     IoUring::builder()
         .setup_single_issuer()
         .setup_defer_taskrun()
-        // Says when completions wait to be worked on: an enter that does not wait would otherwise never
-        // do it, and a device that always has more to do would be all that the loop ever hears of.
+        // Says when completions wait to be worked on: an enter that does not wait would otherwise
+        // never do it, and a device that always has more to do would be all that the loop ever
+        // hears of.
         .setup_taskrun_flag()
         .setup_submit_all()
         .setup_cqsize(ENTRIES * 4)
         .build(ENTRIES)
 }
 
-impl Ring {
+impl IoRing {
     pub(crate) fn new(memory: Arc<Memory>) -> io::Result<Self> {
         let uring = build()?;
         uring
@@ -184,8 +184,8 @@ impl Ring {
         self.ops.len() - self.free.len()
     }
 
-    /// Tells each time `fd` becomes readable or is hung up (edges, not levels).
-    pub(crate) fn poll(&mut self, fd: BorrowedFd<'_>, token: Token) -> io::Result<()> {
+    /// Completes each time `fd` becomes readable or is hung up (edges, not levels).
+    pub(crate) fn poll(&mut self, fd: BorrowedFd<'_>, token: OpToken) -> io::Result<()> {
         let events = u32::from(libc::POLLIN.unsigned_abs());
         let entry = opcode::PollAdd::new(Fd(fd.as_raw_fd()), events)
             .multi(true)
@@ -194,7 +194,7 @@ impl Ring {
     }
 
     /// Receives again and again into pool buffers, until the end, an error, or an empty pool.
-    pub(crate) fn receive(&mut self, fd: BorrowedFd<'_>, token: Token) -> io::Result<()> {
+    pub(crate) fn receive(&mut self, fd: BorrowedFd<'_>, token: OpToken) -> io::Result<()> {
         let entry = opcode::RecvMulti::new(Fd(fd.as_raw_fd()), POOL_GROUP).build();
         self.push_op(entry, token)
     }
@@ -215,9 +215,9 @@ impl Ring {
     pub(crate) fn send(
         &mut self,
         fd: BorrowedFd<'_>,
-        pieces: Vec<Piece>,
-        token: Token,
-    ) -> io::Result<Result<(), (BadPieces, Vec<Piece>)>> {
+        pieces: Vec<IoPiece>,
+        token: OpToken,
+    ) -> io::Result<Result<(), (BadPieces, Vec<IoPiece>)>> {
         let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
         let flags = u32::try_from(flags).unwrap_or(0);
         self.push_pieces(pieces, token, |op| {
@@ -231,10 +231,10 @@ impl Ring {
     pub(crate) fn read(
         &mut self,
         fd: BorrowedFd<'_>,
-        pieces: Vec<Piece>,
+        pieces: Vec<IoPiece>,
         offset: u64,
-        token: Token,
-    ) -> io::Result<Result<(), (BadPieces, Vec<Piece>)>> {
+        token: OpToken,
+    ) -> io::Result<Result<(), (BadPieces, Vec<IoPiece>)>> {
         self.push_pieces(pieces, token, |op| {
             let count = u32::try_from(op.vectors.len()).unwrap_or(0);
             opcode::Readv::new(Fd(fd.as_raw_fd()), op.vectors.as_ptr(), count)
@@ -247,10 +247,10 @@ impl Ring {
     pub(crate) fn write(
         &mut self,
         fd: BorrowedFd<'_>,
-        pieces: Vec<Piece>,
+        pieces: Vec<IoPiece>,
         offset: u64,
-        token: Token,
-    ) -> io::Result<Result<(), (BadPieces, Vec<Piece>)>> {
+        token: OpToken,
+    ) -> io::Result<Result<(), (BadPieces, Vec<IoPiece>)>> {
         self.push_pieces(pieces, token, |op| {
             let count = u32::try_from(op.vectors.len()).unwrap_or(0);
             opcode::Writev::new(Fd(fd.as_raw_fd()), op.vectors.as_ptr(), count)
@@ -265,7 +265,7 @@ impl Ring {
         fd: BorrowedFd<'_>,
         offset: u64,
         len: u64,
-        token: Token,
+        token: OpToken,
     ) -> io::Result<()> {
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         let entry = opcode::Fallocate::new(Fd(fd.as_raw_fd()), len)
@@ -275,7 +275,7 @@ impl Ring {
     }
 
     /// Asks for the end of the operations with this token; each still completes.
-    pub(crate) fn cancel(&mut self, token: Token) -> io::Result<()> {
+    pub(crate) fn cancel(&mut self, token: OpToken) -> io::Result<()> {
         let is_it = |(index, op): (usize, &Option<Op>)| {
             op.as_ref()
                 .filter(|op| op.token == token)
@@ -314,8 +314,8 @@ impl Ring {
         }
     }
 
-    /// Moves the completions that [`Ring::enter`] collected to `out`.
-    pub(crate) fn collect(&mut self, out: &mut Vec<Completion>) {
+    /// Moves the completions that [`IoRing::enter`] collected to `out`.
+    pub(crate) fn collect(&mut self, out: &mut Vec<OpCompletion>) {
         let mut queue = self.uring.completion();
         queue.sync();
         for entry in queue {
@@ -349,7 +349,7 @@ impl Ring {
             }
             let result = u32::try_from(entry.result())
                 .map_err(|_| Errno::from_raw_os_error(-entry.result()));
-            out.push(Completion {
+            out.push(OpCompletion {
                 token,
                 result,
                 more,
@@ -374,7 +374,7 @@ impl Ring {
         self.pool.has_room()
     }
 
-    fn op(&mut self, token: Token) -> Op {
+    fn op(&mut self, token: OpToken) -> Op {
         let mut op = self.spare_ops.pop().unwrap_or_else(|| {
             // SAFETY: all-zero bytes are a valid `msghdr`: null pointers and zero lengths.
             let message = Box::new(unsafe { mem::zeroed() });
@@ -400,7 +400,7 @@ impl Ring {
     }
 
     /// For operations that point to no memory outside the pool.
-    fn push_op(&mut self, entry: squeue::Entry, token: Token) -> io::Result<()> {
+    fn push_op(&mut self, entry: squeue::Entry, token: OpToken) -> io::Result<()> {
         let op = self.op(token);
         let entry = entry.user_data(self.insert(op));
         // SAFETY: such an entry points to no memory.
@@ -409,10 +409,10 @@ impl Ring {
 
     fn push_pieces(
         &mut self,
-        pieces: Vec<Piece>,
-        token: Token,
+        pieces: Vec<IoPiece>,
+        token: OpToken,
         entry: impl FnOnce(&Op) -> squeue::Entry,
-    ) -> io::Result<Result<(), (BadPieces, Vec<Piece>)>> {
+    ) -> io::Result<Result<(), (BadPieces, Vec<IoPiece>)>> {
         let mut op = self.op(token);
         op.pieces = pieces;
         let Op {
@@ -432,8 +432,8 @@ impl Ring {
         let entry = entry(&op);
         let entry = entry.user_data(self.insert(op));
         // SAFETY: the entry points to vectors and a header on the heap, owned by the `Op`, which
-        // stays in `self.ops` until its last completion; the vectors point to buffers owned by that `Op`
-        // and to guest memory, which `self.memory` keeps mapped.
+        // stays in `self.ops` until its last completion; the vectors point to buffers owned by that
+        // `Op` and to guest memory, which `self.memory` keeps mapped.
         unsafe { self.push(&entry) }.map(Ok)
     }
 
@@ -452,18 +452,18 @@ impl Ring {
 
 fn add_vectors(
     memory: &Memory,
-    piece: &mut Piece,
+    piece: &mut IoPiece,
     vectors: &mut Vec<libc::iovec>,
 ) -> Result<(), BadPieces> {
     match piece {
-        Piece::Owned { bytes, start } => {
+        IoPiece::Owned { bytes, start } => {
             let part = bytes.get_mut(*start..).ok_or(BadPieces)?;
             vectors.push(libc::iovec {
                 iov_base: part.as_mut_ptr().cast(),
                 iov_len: part.len(),
             });
         }
-        Piece::Guest { addr, len } => {
+        IoPiece::Guest { addr, len } => {
             let slices = GuestMemory::get_slices(memory, *addr, *len, Permissions::ReadWrite);
             for slice in slices.map_err(|_| BadPieces)? {
                 let slice = slice.map_err(|_| BadPieces)?;
@@ -482,7 +482,7 @@ fn add_vectors(
     }
 }
 
-impl Drop for Ring {
+impl Drop for IoRing {
     fn drop(&mut self) {
         let _ = self
             .uring
@@ -513,17 +513,17 @@ mod test {
     use vm_memory::Bytes;
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
-    const TOKEN: Token = Token {
-        target: Target::Device(0),
+    const TOKEN: OpToken = OpToken {
+        target: OpTarget::Device(0),
         key: 7,
     };
 
-    fn ring() -> (Ring, Arc<Memory>) {
+    fn ring() -> (IoRing, Arc<Memory>) {
         let memory = Arc::new(Memory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap());
-        (Ring::new(memory.clone()).unwrap(), memory)
+        (IoRing::new(memory.clone()).unwrap(), memory)
     }
 
-    fn next(ring: &mut Ring) -> Completion {
+    fn next(ring: &mut IoRing) -> OpCompletion {
         let mut out = Vec::new();
         while out.is_empty() {
             ring.enter(true, Some(Instant::now() + Duration::from_secs(5)))
@@ -570,11 +570,11 @@ mod test {
         let (a, b) = UnixStream::pair().unwrap();
         memory.write_slice(b"guest", GuestAddress(0x1000)).unwrap();
         let pieces = vec![
-            Piece::Owned {
+            IoPiece::Owned {
                 bytes: b"xxours ".to_vec(),
                 start: 2,
             },
-            Piece::Guest {
+            IoPiece::Guest {
                 addr: GuestAddress(0x1000),
                 len: 5,
             },
@@ -628,7 +628,7 @@ mod test {
             (u64::MAX, 1),
             (0, usize::MAX),
         ] {
-            let pieces = vec![Piece::Guest {
+            let pieces = vec![IoPiece::Guest {
                 addr: GuestAddress(addr),
                 len,
             }];
@@ -643,7 +643,7 @@ mod test {
         let file = tempfile::tempfile().unwrap();
         memory.write_slice(&[7; 8192], GuestAddress(0)).unwrap();
         let all = || {
-            vec![Piece::Guest {
+            vec![IoPiece::Guest {
                 addr: GuestAddress(0),
                 len: 8192,
             }]

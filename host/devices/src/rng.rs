@@ -1,10 +1,9 @@
 //! The entropy device (virtio 1.2 §5.4): the host's random numbers, rationed.
 
-use crate::chain::{self, Chain};
-use crate::device::{BrokenQueue, Context, Device, Next, Trouble};
-use crate::mmio::{F_EVENT_IDX, Identity};
-use crate::ring::Completion;
-use crate::state::{DeviceV1, Invalid, LinkAfter};
+use crate::chain::{self, BufferChain};
+use crate::device::{BrokenQueue, Device, DeviceContext, DeviceFault, NextTurn};
+use crate::mmio::{DeviceIdentity, F_EVENT_IDX};
+use crate::state::DeviceKind;
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::time::{Duration, Instant};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -19,41 +18,33 @@ const MAX_REQUEST: usize = 256;
 const BYTES_PER_PERIOD: usize = 16 * 1024;
 const PERIOD: Duration = Duration::from_secs(1);
 
-pub(crate) fn identity() -> Identity {
-    let config = Box::default();
-    Identity {
-        device_id: DEVICE_ID,
-        features: F_EVENT_IDX,
-        queue_sizes: QUEUE_SIZES,
-        config,
-    }
-}
-
-/// The device.
+/// The entropy device. Nothing of it is saved: a ration that begins anew is no harm.
 #[derive(Debug)]
-pub(crate) struct Rng {
+pub struct Rng {
     // Runtime glue
     queue: Option<Queue>,
-    chain: Chain,
+    chain: BufferChain,
     // Volatile state
     kicked: bool,
     period_start: Instant,
     left: usize,
 }
 
-impl Rng {
-    pub(crate) fn new() -> Self {
+impl Default for Rng {
+    fn default() -> Self {
         Self {
             queue: None,
-            chain: Chain::default(),
+            chain: BufferChain::default(),
             kicked: false,
             period_start: Instant::now(),
             left: BYTES_PER_PERIOD,
         }
     }
+}
 
+impl Rng {
     /// Answers one request; `false` when there is none.
-    fn serve(&mut self, cx: &mut Context<'_>) -> Result<bool, Trouble> {
+    fn serve(&mut self, cx: &mut DeviceContext<'_>) -> Result<bool, DeviceFault> {
         let Some(queue) = &mut self.queue else {
             return Ok(false);
         };
@@ -79,22 +70,38 @@ impl Rng {
 }
 
 impl Device for Rng {
-    fn start(&mut self, queues: Vec<Option<Queue>>, _: &mut Context<'_>) -> Result<(), Trouble> {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind {
+            tag: 2,
+            name: "entropy device",
+        }
+    }
+
+    fn identity(&self) -> DeviceIdentity {
+        DeviceIdentity {
+            device_id: DEVICE_ID,
+            features: F_EVENT_IDX,
+            queue_sizes: QUEUE_SIZES,
+            config: Box::default(),
+        }
+    }
+
+    fn start(
+        &mut self,
+        queues: Vec<Option<Queue>>,
+        _: &mut DeviceContext<'_>,
+    ) -> Result<(), DeviceFault> {
         self.queue = queues.into_iter().next().flatten();
         self.kicked = true;
         Ok(())
     }
 
-    fn kick(&mut self, _: usize, _: &mut Context<'_>) -> Result<(), Trouble> {
+    fn kick(&mut self, _: usize, _: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
         self.kicked = true;
         Ok(())
     }
 
-    fn complete(&mut self, _: Completion, _: &mut Context<'_>) -> Result<(), Trouble> {
-        Ok(())
-    }
-
-    fn turn(&mut self, cx: &mut Context<'_>) -> Result<Next, Trouble> {
+    fn turn(&mut self, cx: &mut DeviceContext<'_>) -> Result<NextTurn, DeviceFault> {
         if cx.now.saturating_duration_since(self.period_start) >= PERIOD {
             self.period_start = cx.now;
             self.left = BYTES_PER_PERIOD;
@@ -113,9 +120,9 @@ impl Device for Rng {
             cx.interrupt_if_needed(queue)?;
         }
         Ok(if self.kicked && self.left > 0 {
-            Next::Again
+            NextTurn::Again
         } else {
-            Next::Wait
+            NextTurn::Wait
         })
     }
 
@@ -123,41 +130,13 @@ impl Device for Rng {
         (self.kicked && self.left == 0).then(|| self.period_start + PERIOD)
     }
 
-    fn stop(&mut self, _: &mut Context<'_>) -> Result<(), Trouble> {
+    fn stop(&mut self, _: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
         self.queue = None;
         self.kicked = false;
         Ok(())
     }
 
-    fn drained(&self) -> bool {
-        true
-    }
-
-    fn settle(&mut self, _: &mut Context<'_>) -> Result<(), Trouble> {
-        Ok(())
-    }
-
-    fn still(&self) -> bool {
-        true
-    }
-
-    fn kind(&self) -> &'static str {
-        DeviceV1::RNG
-    }
-
     fn queues(&self) -> Vec<Option<&Queue>> {
         vec![self.queue.as_ref()]
-    }
-
-    /// Nothing: a ration that begins anew is no harm.
-    fn save(&self, _: bool) -> DeviceV1 {
-        DeviceV1::Rng
-    }
-
-    fn load(&mut self, saved: DeviceV1, _: bool, _: LinkAfter) -> Result<(), Invalid> {
-        match saved {
-            DeviceV1::Rng => Ok(()),
-            other => Err(Invalid::kind(&other)),
-        }
     }
 }

@@ -1,41 +1,30 @@
 //! Saving and loading the devices: what a host handles, and the gate that untrusted bytes pass.
 //!
-//! Each device's state is one postcard blob: its register window with the positions of its queues
-//! ([`WindowV1`]) and what its kind adds ([`DeviceV1`], which also tags the kind). The structs lie
-//! beside their owners and hold no runtime type.
+//! Each device's state is one blob of postcard values, one after the other: the tag of its
+//! [`DeviceKind`], what its kind adds, and its register window with the positions of its queues
+//! ([`WindowV1`]). The structs lie beside their owners and hold no runtime type.
+//!
+//! [`WindowV1`]: crate::mmio::state::WindowV1
 
-use crate::block::{BlockV1, DiskLayers};
-use crate::mmio::WindowV1;
-use crate::vsock::VsockV1;
+use crate::Contents;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// What became of the link that was there when the devices were saved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LinkAfter {
-    /// The new link goes on where the saved one was: the guest's connection stays open, and both
-    /// ends agree that nothing was under way on it.
-    Kept,
-    /// The new link knows nothing of the saved one: the guest's connection is reset.
-    Broken,
-}
-
-/// All devices of a loop at one moment.
+/// The state of all devices of a loop at one point in time.
 #[derive(Debug)]
 pub struct SavedDevices {
     /// One blob per device, in the order in which the devices were added.
     pub devices: Vec<Vec<u8>>,
-    /// One entry per block device, in the order in which they were added.
-    pub disks: Vec<DiskLayers>,
+    /// The contents of those that have any (disks), in the same order.
+    pub contents: Vec<Box<dyn Contents>>,
 }
 
-/// Why the devices could not be saved. They go on as before.
+/// Why the devices could not be saved. They resume as before.
 #[derive(Debug, thiserror::Error)]
 pub enum SaveError {
     /// Something the guest asked for took too long, as a send on a link that nobody reads.
     #[error("{device} still had work in flight after {after:?}")]
-    NotStill {
+    Busy {
         /// Its kind and number.
         device: String,
         /// How long was waited.
@@ -86,7 +75,7 @@ pub enum LoadError {
         /// Kind and number of the device.
         device: String,
         /// The kind that was saved.
-        saved: &'static str,
+        saved: String,
     },
     /// A state that no device can have.
     #[error("The saved state of {device} cannot be: {what}")]
@@ -97,8 +86,8 @@ pub enum LoadError {
         what: String,
     },
     /// What belongs to a device could not be made as new.
-    #[error("{device} could not be put back")]
-    Renew {
+    #[error("{device} could not be reset")]
+    Reset {
         /// Its kind and number.
         device: String,
         /// Why.
@@ -112,13 +101,9 @@ pub enum LoadError {
 
 /// What is wrong with a saved value.
 #[derive(Debug)]
-pub(crate) struct Invalid(pub(crate) String);
+pub(crate) struct InvalidState(pub(crate) String);
 
-impl Invalid {
-    pub(crate) fn kind(saved: &DeviceV1) -> Self {
-        Self(format!("it is of a {}", saved.kind()))
-    }
-
+impl InvalidState {
     pub(crate) fn of(self, device: String) -> LoadError {
         LoadError::Value {
             device,
@@ -127,47 +112,55 @@ impl Invalid {
     }
 }
 
-/// What a device saves besides its registers and queues.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) enum DeviceV1 {
-    Vsock(VsockV1),
-    Block(BlockV1),
-    Rng,
+/// Why a device does not take over what was saved.
+#[derive(Debug)]
+pub enum StateRefusal {
+    /// The bytes are not of that form.
+    Decode(postcard::Error),
+    /// So many bytes follow the state.
+    Trailing(usize),
+    /// No device can have these values.
+    Value(String),
 }
 
-impl DeviceV1 {
-    pub(crate) const VSOCK: &str = "socket device";
-    pub(crate) const BLOCK: &str = "block device";
-    pub(crate) const RNG: &str = "entropy device";
+impl From<InvalidState> for StateRefusal {
+    fn from(invalid: InvalidState) -> Self {
+        Self::Value(invalid.0)
+    }
+}
 
-    pub(crate) fn kind(&self) -> &'static str {
+impl StateRefusal {
+    pub(crate) fn of(self, device: String) -> LoadError {
         match self {
-            Self::Vsock(_) => Self::VSOCK,
-            Self::Block(_) => Self::BLOCK,
-            Self::Rng => Self::RNG,
+            Self::Decode(source) => LoadError::Decode { device, source },
+            Self::Trailing(extra) => LoadError::Trailing { device, extra },
+            Self::Value(what) => LoadError::Value { device, what },
         }
     }
 }
 
-/// One blob.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct SlotV1 {
-    pub(crate) device: DeviceV1,
-    pub(crate) window: WindowV1,
+/// What a device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceKind {
+    /// Stands at the head of its saved state, on disk for ever: 0 is the socket, 1 the disk, 2 the
+    /// entropy device. A new kind takes the next one.
+    pub(crate) tag: u32,
+    /// What it is called in errors.
+    pub(crate) name: &'static str,
+}
+
+/// The value at the head of `bytes`, which then are what follows it.
+pub(crate) fn take<T: DeserializeOwned>(bytes: &mut &[u8]) -> Result<T, StateRefusal> {
+    let (value, rest) = postcard::take_from_bytes(bytes).map_err(StateRefusal::Decode)?;
+    *bytes = rest;
+    Ok(value)
 }
 
 /// The value in all of `bytes`, of which only the form is checked.
-pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8], device: &str) -> Result<T, LoadError> {
-    let device = || device.to_owned();
-    match postcard::take_from_bytes(bytes) {
-        Ok((value, [])) => Ok(value),
-        Ok((_, rest)) => Err(LoadError::Trailing {
-            device: device(),
-            extra: rest.len(),
-        }),
-        Err(source) => Err(LoadError::Decode {
-            device: device(),
-            source,
-        }),
-    }
+pub(crate) fn decode<T: DeserializeOwned>(mut bytes: &[u8], device: &str) -> Result<T, LoadError> {
+    let value = take(&mut bytes).and_then(|value| match bytes.len() {
+        0 => Ok(value),
+        extra => Err(StateRefusal::Trailing(extra)),
+    });
+    value.map_err(|refused| refused.of(device.to_owned()))
 }

@@ -8,9 +8,11 @@
 )]
 #![allow(dead_code, reason = "fuzzing uses less of it than the tests")]
 
-use crate::mmio::{F_EVENT_IDX, Mmio};
+use crate::mmio::{F_EVENT_IDX, MmioWindow};
 use crate::{
-    EventLoop, Host, IrqLine, LoopControl, LoopMetrics, Memory, SaveError, SavedDevices, WatchId,
+    Block, BlockConfig, BlockMetrics, EventLoop, IrqLine, LoopControl, LoopHost, LoopMetrics,
+    Memory, SaveError, SavedConnection, SavedDevices, Vsock, VsockConfig, VsockLink, VsockMetrics,
+    WatchId,
 };
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -45,6 +47,39 @@ pub(crate) fn memory() -> Arc<Memory> {
     Arc::new(Memory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap())
 }
 
+/// What a device is found under: its registers and its counters.
+pub(crate) type Added<M> = (Arc<MmioWindow>, Arc<M>);
+
+/// Adds a socket device to a loop.
+pub(crate) fn add_vsock(
+    event_loop: &mut EventLoop,
+    config: VsockConfig,
+    line: Arc<dyn IrqLine>,
+) -> Added<VsockMetrics> {
+    let device = Vsock::new(config);
+    let metrics = device.metrics();
+    (event_loop.add(Box::new(device), line).unwrap(), metrics)
+}
+
+/// The configuration that tests use.
+pub(crate) fn vsock_config(link: impl Into<OwnedFd>, connection: SavedConnection) -> VsockConfig {
+    VsockConfig {
+        guest_cid: 3,
+        port: 1024,
+        link: VsockLink {
+            socket: link.into(),
+            connection,
+        },
+    }
+}
+
+/// Adds a block device to a loop.
+pub(crate) fn add_block(event_loop: &mut EventLoop, config: BlockConfig) -> Added<BlockMetrics> {
+    let device = Block::new(config).unwrap();
+    let metrics = device.metrics();
+    (event_loop.add(Box::new(device), line()).unwrap(), metrics)
+}
+
 /// An event loop on its own thread, ended when dropped.
 pub(crate) struct Running<T> {
     pub(crate) made: T,
@@ -53,12 +88,12 @@ pub(crate) struct Running<T> {
     quiesce: OwnedFd,
     saved: mpsc::Receiver<Saved>,
     clear: OwnedFd,
-    back: mpsc::Sender<Back>,
-    is_back: mpsc::Receiver<()>,
+    reset: mpsc::Sender<Work>,
+    is_reset: mpsc::Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What a host takes while the devices are still: their state, and a copy of the memory.
+/// What a host takes while the devices are quiesced: their state, and a copy of the memory.
 pub(crate) type Saved = (Result<SavedDevices, SaveError>, Arc<Memory>);
 
 const STOP: WatchId = WatchId(0);
@@ -66,16 +101,16 @@ const QUIESCE: WatchId = WatchId(1);
 const CLEAR: WatchId = WatchId(2);
 
 /// What is done with devices that are cleared.
-type Back = Box<dyn FnOnce(&mut EventLoop) + Send>;
+type Work = Box<dyn FnOnce(&mut EventLoop) + Send>;
 
 struct TestHost {
     memory: Arc<Memory>,
     saved: mpsc::Sender<Saved>,
-    back: mpsc::Receiver<Back>,
-    is_back: mpsc::Sender<()>,
+    reset: mpsc::Receiver<Work>,
+    is_reset: mpsc::Sender<()>,
 }
 
-impl Host for TestHost {
+impl LoopHost for TestHost {
     fn ready(&mut self, watch: WatchId, control: &mut LoopControl) {
         match watch {
             STOP => control.stop(),
@@ -91,8 +126,8 @@ impl Host for TestHost {
         _: &mut LoopControl,
     ) {
         outcome.unwrap();
-        self.back.recv().unwrap()(event_loop);
-        self.is_back.send(()).unwrap();
+        self.reset.recv().unwrap()(event_loop);
+        self.is_reset.send(()).unwrap();
     }
 
     fn quiesced(&mut self, devices: Result<SavedDevices, SaveError>, _: &mut LoopControl) {
@@ -131,8 +166,8 @@ impl<T: Send + 'static> Running<T> {
         let (stop, stopped) = event();
         let (quiesce, quiesced) = event();
         let (clear, cleared) = event();
-        let (back, to_back) = mpsc::channel();
-        let (done, is_back) = mpsc::channel();
+        let (reset, to_reset) = mpsc::channel();
+        let (done, is_reset) = mpsc::channel();
         let (saver, saved) = mpsc::channel();
         let (sender, receiver) = mpsc::channel();
         let thread = std::thread::spawn(move || {
@@ -145,8 +180,8 @@ impl<T: Send + 'static> Running<T> {
             let mut host = TestHost {
                 memory,
                 saved: saver,
-                back: to_back,
-                is_back: done,
+                reset: to_reset,
+                is_reset: done,
             };
             event_loop.run(&mut host).unwrap();
         });
@@ -158,15 +193,15 @@ impl<T: Send + 'static> Running<T> {
             quiesce,
             saved,
             clear,
-            back,
-            is_back,
+            reset,
+            is_reset,
             thread: Some(thread),
         }
     }
 }
 
 impl<T> Running<T> {
-    /// Brings the devices to a standstill and saves them. Their driver does nothing meanwhile.
+    /// Quiesces the devices and saves them. Their driver does nothing meanwhile.
     pub(crate) fn try_save(&self) -> Saved {
         rustix::io::write(self.quiesce.as_fd(), &1u64.to_ne_bytes()).unwrap();
         self.saved.recv_timeout(Duration::from_secs(10)).unwrap()
@@ -174,9 +209,9 @@ impl<T> Running<T> {
 
     /// Clears the devices and does `work` with them. Their driver does nothing meanwhile.
     pub(crate) fn clear(&self, work: impl FnOnce(&mut EventLoop) + Send + 'static) {
-        self.back.send(Box::new(work)).unwrap();
+        self.reset.send(Box::new(work)).unwrap();
         rustix::io::write(self.clear.as_fd(), &1u64.to_ne_bytes()).unwrap();
-        self.is_back.recv_timeout(Duration::from_secs(10)).unwrap();
+        self.is_reset.recv_timeout(Duration::from_secs(10)).unwrap();
     }
 
     pub(crate) fn save(&self) -> (SavedDevices, Arc<Memory>) {
@@ -193,11 +228,11 @@ impl<T> Drop for Running<T> {
     }
 }
 
-pub(crate) fn write32(mmio: &Mmio, offset: u64, value: u32) {
+pub(crate) fn write32(mmio: &MmioWindow, offset: u64, value: u32) {
     mmio.write(offset, &value.to_le_bytes());
 }
 
-pub(crate) fn read32(mmio: &Mmio, offset: u64) -> u32 {
+pub(crate) fn read32(mmio: &MmioWindow, offset: u64) -> u32 {
     let mut bytes = [0; 4];
     mmio.read(offset, &mut bytes);
     u32::from_le_bytes(bytes)
@@ -213,7 +248,7 @@ pub(crate) struct DriverQueue {
     next_descriptor: u16,
     avail: u16,
     /// `avail` at the last kick.
-    told: u16,
+    notified: u16,
     used: u16,
     pub(crate) event_idx: bool,
 }
@@ -277,25 +312,26 @@ impl DriverQueue {
         self.put16(self.avail_ring() + 2, self.avail);
     }
 
-    /// Whether the device wants to be told of what was added last (§2.7.10).
+    /// Whether the device wants to be notified of what was added last (§2.7.10).
     pub(crate) fn wants_kick(&self) -> bool {
         let event = self.get16(self.used_ring() + 4 + 8 * u64::from(self.size));
         !self.event_idx
-            || self.avail.wrapping_sub(event).wrapping_sub(1) < self.avail.wrapping_sub(self.told)
+            || self.avail.wrapping_sub(event).wrapping_sub(1)
+                < self.avail.wrapping_sub(self.notified)
     }
 
-    /// Tells the device, if it wants to know.
-    pub(crate) fn kick(&mut self, mmio: &Mmio) {
+    /// Notifies the device, if it wants that.
+    pub(crate) fn kick(&mut self, mmio: &MmioWindow) {
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         let wanted = self.wants_kick();
-        self.told = self.avail;
+        self.notified = self.avail;
         if wanted {
             write32(mmio, crate::QUEUE_NOTIFY, self.index);
         }
     }
 
-    /// Tells the device in any case.
-    pub(crate) fn force_kick(&self, mmio: &Mmio) {
+    /// Notifies the device in any case.
+    pub(crate) fn force_kick(&self, mmio: &MmioWindow) {
         write32(mmio, crate::QUEUE_NOTIFY, self.index);
     }
 
@@ -345,7 +381,7 @@ pub(crate) const QUEUES: u64 = (MEMORY - (1 << 20)) as u64;
 /// Brings a device up as a driver does, with every feature it offers except those in `without`,
 /// and its queues' memory from `base` on.
 pub(crate) fn set_up(
-    mmio: &Mmio,
+    mmio: &MmioWindow,
     memory: &Arc<Memory>,
     without: u64,
     base: u64,
@@ -383,7 +419,7 @@ pub(crate) fn set_up(
             base: base + u64::from(index) * 0x8000,
             next_descriptor: 0,
             avail: 0,
-            told: 0,
+            notified: 0,
             used: 0,
             event_idx: features & F_EVENT_IDX != 0,
         };

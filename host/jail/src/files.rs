@@ -1,7 +1,7 @@
 //! Descriptors and file systems.
 #![expect(unsafe_code, reason = "close_range closes descriptors it does not own")]
 
-use crate::JailError;
+use crate::error::JailError;
 use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, RestrictionStatus, Ruleset,
     RulesetAttr, RulesetStatus, Scope,

@@ -1,10 +1,11 @@
 //! System call filters: a list of what a process may call; anything else ends the process.
 //!
-//! The program is ours because each VM process pays for it once, and much: the kernel tries it for every
-//! system call there is to know which need no look at arguments, and compiles it to machine code. As a
-//! search tree it is a third as long as a list of rules, and the way to an answer is seven steps.
+//! The program is ours because each VM process pays for it once, and much: the kernel tries it for
+//! every system call there is to know which need no look at arguments, and compiles it to machine
+//! code. As a search tree it is a third as long as a list of rules, and the way to an answer is
+//! seven steps.
 
-use crate::JailError;
+use crate::error::JailError;
 use seccompiler::{apply_filter_all_threads, sock_filter};
 use std::collections::BTreeMap;
 
@@ -53,8 +54,8 @@ impl Filter {
     /// Compiles the list of what a process may call.
     ///
     /// # Errors
-    /// [`JailError::Unfit`] for a list with a call twice, a number or an argument that there is not, or
-    /// more than a program can hold.
+    /// [`JailError::Unfit`] for a list with a call twice, a number or an argument that there is
+    /// not, or more than a program can hold.
     pub fn new(allowed: &[Allowed]) -> Result<Self, JailError> {
         let mut calls = BTreeMap::new();
         for (call, when) in allowed {
@@ -78,8 +79,8 @@ impl Filter {
         }
     }
 
-    /// Applies it to all threads of the process, for ever, and to those that they start. The process
-    /// must have given up new privileges.
+    /// Applies it to all threads of the process, for ever, and to those that they start. The
+    /// process must have given up new privileges.
     ///
     /// # Errors
     /// [`JailError::Filter`].

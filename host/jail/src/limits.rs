@@ -1,6 +1,6 @@
 //! Limits of a process, and its privileges.
 
-use crate::JailError;
+use crate::error::JailError;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
 fn system(what: &'static str) -> impl FnOnce(rustix::io::Errno) -> JailError {

@@ -1,5 +1,6 @@
-//! The processor a saved machine needs: recorded when it is saved, checked before it is continued. The rate
-//! of its time stamp counter is not here: each vCPU's state has it, and loading it sets the rate or refuses.
+//! The processor a saved machine needs: recorded when it is saved, checked before it is continued.
+//! The rate of its time stamp counter is not here: each vCPU's state has it, and loading it sets
+//! the rate or refuses.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -10,8 +11,8 @@ use std::collections::BTreeMap;
 pub struct CpuContract {
     /// The vendor's name, for example `AuthenticAMD`.
     pub vendor: String,
-    /// Words of feature bits by leaf, sub-leaf and register, for example `00000001.0.ecx`; each bit that is
-    /// set was offered to the guest. Words that are zero are left out.
+    /// Words of feature bits by leaf, sub-leaf and register, for example `00000001.0.ecx`; each bit
+    /// that is set was offered to the guest. Words that are zero are left out.
     pub features: BTreeMap<String, u32>,
     /// Bytes of the XSAVE area with everything in it; 0 without XSAVE.
     pub xsave_size: u32,

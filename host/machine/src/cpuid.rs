@@ -11,7 +11,6 @@
 
 use crate::contract::CpuContract;
 use crate::error::{Result, ioctl};
-use crate::kvm::Kvm;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 
 /// CPUID leaf of KVM's paravirtual features.
@@ -33,9 +32,8 @@ const AMD_PERFORMANCE: u32 = 1 << 23 | 1 << 24 | 1 << 28; // leaf 0x8000_0001 ec
 ///
 /// # Errors
 /// From the ioctl.
-pub fn supported(kvm: &Kvm) -> Result<CpuId> {
-    kvm.fd()
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+pub(crate) fn supported(kvm: &kvm_ioctls::Kvm) -> Result<CpuId> {
+    kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(ioctl(
             "KVM_GET_SUPPORTED_CPUID",
             format!("{KVM_MAX_CPUID_ENTRIES} entries"),
@@ -49,8 +47,9 @@ const EBX: Register = ("ebx", |e| e.ebx);
 const ECX: Register = ("ecx", |e| e.ecx);
 const EDX: Register = ("edx", |e| e.edx);
 
-/// Leaf, sub-leaf and register of each word of feature bits, and the bits of it that are no features:
-/// they follow what the guest has switched on (OSXSAVE, OSPKE) or its number of processors.
+/// Leaf, sub-leaf and register of each word of feature bits, and the bits of it that are no
+/// features: they follow what the guest has switched on (OSXSAVE, OSPKE) or its number of
+/// processors.
 const FEATURE_WORDS: &[(u32, u32, Register, u32)] = &[
     (0x1, 0, ECX, 1 << 27),
     (0x1, 0, EDX, BIT_HTT),
@@ -68,12 +67,9 @@ const FEATURE_WORDS: &[(u32, u32, Register, u32)] = &[
     (0x8000_0021, 0, EAX, 0),
 ];
 
-/// What guests see of the processor on this host.
-///
-/// # Errors
-/// From the ioctl.
-pub fn contract(kvm: &Kvm) -> Result<CpuContract> {
-    Ok(seen(&for_vcpu(&kvm.offers()?.cpuid, 0, 1)))
+/// What guests see of the processor on a host whose KVM supports this.
+pub(crate) fn contract(supported: &CpuId) -> CpuContract {
+    seen(&for_vcpu(supported, 0, 1))
 }
 
 fn seen(cpuid: &CpuId) -> CpuContract {
@@ -97,7 +93,7 @@ fn seen(cpuid: &CpuId) -> CpuContract {
 
 /// What vCPU `index` of `count` sees.
 #[must_use]
-pub fn for_vcpu(supported: &CpuId, index: u8, count: u8) -> CpuId {
+pub(crate) fn for_vcpu(supported: &CpuId, index: u8, count: u8) -> CpuId {
     let mut cpuid = supported.clone();
     cpuid.retain(|entry| {
         // Topology leaves are written anew; their subleaf count differs between hosts.

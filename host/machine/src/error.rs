@@ -39,7 +39,7 @@ pub enum Error {
     /// Guest memory could not be arranged.
     #[error("{0} bytes of guest memory cannot be laid out")]
     Layout(u64),
-    /// Pages could not be made the golden file's again, or the machine's own.
+    /// Pages could not be made the base memory's again, or the machine's own.
     #[error("madvise {advice:?} of {bytes} bytes of guest memory at {offset:#x} failed")]
     Advise {
         /// What was asked.
@@ -52,8 +52,8 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    /// Pages could not be overwritten with the golden file's.
-    #[error("Reading {bytes} bytes at {offset:#x} of the golden file into guest memory failed")]
+    /// Pages could not be overwritten with the base memory's.
+    #[error("Reading {bytes} bytes at {offset:#x} of the base memory into guest memory failed")]
     Restore {
         /// Offset in the whole memory.
         offset: u64,

@@ -12,13 +12,13 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 pub enum Exit {
     /// A port or memory-mapped access, answered by a bus.
     Io,
-    /// A signal, or the kernel asking to try again. Go on.
+    /// A signal, or the kernel asking to try again. Continue.
     Interrupted,
     /// The guest halted with nobody to wake it. Only without an in-kernel APIC.
     Halted,
     /// Triple fault: the processor reset itself.
     Shutdown,
-    /// KVM cannot go on.
+    /// KVM cannot continue.
     InternalError {
         /// `KVM_INTERNAL_ERROR_*`.
         suberror: u32,

@@ -11,8 +11,8 @@ use std::ptr::null_mut;
 const PAGE: usize = 4096;
 
 impl Vcpu {
-    /// Has the kernel keep the vCPU's machine until this process's memory is gone, whatever is closed. For
-    /// ever: there is no way back.
+    /// Has the kernel keep the vCPU's machine until this process's memory is gone, whatever is
+    /// closed. For ever: there is no way back.
     ///
     /// # Errors
     /// When there is no room for a mapping.

@@ -1,5 +1,6 @@
 //! The host's KVM: opened once, checked once.
 
+use crate::contract::CpuContract;
 use crate::error::{Error, Result, ioctl};
 use crate::{cpuid, msr};
 use kvm_bindings::CpuId;
@@ -82,8 +83,8 @@ impl Kvm {
     }
 
     /// A VM that does nothing but keep KVM from going to sleep: while none exists, it switches
-    /// virtualization off on every processor and its hooks out of the scheduler, by rewriting kernel code,
-    /// and back when the next one is made.
+    /// virtualization off on every processor and its hooks out of the scheduler, by rewriting
+    /// kernel code, and back when the next one is made.
     ///
     /// # Errors
     /// From the ioctl.
@@ -97,10 +98,18 @@ impl Kvm {
             return Ok(offers);
         }
         let offers = Offers {
-            cpuid: cpuid::supported(self)?,
-            msrs: msr::saved(self)?,
+            cpuid: cpuid::supported(&self.fd)?,
+            msrs: msr::saved(&self.fd)?,
         };
         Ok(self.offers.get_or_init(|| offers))
+    }
+
+    /// What guests of this host may remember of their processor.
+    ///
+    /// # Errors
+    /// From the ioctl.
+    pub fn cpu_contract(&self) -> Result<CpuContract> {
+        Ok(cpuid::contract(&self.offers()?.cpuid))
     }
 
     /// Names of the needed capabilities that this host lacks.

@@ -5,7 +5,7 @@
 //! 0x000a_0000  hole (legacy VGA and ROM space, no RAM promised to the guest)
 //! 0x000e_0000  ACPI tables (RAM, reserved in the memory map)
 //! 0x000f_f000  one reserved RAM page: kept free for a VM generation id
-//! 0x0010_0000  low RAM goes on: kernel, initrd, everything else
+//! 0x0010_0000  low RAM continues: kernel, initrd, everything else
 //! 0xc000_0000  end of low RAM at most; virtio-mmio windows, 4 KiB each
 //! 0xfec0_0000  IOAPIC registers
 //! 0xfee0_0000  local APIC registers
@@ -46,7 +46,7 @@ pub const ACPI: u64 = 0xe_0000;
 pub const ACPI_MAX: u64 = GENERATION_PAGE - ACPI;
 /// A RAM page that the memory map reserves: room for a VM generation id.
 pub const GENERATION_PAGE: u64 = 0xf_f000;
-/// Where usable RAM goes on, and the least address of a kernel.
+/// Where usable RAM continues, and the least address of a kernel.
 pub const HIGH_MEMORY: u64 = MIB;
 /// End of low RAM if the guest has that much.
 pub const LOW_RAM_END: u64 = 3 * GIB;

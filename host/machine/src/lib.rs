@@ -16,7 +16,7 @@ pub mod acpi;
 pub mod boot;
 mod bus;
 mod contract;
-pub mod cpuid;
+mod cpuid;
 mod error;
 mod exit;
 mod irq;

@@ -1,8 +1,8 @@
 //! Guest RAM: its mappings in this process and its KVM memory slots.
 //!
-//! Today RAM is anonymous private memory. A sealed golden file mapped copy-on-write
-//! ([`Backing::Golden`]) has the same shape: guest-physical order, holes left out, so that a clone
-//! changes this file and nothing else.
+//! RAM is anonymous private memory, or base memory: a sealed file mapped copy-on-write
+//! ([`Backing::BaseMemory`]), which has the same shape: guest-physical order, holes left out, so
+//! that a clone changes this file and nothing else.
 #![expect(
     unsafe_code,
     reason = "KVM memory slots and madvise take raw addresses"
@@ -38,7 +38,7 @@ pub enum Backing {
     Anonymous,
     /// A file with the RAM ranges one after the other, mapped copy-on-write: writes stay private,
     /// pages that are only read are shared by all machines that map the file.
-    Golden(Arc<File>),
+    BaseMemory(Arc<File>),
 }
 
 /// Whether the host may back guest RAM by 2 MiB pages.
@@ -67,9 +67,9 @@ pub struct MemorySpec {
 struct Part<'a> {
     address: *mut u8,
     bytes: usize,
-    /// In the whole memory, and so in the golden file.
+    /// In the whole memory, and so in the base memory.
     offset: u64,
-    golden: &'a File,
+    base_memory: &'a File,
 }
 
 /// Guest RAM, mapped.
@@ -105,7 +105,7 @@ impl Memory {
     }
 
     /// Says that the guest will touch all of a guest-physical range at once, so that the host
-    /// should use 2 MiB pages for what of it is 2 MiB aligned: one fault then stands for 512.
+    /// should use 2 MiB pages for what of it is 2 MiB aligned: one fault then replaces 512.
     /// Parts outside of RAM are left out.
     pub fn expect_dense(&self, range: Range<u64>) {
         for region in self.ram.iter() {
@@ -144,8 +144,8 @@ impl Memory {
         self.ram.iter().map(range).collect()
     }
 
-    /// Copies a page of the whole memory, whose ranges follow one another, into 4096 bytes; the machine may
-    /// write to it meanwhile.
+    /// Copies a page of the whole memory, whose ranges follow one another, into 4096 bytes; the
+    /// machine may write to it meanwhile.
     ///
     /// # Errors
     /// [`Error::Layout`] for one that is not there.
@@ -162,17 +162,17 @@ impl Memory {
     }
 
     /// Gives up this machine's own copies of pages `first..end` of the whole memory, whose ranges
-    /// follow one another: they are the golden file's again. Nothing may write them meanwhile.
+    /// follow one another: they are the base memory's again. Nothing may write them meanwhile.
     ///
     /// # Errors
-    /// [`Error::Layout`] for pages that are not there or have no golden file under them,
+    /// [`Error::Layout`] for pages that are not there or have no base memory under them,
     /// [`Error::Advise`] from `madvise`.
     pub fn forget(&self, first: u64, end: u64) -> Result<()> {
         self.advise_pages(first, end, Advice::LinuxDontNeed)
     }
 
-    /// Gives this machine its own copies of these pages, as if each had been written to with what it
-    /// holds.
+    /// Gives this machine its own copies of these pages, as if each had been written to with what
+    /// it holds.
     ///
     /// # Errors
     /// As of [`Memory::forget`].
@@ -188,8 +188,8 @@ impl Memory {
         self.advise_pages(first, end, Advice::LinuxPopulateRead)
     }
 
-    /// Overwrites these pages with what the golden file has; they stay, or become, this machine's own.
-    /// Nothing may write them meanwhile.
+    /// Overwrites these pages with what the base memory has; they stay, or become, this machine's
+    /// own. Nothing may write them meanwhile.
     ///
     /// # Errors
     /// [`Error::Layout`] as of [`Memory::forget`], [`Error::Restore`] when the file cannot be read.
@@ -204,7 +204,7 @@ impl Memory {
             while done < part.bytes {
                 let at = libc::off_t::try_from(part.offset + done as u64);
                 let at = at.map_err(|_| Error::Layout(part.offset))?;
-                let (fd, left) = (part.golden.as_raw_fd(), part.bytes - done);
+                let (fd, left) = (part.base_memory.as_raw_fd(), part.bytes - done);
                 let to = part.address.wrapping_add(done);
                 // SAFETY: `done` is within the part, whose pages are mapped for writing and are a
                 // guest's memory, which may change at any time.
@@ -224,8 +224,8 @@ impl Memory {
 
     fn advise_pages(&self, first: u64, end: u64, advice: Advice) -> Result<()> {
         self.each_part(first, end, |part| {
-            // SAFETY: whole pages of a private mapping of a file, which are mapped before and after;
-            // what they hold changes, as a guest's memory may at any time.
+            // SAFETY: whole pages of a private mapping of a file, which are mapped before and
+            // after; what they hold changes, as a guest's memory may at any time.
             unsafe { madvise(part.address.cast(), part.bytes, advice) }.map_err(|e| Error::Advise {
                 advice,
                 offset: part.offset,
@@ -235,7 +235,8 @@ impl Memory {
         })
     }
 
-    /// Does something with each range's part of pages `first..end`, which have a golden file under them.
+    /// Does something with each range's part of pages `first..end`, which have base memory under
+    /// them.
     fn each_part(
         &self,
         first: u64,
@@ -259,7 +260,7 @@ impl Memory {
                     address: unsafe { region.get_mmap().as_ptr().add(within) },
                     bytes,
                     offset: at,
-                    golden: file.file(),
+                    base_memory: file.file(),
                 })?;
                 at = stop;
             }
@@ -328,13 +329,13 @@ fn map(spec: &MemorySpec, base: u64, bytes: u64, offset: u64) -> Result<GuestReg
             region
         }
         // Its huge pages, if it has any, are mapped as such; a guest's own copies are small.
-        Backing::Golden(file) => {
+        Backing::BaseMemory(file) => {
             let file = FileOffset::from_arc(Arc::clone(file), offset);
             let region = new(size, flags, Some(file.clone()))?;
             match region.as_ptr().addr() % HUGE_BYTES {
                 0 => region,
-                // The kernel fills address space from the top: behind a gap of so many bytes, the same
-                // mapping begins where huge pages can. If not, there will be small ones.
+                // The kernel fills address space from the top: behind a gap of so many bytes, the
+                // same mapping begins where huge pages can. If not, there will be small ones.
                 beyond => {
                     drop(region);
                     let _gap = new(beyond, flags, None)?;
@@ -354,15 +355,15 @@ mod test {
     use vm_memory::Bytes;
 
     #[test]
-    fn a_golden_file_is_shared_until_written() {
+    fn base_memory_is_shared_until_written() {
         let mut file = File::from(
-            rustix::fs::memfd_create("golden", rustix::fs::MemfdFlags::CLOEXEC).unwrap(),
+            rustix::fs::memfd_create("base memory", rustix::fs::MemfdFlags::CLOEXEC).unwrap(),
         );
         file.write_all(&[7; 8192]).unwrap();
         let file = Arc::new(file);
         let spec = MemorySpec {
             bytes: 8192,
-            backing: Backing::Golden(file),
+            backing: Backing::BaseMemory(file),
             huge_pages: HugePages::Never,
         };
         let (a, b) = (Memory::new(&spec).unwrap(), Memory::new(&spec).unwrap());
@@ -374,12 +375,12 @@ mod test {
     #[test]
     fn pages_that_are_forgotten_are_the_files_again() {
         let mut file = File::from(
-            rustix::fs::memfd_create("golden", rustix::fs::MemfdFlags::CLOEXEC).unwrap(),
+            rustix::fs::memfd_create("base memory", rustix::fs::MemfdFlags::CLOEXEC).unwrap(),
         );
         file.write_all(&[7; 3 * 4096]).unwrap();
         let mut spec = MemorySpec {
             bytes: 3 * 4096,
-            backing: Backing::Golden(Arc::new(file)),
+            backing: Backing::BaseMemory(Arc::new(file)),
             huge_pages: HugePages::Never,
         };
         let memory = Memory::new(&spec).unwrap();
@@ -397,7 +398,7 @@ mod test {
         assert_eq!(bytes(&memory), [9, 7, 7]);
         assert!(matches!(memory.forget(2, 4), Err(Error::Layout(_))));
         assert!(matches!(memory.restore(2, 4), Err(Error::Layout(_))));
-        // Zeroes are not what a machine without a golden file began with.
+        // Zeroes are not what the memory of a machine without base memory was at first.
         spec.backing = Backing::Anonymous;
         let memory = Memory::new(&spec).unwrap();
         assert!(matches!(memory.forget(0, 1), Err(Error::Layout(0))));

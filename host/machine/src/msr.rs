@@ -2,7 +2,6 @@
 //! that make up a saved vCPU.
 
 use crate::error::{Error, Result, ioctl};
-use crate::kvm::Kvm;
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use std::sync::Arc;
@@ -43,9 +42,8 @@ pub(crate) fn set_boot(vcpu: &VcpuFd, index: u8) -> Result<()> {
 ///
 /// # Errors
 /// From the ioctl.
-pub(crate) fn saved(kvm: &Kvm) -> Result<Arc<[u32]>> {
+pub(crate) fn saved(kvm: &kvm_ioctls::Kvm) -> Result<Arc<[u32]>> {
     let listed = kvm
-        .fd()
         .get_msr_index_list()
         .map_err(ioctl("KVM_GET_MSR_INDEX_LIST", ""))?;
     let mut all: Vec<u32> = listed

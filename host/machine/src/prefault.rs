@@ -1,7 +1,7 @@
 //! Mapping guest memory before the guest asks for it (Linux 6.11: `KVM_PRE_FAULT_MEMORY`).
 //!
-//! A guest's first access to a page costs an exit, even if the host has the page. What is known to be
-//! accessed soon is mapped while the machine is built, off the path of whoever waits for it.
+//! A guest's first access to a page costs an exit, even if the host has the page. What is known to
+//! be accessed soon is mapped while the machine is built, off the path of whoever waits for it.
 #![expect(unsafe_code, reason = "the ioctl is not in kvm-ioctls")]
 
 use crate::error::{Result, ioctl};
@@ -17,8 +17,8 @@ const KVM_PRE_FAULT_MEMORY: libc::c_ulong =
 const MAX_INTERRUPTED: u32 = 16;
 
 impl Vcpu {
-    /// Maps `size` bytes of guest memory from `gpa` on, both whole pages, for all vCPUs. False: this
-    /// KVM cannot, and guests map pages themselves as they need them.
+    /// Maps `size` bytes of guest memory from `gpa` on, both whole pages, for all vCPUs. False:
+    /// this KVM cannot, and guests map pages themselves as they need them.
     ///
     /// # Errors
     /// From the ioctl, for example if there is no memory at `gpa`.

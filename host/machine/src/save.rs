@@ -69,9 +69,9 @@ impl Vcpu {
         })
     }
 
-    /// Loads a saved vCPU of the same number into one that has never run (see [`Vcpu::reload`] for one
-    /// that has). vCPU 0 of a machine must
-    /// be loaded before the others (see [`Vcpu::load_time`]); [`Vm::load`] does it all.
+    /// Loads a saved vCPU of the same number into one that has never run (see [`Vcpu::reload`] for
+    /// one that has). vCPU 0 of a machine must be loaded before the others (see
+    /// [`Vcpu::load_time`]); [`Vm::load`] does it all.
     ///
     /// # Errors
     /// [`crate::Error::State`] for a state that does not fit, before anything is changed. From the
@@ -108,14 +108,14 @@ impl Vcpu {
             .map_err(self.at("KVM_SET_MP_STATE"))?;
         fd.set_vcpu_events(&checked.events)
             .map_err(self.at("KVM_SET_VCPU_EVENTS"))?;
-        // Tells the guest's watchdogs that it stood still. A guest without kvmclock has nowhere to
-        // be told.
+        // Notifies the guest's watchdogs that it was paused. A guest without kvmclock has no place
+        // for that.
         lacking(fd.kvmclock_ctrl()).map_err(self.at("KVM_KVMCLOCK_CTRL"))?;
         Ok(())
     }
 
-    /// Loads a saved vCPU of the same number into one that has run and stands still, as all others of
-    /// its machine do. What it had of its own is gone afterwards.
+    /// Loads a saved vCPU of the same number into one that has run and is parked, as all others of
+    /// its machine are. What it had of its own is gone afterwards.
     ///
     /// # Errors
     /// As [`Vcpu::load`].
@@ -133,7 +133,7 @@ impl Vcpu {
     ///
     /// vCPU 0 first: KVM takes a value within a second of what the counter of the vCPU set before
     /// would be for an attempt to make the two equal, and makes them so, whatever the value.
-    /// Exactly that is wanted of the others, so that all counters go on as one. For vCPU 0 it would
+    /// Exactly that is wanted of the others, so that all counters run as one. For vCPU 0 it would
     /// mean keeping the fresh machine's counter, so it is first set to something far away.
     ///
     /// # Errors
@@ -180,7 +180,7 @@ impl Vcpu {
 }
 
 impl Vm {
-    /// Saves the clock and the machine's shape. All vCPUs must stand still.
+    /// Saves the clock and the machine's shape. All vCPUs must be parked.
     ///
     /// # Errors
     /// From the ioctl.
@@ -200,7 +200,7 @@ impl Vm {
     /// [`crate::Error::State`] for a state of another machine; from the ioctl.
     pub fn load_clock(&self, state: &VmStateV1) -> Result<()> {
         state.check(self.vcpus, self.memory_bytes())?;
-        // No flags: the clock goes on from here, whatever time it is.
+        // No flags: the clock continues from here, whatever time it is.
         let clock = kvm_clock_data {
             clock: state.clock_ns,
             ..Default::default()

@@ -51,7 +51,7 @@ impl VcpuStateV1 {
 /// The rest of a saved machine: its clock, and what the vCPUs' states fit into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmStateV1 {
-    /// Reading of kvmclock, in nanoseconds. A loaded guest goes on from here: the time it was not
+    /// Reading of kvmclock, in nanoseconds. A loaded guest continues from here: the time it was not
     /// running for does not exist for it.
     pub clock_ns: u64,
     /// Number of vCPUs.

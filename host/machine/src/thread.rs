@@ -7,7 +7,7 @@
 //!     +---- park() -----+----------------- finish() -------------+
 //! ```
 //!
-//! The thread looks at what is wanted before each entry; a signal brings it out of the guest. The
+//! The thread looks at what is wanted before each entry; a signal takes it out of the guest. The
 //! signal may fall between the look and the entry and be lost, so whoever wants something sends
 //! it until the thread answers.
 //!
@@ -105,7 +105,7 @@ impl VcpuThread {
     /// Starts the thread, parked.
     ///
     /// `ended` hears why the guest
-    /// could not go on; then the thread is finished.
+    /// could not continue; then the thread is finished.
     ///
     /// # Errors
     /// [`Error::Thread`] when no thread or signal handler can be had.
@@ -135,8 +135,8 @@ impl VcpuThread {
         let vcpu = Arc::new(Mutex::new(vcpu));
         let ours = Arc::downgrade(&vcpu);
         let body = move || {
-            // With its first entry KVM makes a thread of its own for the machine: no claim shall wait for
-            // that. What fails here fails again when the guest is let go.
+            // With its first entry KVM makes a thread of its own for the machine: no claim shall
+            // wait for that. What fails here fails again when the guest is let go.
             let _ = hold(&vcpu).settle(&wiring.ports, &wiring.memory);
             let exit = match theirs.arrive(State::Parked) {
                 State::Finished => None,
@@ -182,7 +182,7 @@ impl VcpuThread {
         self.want(State::Running);
     }
 
-    /// Brings the vCPU out of the guest and waits until it stands still with whole registers.
+    /// Brings the vCPU out of the guest and waits until it is paused with whole registers.
     ///
     /// # Errors
     /// [`Error::Thread`] if it does not answer within `limit`.
@@ -195,7 +195,7 @@ impl VcpuThread {
     /// `work` runs; `work` must not call this thread's own methods, which would wait for its end.
     ///
     /// # Errors
-    /// [`Error::NotParked`] when it runs, has been told to, or has ended.
+    /// [`Error::NotParked`] when it runs, was asked to, or has ended.
     pub fn with_parked<T>(&self, work: impl FnOnce(&Vcpu) -> T) -> Result<T> {
         // The thread needs this lock to leave its place, so that it cannot want the vCPU now.
         let state = self.shared.lock();
@@ -257,7 +257,7 @@ impl VcpuThread {
     }
 }
 
-/// The signal that brings a vCPU thread out of the guest.
+/// The signal that takes a vCPU thread out of the guest.
 fn kick_signal() -> i32 {
     SIGRTMIN()
 }
@@ -268,7 +268,7 @@ fn hold(vcpu: &Mutex<Vcpu>) -> MutexGuard<'_, Vcpu> {
     vcpu.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs until finished (`None`) or until the guest cannot go on.
+/// Runs until finished (`None`) or until the guest cannot continue.
 fn run(vcpu: &Mutex<Vcpu>, wiring: &Wiring, shared: &Shared) -> Option<Exit> {
     shared
         .counters

@@ -1,4 +1,4 @@
-//! One vCPU: made, entered, run, brought to rest.
+//! One vCPU: made, entered, run, parked.
 
 use crate::boot::Entry;
 use crate::bus::Bus;

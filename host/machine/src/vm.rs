@@ -4,13 +4,12 @@
 //! From Linux 6.18 a slot change after the irqchip costs milliseconds, so there is no way to make
 //! one. No PIC, no PIT, and the IOAPIC lives in user space.
 
-use crate::cpuid;
 use crate::error::{Error, Result, ioctl};
 use crate::irq::IrqRoutes;
 use crate::kvm::Kvm;
-use crate::layout;
 use crate::memory::{Memory, MemorySpec};
 use crate::vcpu::Vcpu;
+use crate::{cpuid, layout};
 use kvm_bindings::{KVM_CAP_HALT_POLL, KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use std::sync::Arc;

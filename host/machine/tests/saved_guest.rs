@@ -1,4 +1,4 @@
-//! Bare guests that are saved, cloned and go on.
+//! Bare guests that are saved, cloned and resumed.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use machine::boot::{Entry, write_tables};
@@ -111,9 +111,9 @@ fn run_past(vm: &Vm, threads: &[VcpuThread], from: &[u64]) {
     }
 }
 
-fn golden(vm: &Vm) -> Arc<File> {
+fn base_memory(vm: &Vm) -> Arc<File> {
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
-    let mut file = File::from(rustix::fs::memfd_create("golden", flags).unwrap());
+    let mut file = File::from(rustix::fs::memfd_create("base memory", flags).unwrap());
     let mut done = 0;
     let length = usize::try_from(BYTES).unwrap();
     while done < length {
@@ -155,7 +155,7 @@ struct Saved {
 }
 
 fn clone(kvm: &Kvm, saved: &Saved) -> (Vm, Vec<VcpuThread>) {
-    let backing = Backing::Golden(Arc::clone(&saved.memory));
+    let backing = Backing::BaseMemory(Arc::clone(&saved.memory));
     let (vm, vcpus) = Vm::new(kvm, &spec(saved.vm.vcpus, backing)).unwrap();
     vm.load(&vcpus, &saved.vm, &saved.vcpus).unwrap();
     (vm, spawn(vcpus))
@@ -171,7 +171,7 @@ fn clones_go_on_from_the_same_count_and_stay_apart() {
     let saved = Saved {
         vm: state,
         vcpus: states,
-        memory: golden(&vm),
+        memory: base_memory(&vm),
         counts: counts(&vm, 2),
     };
     let (one, one_threads) = clone(&kvm, &saved);
@@ -180,7 +180,7 @@ fn clones_go_on_from_the_same_count_and_stay_apart() {
 
     // The count lives in a register: had it been lost, memory would show small numbers.
     run_past(&one, &one_threads, &saved.counts);
-    assert_eq!(counts(&vm, 2), saved.counts, "the original stands still");
+    assert_eq!(counts(&vm, 2), saved.counts, "the original is paused");
     assert_eq!(counts(&two, 2), saved.counts, "so does the other clone");
     run_past(&vm, &threads, &saved.counts);
     assert_eq!(counts(&two, 2), saved.counts, "whoever else runs");
@@ -212,7 +212,7 @@ fn a_clone_can_be_saved_and_cloned_again() {
         let saved = Saved {
             vm: state,
             vcpus: states,
-            memory: golden(&vm),
+            memory: base_memory(&vm),
             counts: counts(&vm, 1),
         };
         finish(threads);
@@ -286,7 +286,7 @@ fn a_halted_guest_wakes_in_its_clones() {
     let saved = Saved {
         vm: state,
         vcpus: states,
-        memory: golden(&vm),
+        memory: base_memory(&vm),
         counts: counts(&vm, 1),
     };
     assert_eq!(saved.counts, [0], "it sleeps");
@@ -315,7 +315,7 @@ fn a_vcpu_is_only_given_while_parked() {
     );
     wait_for(|| counts(&vm, 1)[0] > 0);
     threads[0].park(PATIENCE).unwrap();
-    // Another thread's look, of what the guest has told so far.
+    // Another thread's look, of what the guest has said so far.
     let seen = std::thread::scope(|s| {
         let look = || threads[0].with_parked(|vcpu| vcpu.fd().get_regs().unwrap().rax);
         s.spawn(look).join().unwrap().unwrap()

@@ -2,18 +2,17 @@
 
 use control::ExitCause;
 use machine::Exit;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, PoisonError};
 use vmm_sys_util::eventfd::EventFd;
 
-/// What brought the machine to its end, before the console was read.
+/// What ended the machine, before the console was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Reason {
+pub(crate) enum EndReason {
     /// The service asked, or is gone.
     Stopped,
     /// The guest used the reset port.
     Reset,
-    /// A vCPU could not go on.
+    /// A vCPU could not run any further.
     Vcpu { index: u8, exit: Exit },
     /// Something of ours failed.
     Host(String),
@@ -21,12 +20,12 @@ pub(crate) enum Reason {
 
 /// Shared by everything that can end the machine.
 #[derive(Debug)]
-pub(crate) struct Ending {
-    reason: Mutex<Option<Reason>>,
+pub(crate) struct MachineEnding {
+    reason: Mutex<Option<EndReason>>,
     wake: EventFd,
 }
 
-impl Ending {
+impl MachineEnding {
     pub(crate) fn new() -> std::io::Result<Self> {
         let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         Ok(Self {
@@ -36,7 +35,7 @@ impl Ending {
     }
 
     /// Notes a reason unless there is one, and wakes the event loop.
-    pub(crate) fn report(&self, reason: Reason) {
+    pub(crate) fn report(&self, reason: EndReason) {
         let mut first = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
         first.get_or_insert(reason);
         // Full means it is already readable.
@@ -49,7 +48,7 @@ impl Ending {
     }
 
     /// The reason, once there is one.
-    pub(crate) fn reason(&self) -> Option<Reason> {
+    pub(crate) fn reason(&self) -> Option<EndReason> {
         self.reason
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -57,26 +56,26 @@ impl Ending {
     }
 }
 
-/// What the service is told. The console's end tells a panic from an orderly end: the guest writes
-/// both through the same port, and is believed only about itself.
-pub(crate) fn classify(reason: &Reason, console_tail: &[u8]) -> ExitCause {
+/// What is reported to the service. The console's end distinguishes a panic from an orderly end:
+/// the guest writes both through the same port, and is believed only about itself.
+pub(crate) fn classify(reason: &EndReason, console_tail: &[u8]) -> ExitCause {
     match reason {
-        Reason::Stopped => ExitCause::Stopped,
-        Reason::Reset => by_console(console_tail),
-        Reason::Vcpu {
+        EndReason::Stopped => ExitCause::Stopped,
+        EndReason::Reset => by_console(console_tail),
+        EndReason::Vcpu {
             exit: Exit::Shutdown,
             ..
         } => ExitCause::TripleFault,
-        Reason::Vcpu {
+        EndReason::Vcpu {
             exit: Exit::InternalError { suberror, .. },
             ..
         } => ExitCause::KvmInternalError {
             suberror: *suberror,
         },
-        Reason::Vcpu { index, exit } => ExitCause::HostFault {
-            message: format!("vCPU {index} cannot go on: {exit:?}"),
+        EndReason::Vcpu { index, exit } => ExitCause::HostFault {
+            message: format!("vCPU {index} cannot run any further: {exit:?}"),
         },
-        Reason::Host(message) => ExitCause::HostFault {
+        EndReason::Host(message) => ExitCause::HostFault {
             message: message.clone(),
         },
     }
@@ -99,17 +98,17 @@ mod test {
 
     #[test]
     fn the_first_reason_wins() {
-        let ending = Ending::new().unwrap();
+        let ending = MachineEnding::new().unwrap();
         assert_eq!(ending.reason(), None);
-        ending.report(Reason::Reset);
-        ending.report(Reason::Stopped);
-        assert_eq!(ending.reason(), Some(Reason::Reset));
+        ending.report(EndReason::Reset);
+        ending.report(EndReason::Stopped);
+        assert_eq!(ending.reason(), Some(EndReason::Reset));
         assert_eq!(ending.wake().read().unwrap(), 2);
     }
 
     #[test]
     fn ends_are_told_apart() {
-        let reset = |tail: &str| classify(&Reason::Reset, tail.as_bytes());
+        let reset = |tail: &str| classify(&EndReason::Reset, tail.as_bytes());
         let panic = "[1.0] Kernel panic - not syncing: ";
         assert_eq!(reset("reboot: Restarting system"), ExitCause::GuestShutdown);
         assert_eq!(
@@ -118,7 +117,7 @@ mod test {
         );
         let init = format!("{panic}Attempted to kill init! exitcode=0x0000000b");
         assert_eq!(reset(&init), ExitCause::AgentDied);
-        let vcpu = |exit| classify(&Reason::Vcpu { index: 0, exit }, panic.as_bytes());
+        let vcpu = |exit| classify(&EndReason::Vcpu { index: 0, exit }, panic.as_bytes());
         assert_eq!(vcpu(Exit::Shutdown), ExitCause::TripleFault);
         assert_eq!(
             vcpu(Exit::InternalError {

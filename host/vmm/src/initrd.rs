@@ -8,7 +8,7 @@ const CHARACTER_DEVICE: u32 = 0o020_600;
 const EXECUTABLE: u32 = 0o100_755;
 
 /// One entry.
-struct Entry<'a> {
+struct CpioEntry<'a> {
     name: &'a str,
     mode: u32,
     /// Major and minor number of a device.
@@ -19,25 +19,25 @@ struct Entry<'a> {
 /// An archive with `/init`, and `/dev/console` for kernels that open it before anything runs.
 pub(crate) fn build(init: &[u8]) -> Vec<u8> {
     let entries = [
-        Entry {
+        CpioEntry {
             name: "dev",
             mode: DIRECTORY,
             device: (0, 0),
             contents: &[],
         },
-        Entry {
+        CpioEntry {
             name: "dev/console",
             mode: CHARACTER_DEVICE,
             device: (5, 1),
             contents: &[],
         },
-        Entry {
+        CpioEntry {
             name: "init",
             mode: EXECUTABLE,
             device: (0, 0),
             contents: init,
         },
-        Entry {
+        CpioEntry {
             name: "TRAILER!!!",
             mode: 0,
             device: (0, 0),
@@ -51,7 +51,7 @@ pub(crate) fn build(init: &[u8]) -> Vec<u8> {
     archive
 }
 
-fn append(archive: &mut Vec<u8>, number: u32, entry: &Entry<'_>) {
+fn append(archive: &mut Vec<u8>, number: u32, entry: &CpioEntry<'_>) {
     let links = 1;
     let size = entry.contents.len();
     let name = entry.name.len() + 1;

@@ -9,12 +9,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Writes lines for one sandbox.
 #[derive(Clone, Debug)]
-pub(crate) struct Log {
+pub(crate) struct SandboxLog {
     sandbox: Arc<str>,
     console_live: bool,
 }
 
-impl Log {
+impl SandboxLog {
     /// For the sandbox with this id. With `console_live` the guest's console goes to standard
     /// output as it is, for people who watch.
     pub(crate) fn new(sandbox: &str, console_live: bool) -> Self {
@@ -42,7 +42,7 @@ impl Log {
     }
 }
 
-impl devices::LineSink for Log {
+impl devices::LineSink for SandboxLog {
     fn line(&mut self, line: &[u8]) {
         if self.console_live {
             let mut out = std::io::stdout().lock();

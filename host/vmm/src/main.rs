@@ -4,25 +4,32 @@
 //! `probe` tells facts about this host; `run` boots a machine by hand, for developers.
 
 mod assemble;
-mod begin;
+mod boot_source;
 mod confine;
-mod copying;
+mod demand_paging;
+mod device_list;
 mod ending;
+mod error;
 mod initrd;
-mod lazy;
+mod ioctls;
 mod log;
+mod memory_copy;
+mod pages;
+mod parts;
 mod prefault;
 mod prepared;
 mod probe;
 mod reset;
 mod run;
 mod save;
+mod serve;
+mod state_file;
 mod stats;
 mod supervise;
 mod trace;
 mod wiring;
 
-use prepared::Prepared;
+use prepared::PreparedHost;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
@@ -67,27 +74,27 @@ fn close_inherited() -> anyhow::Result<()> {
 fn alone() -> anyhow::Result<()> {
     close_inherited()?;
     one_heap();
-    serve(None)
+    serve_stdin(None)
 }
 
 fn zygote() -> anyhow::Result<()> {
     close_inherited()?;
     one_heap();
     match prepared::zygote()? {
-        Some(prepared) => serve(Some(prepared)),
+        Some(prepared) => serve_stdin(Some(prepared)),
         None => Ok(()),
     }
 }
 
-fn serve(prepared: Option<Prepared>) -> anyhow::Result<()> {
+fn serve_stdin(prepared: Option<PreparedHost>) -> anyhow::Result<()> {
     let control = std::io::stdin().as_fd().try_clone_to_owned()?;
     // Nobody who reads log lines slowly may stop a guest.
     let _ = rustix::io::ioctl_fionbio(std::io::stderr(), true);
-    Ok(supervise::serve(control, prepared, false)?)
+    Ok(serve::serve(control, prepared, false)?)
 }
 
-/// All threads allocate from one heap: they hardly do, and each heap more is 128 MiB of addresses and
-/// some pages of memory.
+/// All threads allocate from one heap: they hardly do, and each heap more is 128 MiB of addresses
+/// and some pages of memory.
 #[expect(unsafe_code, reason = "the allocator is the C library's")]
 fn one_heap() {
     // SAFETY: sets a number of the allocator's.

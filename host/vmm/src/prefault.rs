@@ -1,37 +1,37 @@
-//! Mapping what a machine uses first while it is built: each page that is there costs its guest neither an
-//! exit nor a copy.
+//! Mapping what a machine uses first while it is built: each page that is there costs its guest
+//! neither an exit nor a copy.
 
-use crate::assemble::Result;
-use crate::save::ranges;
+use crate::error::AssembleError;
+use crate::pages::{blocks, ranges};
 use machine::{Vcpu, Vm};
 use snapshot_format::UNIT;
-use snapshot_memory::{HUGE_PAGE, PageRange, Pagemap, WorkingSet, subtract};
+use snapshot_memory::{Pagemap, WorkingSet, subtract};
 
-/// Maps the pages of `first`, those that are written as the machine's own. Nothing has been mapped but by
-/// the machine's devices.
+/// Maps the pages of the `working_set`, those that are written as the machine's own. Nothing has
+/// been mapped but by the machine's devices.
 pub(crate) fn prefault(
     vm: &Vm,
     processors: &[Vcpu],
     pagemap: &Pagemap,
-    first: &WorkingSet,
-) -> Result<()> {
-    if first.touched.is_empty() {
+    working_set: &WorkingSet,
+) -> Result<(), AssembleError> {
+    if working_set.touched.is_empty() {
         return Ok(());
     }
     let memory = vm.memory();
-    for pages in &first.written {
+    for pages in &working_set.written {
         memory.own(pages.first, pages.end)?;
     }
-    // Where the golden file has huge pages, a look at one page of them maps all.
-    for block in first.only_read(memory.pages()) {
+    // Where the base memory has huge pages, a look at one page of them maps all.
+    for block in working_set.only_read(memory.pages()) {
         memory.look(block.first, block.first + 1)?;
     }
     let huge = ranges(memory, |part| pagemap.huge_ranges(part))?;
-    let small = subtract(&first.touched, huge.iter().copied());
+    let small = subtract(&working_set.touched, huge.iter().copied());
     let blocks = huge.iter().flat_map(blocks);
     for pages in blocks.chain(small) {
-        for (gpa, size) in placed(vm, pages.first * UNIT, pages.end * UNIT) {
-            if !in_tables(processors, gpa, size)? {
+        for (gpa, size) in guest_ranges(vm, pages.first * UNIT, pages.end * UNIT) {
+            if !map_in_kvm(processors, gpa, size)? {
                 return Ok(());
             }
         }
@@ -39,26 +39,17 @@ pub(crate) fn prefault(
     Ok(())
 }
 
-/// One page of each huge one, the first: KVM maps it as the host does.
-pub(crate) fn blocks(huge: &PageRange) -> impl Iterator<Item = PageRange> + use<> {
-    let PageRange { first, end } = *huge;
-    let count = (end - first) / HUGE_PAGE;
-    (0..count).map(move |block| PageRange {
-        first: first + block * HUGE_PAGE,
-        end: first + block * HUGE_PAGE + 1,
-    })
-}
-
 /// False: this KVM fills no tables ahead.
-fn in_tables(processors: &[Vcpu], gpa: u64, size: u64) -> Result<bool> {
+fn map_in_kvm(processors: &[Vcpu], gpa: u64, size: u64) -> Result<bool, AssembleError> {
     match processors.first() {
         Some(vcpu) => Ok(vcpu.prefault(gpa, size)?),
         None => Ok(false),
     }
 }
 
-/// Where the bytes `start..end` of the whole memory are in the guest: address and length of each part.
-fn placed(vm: &Vm, start: u64, end: u64) -> Vec<(u64, u64)> {
+/// Where the bytes `start..end` of the whole memory are in the guest: address and length of each
+/// part.
+fn guest_ranges(vm: &Vm, start: u64, end: u64) -> Vec<(u64, u64)> {
     use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
     let mut base = 0;
     let mut parts = Vec::new();

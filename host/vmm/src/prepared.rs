@@ -4,25 +4,27 @@
 use crate::confine;
 use anyhow::{Context, Result};
 use jail::Filter;
-use machine::{CpuContract, Kvm, cpuid};
+use machine::{CpuContract, Kvm};
 use std::os::fd::AsFd;
 
 /// The host's KVM with what it offers, what guests see of that, and the compiled filter.
 #[derive(Debug)]
-pub(crate) struct Prepared {
+pub(crate) struct PreparedHost {
     pub(crate) kvm: Kvm,
     pub(crate) filter: Filter,
     /// What guests see of the processor.
     pub(crate) cpu: CpuContract,
 }
 
-impl Prepared {
+impl PreparedHost {
     /// Opens and compiles.
     pub(crate) fn new() -> Result<Self> {
         let kvm = Kvm::open()?;
         kvm.prepare()?;
         Ok(Self {
-            cpu: cpuid::contract(&kvm).context("Asking what guests see of the processor")?,
+            cpu: kvm
+                .cpu_contract()
+                .context("Asking what guests see of the processor")?,
             kvm,
             filter: confine::filter()?,
         })
@@ -31,14 +33,14 @@ impl Prepared {
 
 /// Makes VM processes for a service until it is gone; standard input is its socket. `Some`: this is
 /// one of them, with its control socket and standard error in their places.
-pub(crate) fn zygote() -> Result<Option<Prepared>> {
+pub(crate) fn zygote() -> Result<Option<PreparedHost>> {
     let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
-    let prepared = Prepared::new()?;
+    let prepared = PreparedHost::new()?;
     // The first thread of a process has the standard library look for what the C library offers.
     let _ = std::thread::spawn(|| ()).join();
     let awake = prepared.kvm.keep_awake()?;
     let mut lacks = Vec::new();
-    if let Err(error) = confine::rooms() {
+    if let Err(error) = confine::namespaces() {
         lacks.push(format!("{:#}", anyhow::Error::new(error)));
     }
     match control::serve_zygote(socket, lacks)? {

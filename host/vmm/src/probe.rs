@@ -42,7 +42,7 @@ fn outcome(result: Result<Value, String>) -> Value {
 fn kvm() -> Value {
     let kvm = match Kvm::open_unchecked() {
         Ok(kvm) => kvm,
-        Err(error) => return json!({ "ok": false, "error": crate::supervise::chain(&error) }),
+        Err(error) => return json!({ "ok": false, "error": crate::error::chain(&error) }),
     };
     let absent: Vec<_> = OPTIONAL
         .iter()
@@ -78,7 +78,7 @@ fn times(kvm: &Kvm) -> Value {
                 .into_iter()
                 .min()
                 .map_or(Value::Null, |t| json!(t.as_secs_f64() * 1e6)),
-            Err(error) => json!({ "error": crate::supervise::chain(&error) }),
+            Err(error) => json!({ "error": crate::error::chain(&error) }),
         }
     };
     json!({
@@ -118,7 +118,7 @@ fn speed(kvm: &Kvm) -> Result<Value, String> {
         0x48, 0xff, 0x06, // inc qword [rsi]
         0xeb, 0xf2, // jmp to the start
     ];
-    let text = |e: machine::Error| crate::supervise::chain(&e);
+    let text = |e: machine::Error| crate::error::chain(&e);
     let spec = MachineSpec {
         vcpus: 1,
         memory: memory(4 << 20),
@@ -159,8 +159,9 @@ fn speed(kvm: &Kvm) -> Result<Value, String> {
     Ok(json!({ "million_instructions_per_second": millions / seconds, "seconds": seconds }))
 }
 
-/// Whether this user may handle page faults as a machine whose memory is brought has to: by the device, as
-/// a VM process may open nothing. The setting is for the system call, and told so that nobody relies on it.
+/// Whether this user may handle page faults as a machine with demand-paged memory has to: by the
+/// device, as a VM process may open nothing. The setting is for the system call, and reported so
+/// that nobody relies on it.
 fn userfaultfd() -> Value {
     let device = File::options()
         .read(true)
@@ -168,7 +169,7 @@ fn userfaultfd() -> Value {
         .open("/dev/userfaultfd");
     let features = device.as_ref().ok().map(|device| {
         let checked = snapshot_memory::pager::check(device).map(|()| Value::Null);
-        outcome(checked.map_err(|e| crate::supervise::chain(&e)))
+        outcome(checked.map_err(|e| crate::error::chain(&e)))
     });
     let sysctl = std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").ok();
     json!({
@@ -180,10 +181,10 @@ fn userfaultfd() -> Value {
 
 /// Whether an event loop like a sandbox's can be had.
 fn io_uring() -> Result<Value, String> {
-    let ram = machine::Memory::new(&memory(1 << 20)).map_err(|e| crate::supervise::chain(&e))?;
+    let ram = machine::Memory::new(&memory(1 << 20)).map_err(|e| crate::error::chain(&e))?;
     devices::EventLoop::new(Arc::new(ram.ram().clone()))
         .map(|_| Value::Null)
-        .map_err(|e| crate::supervise::chain(&e))
+        .map_err(|e| crate::error::chain(&e))
 }
 
 #[cfg(test)]

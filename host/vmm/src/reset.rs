@@ -1,68 +1,39 @@
-//! Putting a machine back, in place, to a moment at which one over the same golden file was saved.
+//! Resetting a machine, in place, to a restore point over the same base memory.
 //!
 //! ```text
 //! files read and checked ─> vCPUs parked ─> devices cleared ─┬─> own pages given up, layer written
 //!        (refused: the machine runs on)                      ├─> vCPUs, clock, IOAPIC
-//!                                                            └─> devices, with another link
+//!                                                            └─> devices, with new attachments
 //!                                        (failed: the machine ends)
 //! ```
 //!
 //! Pages are given up rather than overwritten, so that a machine that has used much memory gives it
 //! back; those that the layer names are overwritten, since they would be copied again at once. No
-//! memory slot changes. What follows is what follows for a husk: it stands until it is let go, and its
-//! agent gets a new identity before anything else.
+//! memory slot changes. From there the machine is like a warm VM: paused until it is started, and
+//! its agent gets a new identity before anything else.
 
-use crate::assemble::Machine;
-use crate::begin::{after, write_whole};
-use crate::save::{SaveError, State, ranges};
-use control::{FdIndex, Reset, ResetSpec};
-use devices::{Beginning, EventLoop, LinkAfter};
+use crate::device_list::attachment;
+use crate::error::ResetError;
+use crate::pages::{ranges, write_whole};
+use crate::parts::Machine;
+use crate::state_file::SavedState;
+use control::{ReceivedFds, Reset, ResetSpec};
+use devices::{Attachment, EventLoop};
 use machine::monotonic_ns;
-use snapshot_memory::{LayerFile, MemoryError, PageRange, subtract};
+use snapshot_memory::{LayerFile, PageRange, subtract};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-/// Why a machine could not be put back.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ResetError {
-    #[error("{count} files came along to reset to, descriptor {index} is not among them")]
-    Descriptor { index: u8, count: usize },
-    #[error("The machine booted: it has no golden file that it could go back to")]
-    Booted,
-    #[error(
-        "The machine's memory came through a pager: it has no golden file that it could go back to"
-    )]
-    Lazy,
-    #[error("A state of {asked} {what} was given, the machine has {has}")]
-    Count {
-        what: &'static str,
-        asked: usize,
-        has: usize,
-    },
-    #[error("The state was refused")]
-    State(#[from] SaveError),
-    #[error("The memory was refused")]
-    Memory(#[from] MemoryError),
-    #[error("The processors were refused")]
-    Machine(#[from] machine::Error),
-    #[error("The devices could not be cleared")]
-    Busy(#[source] devices::SaveError),
-    #[error("The devices' state was refused")]
-    Devices(#[from] devices::LoadError),
-}
-
-/// Where the machine is to go, read and checked as far as that is possible before it stands still.
+/// The restore point, read and checked as far as that is possible before the machine is paused.
 #[derive(Debug)]
-pub(crate) struct Target {
-    state: State,
+pub(crate) struct ResetTarget {
+    state: SavedState,
     layer: Option<LayerFile>,
-    link: OwnedFd,
-    after: LinkAfter,
-    parents: Vec<Option<File>>,
+    attachments: Vec<Attachment>,
     asked_ns: u64,
 }
 
-impl Target {
+impl ResetTarget {
     /// Sorts out the descriptors that came with a request, each used once, and reads what they are.
     pub(crate) fn new(
         machine: &Machine,
@@ -73,72 +44,59 @@ impl Target {
         if !machine.is_clone {
             return Err(ResetError::Booted);
         }
-        if machine.lazy.is_some() {
-            return Err(ResetError::Lazy);
+        if machine.demand_paged.is_some() {
+            return Err(ResetError::DemandPaged);
         }
-        let count = fds.len();
-        let mut fds: Vec<_> = fds.into_iter().map(Some).collect();
-        let mut take = |index: FdIndex| {
-            let fd = fds.get_mut(usize::from(index)).and_then(Option::take);
-            fd.ok_or(ResetError::Descriptor { index, count })
-        };
+        spec.check(&machine.devices, fds.len())?;
+        let mut fds = ReceivedFds::from(fds);
         let pages = machine.vm.memory().pages();
-        let state = State::read(&File::from(take(spec.state)?), pages)?;
+        let state = SavedState::read(&File::from(fds.take(spec.state)?), pages)?;
         let same = |what, asked, has| match asked == has {
             true => Ok(()),
             false => Err(ResetError::Count { what, asked, has }),
         };
         same("processors", state.vcpus.len(), machine.vcpus.len())?;
-        same("disks", spec.disks.len(), machine.metrics.blocks.len())?;
-        let layer = spec.layer.map(&mut take).transpose()?;
+        let layer = spec.delta_layer.map(|name| fds.take(name)).transpose()?;
         let layer = layer.map(File::from).map(LayerFile::open).transpose()?;
         if let Some(layer) = &layer {
             let (asked, has) = (layer.index().units(), pages);
             let int = |n| usize::try_from(n).unwrap_or(usize::MAX);
             same("pages", int(asked), int(has))?;
         }
-        let parent = |disk: &Option<FdIndex>| Ok(disk.map(&mut take).transpose()?.map(File::from));
-        let parents = spec.disks.iter().map(parent);
-        let parents = parents.collect::<Result<_, ResetError>>()?;
+        let attachments = spec.devices.iter().map(|to| attachment(to, &mut fds));
+        let attachments = attachments.collect::<Result<_, _>>()?;
         Ok(Self {
             state,
             layer,
-            link: take(spec.link)?,
-            after: after(spec.after),
-            parents,
+            attachments,
             asked_ns,
         })
     }
 }
 
-/// Puts the machine back. The vCPUs are parked and the devices cleared; on an error the machine is
-/// neither here nor there, and must end.
-pub(crate) fn put_back(
+/// Resets the machine. The vCPUs are parked and the devices cleared; on an error its state is half
+/// the old one and half the new one, and it must end.
+pub(crate) fn reset(
     machine: &mut Machine,
-    target: Target,
+    target: ResetTarget,
     event_loop: &mut EventLoop,
 ) -> Result<Reset, ResetError> {
-    let still_ns = monotonic_ns();
+    let paused_ns = monotonic_ns();
     let state = target.state;
-    let written = &state.first.written;
-    let (dropped_pages, written_pages) = memory(machine, target.layer.as_ref(), written)?;
+    let written = &state.working_set.written;
+    let (dropped_pages, written_pages) = reset_memory(machine, target.layer.as_ref(), written)?;
     for (vcpu, state) in machine.vcpus.iter().zip(&state.vcpus) {
         vcpu.with_parked(|vcpu| vcpu.reload(state))??;
     }
     machine.vm.load_clock(&state.vm)?;
     machine.ioapic.load(&state.ioapic)?;
-    event_loop.put_back(Beginning {
-        devices: &state.devices,
-        link: target.link,
-        after: target.after,
-        parents: target.parents,
-    })?;
+    event_loop.reset(&state.devices, target.attachments)?;
     machine.console.forget();
-    // When it is let go, its clocks are set once more.
-    machine.saved = Some(state);
+    // When it is started, its clocks are set once more.
+    machine.restore_point = Some(state);
     Ok(Reset {
-        park_ns: still_ns - target.asked_ns,
-        reset_ns: monotonic_ns() - still_ns,
+        park_ns: paused_ns - target.asked_ns,
+        reset_ns: monotonic_ns() - paused_ns,
         dropped_pages,
         written_pages,
     })
@@ -153,9 +111,9 @@ fn named(layer: &LayerFile) -> impl Iterator<Item = PageRange> {
     })
 }
 
-/// The golden file with the layer over it. `first` is what the machine is going to write: it has its own
-/// copies of them afterwards. Pages given up, and pages written.
-fn memory(
+/// Makes memory the base memory with the layer over it. `first` is what the machine is going to
+/// write: it has its own copies of those afterwards. Pages given up, and pages written.
+fn reset_memory(
     machine: &Machine,
     layer: Option<&LayerFile>,
     first: &[PageRange],
@@ -170,7 +128,8 @@ fn memory(
     for pages in &dropped {
         memory.forget(pages.first, pages.end)?;
     }
-    // What it has anyway is overwritten: a copy, instead of a page freed, found, mapped and copied to.
+    // What it has anyway is overwritten: a copy, instead of a page freed, found, mapped and copied
+    // to.
     for pages in subtract(&others, dropped.iter().copied()) {
         memory.restore(pages.first, pages.end)?;
     }

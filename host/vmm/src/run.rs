@@ -1,20 +1,22 @@
 //! Boots a machine by hand: plays the service's part in the same process, shows the console, and
 //! tells at the end why it ended and with which counters.
 
-use crate::supervise;
+use crate::serve;
 use anyhow::{Context, Result, bail};
-use control::{DiskSpec, Event, Origin, Request, VmSpec};
+use control::{
+    BootSource, Descriptors, DeviceSpec, DiskSpec, Event, Request, SavedLink, VmSpec, VsockSpec,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 /// Most bytes shown of what the agent says first.
 const SHOWN: usize = 64;
 
-struct Options {
+struct RunOptions {
     kernel: String,
     agent: String,
     disks: Vec<String>,
@@ -25,8 +27,8 @@ struct Options {
     live: bool,
 }
 
-fn parse(words: &[&str]) -> Result<Options> {
-    let mut options = Options {
+fn parse(words: &[&str]) -> Result<RunOptions> {
+    let mut options = RunOptions {
         kernel: String::new(),
         agent: String::new(),
         disks: Vec::new(),
@@ -76,11 +78,9 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
         None,
     )?;
     let live = options.live;
-    let machine = std::thread::spawn(move || supervise::serve(process, None, live));
+    let machine = std::thread::spawn(move || serve::serve(process, None, live));
     let (spec, fds) = configure(&options, link_end)?;
-    let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-    control::send(&service, &Request::Configure(Box::new(spec)), &borrowed)?;
-    drop(borrowed);
+    control::send(&service, &Request::Configure(Box::new(spec)), &fds.borrow())?;
     drop(fds);
     let agent = std::thread::spawn(move || first_words(link));
     let first_run_ns = converse(&service, options.timeout)?;
@@ -97,39 +97,36 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn configure(options: &Options, link: OwnedFd) -> Result<(VmSpec, Vec<OwnedFd>)> {
+fn configure(options: &RunOptions, link: OwnedFd) -> Result<(VmSpec, Descriptors)> {
     let open = |path: &str| File::open(path).with_context(|| format!("Cannot open {path}"));
-    let mut fds: Vec<OwnedFd> = vec![
-        open(&options.kernel)?.into(),
-        open(&options.agent)?.into(),
-        link,
-    ];
-    let mut disks = Vec::new();
+    let mut fds = Descriptors::default();
+    let boot_source = BootSource::Kernel {
+        kernel: fds.add(open(&options.kernel)?),
+        agent: fds.add(open(&options.agent)?),
+        cmdline_extra: options.cmdline.clone(),
+        contents: None,
+    };
+    let mut devices = vec![DeviceSpec::Vsock(VsockSpec {
+        link: fds.add(link),
+        connection: SavedLink::Broken,
+    })];
     for path in &options.disks {
         let base = open(path)?;
         let size = base.metadata()?.len().next_multiple_of(4096);
-        let layer = unnamed_file()?;
-        let index = u8::try_from(fds.len())?;
-        disks.push(DiskSpec {
-            base: index,
+        devices.push(DeviceSpec::Block(DiskSpec {
+            base: fds.add(base),
             parent: None,
-            layer: Some(index + 1),
+            layer: Some(fds.add(unnamed_file()?)),
             size,
-        });
-        fds.extend([base.into(), layer]);
+        }));
     }
+    devices.push(DeviceSpec::Rng);
     let spec = VmSpec {
         sandbox_id: "byhand".to_owned(),
         vcpus: options.vcpus,
         memory_mib: options.memory_mib,
-        origin: Origin::Boot {
-            kernel: 0,
-            agent: 1,
-            cmdline_extra: options.cmdline.clone(),
-            disks: None,
-        },
-        link: 2,
-        disks,
+        boot_source,
+        devices,
     };
     Ok((spec, fds))
 }

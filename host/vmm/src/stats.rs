@@ -1,6 +1,6 @@
 //! What a VM process used: counters of the machine, and memory as the kernel accounts it.
 
-use crate::assemble::Metrics;
+use crate::device_list::DeviceMetrics;
 use control::VmStats;
 use machine::VcpuThread;
 use std::fs::File;
@@ -15,12 +15,12 @@ const TYPICAL_SMAPS: usize = 32 << 10;
 
 /// Reads the process's own accounts. The file is opened before the process is confined.
 #[derive(Debug)]
-pub(crate) struct Accounts {
+pub(crate) struct ProcessAccounts {
     smaps: File,
     guest: Vec<Range<usize>>,
 }
 
-impl Accounts {
+impl ProcessAccounts {
     /// For a process whose guest memory lies at `guest`.
     pub(crate) fn open(guest: Vec<Range<usize>>) -> std::io::Result<Self> {
         Ok(Self {
@@ -40,12 +40,12 @@ impl Accounts {
     }
 
     /// All counters.
-    pub(crate) fn stats(&mut self, vcpus: &[VcpuThread], metrics: &Metrics) -> VmStats {
+    pub(crate) fn stats(&mut self, vcpus: &[VcpuThread], metrics: &DeviceMetrics) -> VmStats {
         let total = |count: fn(&VcpuThread) -> u64| vcpus.iter().map(count).sum();
         let first = vcpus
             .first()
             .map_or(0, |v| v.counters().first_run_ns.load(Ordering::Relaxed));
-        // Memory that cannot be read is told as 0: a report must not fail because of it.
+        // Memory that cannot be read is reported as 0: a report must not fail because of it.
         let (guest_resident_kib, overhead_kib) = self.memory_kib().unwrap_or_default();
         VmStats {
             vm_exits: total(VcpuThread::exits),
@@ -124,7 +124,7 @@ a000-b000 r-xp 00000000 08:01 12 /bin/x\nRss: 4 kB\nPrivate_Clean: 2 kB\nShared_
 
     #[test]
     fn this_process_has_accounts() {
-        let mut accounts = Accounts::open(vec![]).unwrap();
+        let mut accounts = ProcessAccounts::open(vec![]).unwrap();
         let (resident, overhead) = accounts.memory_kib().unwrap();
         assert!(resident == 0 && overhead > 0);
     }

@@ -1,29 +1,26 @@
-//! The life of one VM process.
+//! The life of a machine that is built.
 //!
 //! ```text
-//! Idle ──Configure──> Standing ──Start──> Running ──(any end)──> Stopped
-//!                        ^                   │ Save, Reset
-//!                        │                   ├──> Copying ahead ──failed──> Running
-//!                        │                   │         v
-//!                        └─────written───────┼──> Saving ──failed──> Running
-//!                        └─────put back──────┴──> Resetting ──failed──> Stopped
+//!   built ──> Paused ──Start──> Running ──(any end)──> the last word
+//!               ^                  │ Save, Reset
+//!               │                  ├──> Copying ahead ──failed──> Running
+//!               │                  │         v
+//!               ├─────written──────┼──> Saving ──failed──> Running
+//!               └─────reset────────┴──> Resetting ──failed──> the last word
 //! ```
 //!
-//! The main thread waits for [`Request::Configure`], builds the machine, and then runs the event
-//! loop, in which the control socket is one descriptor among others. Whatever ends the machine
-//! ends the loop; the last word is an [`ExitReport`].
+//! The main thread runs the event loop, in which the control socket is one descriptor among others.
+//! Whatever ends the machine ends the loop; the last word is an [`ExitReport`].
 
-use crate::assemble::{Machine, assemble};
-use crate::ending::{Reason, classify};
-use crate::log::Log;
-use crate::prepared::Prepared;
-use crate::reset::{self, ResetError, Target};
-use crate::save::{self, SaveError, Targets};
-use crate::trace::Trace;
+use crate::ending::{EndReason, classify};
+use crate::error::{ResetError, SaveError, SuperviseError, chain};
+use crate::log::SandboxLog;
+use crate::parts::Machine;
+use crate::reset::{self, ResetTarget};
+use crate::save::{self, SaveTask};
 use crate::wiring::borrow;
-use control::{ChannelError, Configured, Event, ExitReport, Request, ResetSpec, VmSpec, VmStats};
-use devices::{EventLoop, Host, LoopControl, SavedDevices, WatchId};
-use machine::monotonic_ns;
+use control::{ChannelError, Event, ExitReport, Request, ResetSpec, VmStats};
+use devices::{EventLoop, LoopControl, LoopHost, SavedDevices, WatchId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use snapshot_memory::WriteTracking;
 use std::os::fd::{AsFd, OwnedFd};
@@ -33,31 +30,13 @@ const CONTROL: WatchId = WatchId(0);
 const ENDING: WatchId = WatchId(1);
 /// How long a vCPU may take to leave the guest.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
-/// How long it may take to bring a vCPU to a halt that will run on.
+/// How long it may take to park a vCPU that will run on.
 const PARK_LIMIT: Duration = Duration::from_secs(1);
 /// How long the service may take to make room for the last word.
 const LAST_WORD_LIMIT: Timespec = Timespec {
     tv_sec: 2,
     tv_nsec: 0,
 };
-
-/// Why the process could not do its work to the end. What concerns the sandbox goes to the service
-/// as an event; this is for the case that there is nobody to tell.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SuperviseError {
-    #[error("The control socket does not work")]
-    Control(#[from] ChannelError),
-    #[error("A control message came out of turn: {0}")]
-    OutOfTurn(String),
-    #[error("The machine could not be built: {0}")]
-    Build(String),
-    #[error("Could not {what}")]
-    Io {
-        what: &'static str,
-        #[source]
-        source: std::io::Error,
-    },
-}
 
 fn io<E: Into<std::io::Error>>(what: &'static str) -> impl FnOnce(E) -> SuperviseError {
     move |source| SuperviseError::Io {
@@ -66,89 +45,22 @@ fn io<E: Into<std::io::Error>>(what: &'static str) -> impl FnOnce(E) -> Supervis
     }
 }
 
-/// Serves one sandbox over `control` until it ends. What is not `prepared` is made first.
-pub(crate) fn serve(
-    control: OwnedFd,
-    prepared: Option<Prepared>,
-    console_live: bool,
-) -> Result<(), SuperviseError> {
-    let Some((request, fds)) = control::recv::<Request>(&control)? else {
-        return Ok(());
-    };
-    let Request::Configure(spec) = request else {
-        return refuse(
-            &control,
-            SuperviseError::OutOfTurn(format!("{request:?} before Configure")),
-        );
-    };
-    match configure(prepared, &spec, fds, &control, console_live) {
-        Ok((machine, log, build_ns)) => {
-            control::send(&control, &Event::Configured(Configured { build_ns }), &[])?;
-            Supervisor::new(control, machine, log).run()
-        }
-        Err(error) => refuse(&control, error),
-    }
-}
-
-fn refuse(control: &OwnedFd, error: SuperviseError) -> Result<(), SuperviseError> {
-    control::send(
-        control,
-        &Event::Failed {
-            message: chain(&error),
-        },
-        &[],
-    )?;
-    Err(error)
-}
-
-/// An error and its sources in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        next = error.source();
-    }
-    text
-}
-
-type Built = (Machine, Log, u64);
-
-fn configure(
-    prepared: Option<Prepared>,
-    spec: &VmSpec,
-    fds: Vec<OwnedFd>,
-    control: &OwnedFd,
-    console_live: bool,
-) -> Result<Built, SuperviseError> {
-    let start = monotonic_ns();
-    let build = |error: &dyn std::error::Error| SuperviseError::Build(chain(error));
-    spec.check(fds.len()).map_err(|e| build(&e))?;
-    let log = Log::new(&spec.sandbox_id, console_live);
-    Trace::install(log.clone());
-    let prepared = prepared.map_or_else(Prepared::new, Ok);
-    let prepared = prepared.map_err(|e| SuperviseError::Build(format!("{e:#}")))?;
-    let machine = assemble(prepared, spec, fds, control.as_fd(), &log).map_err(|e| build(&e))?;
-    Ok((machine, log, monotonic_ns() - start))
-}
-
 enum Phase {
-    /// Has not run yet, or is saved.
-    Standing,
+    /// Has not run yet, has been saved, or has been reset.
+    Paused,
     Running,
     /// It runs, and is copied between the devices' turns.
-    Copying(Targets),
-    /// The vCPUs are parked; the devices finish what they have begun.
-    Saving(Targets),
-    /// The vCPUs are parked; the devices drop what they have begun.
-    Resetting(Box<Target>),
+    Copying(SaveTask),
+    /// The vCPUs are parked; the devices finish what is in flight.
+    Saving(SaveTask),
+    /// The vCPUs are parked; the devices drop what is in flight.
+    Resetting(Box<ResetTarget>),
 }
 
 impl std::fmt::Debug for Phase {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Standing => "standing",
+            Self::Paused => "paused",
             Self::Running => "running",
             Self::Copying(_) => "being copied",
             Self::Saving(_) => "being saved",
@@ -158,27 +70,27 @@ impl std::fmt::Debug for Phase {
 }
 
 /// What the event loop calls for the control socket and for the end.
-struct Supervisor {
+pub(crate) struct Supervisor {
     control: OwnedFd,
     machine: Machine,
-    log: Log,
+    log: SandboxLog,
     phase: Phase,
     /// Of memory that was copied ahead: kept until the machine runs, since to end it takes time.
     watches: Vec<WriteTracking>,
 }
 
 impl Supervisor {
-    fn new(control: OwnedFd, machine: Machine, log: Log) -> Self {
+    pub(crate) fn new(control: OwnedFd, machine: Machine, log: SandboxLog) -> Self {
         Self {
             control,
             machine,
             log,
-            phase: Phase::Standing,
+            phase: Phase::Paused,
             watches: Vec::new(),
         }
     }
 
-    fn run(mut self) -> Result<(), SuperviseError> {
+    pub(crate) fn run(mut self) -> Result<(), SuperviseError> {
         rustix::io::ioctl_fionbio(&self.control, true).map_err(io("prepare the control socket"))?;
         let control = self
             .control
@@ -200,7 +112,7 @@ impl Supervisor {
         if let Some(mut event_loop) = self.machine.event_loop.take()
             && let Err(error) = event_loop.run(&mut self)
         {
-            self.machine.ending.report(Reason::Host(chain(&error)));
+            self.machine.ending.report(EndReason::Host(chain(&error)));
         }
         self.finish()
     }
@@ -213,7 +125,7 @@ impl Supervisor {
             }
         }
         let stats = self.stats();
-        let reason = self.machine.ending.reason().unwrap_or(Reason::Stopped);
+        let reason = self.machine.ending.reason().unwrap_or(EndReason::Stopped);
         let console_tail = self.machine.console.tail();
         let cause = classify(&reason, &console_tail);
         self.log.line("info", &format!("ended: {cause:?}"));
@@ -244,10 +156,10 @@ impl Supervisor {
         loop {
             match control::recv::<Request>(self.control.as_fd()) {
                 Ok(Some((request, fds))) => self.handle(&request, fds, control),
-                Ok(None) => return self.machine.ending.report(Reason::Stopped),
+                Ok(None) => return self.machine.ending.report(EndReason::Stopped),
                 Err(error) if error.would_block() => return,
                 Err(error) => {
-                    return self.machine.ending.report(Reason::Host(chain(&error)));
+                    return self.machine.ending.report(EndReason::Host(chain(&error)));
                 }
             }
         }
@@ -255,28 +167,30 @@ impl Supervisor {
 
     fn handle(&mut self, request: &Request, fds: Vec<OwnedFd>, control: &mut LoopControl) {
         match (request, &self.phase) {
-            (Request::Start, Phase::Standing) => {
-                if let Some(saved) = self.machine.saved.take()
-                    && let Err(error) = save::go_back(&self.machine, &saved)
+            (Request::Start, Phase::Paused) => {
+                if let Some(state) = self.machine.restore_point.take()
+                    && let Err(error) = save::restore_clocks(&self.machine, &state)
                 {
-                    return self.machine.ending.report(Reason::Host(chain(&error)));
+                    return self.machine.ending.report(EndReason::Host(chain(&error)));
                 }
                 self.run_vcpus();
                 self.watches.clear();
             }
             (Request::Save(spec), Phase::Running) => {
-                match Targets::new(spec, fds, self.machine.vm.memory()) {
-                    Ok(targets) => self.save(targets, spec.ahead, control),
-                    Err(error) => self.go_on(&error),
+                match SaveTask::new(spec, fds, self.machine.vm.memory()) {
+                    Ok(task) => self.save(task, spec.ahead, control),
+                    Err(error) => self.resume_unsaved(&error),
                 }
             }
-            (Request::Reset(spec), Phase::Standing | Phase::Running) => match self.aim(spec, fds) {
-                Ok(target) => {
-                    self.phase = Phase::Resetting(Box::new(target));
-                    control.clear();
+            (Request::Reset(spec), Phase::Paused | Phase::Running) => {
+                match self.prepare_reset(spec, fds) {
+                    Ok(target) => {
+                        self.phase = Phase::Resetting(Box::new(target));
+                        control.clear();
+                    }
+                    Err(error) => self.refuse_reset(&chain(&error)),
                 }
-                Err(error) => self.refuse_reset(&chain(&error)),
-            },
+            }
             (Request::Reset(_), phase) => {
                 let message = format!("A machine cannot be reset while it is {phase:?}");
                 self.refuse_reset(&message);
@@ -285,7 +199,7 @@ impl Supervisor {
                 let stats = self.stats();
                 self.send(&Event::Stats(stats));
             }
-            (Request::Stop, _) => self.machine.ending.report(Reason::Stopped),
+            (Request::Stop, _) => self.machine.ending.report(EndReason::Stopped),
             (Request::Save(_), phase) => {
                 let message = format!("A machine cannot be saved while it is {phase:?}");
                 self.send(&Event::SaveFailed { message });
@@ -302,14 +216,15 @@ impl Supervisor {
         self.machine.vcpus.iter().for_each(machine::VcpuThread::run);
     }
 
-    /// Copies what can be copied ahead, if that is asked for and possible, or begins with the rest.
-    fn save(&mut self, mut targets: Targets, ahead: bool, control: &mut LoopControl) {
-        // Memory that a pager fills, and that of a trial, is watched by another userfaultfd already.
-        let free = self.machine.lazy.is_none() && self.machine.trial.is_none();
+    /// Starts with what can be copied ahead, if that is asked for and possible, or else with the
+    /// rest.
+    fn save(&mut self, mut task: SaveTask, ahead: bool, control: &mut LoopControl) {
+        // Demand-paged memory, and that of a trial run, is watched by another userfaultfd already.
+        let free = self.machine.demand_paged.is_none() && self.machine.trial.is_none();
         if ahead && free {
-            match targets.memory.begin_ahead(&self.machine) {
+            match task.memory.start_ahead(&self.machine) {
                 Ok(()) => {
-                    self.phase = Phase::Copying(targets);
+                    self.phase = Phase::Copying(task);
                     return;
                 }
                 Err(error) => {
@@ -318,27 +233,30 @@ impl Supervisor {
                 }
             }
         }
-        self.halt(targets, control);
+        self.pause(task, control);
     }
 
-    /// Brings every vCPU to a halt, and then the devices.
-    fn halt(&mut self, mut targets: Targets, control: &mut LoopControl) {
-        targets.halt = Instant::now();
+    /// Parks every vCPU, and then quiesces the devices.
+    fn pause(&mut self, mut task: SaveTask, control: &mut LoopControl) {
+        task.pausing = Instant::now();
         let mut vcpus = self.machine.vcpus.iter();
         match vcpus.try_for_each(|vcpu| vcpu.park(PARK_LIMIT)) {
             Ok(()) => {
-                targets.parked = Instant::now();
-                self.phase = Phase::Saving(targets);
+                task.paused = Instant::now();
+                self.phase = Phase::Saving(task);
                 control.quiesce();
             }
-            Err(error) => self.go_on(&SaveError::Park(error)),
+            Err(error) => self.resume_unsaved(&SaveError::Park(error)),
         }
     }
 
-    /// Reads where the machine is to go, and brings every vCPU to a halt. On an error those that ran go
-    /// on.
-    fn aim(&self, spec: &ResetSpec, fds: Vec<OwnedFd>) -> Result<Target, ResetError> {
-        let target = Target::new(&self.machine, spec, fds)?;
+    /// Reads the restore point, and parks every vCPU. After an error those that ran run again.
+    fn prepare_reset(
+        &self,
+        spec: &ResetSpec,
+        fds: Vec<OwnedFd>,
+    ) -> Result<ResetTarget, ResetError> {
+        let target = ResetTarget::new(&self.machine, spec, fds)?;
         let parked = self
             .machine
             .vcpus
@@ -359,7 +277,7 @@ impl Supervisor {
     }
 
     /// The machine could not be saved: it runs as before.
-    fn go_on(&mut self, error: &SaveError) {
+    fn resume_unsaved(&mut self, error: &SaveError) {
         let message = chain(error);
         self.log.line("error", &message);
         self.run_vcpus();
@@ -375,7 +293,7 @@ impl Supervisor {
     }
 }
 
-impl Host for Supervisor {
+impl LoopHost for Supervisor {
     fn ready(&mut self, watch: WatchId, control: &mut LoopControl) {
         if watch == CONTROL {
             self.receive(control);
@@ -388,19 +306,19 @@ impl Host for Supervisor {
     fn deadline(&self) -> Option<Instant> {
         // After each turn of the devices there is more to copy.
         match &self.phase {
-            Phase::Copying(targets) => Some(targets.asked),
+            Phase::Copying(task) => Some(task.asked),
             _ => None,
         }
     }
 
     fn tick(&mut self, _now: Instant, control: &mut LoopControl) {
-        let Phase::Copying(mut targets) = std::mem::replace(&mut self.phase, Phase::Running) else {
+        let Phase::Copying(mut task) = std::mem::replace(&mut self.phase, Phase::Running) else {
             return;
         };
-        match targets.go_on(&self.machine) {
-            Ok(false) => self.phase = Phase::Copying(targets),
-            Ok(true) => self.halt(targets, control),
-            Err(error) => self.go_on(&error),
+        match task.copy_slice(&self.machine) {
+            Ok(false) => self.phase = Phase::Copying(task),
+            Ok(true) => self.pause(task, control),
+            Err(error) => self.resume_unsaved(&error),
         }
     }
 
@@ -409,18 +327,18 @@ impl Host for Supervisor {
         devices: Result<SavedDevices, devices::SaveError>,
         _control: &mut LoopControl,
     ) {
-        let Phase::Saving(targets) = std::mem::replace(&mut self.phase, Phase::Standing) else {
+        let Phase::Saving(task) = std::mem::replace(&mut self.phase, Phase::Paused) else {
             return;
         };
         let saved = devices
             .map_err(SaveError::from)
-            .and_then(|devices| save::write(&self.machine, &devices, targets));
+            .and_then(|devices| save::write(&self.machine, &devices, task));
         match saved {
             Ok((saved, watches)) => {
                 self.watches = watches;
                 self.send(&Event::Saved(saved));
             }
-            Err(error) => self.go_on(&error),
+            Err(error) => self.resume_unsaved(&error),
         }
     }
 
@@ -430,22 +348,22 @@ impl Host for Supervisor {
         event_loop: &mut EventLoop,
         _control: &mut LoopControl,
     ) {
-        let Phase::Resetting(target) = std::mem::replace(&mut self.phase, Phase::Standing) else {
+        let Phase::Resetting(target) = std::mem::replace(&mut self.phase, Phase::Paused) else {
             return;
         };
-        let back = outcome
+        let reset = outcome
             .map_err(ResetError::Busy)
-            .and_then(|()| reset::put_back(&mut self.machine, *target, event_loop));
-        match back {
+            .and_then(|()| reset::reset(&mut self.machine, *target, event_loop));
+        match reset {
             Ok(done) => self.send(&Event::Reset(done)),
             Err(error) => {
                 let why = format!("a reset failed half way: {}", chain(&error));
-                self.machine.ending.report(Reason::Host(why));
+                self.machine.ending.report(EndReason::Host(why));
             }
         }
     }
 
-    fn link_closed(&mut self, _control: &mut LoopControl) {
+    fn peer_closed(&mut self, _control: &mut LoopControl) {
         self.log.line("info", "the service closed the link");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A guest may be able to cause them at will, so no more than [`PER_SECOND`] are written.
 
-use crate::log::Log;
+use crate::log::SandboxLog;
 use std::fmt::{Debug, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,12 +10,12 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-/// Most warnings written in a second; the number left out is told with the next one.
+/// Most warnings written in a second; the number left out is in the next one.
 const PER_SECOND: u32 = 10;
 
-/// Gives events to a [`Log`].
+/// Gives events to a [`SandboxLog`].
 pub(crate) struct Trace {
-    log: Log,
+    log: SandboxLog,
     window: Mutex<Window>,
 }
 
@@ -43,7 +43,7 @@ impl Window {
 
 impl Trace {
     /// Makes this the receiver of all events of the process. Only the first one counts.
-    pub(crate) fn install(log: Log) {
+    pub(crate) fn install(log: SandboxLog) {
         let window = Window {
             start: Instant::now(),
             lines: 0,

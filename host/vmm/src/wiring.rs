@@ -1,15 +1,15 @@
 //! Where `machine` and `devices`, which do not know each other, meet: adapters of a few lines.
 
-use devices::{Console, Ioapic, IrqLine, Mmio, MsiRoute, ResetPort};
+use devices::{Console, Ioapic, IrqLine, MmioWindow, MsiRoute, ResetPort};
 use machine::{BusDevice, IrqRoutes, Msi};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 /// An interrupt line by irqfd.
-pub(crate) struct Line(pub(crate) EventFd);
+pub(crate) struct IrqfdLine(pub(crate) EventFd);
 
-impl IrqLine for Line {
+impl IrqLine for IrqfdLine {
     fn raise(&self) {
         // The counter can only overflow if the kernel stopped reading it.
         let _ = self.0.write(1);
@@ -31,9 +31,9 @@ pub(crate) fn borrow(event: &EventFd) -> BorrowedFd<'_> {
 }
 
 /// The IOAPIC's way to the kernel's routing table.
-pub(crate) struct Routes(pub(crate) IrqRoutes);
+pub(crate) struct KvmIrqRoutes(pub(crate) IrqRoutes);
 
-impl devices::IrqRoutes for Routes {
+impl devices::IrqRoutes for KvmIrqRoutes {
     fn set(&self, pin: u8, route: MsiRoute) {
         let address = u32::try_from(route.address).unwrap_or(0);
         let msi = (!route.masked).then_some(Msi {
@@ -47,9 +47,9 @@ impl devices::IrqRoutes for Routes {
 }
 
 /// A device window on the memory bus.
-pub(crate) struct Window(pub(crate) Arc<Mmio>);
+pub(crate) struct DeviceWindow(pub(crate) Arc<MmioWindow>);
 
-impl BusDevice for Window {
+impl BusDevice for DeviceWindow {
     fn read(&self, offset: u64, data: &mut [u8]) {
         self.0.read(offset, data);
     }
@@ -83,9 +83,9 @@ impl BusDevice for ConsolePorts {
 }
 
 /// The reset command on the port bus.
-pub(crate) struct Reset(pub(crate) ResetPort);
+pub(crate) struct ResetPortWindow(pub(crate) ResetPort);
 
-impl BusDevice for Reset {
+impl BusDevice for ResetPortWindow {
     fn read(&self, _offset: u64, data: &mut [u8]) {
         self.0.read(data);
     }

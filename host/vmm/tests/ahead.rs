@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::saved::{clone, golden, save_as, start};
+use common::saved::{Files, base_memory, clone, empty, save_as, save_spec, start};
 use common::{HALT, Machine, RESET, kvm, print};
 use control::{Event, ExitCause, Request};
 use std::io::{BufRead, BufReader};
@@ -33,7 +33,8 @@ fn sweep(first: u32, end: u32) -> Vec<u8> {
     .concat()
 }
 
-/// Writes to pages over and over, and then says whether each has been written to as often as it should.
+/// Writes to pages over and over, and then says whether each has been written to as often as it
+/// should.
 fn writing() -> Vec<u8> {
     let (round, rounds) = (sweep(BUSY, CALM), ROUNDS.to_le_bytes());
     let back = u8::try_from(256 - (round.len() + 4)).unwrap();
@@ -81,7 +82,7 @@ fn said(machine: &Machine) -> String {
 }
 
 #[test]
-fn a_machine_that_writes_all_the_time_is_saved_as_it_was_at_one_moment() {
+fn a_machine_that_writes_all_the_time_is_saved_as_it_was_at_one_time() {
     if !kvm() {
         return;
     }
@@ -94,7 +95,7 @@ fn a_machine_that_writes_all_the_time_is_saved_as_it_was_at_one_moment() {
     assert!(saved.still_pages <= BUSY_PAGES + 64, "{saved:?}");
     start(&first);
     // A copy of it, over memory that it shares, is saved twice more.
-    let shared = golden(vec![&files.memory]);
+    let shared = base_memory(vec![&files.memory]);
     let copy = clone(&shared, &files, None);
     start(&copy);
     let (second, saved) = save_as(&copy, true);
@@ -118,20 +119,18 @@ fn what_comes_out_of_turn_is_refused_and_the_save_goes_on() {
     }
     let mut machine = Machine::start(&[&sweep(CALM, END)[..], &print("begin\n"), &HALT].concat());
     wait_for_begin(&mut machine);
-    let files = [common::saved::empty(), common::saved::empty()];
-    let spec = control::SaveSpec {
-        memory: 0,
-        state: 1,
-        disks: Vec::new(),
-        ahead: true,
+    let files = Files {
+        memory: empty(),
+        state: empty(),
     };
+    let (spec, files) = save_spec(&files, true);
     machine.send(&Request::Save(spec.clone()), &files);
     machine.send(&Request::Start, &[]);
     machine.send(&Request::Save(spec), &files);
     let mut events = Vec::new();
-    let told = |events: &[Event], is: fn(&Event) -> bool| events.iter().any(is);
-    while !told(&events, |e| matches!(e, Event::Saved(_)))
-        || !told(&events, |e| matches!(e, Event::SaveFailed { .. }))
+    let seen = |events: &[Event], is: fn(&Event) -> bool| events.iter().any(is);
+    while !seen(&events, |e| matches!(e, Event::Saved(_)))
+        || !seen(&events, |e| matches!(e, Event::SaveFailed { .. }))
     {
         events.push(machine.receive().unwrap());
     }

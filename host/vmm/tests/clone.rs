@@ -1,10 +1,12 @@
-//! Saving a machine and beginning others where it stood, with the real process.
+//! Saving a machine and restoring others from it, with the real process.
 
 mod common;
 
-use common::saved::{Change, clone, empty, from, golden, on_another, save, start, whole};
+use common::saved::{
+    Change, base_memory, clone, empty, from, on_another, save, save_spec, start, whole,
+};
 use common::{Machine, RESET, file, kvm, print, refused};
-use control::{Event, ExitCause, Request, SaveSpec};
+use control::{Event, ExitCause, Request};
 use machine::CpuContract;
 use snapshot_memory::BaseMemory;
 use std::os::fd::AsFd;
@@ -29,7 +31,7 @@ fn console(machine: Machine) -> Vec<u8> {
 }
 
 #[test]
-fn clones_go_on_where_the_first_was_saved_and_so_does_it() {
+fn clones_resume_where_the_first_was_saved_and_so_does_it() {
     if !kvm() {
         return;
     }
@@ -37,9 +39,9 @@ fn clones_go_on_where_the_first_was_saved_and_so_does_it() {
     std::thread::sleep(Duration::from_millis(50));
     let (files, saved) = save(&first);
     assert!(saved.memory_pages > 0 && saved.write_ns > 0, "{saved:?}");
-    let golden = golden(vec![&files.memory]);
-    // They stand side by side before any of them runs.
-    let clones: Vec<_> = (0..3).map(|_| clone(&golden, &files, None)).collect();
+    let base = base_memory(vec![&files.memory]);
+    // All are built before any of them runs.
+    let clones: Vec<_> = (0..3).map(|_| clone(&base, &files, None)).collect();
     clones.iter().for_each(start);
     for clone in clones {
         assert_eq!(console(clone), b"2", "a clone does not begin anew");
@@ -49,14 +51,14 @@ fn clones_go_on_where_the_first_was_saved_and_so_does_it() {
 }
 
 #[test]
-fn what_a_clone_changed_is_saved_over_its_golden_file() {
+fn what_a_clone_changed_is_saved_over_its_base_memory() {
     if !kvm() {
         return;
     }
     let first = Machine::start(&counting());
     let (files, whole) = save(&first);
-    let golden_file = golden(vec![&files.memory]);
-    let second = clone(&golden_file, &files, None);
+    let base = base_memory(vec![&files.memory]);
+    let second = clone(&base, &files, None);
     start(&second);
     std::thread::sleep(Duration::from_millis(30));
     let (changes, difference) = save(&second);
@@ -64,28 +66,27 @@ fn what_a_clone_changed_is_saved_over_its_golden_file() {
         difference.memory_pages < whole.memory_pages,
         "{difference:?} of {whole:?}"
     );
-    let in_place = clone(&golden_file, &changes, Some(&changes.memory));
-    let composed = golden(vec![&changes.memory, &files.memory]);
-    let of_composed = clone(&composed, &changes, None);
-    for machine in [in_place, of_composed, second] {
+    let in_place = clone(&base, &changes, Some(&changes.memory));
+    let merged = base_memory(vec![&changes.memory, &files.memory]);
+    let of_merged = clone(&merged, &changes, None);
+    for machine in [in_place, of_merged, second] {
         start(&machine);
         assert!(console(machine).ends_with(b"2"));
     }
 }
 
 #[test]
-fn what_cannot_be_continued_is_refused() {
+fn what_cannot_be_resumed_is_refused() {
     if !kvm() {
         return;
     }
     let first = Machine::start(&counting());
     let (files, _) = save(&first);
-    let sealed = golden(vec![&files.memory]);
-    let configure = Request::Configure(Box::new(from(None)));
+    let sealed = base_memory(vec![&files.memory]);
     let attempt = |memory: &dyn AsFd, state: &dyn AsFd| {
         let (link, _) = UnixStream::pair().unwrap();
-        let own = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned().unwrap();
-        refused(&configure, &[own(memory), own(state), link.into()])
+        let (spec, fds) = from(memory, state, None, link);
+        refused(&Request::Configure(Box::new(spec)), &fds)
     };
     let open = file(&vec![0; 128 << 20]);
     assert!(attempt(&open, &files.state).contains("not sealed"));
@@ -121,28 +122,24 @@ fn what_cannot_be_continued_is_refused() {
 }
 
 #[test]
-fn a_machine_that_stands_is_not_saved_again() {
+fn a_paused_machine_is_not_saved_again() {
     if !kvm() {
         return;
     }
     let machine = Machine::start(&counting());
-    save(&machine);
-    let spec = SaveSpec {
-        memory: 0,
-        state: 1,
-        disks: Vec::new(),
-        ahead: false,
-    };
-    machine.send(&Request::Save(spec.clone()), &[empty(), empty()]);
+    let (files, _) = save(&machine);
+    let (spec, fds) = save_spec(&files, false);
+    machine.send(&Request::Save(spec.clone()), &fds);
     assert!(matches!(machine.receive(), Some(Event::SaveFailed { .. })));
     start(&machine);
-    // Without files it cannot be saved, and goes on.
+    // Without files it cannot be saved, and runs on.
     machine.send(&Request::Save(spec), &[]);
     assert!(matches!(machine.receive(), Some(Event::SaveFailed { .. })));
     assert_eq!(console(machine), b"12");
 }
 
-/// Stores a machine's state, which has seen a processor that nobody has, for `src/save/test.rs`.
+/// Stores a machine's state, which has seen a processor that nobody has, for
+/// `src/state_file/test.rs`.
 #[test]
 #[ignore = "writes into the tree"]
 fn make_golden() {
@@ -155,7 +152,10 @@ fn make_golden() {
             xsave_size: 832,
         };
     });
-    let place = concat!(env!("CARGO_MANIFEST_DIR"), "/src/save/goldens/state-v2");
+    let place = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/src/state_file/goldens/state-v2"
+    );
     std::fs::write(place, on_another(&whole(&files.state), &nobodys)).unwrap();
     machine.send(&Request::Stop, &[]);
     assert_eq!(machine.end().cause, ExitCause::Stopped);

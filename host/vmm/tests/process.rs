@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{HALT, Machine, PATIENCE_S, RESET, UD2, elf, file, kvm, print, refused, spec, wait};
+use common::{HALT, Machine, PATIENCE_S, RESET, UD2, boot, elf, kvm, print, refused, wait};
 use control::{Event, ExitCause, Request, VmSpec};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -90,25 +90,29 @@ fn a_process_whose_service_is_gone_ends_by_itself() {
 fn bad_requests_are_refused_with_the_reason() {
     assert!(refused(&Request::Start, &[]).contains("before Configure"));
     let configure = |spec: VmSpec| Request::Configure(Box::new(spec));
-    let none = refused(&configure(spec(9)), &[]);
+    let new = |vcpus, kernel: &[u8]| {
+        let (link, _) = UnixStream::pair().unwrap();
+        boot(vcpus, kernel, link)
+    };
+    let none = refused(&configure(new(9, b"").0), &[]);
     assert!(none.contains("9 vCPUs"), "{none}");
-    let no_fds = refused(&configure(spec(1)), &[]);
+    let no_fds = refused(&configure(new(1, b"").0), &[]);
     assert!(no_fds.contains("Descriptor index 0"), "{no_fds}");
     if !kvm() {
         return;
     }
-    let fds = |kernel: &[u8]| {
-        let (link, _) = UnixStream::pair().unwrap();
-        [file(kernel), file(b"agent"), link.into()]
+    let refused_kernel = |kernel: &[u8]| {
+        let (spec, fds) = new(1, kernel);
+        refused(&configure(spec), &fds)
     };
-    let no_elf = refused(&configure(spec(1)), &fds(&[b'x'; 4096]));
+    let no_elf = refused_kernel(&[b'x'; 4096]);
     assert!(no_elf.contains("kernel"), "{no_elf}");
-    let empty = refused(&configure(spec(1)), &fds(b""));
+    let empty = refused_kernel(b"");
     assert!(empty.contains("ELF header"), "{empty}");
     // A kernel that wants to lie beyond the end of memory.
     let mut far = elf(&HALT);
     far[88..96].copy_from_slice(&(1_u64 << 40).to_le_bytes());
-    assert!(refused(&configure(spec(1)), &fds(&far)).contains("kernel"));
+    assert!(refused_kernel(&far).contains("kernel"));
 }
 
 #[test]

@@ -1,15 +1,17 @@
-//! Putting a machine back in place, with the real process.
+//! Resetting a machine in place, with the real process.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 mod common;
 
-use common::saved::{Files, clone, golden, save, start, with_working_set};
+use common::saved::{Files, base_memory, clone, save, start, with_working_set};
 use common::{HALT, Machine, RESET, kvm, print};
-use control::{Event, ExitCause, Request, Reset, ResetSpec, SavedLink};
+use control::{
+    Descriptors, DeviceReset, Event, ExitCause, Request, Reset, ResetSpec, SavedLink, VsockSpec,
+};
 use snapshot_memory::{PageRange, WorkingSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::ChildStderr;
 
@@ -61,17 +63,26 @@ impl Console {
     }
 }
 
-fn reset_to(machine: &Machine, files: &Files, layer: Option<&OwnedFd>) -> Option<Event> {
+/// A request to reset a machine without disks to `files`.
+fn reset_spec(files: &Files, layer: Option<&OwnedFd>) -> (ResetSpec, Vec<OwnedFd>) {
     let (_ours, theirs) = UnixStream::pair().unwrap();
+    let mut fds = Descriptors::default();
     let spec = ResetSpec {
-        state: 0,
-        layer: layer.map(|_| 2),
-        link: 1,
-        after: SavedLink::Kept,
-        disks: vec![],
+        state: fds.add(files.state.try_clone().unwrap()),
+        delta_layer: layer.map(|fd| fds.add(fd.try_clone().unwrap())),
+        devices: vec![
+            DeviceReset::Vsock(VsockSpec {
+                link: fds.add(theirs),
+                connection: SavedLink::Kept,
+            }),
+            DeviceReset::Rng,
+        ],
     };
-    let mut fds = vec![files.state.try_clone().unwrap(), theirs.into()];
-    fds.extend(layer.map(|fd| fd.try_clone().unwrap()));
+    (spec, fds.into())
+}
+
+fn reset_to(machine: &Machine, files: &Files, layer: Option<&OwnedFd>) -> Option<Event> {
+    let (spec, fds) = reset_spec(files, layer);
     machine.send(&Request::Reset(spec), &fds);
     machine.receive()
 }
@@ -95,13 +106,13 @@ fn stop(machine: &Machine) -> Vec<u8> {
 }
 
 #[test]
-fn a_machine_goes_back_as_often_as_it_is_told() {
-    goes_back(None);
+fn a_machine_is_reset_as_often_as_asked() {
+    is_reset(None);
 }
 
 #[test]
 fn so_does_one_that_comes_with_a_working_set() {
-    goes_back(Some(&WorkingSet {
+    is_reset(Some(&WorkingSet {
         touched: vec![PageRange {
             first: 0,
             end: 1000,
@@ -110,7 +121,7 @@ fn so_does_one_that_comes_with_a_working_set() {
     }));
 }
 
-fn goes_back(first_pages: Option<&WorkingSet>) {
+fn is_reset(first_pages: Option<&WorkingSet>) {
     if !kvm() {
         return;
     }
@@ -120,12 +131,12 @@ fn goes_back(first_pages: Option<&WorkingSet>) {
     if let Some(set) = first_pages {
         files.state = with_working_set(&files.state, set);
     }
-    let golden = golden(vec![&files.memory]);
-    let mut clone = clone(&golden, &files, None);
+    let base = base_memory(vec![&files.memory]);
+    let mut clone = clone(&base, &files, None);
     let mut console = Console::of(&mut clone);
     start(&clone);
     for round in 0..5 {
-        // From a halt, from a standstill that it never left, and from the midst of its work.
+        // From a halt, paused since it was built, and from the midst of its work.
         if round < 2 {
             assert_eq!(console.line(), "right");
         }
@@ -146,7 +157,7 @@ fn goes_back(first_pages: Option<&WorkingSet>) {
 }
 
 #[test]
-fn a_machine_goes_to_another_moment_of_its_kind_and_to_its_own_again() {
+fn a_machine_is_reset_to_another_restore_point_of_its_kind_and_to_its_own_again() {
     if !kvm() {
         return;
     }
@@ -154,9 +165,9 @@ fn a_machine_goes_to_another_moment_of_its_kind_and_to_its_own_again() {
     let mut lines = Console::of(&mut first);
     assert_eq!(lines.line(), "begin");
     let (files, _) = save(&first);
-    let golden = golden(vec![&files.memory]);
+    let base = base_memory(vec![&files.memory]);
     // Another one, in the midst of its count, as a layer over the same memory.
-    let mut other = clone(&golden, &files, None);
+    let mut other = clone(&base, &files, None);
     start(&other);
     std::thread::sleep(std::time::Duration::from_millis(30));
     let (midst, saved) = save(&other);
@@ -164,7 +175,7 @@ fn a_machine_goes_to_another_moment_of_its_kind_and_to_its_own_again() {
     start(&other);
     assert_eq!(Console::of(&mut other).line(), "right");
 
-    let mut clone = clone(&golden, &files, None);
+    let mut clone = clone(&base, &files, None);
     let mut console = Console::of(&mut clone);
     start(&clone);
     assert_eq!(console.line(), "right");
@@ -178,29 +189,29 @@ fn a_machine_goes_to_another_moment_of_its_kind_and_to_its_own_again() {
         start(&clone);
         assert_eq!(console.line(), "right");
     }
-    // The one it was taken from can go back, too, and on to its end.
+    // The one it was taken from can be reset, too, and run to its end.
     reset(&other, &midst, Some(&midst.memory));
     stop(&other);
     stop(&clone);
 }
 
 #[test]
-fn what_cannot_be_put_back_runs_on() {
+fn what_cannot_be_reset_runs_on() {
     if !kvm() {
         return;
     }
     let first = Machine::start(&counting(&RESET));
     let (files, _) = save(&first);
-    let golden = golden(vec![&files.memory]);
+    let base = base_memory(vec![&files.memory]);
     let refused = |machine: &Machine, files: &Files, layer: Option<&OwnedFd>| match reset_to(
         machine, files, layer,
     ) {
         Some(Event::ResetFailed { message }) => message,
         other => panic!("{other:?}"),
     };
-    // A machine that booted has no golden file.
+    // A machine that booted has no base memory.
     assert!(refused(&first, &files, None).contains("booted"));
-    let clone = clone(&golden, &files, None);
+    let clone = clone(&base, &files, None);
     start(&clone);
     let empty = Files {
         memory: common::file(b""),
@@ -210,19 +221,20 @@ fn what_cannot_be_put_back_runs_on() {
     assert!(refused(&clone, &files, Some(&empty.memory)).contains("layer"));
     let short = short_layer();
     assert!(refused(&clone, &files, Some(&short)).contains("pages"));
-    let nothing = ResetSpec {
-        state: 0,
-        layer: None,
-        link: 1,
-        after: SavedLink::Broken,
-        disks: vec![None],
+    // Devices that it has not, and a link that did not come along.
+    let (spec, mut fds) = reset_spec(&files, None);
+    let parent = None;
+    let disk = [&spec.devices[..], &[DeviceReset::Block { parent }]].concat();
+    let more = ResetSpec {
+        devices: disk,
+        ..spec.clone()
     };
-    clone.send(
-        &Request::Reset(nothing),
-        &[files.state.as_fd().try_clone_to_owned().unwrap()],
-    );
+    clone.send(&Request::Reset(more), &fds);
     assert!(matches!(clone.receive(), Some(Event::ResetFailed { .. })));
-    // The clock goes on meanwhile, and the count is right.
+    fds.truncate(1);
+    clone.send(&Request::Reset(spec), &fds);
+    assert!(matches!(clone.receive(), Some(Event::ResetFailed { .. })));
+    // The clock runs on meanwhile, and the count is right.
     let report = clone.end();
     assert_eq!(report.cause, ExitCause::GuestShutdown);
     assert!(report.console_tail.ends_with(b"right\n"), "{report:?}");

@@ -61,7 +61,8 @@ fn a_vm_process_outlives_its_zygote() {
     assert_eq!(reap(vm.pid), Some(1));
 }
 
-/// Children of this process in a zygote's group, with their states; the zygote itself is not among them.
+/// Children of this process in a zygote's group, with their states; the zygote itself is not among
+/// them.
 fn made_by(zygote: Pid) -> Vec<(Pid, char)> {
     let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
     let numbers = fs::read_dir("/proc").unwrap();
@@ -79,7 +80,7 @@ fn made_by(zygote: Pid) -> Vec<(Pid, char)> {
     numbers.filter_map(child).collect()
 }
 
-/// A zygote that stands still over its time, and then goes on.
+/// A zygote that is stopped over its time, and then continues.
 #[test]
 fn what_is_made_too_late_is_reaped_and_given_to_nobody() {
     let Some(zygote) = zygote() else { return };
@@ -90,7 +91,8 @@ fn what_is_made_too_late_is_reaped_and_given_to_nobody() {
     assert!(error.is_lost(), "{error:?}");
     assert_eq!(made_by(number), []);
     kill_process(number, Signal::CONT).unwrap();
-    // Its control socket is closed, so it ends at once, and stays until somebody asks for its status.
+    // Its control socket is closed, so it ends at once, and stays until somebody asks for its
+    // status.
     let ended = (0..1000).any(|_| {
         std::thread::sleep(std::time::Duration::from_millis(10));
         matches!(made_by(number)[..], [(_, 'Z')])

@@ -6,8 +6,8 @@ use crate::engine::child::{self, VmChild};
 use crate::engine::now_ns;
 use anyhow::{Context, Result, bail, ensure};
 use control::{
-    Event, ExitCause, ExitReport, Origin, Request, Reset, ResetSpec, SaveSpec, Saved, SavedLink,
-    VmSpec,
+    BootSource, Descriptors, DeviceReset, DeviceSpec, Event, ExitCause, ExitReport, Request, Reset,
+    ResetSpec, SaveSpec, Saved, SavedLink, VmSpec, VsockSpec,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
@@ -36,39 +36,42 @@ pub(crate) struct BareProcess {
 impl BareProcess {
     /// A machine with the bare guest that has not run.
     pub(crate) fn boot(program: &Path) -> Result<Self> {
-        let fds = [file_of(&kernel())?, file_of(b"agent")?];
-        let origin = Origin::Boot {
-            kernel: 0,
-            agent: 1,
+        let mut fds = Descriptors::default();
+        let kernel = BootSource::Kernel {
+            kernel: fds.add(file_of(&kernel())?),
+            agent: fds.add(file_of(b"agent")?),
             cmdline_extra: String::new(),
-            disks: None,
+            contents: None,
         };
-        Self::build(program, origin, fds.each_ref().map(AsFd::as_fd))
+        Self::build(program, kernel, fds)
     }
 
     /// A machine that stands where the bare guest was saved.
     pub(crate) fn warm_vm(program: &Path, bare: &BareGuest) -> Result<Self> {
-        let origin = Origin::Snapshot {
-            memory: 0,
-            state: 1,
-            layer: None,
-            link: SavedLink::Kept,
+        let mut fds = Descriptors::default();
+        let snapshot = BootSource::Snapshot {
+            base_memory: fds.add(bare.memory.as_fd().try_clone_to_owned()?),
+            state: fds.add(bare.state.try_clone()?),
+            delta_layer: None,
             trial: false,
         };
-        Self::build(program, origin, [bare.memory.as_fd(), bare.state.as_fd()])
+        Self::build(program, snapshot, fds)
     }
 
-    fn build(program: &Path, origin: Origin, [a, b]: [std::os::fd::BorrowedFd; 2]) -> Result<Self> {
+    fn build(program: &Path, boot_source: BootSource, mut fds: Descriptors) -> Result<Self> {
         let spawned_ns = now_ns();
         let (child, spawned) = child::spawn(program)?;
         let (ours, theirs) = UnixStream::pair()?;
+        let vsock = VsockSpec {
+            link: fds.add(theirs),
+            connection: SavedLink::Kept,
+        };
         let spec = VmSpec {
             sandbox_id: "baseline".into(),
             vcpus: 1,
             memory_mib: MEMORY_MIB,
-            origin,
-            link: 2,
-            disks: vec![],
+            boot_source,
+            devices: vec![DeviceSpec::Vsock(vsock), DeviceSpec::Rng],
         };
         let mut process = Self {
             child,
@@ -80,7 +83,7 @@ impl BareProcess {
             configured_ns: 0,
         };
         let configure = Request::Configure(Box::new(spec));
-        control::send(&process.control, &configure, &[a, b, theirs.as_fd()])?;
+        control::send(&process.control, &configure, &fds.borrow())?;
         match process.receive()? {
             Event::Configured(_) => process.configured_ns = now_ns(),
             other => bail!("Configure: the VM process answered {other:?}"),
@@ -134,14 +137,14 @@ impl BareProcess {
 
     /// Saves the machine, which then stands still.
     pub(crate) fn save(&self, memory: &OwnedFd, state: &OwnedFd) -> Result<Saved> {
+        let mut fds = Descriptors::default();
         let spec = SaveSpec {
-            memory: 0,
-            state: 1,
-            disks: Vec::new(),
+            memory: fds.add(memory.try_clone()?),
+            state: fds.add(state.try_clone()?),
+            contents: Vec::new(),
             ahead: false,
         };
-        let fds = [memory.as_fd(), state.as_fd()];
-        control::send(&self.control, &Request::Save(spec), &fds)?;
+        control::send(&self.control, &Request::Save(spec), &fds.borrow())?;
         match self.receive()? {
             Event::Saved(saved) => Ok(saved),
             other => bail!("Save: the VM process answered {other:?}"),
@@ -151,15 +154,19 @@ impl BareProcess {
     /// Puts the machine back to where `bare` was saved; it then stands still.
     pub(crate) fn reset(&mut self, bare: &BareGuest) -> Result<Reset> {
         let (ours, theirs) = UnixStream::pair()?;
+        let mut fds = Descriptors::default();
         let spec = ResetSpec {
-            state: 0,
-            layer: None,
-            link: 1,
-            after: SavedLink::Kept,
-            disks: Vec::new(),
+            state: fds.add(bare.state.try_clone()?),
+            delta_layer: None,
+            devices: vec![
+                DeviceReset::Vsock(VsockSpec {
+                    link: fds.add(theirs),
+                    connection: SavedLink::Kept,
+                }),
+                DeviceReset::Rng,
+            ],
         };
-        let fds = [bare.state.as_fd(), theirs.as_fd()];
-        control::send(&self.control, &Request::Reset(spec), &fds)?;
+        control::send(&self.control, &Request::Reset(spec), &fds.borrow())?;
         let reset = match self.receive()? {
             Event::Reset(reset) => reset,
             other => bail!("Reset: the VM process answered {other:?}"),

@@ -4,7 +4,10 @@ use super::child::{self, VmChild};
 use super::{BootTimes, GuestSpec, now_ns};
 use crate::agent::AgentClient;
 use anyhow::{Context, Result, bail};
-use control::{DiskSpec, Event, Origin, Request, SaveSpec, SavedLink, Spawned, VmSpec, VmStats};
+use control::{
+    BootSource, Descriptors, DeviceSpec, DiskSpec, Event, Request, SaveSpec, SavedLink, Spawned,
+    VmSpec, VmStats, VsockSpec,
+};
 use snapshot_memory::{BaseMemory, LayerFile, WorkingSet};
 use std::fs::File;
 use std::io::Write;
@@ -104,14 +107,14 @@ impl RunningVm {
 
     fn save_files(self) -> Result<SavedFiles> {
         let (memory, state, disk) = (scratch_file()?, scratch_file()?, scratch_file()?);
+        let mut fds = Descriptors::default();
         let spec = SaveSpec {
-            memory: 0,
-            state: 1,
-            disks: vec![2],
+            memory: fds.add(memory.try_clone()?),
+            state: fds.add(state.try_clone()?),
+            contents: vec![fds.add(disk.try_clone()?)],
             ahead: false,
         };
-        let fds = [memory.as_fd(), state.as_fd(), disk.as_fd()];
-        control::send(&self.control, &Request::Save(spec), &fds)?;
+        control::send(&self.control, &Request::Save(spec), &fds.borrow())?;
         let report = match control::recv::<Event>(&self.control)? {
             Some((Event::Saved(report), _)) => report,
             other => bail!("Save: the VM process answered {other:?}"),
@@ -167,39 +170,33 @@ impl WarmVm {
     }
 
     fn new(guest: &GuestSpec, saved: &SavedVm, trial: bool) -> Result<Self> {
+        let mut fds = Descriptors::default();
+        let boot_source = BootSource::Snapshot {
+            base_memory: fds.add(saved.memory.as_fd().try_clone_to_owned()?),
+            state: fds.add(saved.state.try_clone()?),
+            delta_layer: None,
+            trial,
+        };
+        let (base, size) = &saved.base;
+        let (base, parent) = (base.try_clone()?, saved.disk.try_clone()?);
         let spawned_ns = now_ns();
         let (child, Spawned { control, .. }) = child::spawn(&guest.dist.join("hatchery-vmm"))?;
         let (link, theirs) = UnixStream::pair()?;
-        let (base, size) = &saved.base;
-        let layer = scratch_file()?;
+        let disk = DiskSpec {
+            base: fds.add(base),
+            parent: Some(fds.add(parent)),
+            layer: Some(fds.add(scratch_file()?)),
+            size: *size,
+        };
         let spec = VmSpec {
             sandbox_id: "bench".into(),
             vcpus: guest.vcpus,
             memory_mib: guest.memory_mib,
-            origin: Origin::Snapshot {
-                memory: 0,
-                state: 1,
-                layer: None,
-                link: SavedLink::Kept,
-                trial,
-            },
-            link: 2,
-            disks: vec![DiskSpec {
-                base: 3,
-                parent: Some(4),
-                layer: Some(5),
-                size: *size,
-            }],
+            boot_source,
+            devices: devices(theirs, SavedLink::Kept, disk, &mut fds),
         };
-        let fds = [
-            saved.memory.as_fd(),
-            saved.state.as_fd(),
-            theirs.as_fd(),
-            base.as_fd(),
-            saved.disk.as_fd(),
-            layer.as_fd(),
-        ];
-        control::send(&control, &Request::Configure(Box::new(spec)), &fds)?;
+        let configure = Request::Configure(Box::new(spec));
+        control::send(&control, &configure, &fds.borrow())?;
         expect(&control, "Configure", |e| matches!(e, Event::Configured(_)))?;
         Ok(Self {
             child,
@@ -243,39 +240,42 @@ fn open(guest: &GuestSpec, name: &str) -> Result<File> {
 
 fn configure(guest: &GuestSpec, control: &OwnedFd, link: UnixStream) -> Result<()> {
     let (base, size) = base_image(guest)?;
-    let layer = scratch_file()?;
-    let fds = [
-        open(guest, "vmlinux")?.into(),
-        open(guest, "hatchery-agent")?.into(),
-        OwnedFd::from(link),
-    ];
-    let [kernel, agent, link]: [OwnedFd; 3] = fds;
+    let mut fds = Descriptors::default();
+    let disk = DiskSpec {
+        base: fds.add(base),
+        parent: None,
+        layer: Some(fds.add(scratch_file()?)),
+        size,
+    };
     let spec = VmSpec {
         sandbox_id: "bench".into(),
         vcpus: guest.vcpus,
         memory_mib: guest.memory_mib,
-        origin: Origin::Boot {
-            kernel: 0,
-            agent: 1,
+        boot_source: BootSource::Kernel {
+            kernel: fds.add(open(guest, "vmlinux")?),
+            agent: fds.add(open(guest, "hatchery-agent")?),
             cmdline_extra: String::new(),
-            disks: None,
+            contents: None,
         },
-        link: 2,
-        disks: vec![DiskSpec {
-            base: 3,
-            parent: None,
-            layer: Some(4),
-            size,
-        }],
+        devices: devices(link, SavedLink::Broken, disk, &mut fds),
     };
-    let fds = [
-        kernel.as_fd(),
-        agent.as_fd(),
-        link.as_fd(),
-        base.as_fd(),
-        layer.as_fd(),
-    ];
-    control::send(control, &Request::Configure(Box::new(spec)), &fds).context("Configuring")
+    let configure = Request::Configure(Box::new(spec));
+    control::send(control, &configure, &fds.borrow()).context("Configuring")
+}
+
+/// The devices that the service gives each machine.
+fn devices(
+    link: UnixStream,
+    connection: SavedLink,
+    disk: DiskSpec,
+    fds: &mut Descriptors,
+) -> Vec<DeviceSpec> {
+    let link = fds.add(link);
+    vec![
+        DeviceSpec::Vsock(VsockSpec { link, connection }),
+        DeviceSpec::Block(disk),
+        DeviceSpec::Rng,
+    ]
 }
 
 /// An unlinked file for a private disk layer.

@@ -149,7 +149,7 @@ fn what_is_only_worth_knowing_does_not_spoil_the_verdict() {
     let cases: [(&str, Change); 6] = [
         ("configuration", |f, _| f.has_key = false),
         ("userfaultfd", |_, p| {
-            p.userfaultfd = UserfaultfdFacts::default()
+            p.userfaultfd = UserfaultfdFacts::default();
         }),
         ("memory slots", |_, p| {
             p.kvm.times_us.slot_after_full_irqchip = Some(6400.0);

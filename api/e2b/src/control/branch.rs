@@ -71,8 +71,8 @@ pub async fn fork(
     Ok(response)
 }
 
-/// How a sandbox was copied that goes on, as a `Server-StreamTiming` header: milliseconds that it was
-/// copied while it ran and that it was quiesced, and pages that were copied in the latter.
+/// How a sandbox was copied that goes on, as a `Server-StreamTiming` header: milliseconds that it
+/// was copied while it ran and that it was quiesced, and pages that were copied in the latter.
 fn timing(copied: CaptureTimings) -> Option<HeaderValue> {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     let (ahead, still) = (ms(copied.ahead), ms(copied.quiesced));

@@ -4,7 +4,7 @@ use crate::error::chain;
 use crate::image::base_memory::BaseMemory;
 use crate::image::machine_image::{AgentLink, ImageError, MachineImage, MachineShape, file, merge};
 use crate::machine::handle::MachineHandle;
-use control::{SaveSpec, Saved};
+use control::{Descriptors, SaveSpec, Saved};
 use link::Link;
 use std::fs::File;
 use std::path::Path;
@@ -43,19 +43,18 @@ pub async fn capture(
     ahead: bool,
 ) -> Result<(MachineImage, Saved), ImageError> {
     let (memory, state, disk) = (file(layer_dir)?, file(layer_dir)?, file(layer_dir)?);
-    let spec = SaveSpec {
-        memory: 0,
-        state: 1,
-        disks: vec![2],
-        ahead,
-    };
     let copy = |file: &File| {
         let again = file.try_clone();
         again.map_err(|error| ImageError::Save(format!("a descriptor was not copied: {error}")))
     };
-    let fds = [&memory, &state, &disk].map(|file| copy(file).map(Into::into));
-    let fds = fds.into_iter().collect::<Result<Vec<_>, _>>()?;
-    let saved = match timeout(SAVE_TIMEOUT, machine.save(spec, fds)).await {
+    let mut fds = Descriptors::default();
+    let spec = SaveSpec {
+        memory: fds.add(copy(&memory)?),
+        state: fds.add(copy(&state)?),
+        contents: vec![fds.add(copy(&disk)?)],
+        ahead,
+    };
+    let saved = match timeout(SAVE_TIMEOUT, machine.save(spec, fds.into())).await {
         Ok(Ok(saved)) => saved,
         Ok(Err(why)) => return Err(ImageError::Save(why)),
         Err(_) => {

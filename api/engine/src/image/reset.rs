@@ -3,7 +3,7 @@
 use crate::files;
 use crate::image::machine_image::MachineImage;
 use crate::machine::handle::{MachineHandle, ResetError};
-use control::{Reset, ResetSpec};
+use control::{Descriptors, DeviceReset, Reset, ResetSpec, VsockSpec};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -27,21 +27,26 @@ pub async fn reset_in_place(
         let again = files::reopen(what, file).map(OwnedFd::from);
         again.map_err(|error| ResetError::RunsOn(error.to_string()))
     };
-    let mut fds = vec![
-        reopen("state", &image.state)?,
-        reopen("disk layer", &image.disk)?,
-        link.into(),
-    ];
-    if let Some(delta) = &image.delta {
-        fds.push(reopen("memory layer", delta)?);
-    }
-    let spec = ResetSpec {
-        state: 0,
-        layer: image.delta.is_some().then_some(3),
-        link: 2,
-        after: image.link.into(),
-        disks: vec![Some(1)],
+    let mut fds = Descriptors::default();
+    let state = fds.add(reopen("state", &image.state)?);
+    let parent = Some(fds.add(reopen("disk layer", &image.disk)?));
+    let vsock = VsockSpec {
+        link: fds.add(link),
+        connection: image.link.into(),
     };
-    let reset = timeout(RESET_TIMEOUT, machine.reset(spec, fds)).await;
+    let delta = image.delta.as_ref();
+    let delta = delta
+        .map(|delta| reopen("memory layer", delta))
+        .transpose()?;
+    let spec = ResetSpec {
+        state,
+        delta_layer: delta.map(|delta| fds.add(delta)),
+        devices: vec![
+            DeviceReset::Vsock(vsock),
+            DeviceReset::Block { parent },
+            DeviceReset::Rng,
+        ],
+    };
+    let reset = timeout(RESET_TIMEOUT, machine.reset(spec, fds.into())).await;
     reset.unwrap_or(Err(ResetError::Late(RESET_TIMEOUT)))
 }

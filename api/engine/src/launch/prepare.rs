@@ -1,7 +1,7 @@
 //! What a VM process is given: descriptors, its specification, and the process itself.
 
 use crate::error::chain;
-use crate::files::{FdList, FileError, open, reopen, unnamed};
+use crate::files::{FileError, open, reopen, unnamed};
 use crate::image::machine_image::MachineImage;
 use crate::image::pager::PagedMemory;
 use crate::launch::error::LaunchError;
@@ -12,7 +12,10 @@ use crate::machine::pidfile::PidFile;
 use crate::machine::stderr;
 use crate::restore_point::BootSource;
 use crate::template::Template;
-use control::{DiskSpec, Origin, Request, Spawned, VmSpec};
+use control::{
+    BootSource as VmBootSource, Descriptors, DeviceSpec, DiskSpec, FdName, Request, SavedLink,
+    Spawned, VmSpec, VsockSpec,
+};
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -23,17 +26,17 @@ impl MachineLauncher {
         &self,
         plan: LaunchPlan,
     ) -> Result<(VmProcess, UnixStream, u64), LaunchError> {
-        let mut fds = FdList::default();
+        let mut fds = Descriptors::default();
         let spawn_error = |source| LaunchError::Spawn {
             path: self.vmm.clone(),
             source,
         };
         let (link, guest_link) = UnixStream::pair().map_err(spawn_error)?;
         link.set_nonblocking(true).map_err(spawn_error)?;
-        let link_index = fds.push(guest_link);
-        let spec = self.spec(&plan, link_index, &mut fds)?;
-        spec.check(fds.borrow().len())?;
-        let size = spec.disks.first().map_or(0, |disk| disk.size);
+        let guest_link = fds.add(guest_link);
+        let spec = self.spec(&plan, guest_link, &mut fds)?;
+        spec.check(fds.count())?;
+        let size = spec.disks().next().map_or(0, |disk| disk.size);
 
         let spawned = self.spawner.spawn(&self.vmm).map_err(spawn_error)?;
         let Spawned {
@@ -56,32 +59,30 @@ impl MachineLauncher {
     }
 
     /// Where a machine goes on, with the files for it.
-    fn restore_origin(
+    fn restored(
         &self,
         image: &MachineImage,
         plan: &LaunchPlan,
-        fds: &mut FdList,
-    ) -> Result<Origin, LaunchError> {
-        let state = fds.push(reopen("state", &image.state)?);
+        fds: &mut Descriptors,
+    ) -> Result<VmBootSource, LaunchError> {
+        let state = fds.add(reopen("state", &image.state)?);
         if let Some(PagedMemory { socket, device }) = self.demand_paged(image, plan) {
-            return Ok(Origin::Lazy {
-                pager: fds.push(socket),
-                userfaultfd: fds.push(device),
+            return Ok(VmBootSource::DemandPaged {
+                pager: fds.add(socket),
+                userfaultfd: fds.add(device),
                 state,
-                link: image.link.into(),
             });
         }
         let memory = image.base_memory.memory().map_err(LaunchError::Memory)?;
-        let memory = fds.push(reopen("memory", memory)?);
+        let base_memory = fds.add(reopen("memory", memory)?);
         let delta = image.delta.as_ref();
         let delta = delta
             .map(|delta| reopen("memory layer", delta))
             .transpose()?;
-        Ok(Origin::Snapshot {
-            memory,
+        Ok(VmBootSource::Snapshot {
+            base_memory,
             state,
-            layer: delta.map(|delta| fds.push(delta)),
-            link: image.link.into(),
+            delta_layer: delta.map(|delta| fds.add(delta)),
             trial: plan.trial,
         })
     }
@@ -105,7 +106,12 @@ impl MachineLauncher {
     }
 
     /// What the VM process is told, with the files for it.
-    fn spec(&self, plan: &LaunchPlan, link: u8, fds: &mut FdList) -> Result<VmSpec, LaunchError> {
+    fn spec(
+        &self,
+        plan: &LaunchPlan,
+        link: FdName,
+        fds: &mut Descriptors,
+    ) -> Result<VmSpec, LaunchError> {
         let t = &plan.template;
         let base = open("image", &t.image)?;
         let boot_size = disk_size(t, &base)?;
@@ -114,36 +120,43 @@ impl MachineLauncher {
             source,
         })?;
         let mut disk = DiskSpec {
-            base: fds.push(base),
+            base: fds.add(base),
             parent: None,
-            layer: Some(fds.push(layer)),
+            layer: Some(fds.add(layer)),
             size: boot_size,
         };
         let (mut vcpus, mut memory_mib) = (t.cpu_count, t.memory_mb);
         if let Some(image) = plan.source.image() {
-            disk.parent = Some(fds.push(reopen("disk layer", &image.disk)?));
+            disk.parent = Some(fds.add(reopen("disk layer", &image.disk)?));
             disk.size = image.shape.disk_size;
             (vcpus, memory_mib) = (image.shape.vcpus, image.shape.memory_mib);
         }
-        let origin = match &plan.source {
-            BootSource::Boot | BootSource::Files(_) => Origin::Boot {
-                kernel: fds.push(open("kernel", &t.kernel)?),
-                agent: fds.push(open("guest agent", &self.agent)?),
+        let mut connection = SavedLink::Broken;
+        let boot_source = match &plan.source {
+            BootSource::Boot | BootSource::Files(_) => VmBootSource::Kernel {
+                kernel: fds.add(open("kernel", &t.kernel)?),
+                agent: fds.add(open("guest agent", &self.agent)?),
                 cmdline_extra: t.cmdline_extra.clone(),
-                disks: match plan.source.image() {
-                    Some(image) => Some(fds.push(reopen("state", &image.state)?)),
+                contents: match plan.source.image() {
+                    Some(image) => Some(fds.add(reopen("state", &image.state)?)),
                     None => None,
                 },
             },
-            BootSource::Image(image) => self.restore_origin(image, plan, fds)?,
+            BootSource::Image(image) => {
+                connection = image.link.into();
+                self.restored(image, plan, fds)?
+            }
         };
         Ok(VmSpec {
             sandbox_id: plan.name.own().to_owned(),
             vcpus,
             memory_mib,
-            origin,
-            link,
-            disks: vec![disk],
+            boot_source,
+            devices: vec![
+                DeviceSpec::Vsock(VsockSpec { link, connection }),
+                DeviceSpec::Block(disk),
+                DeviceSpec::Rng,
+            ],
         })
     }
 }

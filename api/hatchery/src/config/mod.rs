@@ -1,8 +1,8 @@
 //! What the operator decides: one TOML file, environment variables over it, flags over both.
 //!
-//! [`ConfigFile`] and [`Overrides`] are what was typed; [`Settings`] is what it means, checked, with
-//! every default filled in. The rest of the program sees only [`Settings`]. `hatchery.toml` lists
-//! every key with its default; a test keeps it true.
+//! [`ConfigFile`] and [`Overrides`] are what was typed; [`Settings`] is what it means, checked,
+//! with every default filled in. The rest of the program sees only [`Settings`]. `hatchery.toml`
+//! lists every key with its default; a test keeps it true.
 
 mod error;
 mod limits;

@@ -1,6 +1,6 @@
 //! The service's side.
 
-use super::{Event, Request, ZYGOTE_ARGUMENT};
+use super::message::{Event, Request, ZYGOTE_ARGUMENT};
 use crate::{ChannelError, pair, recv, send};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -53,8 +53,8 @@ pub struct Spawned {
     pub stderr: OwnedFd,
 }
 
-/// A running zygote; killed and reaped when dropped, with what it has made and nobody took. VM processes
-/// that came from it live on.
+/// A running zygote; killed and reaped when dropped, with what it has made and nobody took. VM
+/// processes that came from it live on.
 #[derive(Debug)]
 pub struct Zygote {
     line: Mutex<Line>,
@@ -71,7 +71,7 @@ struct Line {
 }
 
 impl Zygote {
-    /// Starts `program` as a zygote and waits until it stands ready.
+    /// Starts `program` as a zygote and waits until it is ready.
     ///
     /// # Errors
     /// [`ZygoteError`]; a program that is no zygote is [`ZygoteError::Gone`].
@@ -163,7 +163,8 @@ impl Drop for Zygote {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        // Its end of the socket is closed, so this ends. What answered late has no other parent than us.
+        // Its end of the socket is closed, so this ends. What answered late has no other parent
+        // than us.
         let line = self.line.get_mut().unwrap_or_else(PoisonError::into_inner);
         while let Ok(Some((event, _))) = recv::<Event>(&line.socket) {
             if let Event::Spawned { pid } = event

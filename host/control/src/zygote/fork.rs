@@ -33,9 +33,9 @@ pub(super) fn fork_sibling() -> io::Result<Fork> {
         cgroup: 0,
     };
     let size = size_of::<libc::clone_args>();
-    // SAFETY: as fork(): no memory is shared, the stack is the same address in the child's copy, and
-    // there is no other thread that could hold a lock in it. `child_tid` is where the C library keeps
-    // the thread's number, so that it is the child's own there.
+    // SAFETY: as fork(): no memory is shared, the stack is the same address in the child's copy,
+    // and there is no other thread that could hold a lock in it. `child_tid` is where the C library
+    // keeps the thread's number, so that it is the child's own there.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size) };
     match i32::try_from(pid) {
         Ok(0) => Ok(Fork::Child),
@@ -47,7 +47,8 @@ pub(super) fn fork_sibling() -> io::Result<Fork> {
 /// Where the C library keeps this thread's number: it told the kernel so at the start.
 fn tid_address() -> usize {
     let mut address: usize = 0;
-    // SAFETY: the call writes one word. A kernel without it leaves 0, which clone3 takes for "nowhere".
+    // SAFETY: the call writes one word. A kernel without it leaves 0, which clone3 takes for
+    // "nowhere".
     let done = unsafe { libc::prctl(libc::PR_GET_TID_ADDRESS, &raw mut address) };
     if done == 0 { address } else { 0 }
 }

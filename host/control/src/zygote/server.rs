@@ -1,13 +1,13 @@
 //! The zygote's side.
 
 use super::fork::{Fork, fork_sibling};
-use super::{Event, Request};
+use super::message::{Event, Request};
 use crate::{ChannelError, recv, send};
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 
-/// What the kernel shows as the name of a zygote (`/proc/PID/comm`), so that it is not taken for a VM
-/// process.
+/// What the kernel shows as the name of a zygote (`/proc/PID/comm`), so that it is not taken for a
+/// VM process.
 pub const ZYGOTE_NAME: &CStr = c"hatchery-zygote";
 
 /// What a process is after [`serve`].
@@ -24,9 +24,9 @@ pub enum Role {
     },
 }
 
-/// Says that all is prepared (`lacks`: what of the confinement is not), and forks whenever the service
-/// asks. Returns in every VM process, and in the zygote when the service has closed `socket`. The
-/// calling process must have one thread only.
+/// Says that all is prepared (`lacks`: what of the confinement is not), and forks whenever the
+/// service asks. Returns in every VM process, and in the zygote when the service has closed
+/// `socket`. The calling process must have one thread only.
 ///
 /// # Errors
 /// The socket's, or a message that is none.
@@ -47,8 +47,8 @@ pub fn serve(socket: OwnedFd, lacks: Vec<String>) -> Result<Role, ChannelError> 
         };
         match fork_sibling() {
             Ok(Fork::Child) => {
-                // The child says it, not the zygote: of a zygote that is killed right after its fork the
-                // service would not hear whom it has to reap.
+                // The child says it, not the zygote: of a zygote that is killed right after its
+                // fork the service would not hear whom it has to reap.
                 let pid = rustix::process::getpid().as_raw_nonzero().get();
                 send(&socket, &Event::Spawned { pid }, &[])?;
                 // Held here, it would hide the zygote's end from the service.

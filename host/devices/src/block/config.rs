@@ -1,17 +1,74 @@
-//! Checks of the files, and what the driver reads about the disk.
+//! What a disk is made of, and its attachment; checks of the files, and what the driver reads about
+//! the disk.
 
 use super::map::BLOCK;
-use super::request::Disk;
+use super::request::DiskShape;
 use super::spec::{
     F_DISCARD, F_RO, F_SEG_MAX, F_SIZE_MAX, F_TOPOLOGY, F_WRITE_ZEROES, MAX_DISCARD_SECTORS,
     SECTOR, SEG_MAX, SIZE_MAX,
 };
-use super::{BlockConfig, BlockError};
+use crate::Attachment;
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 
 /// Largest disk, bytes. Its bitmap takes 512 MiB of address space, touched as it is used.
 const MAX_SIZE: u64 = 16 << 40;
+
+/// What a block device needs.
+#[derive(Debug)]
+pub struct BlockConfig {
+    /// The shared image, a file or a block device, open for reading. Never written.
+    pub base: File,
+    /// The private layer, an empty file open for reading and writing; `None` makes the disk
+    /// read-only.
+    pub layer: Option<File>,
+    /// The snapshot's changes that it begins with.
+    pub parent: DiskParent,
+    /// The size the guest sees, bytes: a multiple of 4096, not less than the image's.
+    pub size: u64,
+    /// What the guest reads as the disk's serial number, at most 20 bytes.
+    pub serial: String,
+}
+
+/// The attachment of a block device: the disk layer of a snapshot, open for reading, with block n
+/// of 4096 bytes at offset n * 4096. Which blocks it holds is in the state that is loaded; without
+/// that, none. Never written.
+#[derive(Debug, Default)]
+pub struct DiskParent(pub Option<File>);
+
+impl From<DiskParent> for Attachment {
+    fn from(parent: DiskParent) -> Self {
+        Self::new(parent)
+    }
+}
+
+/// Why a block device cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    /// Size zero, not a multiple of 4096, or too large.
+    #[error("Disk size {0} is not a multiple of 4096 between 4096 and 16 TiB")]
+    Size(u64),
+    /// The image is larger than the disk.
+    #[error("The base image has {base} bytes, the disk only {size}: make the disk larger")]
+    BaseTooLarge {
+        /// Bytes of the image.
+        base: u64,
+        /// Bytes of the disk.
+        size: u64,
+    },
+    /// The layer holds data that no bitmap tells of.
+    #[error("The disk's private layer must be an empty file, it has {0} bytes")]
+    LayerNotEmpty(u64),
+    /// A file could not be examined.
+    #[error("Could not {what}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+}
 
 fn len(mut file: &File, what: &'static str) -> Result<u64, BlockError> {
     // The end of a block device is known by seeking, not by its metadata.
@@ -45,7 +102,7 @@ pub(super) fn prepare(config: &BlockConfig) -> Result<u64, BlockError> {
 /// Feature bits. There is no `F_FLUSH`: the layer is scratch space that ends with the VM process,
 /// a write is in the host's page cache when it completes, and so a flush could do nothing; not
 /// offering it saves the guest the request on each `fsync`.
-pub(super) fn features(disk: Disk) -> u64 {
+pub(super) fn features(disk: DiskShape) -> u64 {
     let common = F_SIZE_MAX | F_SEG_MAX | F_TOPOLOGY;
     common
         | if disk.writable {
@@ -56,7 +113,7 @@ pub(super) fn features(disk: Disk) -> u64 {
 }
 
 /// `struct virtio_blk_config` (virtio 1.2 §5.2.4).
-pub(super) fn space(disk: Disk) -> [u8; 60] {
+pub(super) fn space(disk: DiskShape) -> [u8; 60] {
     let mut space = [0; 60];
     let mut put = |at: usize, value: u32| space[at..at + 4].copy_from_slice(&value.to_le_bytes());
     put(8, SIZE_MAX);

@@ -1,26 +1,30 @@
 //! The block device on the event loop: requests, split into file operations of the ring.
 //!
-//! Reads go straight from the files into guest memory, one operation per run of one [`Source`];
-//! writes of whole blocks go straight from guest memory into the layer. A write that covers part
-//! of a block that is not in the layer yet reads the block from below into a buffer of ours,
-//! lays the guest's bytes over it and writes it whole. A block's bit is set when its bytes are in
-//! the layer, never before.
+//! Reads go straight from the files into guest memory, one operation per run of one
+//! [`BlockSource`]; writes of whole blocks go straight from guest memory into the layer. A write
+//! that covers part of a block that is not in the layer yet reads the block from below into a
+//! buffer of ours, lays the guest's bytes over it and writes it whole. A block's bit is set when
+//! its bytes are in the layer, never before.
 //!
 //! Hazards: two requests on the fly may touch one block, which is the guest's own race except when
 //! one of them fills up a block as above: it would bring back old sectors that the other has just
 //! written. So a write waits (and the queue behind it) while an overlapping one is in flight, if
-//! either has a partial block ([`Extent::conflicts`]).
+//! either has a partial block ([`ChangedExtent::conflicts`]).
 
-use super::map::{BLOCK, Map, Source};
-use super::request::{Action, Disk, Request};
+use super::config::{BlockConfig, BlockError, DiskParent};
+use super::layers::DiskLayers;
+use super::map::{BLOCK, BlockMap, BlockSource};
+use super::request::{DiskAction, DiskRequest, DiskShape};
 use super::spec::{DEVICE_ID, HEADER_LEN, ID_LEN, QUEUE_SIZES, S_IOERR, S_OK};
-use super::{BlockConfig, BlockError, DiskLayers, config, state};
-use crate::chain::{self, Chain};
-use crate::device::{BrokenQueue, Context, Device, Fresh, Next, Trouble};
+use super::state::BlockV1;
+use super::{config, state};
+use crate::attachment::{Attachment, Contents};
+use crate::chain::{self, BufferChain};
+use crate::device::{BrokenQueue, Device, DeviceContext, DeviceFault, NextTurn};
 use crate::metrics::BlockMetrics;
-use crate::mmio::{F_EVENT_IDX, F_INDIRECT_DESC, Identity};
-use crate::ring::{Completion, Piece};
-use crate::state::{DeviceV1, Invalid, LinkAfter};
+use crate::mmio::{DeviceIdentity, F_EVENT_IDX, F_INDIRECT_DESC};
+use crate::ring::{IoPiece, OpCompletion};
+use crate::state::{DeviceKind, InvalidState, StateRefusal, take};
 use std::fs::File;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -40,9 +44,9 @@ const ZEROS: [u8; BLOCK_LEN] = [0; BLOCK_LEN];
 
 /// A request being worked on.
 #[derive(Debug)]
-struct Active {
-    chain: Chain,
-    request: Request,
+struct ActiveRequest {
+    chain: BufferChain,
+    request: DiskRequest,
     status: GuestAddress,
     /// Bytes of the request for which operations have been issued.
     cursor: u64,
@@ -52,9 +56,9 @@ struct Active {
 
 /// One operation of the ring.
 #[derive(Clone, Copy, Debug)]
-struct Op {
+struct DiskOp {
     slot: usize,
-    step: Step,
+    step: OpStep,
     /// Where on the disk.
     offset: u64,
     /// Where in the request's data.
@@ -63,13 +67,13 @@ struct Op {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+enum OpStep {
     /// Into guest memory.
-    Read(Source),
+    Read(BlockSource),
     /// Of guest memory (or zeros) into the layer.
     Write,
     /// The block from below the layer into a buffer; the request covers `offset` and `len` of it.
-    Fill(Source),
+    Fill(BlockSource),
     /// The completed block into the layer.
     WriteFilled,
     /// Free the layer's blocks.
@@ -78,16 +82,16 @@ enum Step {
 
 /// Bytes a request changes.
 #[derive(Clone, Copy, Debug)]
-struct Extent {
+struct ChangedExtent {
     start: u64,
     end: u64,
 }
 
-impl Extent {
-    fn of(action: Action) -> Option<Self> {
+impl ChangedExtent {
+    fn of(action: DiskAction) -> Option<Self> {
         let (start, len) = match action {
-            Action::Write { offset, len } => (offset, u64::try_from(len).ok()?),
-            Action::Discard { offset, len } | Action::Zero { offset, len } => (offset, len),
+            DiskAction::Write { offset, len } => (offset, u64::try_from(len).ok()?),
+            DiskAction::Discard { offset, len } | DiskAction::Zero { offset, len } => (offset, len),
             _ => return None,
         };
         Some(Self {
@@ -108,52 +112,55 @@ impl Extent {
     }
 }
 
-/// The device.
+/// The block device.
 #[derive(Debug)]
-pub(crate) struct Block {
+pub struct Block {
     // Fixed configuration
     base: File,
     layer: Option<Arc<File>>,
     parent: Option<Arc<File>>,
-    disk: Disk,
+    disk: DiskShape,
     base_len: u64,
     serial: [u8; ID_LEN],
     // Runtime glue
     queue: Option<Queue>,
     metrics: Arc<BlockMetrics>,
-    spare_chains: Vec<Chain>,
-    spare_pieces: Vec<Vec<Piece>>,
+    spare_chains: Vec<BufferChain>,
+    spare_pieces: Vec<Vec<IoPiece>>,
     // Volatile state
-    map: Map,
-    active: Vec<Option<Active>>,
-    ops: Vec<Option<Op>>,
+    map: BlockMap,
+    active: Vec<Option<ActiveRequest>>,
+    ops: Vec<Option<DiskOp>>,
     /// A request that waits for others to end; the queue waits with it.
-    stalled: Option<Active>,
+    stalled: Option<ActiveRequest>,
     kicked: bool,
     used: bool,
     enospc_logged: bool,
 }
 
 impl Block {
-    pub(crate) fn new(config: BlockConfig) -> Result<(Self, Arc<BlockMetrics>), BlockError> {
+    /// A device with these files.
+    ///
+    /// # Errors
+    /// [`BlockError`] for an unusable disk.
+    pub fn new(config: BlockConfig) -> Result<Self, BlockError> {
         let base_len = config::prepare(&config)?;
-        let metrics = Arc::<BlockMetrics>::default();
         let mut serial = [0; ID_LEN];
         let len = config.serial.len().min(ID_LEN);
         serial[..len].copy_from_slice(&config.serial.as_bytes()[..len]);
-        let device = Self {
-            disk: Disk {
+        Ok(Self {
+            disk: DiskShape {
                 size: config.size,
                 writable: config.layer.is_some(),
             },
-            map: Map::new(config.size, base_len),
+            map: BlockMap::new(config.size, base_len),
             base: config.base,
             layer: config.layer.map(Arc::new),
-            parent: config.parent.map(Arc::new),
+            parent: config.parent.0.map(Arc::new),
             base_len,
             serial,
             queue: None,
-            metrics: metrics.clone(),
+            metrics: Arc::default(),
             spare_chains: Vec::new(),
             spare_pieces: Vec::new(),
             active: (0..MAX_ACTIVE).map(|_| None).collect(),
@@ -162,21 +169,17 @@ impl Block {
             kicked: false,
             used: false,
             enospc_logged: false,
-        };
-        Ok((device, metrics))
+        })
     }
 
-    pub(crate) fn identity(&self) -> Identity {
-        Identity {
-            device_id: DEVICE_ID,
-            features: F_EVENT_IDX | F_INDIRECT_DESC | config::features(self.disk),
-            queue_sizes: QUEUE_SIZES,
-            config: config::space(self.disk).into(),
-        }
+    /// Its counters.
+    #[must_use]
+    pub fn metrics(&self) -> Arc<BlockMetrics> {
+        self.metrics.clone()
     }
 
     /// Reports what is done.
-    fn report(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+    fn report(&mut self, cx: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
         if let Some(queue) = self.queue.as_mut().filter(|_| mem::take(&mut self.used)) {
             cx.interrupt_if_needed(queue)?;
         }
@@ -184,7 +187,7 @@ impl Block {
     }
 
     /// Takes requests off the queue.
-    fn take_requests(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+    fn take_requests(&mut self, cx: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
         for _ in 0..BUDGET {
             if let Some(active) = self.stalled.take() {
                 self.begin(active, cx)?;
@@ -202,13 +205,13 @@ impl Block {
             };
             let mut chain = self.spare_chains.pop().unwrap_or_default();
             let loaded = chain.load(descriptors);
-            let request = loaded.and_then(|()| Request::parse(cx.memory, &chain, self.disk));
+            let request = loaded.and_then(|()| DiskRequest::parse(cx.memory, &chain, self.disk));
             let placed = request.and_then(|r| Ok((r, r.status_address(&chain)?)));
             match placed {
                 Ok((request, status)) => {
                     let (cursor, in_flight, failed) = (0, 0, false);
                     self.begin(
-                        Active {
+                        ActiveRequest {
                             chain,
                             request,
                             status,
@@ -231,13 +234,17 @@ impl Block {
     }
 
     /// Puts a request into a slot, or aside if it has to wait.
-    fn begin(&mut self, active: Active, cx: &mut Context<'_>) -> Result<(), Trouble> {
+    fn begin(
+        &mut self,
+        active: ActiveRequest,
+        cx: &mut DeviceContext<'_>,
+    ) -> Result<(), DeviceFault> {
         let free = self.active.iter().position(Option::is_none);
-        let extent = Extent::of(active.request.action);
+        let extent = ChangedExtent::of(active.request.action);
         let conflict = extent.is_some_and(|new| {
             let others = self.active.iter().flatten();
             others
-                .filter_map(|a| Extent::of(a.request.action))
+                .filter_map(|a| ChangedExtent::of(a.request.action))
                 .any(|old| old.conflicts(new))
         });
         match free {
@@ -253,38 +260,38 @@ impl Block {
         }
     }
 
-    fn count(&self, action: Action) {
+    fn count(&self, action: DiskAction) {
         let metrics = &self.metrics;
         let bytes = |len: usize| u64::try_from(len).unwrap_or(0);
         match action {
-            Action::Read { len, .. } => {
+            DiskAction::Read { len, .. } => {
                 metrics.reads.add(1);
                 metrics.read_bytes.add(bytes(len));
             }
-            Action::Write { len, .. } => {
+            DiskAction::Write { len, .. } => {
                 metrics.writes.add(1);
                 metrics.written_bytes.add(bytes(len));
             }
-            Action::Flush => metrics.flushes.add(1),
-            Action::Discard { .. } | Action::Zero { .. } => metrics.discards.add(1),
-            Action::GetId => {}
-            Action::Refuse(_) => metrics.malformed.add(1),
+            DiskAction::Flush => metrics.flushes.add(1),
+            DiskAction::Discard { .. } | DiskAction::Zero { .. } => metrics.discards.add(1),
+            DiskAction::GetId => {}
+            DiskAction::Refuse(_) => metrics.malformed.add(1),
         }
     }
 
     /// Issues what the window allows; ends the request when all is done.
-    fn advance(&mut self, slot: usize, cx: &mut Context<'_>) -> Result<(), Trouble> {
+    fn advance(&mut self, slot: usize, cx: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
         loop {
             let Some(active) = self.active[slot].as_ref() else {
                 return Ok(());
             };
             let (offset, len) = match active.request.action {
-                Action::Read { offset, len } | Action::Write { offset, len } => {
+                DiskAction::Read { offset, len } | DiskAction::Write { offset, len } => {
                     (offset, u64::try_from(len).map_err(|_| BrokenQueue)?)
                 }
-                Action::Zero { offset, len } => (offset, len),
-                Action::Discard { offset, len } => whole_blocks(offset, len),
-                Action::Flush | Action::GetId | Action::Refuse(_) => (0, 0),
+                DiskAction::Zero { offset, len } => (offset, len),
+                DiskAction::Discard { offset, len } => whole_blocks(offset, len),
+                DiskAction::Flush | DiskAction::GetId | DiskAction::Refuse(_) => (0, 0),
             };
             let left = if active.failed {
                 0
@@ -299,11 +306,11 @@ impl Block {
             }
             let at = active.cursor;
             let op = match active.request.action {
-                Action::Read { .. } => {
+                DiskAction::Read { .. } => {
                     let run = self.map.run(offset + at, left);
-                    Op {
+                    DiskOp {
                         slot,
-                        step: Step::Read(run.source),
+                        step: OpStep::Read(run.source),
                         offset: run.offset,
                         at,
                         len: run.len,
@@ -319,21 +326,21 @@ impl Block {
     }
 
     /// The next operation of a request that changes `left` bytes from `offset` on.
-    fn write_op(&self, slot: usize, action: Action, offset: u64, at: u64, left: u64) -> Op {
+    fn write_op(&self, slot: usize, action: DiskAction, offset: u64, at: u64, left: u64) -> DiskOp {
         let (step, len) = if offset.is_multiple_of(BLOCK) && left >= BLOCK {
-            let erase = !matches!(action, Action::Write { .. });
+            let erase = !matches!(action, DiskAction::Write { .. });
             (
-                if erase { Step::Punch } else { Step::Write },
+                if erase { OpStep::Punch } else { OpStep::Write },
                 left - left % BLOCK,
             )
         } else {
             let len = left.min(BLOCK - offset % BLOCK);
             match self.map.run(offset - offset % BLOCK, BLOCK).source {
-                Source::Layer => (Step::Write, len),
-                below => (Step::Fill(below), len),
+                BlockSource::Layer => (OpStep::Write, len),
+                below => (OpStep::Fill(below), len),
             }
         };
-        Op {
+        DiskOp {
             slot,
             step,
             offset,
@@ -343,8 +350,13 @@ impl Block {
     }
 
     /// Gives an operation to the ring, or does at once what needs no file. `buffer` is the filled
-    /// block for [`Step::WriteFilled`].
-    fn issue(&mut self, op: Op, buffer: Vec<u8>, cx: &mut Context<'_>) -> Result<(), Trouble> {
+    /// block for [`OpStep::WriteFilled`].
+    fn issue(
+        &mut self,
+        op: DiskOp,
+        buffer: Vec<u8>,
+        cx: &mut DeviceContext<'_>,
+    ) -> Result<(), DeviceFault> {
         let mut pieces = self.spare_pieces.pop().unwrap_or_default();
         let Some(active) = self.active[op.slot].as_mut() else {
             return Ok(());
@@ -352,7 +364,7 @@ impl Block {
         let at = usize::try_from(op.at).map_err(|_| BrokenQueue)?;
         let len = usize::try_from(op.len).map_err(|_| BrokenQueue)?;
         match op.step {
-            Step::Read(Source::Zeros) => {
+            OpStep::Read(BlockSource::Zeros) => {
                 for start in (0..len).step_by(BLOCK_LEN) {
                     let zeros = &ZEROS[..BLOCK_LEN.min(len - start)];
                     chain::write(cx.memory, &active.chain.writable, at + start, zeros)
@@ -360,38 +372,46 @@ impl Block {
                 }
                 return Ok(());
             }
-            Step::Read(_) => pieces.extend(chain::pieces(&active.chain.writable, at, len)),
-            Step::Write if matches!(active.request.action, Action::Write { .. }) => {
+            OpStep::Read(_) => pieces.extend(chain::pieces(&active.chain.writable, at, len)),
+            OpStep::Write if matches!(active.request.action, DiskAction::Write { .. }) => {
                 pieces.extend(chain::pieces(&active.chain.readable, HEADER_LEN + at, len));
             }
-            Step::Write => pieces.push(Piece::Owned {
+            OpStep::Write => pieces.push(IoPiece::Owned {
                 bytes: vec![0; len],
                 start: 0,
             }),
-            Step::Fill(Source::Zeros) => {
+            OpStep::Fill(BlockSource::Zeros) => {
                 return self.filled(op, vec![0; BLOCK_LEN], cx);
             }
-            Step::Fill(_) => pieces.push(Piece::Owned {
+            OpStep::Fill(_) => pieces.push(IoPiece::Owned {
                 bytes: vec![0; BLOCK_LEN],
                 start: 0,
             }),
-            Step::WriteFilled => pieces.push(Piece::Owned {
+            OpStep::WriteFilled => pieces.push(IoPiece::Owned {
                 bytes: buffer,
                 start: 0,
             }),
-            Step::Punch => {}
+            OpStep::Punch => {}
         }
         active.in_flight += 1;
         self.submit(op, pieces, cx)
     }
 
     /// The file of a source that is not the layer.
-    fn below(&self, source: Source) -> BorrowedFd<'_> {
-        let parent = self.parent.as_deref().filter(|_| source == Source::Parent);
+    fn below(&self, source: BlockSource) -> BorrowedFd<'_> {
+        let parent = self
+            .parent
+            .as_deref()
+            .filter(|_| source == BlockSource::Parent);
         parent.unwrap_or(&self.base).as_fd()
     }
 
-    fn submit(&mut self, op: Op, pieces: Vec<Piece>, cx: &mut Context<'_>) -> Result<(), Trouble> {
+    fn submit(
+        &mut self,
+        op: DiskOp,
+        pieces: Vec<IoPiece>,
+        cx: &mut DeviceContext<'_>,
+    ) -> Result<(), DeviceFault> {
         let index = self
             .ops
             .iter()
@@ -404,12 +424,12 @@ impl Block {
         let block = op.offset - op.offset % BLOCK;
         let layer = self.layer.as_deref().unwrap_or(&self.base).as_fd();
         let pushed = match op.step {
-            Step::Read(Source::Layer) => cx.read(layer, pieces, op.offset, key)?,
-            Step::Read(source) => cx.read(self.below(source), pieces, op.offset, key)?,
-            Step::Fill(source) => cx.read(self.below(source), pieces, block, key)?,
-            Step::Write => cx.write(layer, pieces, op.offset, key)?,
-            Step::WriteFilled => cx.write(layer, pieces, block, key)?,
-            Step::Punch => {
+            OpStep::Read(BlockSource::Layer) => cx.read(layer, pieces, op.offset, key)?,
+            OpStep::Read(source) => cx.read(self.below(source), pieces, op.offset, key)?,
+            OpStep::Fill(source) => cx.read(self.below(source), pieces, block, key)?,
+            OpStep::Write => cx.write(layer, pieces, op.offset, key)?,
+            OpStep::WriteFilled => cx.write(layer, pieces, block, key)?,
+            OpStep::Punch => {
                 cx.punch_hole(layer, op.offset, op.len, key)?;
                 Ok(())
             }
@@ -429,22 +449,27 @@ impl Block {
     }
 
     /// The image's block is in `buffer`: lays the request's bytes over it and writes it.
-    fn filled(&mut self, op: Op, mut buffer: Vec<u8>, cx: &mut Context<'_>) -> Result<(), Trouble> {
+    fn filled(
+        &mut self,
+        op: DiskOp,
+        mut buffer: Vec<u8>,
+        cx: &mut DeviceContext<'_>,
+    ) -> Result<(), DeviceFault> {
         let Some(active) = self.active[op.slot].as_mut() else {
             return Ok(());
         };
         let to = |n: u64| usize::try_from(n).map_err(|_| BrokenQueue);
         let (from, len, at) = (to(op.offset % BLOCK)?, to(op.len)?, to(op.at)?);
         let part = buffer.get_mut(from..from + len).ok_or(BrokenQueue)?;
-        if matches!(active.request.action, Action::Write { .. }) {
+        if matches!(active.request.action, DiskAction::Write { .. }) {
             chain::read(cx.memory, &active.chain.readable, HEADER_LEN + at, part)
                 .map_err(|_| BrokenQueue)?;
         } else {
             part.fill(0);
         }
         self.issue(
-            Op {
-                step: Step::WriteFilled,
+            DiskOp {
+                step: OpStep::WriteFilled,
                 ..op
             },
             buffer,
@@ -452,7 +477,12 @@ impl Block {
         )
     }
 
-    fn completed(&mut self, op: Op, done: Completion, cx: &mut Context<'_>) -> Result<(), Trouble> {
+    fn completed(
+        &mut self,
+        op: DiskOp,
+        done: OpCompletion,
+        cx: &mut DeviceContext<'_>,
+    ) -> Result<(), DeviceFault> {
         let Some(active) = self.active[op.slot].as_mut() else {
             return Ok(());
         };
@@ -470,33 +500,33 @@ impl Block {
         let block = op.offset / BLOCK;
         let failed = active.failed;
         match op.step {
-            Step::Fill(source) => {
+            OpStep::Fill(source) => {
                 let expected = match source {
-                    Source::Base => BLOCK.min(self.base_len.saturating_sub(block * BLOCK)),
+                    BlockSource::Base => BLOCK.min(self.base_len.saturating_sub(block * BLOCK)),
                     _ => BLOCK,
                 };
                 match done.pieces.into_iter().next() {
                     // A failed request, also one that a reset ended, touches nothing more.
-                    Some(Piece::Owned { bytes, .. }) if moved >= expected && !active.failed => {
+                    Some(IoPiece::Owned { bytes, .. }) if moved >= expected && !active.failed => {
                         self.filled(op, bytes, cx)?;
                     }
                     _ => active.failed = true,
                 }
             }
-            Step::WriteFilled if moved == BLOCK => self.map.insert(block..block + 1),
-            Step::Punch => self.map.insert(block..block + op.len / BLOCK),
-            Step::Read(_) | Step::Write if moved > 0 && moved <= op.len => {
+            OpStep::WriteFilled if moved == BLOCK => self.map.insert(block..block + 1),
+            OpStep::Punch => self.map.insert(block..block + op.len / BLOCK),
+            OpStep::Read(_) | OpStep::Write if moved > 0 && moved <= op.len => {
                 let mut pieces = done.pieces;
                 pieces.clear();
                 self.spare_pieces.push(pieces);
-                if op.step == Step::Write {
+                if op.step == OpStep::Write {
                     // Only blocks of which the last byte is in: a partial one was in before.
                     self.map.insert(block..(op.offset + moved) / BLOCK);
                 }
                 if moved < op.len && !failed {
                     let (offset, at) = (op.offset + moved, op.at + moved);
                     self.issue(
-                        Op {
+                        DiskOp {
                             offset,
                             at,
                             len: op.len - moved,
@@ -507,16 +537,16 @@ impl Block {
                     )?;
                 }
             }
-            Step::WriteFilled | Step::Read(_) | Step::Write => active.failed = true,
+            OpStep::WriteFilled | OpStep::Read(_) | OpStep::Write => active.failed = true,
         }
         Ok(())
     }
 
-    fn finish(&mut self, slot: usize, cx: &mut Context<'_>) -> Result<(), Trouble> {
+    fn finish(&mut self, slot: usize, cx: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
         let Some(active) = self.active[slot].take() else {
             return Ok(());
         };
-        let Active {
+        let ActiveRequest {
             chain,
             request,
             status,
@@ -526,12 +556,12 @@ impl Block {
         let mut written = 1;
         let code = match request.action {
             _ if failed => S_IOERR,
-            Action::Refuse(code) => code,
-            Action::Read { len, .. } => {
+            DiskAction::Refuse(code) => code,
+            DiskAction::Read { len, .. } => {
                 written += u32::try_from(len).map_err(|_| BrokenQueue)?;
                 S_OK
             }
-            Action::GetId => {
+            DiskAction::GetId => {
                 chain::write(cx.memory, &chain.writable, 0, &self.serial)
                     .map_err(|_| BrokenQueue)?;
                 written += u32::try_from(ID_LEN).map_err(|_| BrokenQueue)?;
@@ -561,18 +591,42 @@ fn whole_blocks(offset: u64, len: u64) -> (u64, u64) {
 }
 
 impl Device for Block {
-    fn start(&mut self, queues: Vec<Option<Queue>>, _: &mut Context<'_>) -> Result<(), Trouble> {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind {
+            tag: 1,
+            name: "block device",
+        }
+    }
+
+    fn identity(&self) -> DeviceIdentity {
+        DeviceIdentity {
+            device_id: DEVICE_ID,
+            features: F_EVENT_IDX | F_INDIRECT_DESC | config::features(self.disk),
+            queue_sizes: QUEUE_SIZES,
+            config: config::space(self.disk).into(),
+        }
+    }
+
+    fn start(
+        &mut self,
+        queues: Vec<Option<Queue>>,
+        _: &mut DeviceContext<'_>,
+    ) -> Result<(), DeviceFault> {
         self.queue = queues.into_iter().next().flatten();
         self.kicked = true;
         Ok(())
     }
 
-    fn kick(&mut self, _: usize, _: &mut Context<'_>) -> Result<(), Trouble> {
+    fn kick(&mut self, _: usize, _: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
         self.kicked = true;
         Ok(())
     }
 
-    fn complete(&mut self, done: Completion, cx: &mut Context<'_>) -> Result<(), Trouble> {
+    fn complete(
+        &mut self,
+        done: OpCompletion,
+        cx: &mut DeviceContext<'_>,
+    ) -> Result<(), DeviceFault> {
         let index = usize::try_from(done.token.key).unwrap_or(usize::MAX);
         let Some(op) = self.ops.get_mut(index).and_then(Option::take) else {
             return Ok(());
@@ -581,15 +635,19 @@ impl Device for Block {
         self.advance(op.slot, cx)
     }
 
-    fn turn(&mut self, cx: &mut Context<'_>) -> Result<Next, Trouble> {
+    fn turn(&mut self, cx: &mut DeviceContext<'_>) -> Result<NextTurn, DeviceFault> {
         self.take_requests(cx)?;
         self.report(cx)?;
         let room = self.active.iter().any(Option::is_none);
         let more = self.kicked && self.stalled.is_none() && room;
-        Ok(if more { Next::Again } else { Next::Wait })
+        Ok(if more {
+            NextTurn::Again
+        } else {
+            NextTurn::Wait
+        })
     }
 
-    fn stop(&mut self, _: &mut Context<'_>) -> Result<(), Trouble> {
+    fn stop(&mut self, _: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
         self.queue = None;
         self.stalled = None;
         self.kicked = false;
@@ -605,14 +663,14 @@ impl Device for Block {
         self.ops.iter().all(Option::is_none)
     }
 
-    fn renew(&mut self, fresh: &mut Fresh) -> std::io::Result<()> {
-        let parent = fresh.parents.next().ok_or(std::io::ErrorKind::NotFound)?;
+    fn reset(&mut self, attachment: Attachment) -> std::io::Result<()> {
+        let DiskParent(parent) = attachment.take()?;
         if let Some(layer) = &self.layer {
             layer.set_len(0)?;
             layer.set_len(self.disk.size)?;
         }
         self.parent = parent.map(Arc::new);
-        self.map = Map::new(self.disk.size, self.base_len);
+        self.map = BlockMap::new(self.disk.size, self.base_len);
         self.active.iter_mut().for_each(|active| *active = None);
         self.used = false;
         self.enospc_logged = false;
@@ -620,48 +678,47 @@ impl Device for Block {
         Ok(())
     }
 
-    fn settle(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+    fn settle(&mut self, cx: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
         if let Some(active) = self.stalled.take() {
             self.begin(active, cx)?;
         }
         self.report(cx)
     }
 
-    fn still(&self) -> bool {
+    fn settled(&self) -> bool {
         self.drained() && self.stalled.is_none() && self.active.iter().all(Option::is_none)
-    }
-
-    fn kind(&self) -> &'static str {
-        DeviceV1::BLOCK
     }
 
     fn queues(&self) -> Vec<Option<&Queue>> {
         vec![self.queue.as_ref()]
     }
 
-    fn save(&self, _: bool) -> DeviceV1 {
-        DeviceV1::Block(state::save(&self.map, self.disk.size, self.base_len))
+    fn save(&self, _: bool, into: Vec<u8>) -> postcard::Result<Vec<u8>> {
+        let saved = state::save(&self.map, self.disk.size, self.base_len);
+        postcard::to_extend(&saved, into)
     }
 
     /// What was in the layer and its parent then is in the parent now.
-    fn load(&mut self, saved: DeviceV1, _: bool, _: LinkAfter) -> Result<(), Invalid> {
-        let DeviceV1::Block(saved) = saved else {
-            return Err(Invalid::kind(&saved));
-        };
+    fn load(&mut self, saved: &mut &[u8]) -> Result<(), StateRefusal> {
+        let saved: BlockV1 = take(saved)?;
         let runs = state::check(&saved, self.disk.size, self.base_len)?;
         if self.parent.is_none() && !runs.is_empty() {
-            return Err(Invalid("blocks of a snapshot without its layer".into()));
+            return Err(InvalidState("blocks of a snapshot without its layer".into()).into());
         }
         self.map.set_parent(&runs);
         Ok(())
     }
 
-    fn layers(&self) -> Option<DiskLayers> {
-        Some(DiskLayers {
+    fn contents(&self) -> Option<Box<dyn Contents>> {
+        Some(Box::new(DiskLayers {
             layer: self.layer.clone(),
             parent: self.parent.clone(),
             map: self.map.clone(),
             size: self.disk.size,
-        })
+        }))
+    }
+
+    fn load_contents(&mut self, saved: &mut &[u8]) -> Result<(), StateRefusal> {
+        self.load(saved)
     }
 }

@@ -1,6 +1,7 @@
 //! Copying what a disk has changed into one flat layer.
 
-use super::map::{Map, Source};
+use super::map::{BlockMap, BlockSource};
+use crate::Contents;
 use rustix::fs::{SeekFrom, copy_file_range, seek};
 use rustix::io::Errno;
 use std::fs::File;
@@ -11,30 +12,24 @@ use std::sync::Arc;
 /// Bytes moved at a time where the kernel cannot copy between the files.
 const CHUNK: usize = 1 << 20;
 
-/// The changed blocks of one disk, at the moment when it was saved: valid during
-/// [`crate::Host::quiesced`] only, as the device goes on to write the same files afterwards.
+/// The changed blocks of one disk, when it was saved.
 #[derive(Debug)]
-pub struct DiskLayers {
+pub(super) struct DiskLayers {
     pub(super) layer: Option<Arc<File>>,
     pub(super) parent: Option<Arc<File>>,
-    pub(super) map: Map,
+    pub(super) map: BlockMap,
     pub(super) size: u64,
 }
 
-impl DiskLayers {
-    /// Blocks of 4096 bytes that differ from the image.
-    #[must_use]
-    pub fn blocks(&self) -> u64 {
+impl Contents for DiskLayers {
+    /// Blocks that differ from the image.
+    fn blocks(&self) -> u64 {
         self.map.held().map(|run| run.end - run.start).sum()
     }
 
-    /// Makes `to`, an empty file open for reading and writing, the flat layer that the saved state
-    /// tells of: as long as the disk, each changed block at its place, holes elsewhere and where
-    /// the guest discarded. The number of changed blocks. Nothing is synced.
-    ///
-    /// # Errors
-    /// `to` is not empty, or a file operation failed; `to` is incomplete then.
-    pub fn write_to(&self, to: &File) -> io::Result<u64> {
+    /// `to` becomes the flat layer that the saved state describes: as long as the disk, each
+    /// changed block at its place, holes elsewhere and where the guest discarded.
+    fn write_to(&self, to: &File) -> io::Result<u64> {
         if seek(to, SeekFrom::End(0))? != 0 {
             let what = "A disk layer can only be written into an empty file";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
@@ -44,9 +39,9 @@ impl DiskLayers {
         while at < self.size {
             let run = self.map.run(at, self.size - at);
             let from = match run.source {
-                Source::Layer => self.layer.as_deref(),
-                Source::Parent => self.parent.as_deref(),
-                Source::Base | Source::Zeros => None,
+                BlockSource::Layer => self.layer.as_deref(),
+                BlockSource::Parent => self.parent.as_deref(),
+                BlockSource::Base | BlockSource::Zeros => None,
             };
             at += run.len;
             if let Some(from) = from {

@@ -10,7 +10,7 @@ pub(crate) const BLOCK: u64 = 4096;
 
 /// Where bytes come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Source {
+pub(crate) enum BlockSource {
     Layer,
     Parent,
     Base,
@@ -19,15 +19,15 @@ pub(crate) enum Source {
 
 /// A stretch of the disk from one source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Run {
-    pub(crate) source: Source,
+pub(crate) struct BlockRun {
+    pub(crate) source: BlockSource,
     pub(crate) offset: u64,
     pub(crate) len: u64,
 }
 
 /// Which file of changes a block is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Holder {
+enum BlockHolder {
     Layer,
     Parent,
     Neither,
@@ -35,7 +35,7 @@ enum Holder {
 
 /// Two bits per block, those of the parent only if it has any.
 #[derive(Clone, Debug)]
-pub(crate) struct Map {
+pub(crate) struct BlockMap {
     words: Vec<u64>,
     parent: Vec<u64>,
     blocks: u64,
@@ -70,7 +70,7 @@ fn fill(words: &mut [u64], blocks: Range<u64>) -> u64 {
     new
 }
 
-impl Map {
+impl BlockMap {
     /// A disk of `size` bytes, a multiple of [`BLOCK`], over an image of `base_len` bytes, with an
     /// empty layer and no parent.
     pub(crate) fn new(size: u64, base_len: u64) -> Self {
@@ -112,8 +112,8 @@ impl Map {
             while at < self.blocks {
                 let (holder, len) = self.stretch(at, self.blocks - at);
                 match (holder, start) {
-                    (Holder::Neither, None) => {}
-                    (Holder::Neither, Some(_)) => break,
+                    (BlockHolder::Neither, None) => {}
+                    (BlockHolder::Neither, Some(_)) => break,
                     (_, first) => start = first.or(Some(at)),
                 }
                 at += len;
@@ -123,7 +123,7 @@ impl Map {
     }
 
     /// Who holds `block`, and how many blocks (at most `max`, not 0) from there on it holds.
-    fn stretch(&self, block: u64, max: u64) -> (Holder, u64) {
+    fn stretch(&self, block: u64, max: u64) -> (BlockHolder, u64) {
         let both = |block| {
             let word = place(block).0;
             let of = |words: &[u64]| words.get(word).copied().unwrap_or(0);
@@ -132,20 +132,20 @@ impl Map {
         let (layer, parent) = both(block);
         let bit = place(block).1;
         let holder = if layer & bit != 0 {
-            Holder::Layer
+            BlockHolder::Layer
         } else if parent & bit != 0 {
-            Holder::Parent
+            BlockHolder::Parent
         } else {
-            Holder::Neither
+            BlockHolder::Neither
         };
         let mut len = 0;
         while len < max {
             let at = block + len;
             let (layer, parent) = both(at);
             let alike = match holder {
-                Holder::Layer => layer,
-                Holder::Parent => parent & !layer,
-                Holder::Neither => !(layer | parent),
+                BlockHolder::Layer => layer,
+                BlockHolder::Parent => parent & !layer,
+                BlockHolder::Neither => !(layer | parent),
             };
             let run = u64::from((!(alike >> (at % 64))).trailing_zeros());
             len += run;
@@ -158,18 +158,18 @@ impl Map {
 
     /// Where the byte at `offset` comes from, and how many bytes (at most `len`, not 0) from there
     /// on come from the same source.
-    pub(crate) fn run(&self, offset: u64, len: u64) -> Run {
+    pub(crate) fn run(&self, offset: u64, len: u64) -> BlockRun {
         let first = offset / BLOCK;
         let end = offset + len;
         let (holder, blocks) = self.stretch(first, end.div_ceil(BLOCK) - first);
         let end = end.min((first + blocks) * BLOCK);
         let (source, end) = match holder {
-            Holder::Layer => (Source::Layer, end),
-            Holder::Parent => (Source::Parent, end),
-            Holder::Neither if offset >= self.base_len => (Source::Zeros, end),
-            Holder::Neither => (Source::Base, end.min(self.base_len)),
+            BlockHolder::Layer => (BlockSource::Layer, end),
+            BlockHolder::Parent => (BlockSource::Parent, end),
+            BlockHolder::Neither if offset >= self.base_len => (BlockSource::Zeros, end),
+            BlockHolder::Neither => (BlockSource::Base, end.min(self.base_len)),
         };
-        Run {
+        BlockRun {
             source,
             offset,
             len: end - offset,
@@ -193,7 +193,7 @@ mod test {
             len in 1u64..200 * BLOCK,
         ) {
             let len = len.min(200 * BLOCK - offset);
-            let mut map = Map::new(200 * BLOCK, base_len);
+            let mut map = BlockMap::new(200 * BLOCK, base_len);
             present.iter().for_each(|&b| map.insert(b..b + 1));
             let runs: Vec<_> = below.iter().map(|&b| b..b + 1).collect();
             map.set_parent(&runs);
@@ -204,10 +204,10 @@ mod test {
             let union: Vec<u64> = present.union(&below).copied().collect();
             prop_assert_eq!(held, union);
             let source = |at: u64| match BTreeSet::contains(&present, &(at / BLOCK)) {
-                true => Source::Layer,
-                false if below.contains(&(at / BLOCK)) => Source::Parent,
-                false if at < base_len => Source::Base,
-                false => Source::Zeros,
+                true => BlockSource::Layer,
+                false if below.contains(&(at / BLOCK)) => BlockSource::Parent,
+                false if at < base_len => BlockSource::Base,
+                false => BlockSource::Zeros,
             };
             let run = map.run(offset, len);
             prop_assert!(run.len > 0 && run.len <= len);
@@ -221,9 +221,9 @@ mod test {
 
     #[test]
     fn the_end_of_the_disk_is_the_end() {
-        let mut map = Map::new(3 * BLOCK, 0);
+        let mut map = BlockMap::new(3 * BLOCK, 0);
         map.insert(0..u64::from(u16::MAX));
         assert!(map.held().flatten().eq(0..3));
-        assert_eq!(map.run(0, u64::MAX).source, Source::Layer);
+        assert_eq!(map.run(0, u64::MAX).source, BlockSource::Layer);
     }
 }

@@ -5,12 +5,12 @@ use super::spec::{
     SECTOR, T_DISCARD, T_FLUSH, T_GET_ID, T_IN, T_OUT, T_WRITE_ZEROES,
 };
 use crate::Memory;
-use crate::chain::{self, BadChain, Chain};
+use crate::chain::{self, BadChain, BufferChain};
 use vm_memory::GuestAddress;
 
 /// What a request does. Offsets and lengths are in bytes and inside the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Action {
+pub(crate) enum DiskAction {
     /// Fill the chain's writable part, except its last byte.
     Read {
         offset: u64,
@@ -40,15 +40,15 @@ pub(crate) enum Action {
 
 /// A request with the place of its status byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Request {
-    pub(crate) action: Action,
+pub(crate) struct DiskRequest {
+    pub(crate) action: DiskAction,
     /// Offset of the status byte in the chain's writable part: its last byte.
     pub(crate) status_at: usize,
 }
 
 /// What requests are checked against.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Disk {
+pub(crate) struct DiskShape {
     /// Bytes.
     pub(crate) size: u64,
     pub(crate) writable: bool,
@@ -68,55 +68,64 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
         .map_or(0, |b| u64::from_le_bytes(*b))
 }
 
-impl Request {
+impl DiskRequest {
     /// Reads the request's header.
     ///
     /// # Errors
     /// The chain has no room for a header or a status byte: it can only be given back.
-    pub(crate) fn parse(memory: &Memory, chain: &Chain, disk: Disk) -> Result<Self, BadChain> {
+    pub(crate) fn parse(
+        memory: &Memory,
+        chain: &BufferChain,
+        disk: DiskShape,
+    ) -> Result<Self, BadChain> {
         let status_at = chain::len(&chain.writable).checked_sub(1).ok_or(BadChain)?;
         let mut header = [0; HEADER_LEN];
         chain::read(memory, &chain.readable, 0, &mut header)?;
         let out_len = chain::len(&chain.readable) - HEADER_LEN;
         let sector = u64_at(&header, 8);
         let action = match u32_at(&header, 0) {
-            T_IN => disk.transfer(sector, status_at, |offset, len| Action::Read {
+            T_IN => disk.transfer(sector, status_at, |offset, len| DiskAction::Read {
                 offset,
                 len,
             }),
-            T_OUT if disk.writable => {
-                disk.transfer(sector, out_len, |offset, len| Action::Write { offset, len })
-            }
-            T_OUT => Action::Refuse(S_IOERR),
-            T_FLUSH => Action::Flush,
-            T_GET_ID if status_at >= ID_LEN => Action::GetId,
+            T_OUT if disk.writable => disk.transfer(sector, out_len, |offset, len| {
+                DiskAction::Write { offset, len }
+            }),
+            T_OUT => DiskAction::Refuse(S_IOERR),
+            T_FLUSH => DiskAction::Flush,
+            T_GET_ID if status_at >= ID_LEN => DiskAction::GetId,
             kind @ (T_DISCARD | T_WRITE_ZEROES) if disk.writable => {
                 if out_len == DISCARD_SEGMENT_LEN {
                     let mut segment = [0; DISCARD_SEGMENT_LEN];
                     chain::read(memory, &chain.readable, HEADER_LEN, &mut segment)?;
                     disk.erase(kind, &segment)
                 } else {
-                    Action::Refuse(S_IOERR)
+                    DiskAction::Refuse(S_IOERR)
                 }
             }
-            _ => Action::Refuse(S_UNSUPP),
+            _ => DiskAction::Refuse(S_UNSUPP),
         };
         Ok(Self { action, status_at })
     }
 
     /// Where the status byte goes.
-    pub(crate) fn status_address(&self, chain: &Chain) -> Result<GuestAddress, BadChain> {
+    pub(crate) fn status_address(&self, chain: &BufferChain) -> Result<GuestAddress, BadChain> {
         let mut last = chain::slice(&chain.writable, self.status_at, 1);
         last.next().map(|range| range.addr).ok_or(BadChain)
     }
 }
 
-impl Disk {
+impl DiskShape {
     fn contains(&self, offset: u64, len: u64) -> bool {
         offset.checked_add(len).is_some_and(|end| end <= self.size)
     }
 
-    fn transfer(&self, sector: u64, len: usize, make: impl Fn(u64, usize) -> Action) -> Action {
+    fn transfer(
+        &self,
+        sector: u64,
+        len: usize,
+        make: impl Fn(u64, usize) -> DiskAction,
+    ) -> DiskAction {
         let bytes = u64::try_from(len).unwrap_or(u64::MAX);
         match sector.checked_mul(SECTOR) {
             Some(offset)
@@ -126,27 +135,27 @@ impl Disk {
             {
                 make(offset, len)
             }
-            _ => Action::Refuse(S_IOERR),
+            _ => DiskAction::Refuse(S_IOERR),
         }
     }
 
-    fn erase(&self, kind: u32, segment: &[u8; DISCARD_SEGMENT_LEN]) -> Action {
+    fn erase(&self, kind: u32, segment: &[u8; DISCARD_SEGMENT_LEN]) -> DiskAction {
         let (sectors, flags) = (u32_at(segment, 8), u32_at(segment, 12));
         // Only write-zeroes has a flag: bit 0 allows to free the space, which is always done.
         let known = if kind == T_WRITE_ZEROES { 1 } else { 0 };
         if flags & !known != 0 {
-            return Action::Refuse(S_UNSUPP);
+            return DiskAction::Refuse(S_UNSUPP);
         }
         let len = u64::from(sectors) * SECTOR;
         match u64_at(segment, 0).checked_mul(SECTOR) {
             Some(offset) if sectors <= MAX_DISCARD_SECTORS && self.contains(offset, len) => {
                 if kind == T_DISCARD {
-                    Action::Discard { offset, len }
+                    DiskAction::Discard { offset, len }
                 } else {
-                    Action::Zero { offset, len }
+                    DiskAction::Zero { offset, len }
                 }
             }
-            _ => Action::Refuse(S_IOERR),
+            _ => DiskAction::Refuse(S_IOERR),
         }
     }
 }

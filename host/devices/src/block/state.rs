@@ -1,7 +1,7 @@
 //! The saved form of a disk: which blocks its layers hold. Their bytes are not part of it.
 
-use super::map::{BLOCK, Map};
-use crate::state::Invalid;
+use super::map::{BLOCK, BlockMap};
+use crate::state::InvalidState;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ pub(crate) struct BlockV1 {
     held: Vec<(u64, u64)>,
 }
 
-pub(super) fn save(map: &Map, size: u64, base_len: u64) -> BlockV1 {
+pub(super) fn save(map: &BlockMap, size: u64, base_len: u64) -> BlockV1 {
     let mut end = 0;
     let pair = |run: Range<u64>| {
         let pair = (run.start - end, run.end - run.start);
@@ -30,9 +30,13 @@ pub(super) fn save(map: &Map, size: u64, base_len: u64) -> BlockV1 {
 }
 
 /// The blocks that are held, if they are of such a disk.
-pub(super) fn check(saved: &BlockV1, size: u64, base_len: u64) -> Result<Vec<Range<u64>>, Invalid> {
+pub(super) fn check(
+    saved: &BlockV1,
+    size: u64,
+    base_len: u64,
+) -> Result<Vec<Range<u64>>, InvalidState> {
     if (saved.size, saved.base_len) != (size, base_len) {
-        return Err(Invalid(format!(
+        return Err(InvalidState(format!(
             "a disk of {} over an image of {} bytes, not of {size} over {base_len}",
             saved.size, saved.base_len
         )));
@@ -47,7 +51,7 @@ pub(super) fn check(saved: &BlockV1, size: u64, base_len: u64) -> Result<Vec<Ran
                 at = end;
                 Ok(start..end)
             }
-            _ => Err(Invalid(format!(
+            _ => Err(InvalidState(format!(
                 "{len} blocks {skip} after block {at} of {blocks}"
             ))),
         }

@@ -7,8 +7,8 @@ use super::BlockConfig;
 use super::spec::{
     S_IOERR, S_OK, S_UNSUPP, T_DISCARD, T_FLUSH, T_GET_ID, T_IN, T_OUT, T_WRITE_ZEROES,
 };
-use crate::testing::{DriverQueue, QUEUES, Running, line, memory, set_up, write32};
-use crate::{BlockError, BlockMetrics, Memory, Mmio};
+use crate::testing::{Added, DriverQueue, QUEUES, Running, add_block, memory, set_up, write32};
+use crate::{BlockError, BlockMetrics, DiskParent, Memory};
 use proptest::prelude::*;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use std::fs::File;
@@ -22,7 +22,7 @@ const HEADERS: u64 = 0x1000;
 const DATA: u64 = 0x10_0000;
 
 struct Guest {
-    running: Running<(Arc<Mmio>, Arc<BlockMetrics>)>,
+    running: Running<Added<BlockMetrics>>,
     memory: Arc<Memory>,
     queue: DriverQueue,
     next: u64,
@@ -42,11 +42,11 @@ impl Guest {
             let config = BlockConfig {
                 base,
                 layer,
-                parent: None,
+                parent: DiskParent::default(),
                 size: SIZE as u64,
                 serial: "disk0".into(),
             };
-            event_loop.add_block(config, line()).unwrap()
+            add_block(event_loop, config)
         });
         let queue = set_up(&running.made.0, &memory, 0, QUEUES).remove(0);
         Self {
@@ -339,7 +339,7 @@ fn a_layer_that_cannot_be_written_is_an_error_and_the_image_stays() {
     let config = BlockConfig {
         base: base.try_clone().unwrap(),
         layer: Some(full),
-        parent: None,
+        parent: DiskParent::default(),
         size: SIZE as u64,
         serial: String::new(),
     };
@@ -379,7 +379,7 @@ fn a_file_cut_short_is_an_error_not_garbage() {
     assert_eq!(guest.read(0, 4096, 1).0, S_IOERR);
 }
 
-/// The table of the room's README.
+/// The table of this crate's README.
 #[test]
 fn one_request_costs_two_system_calls() {
     let mut guest = Guest::new(base(SIZE).0, Some(tempfile::tempfile().unwrap()));
@@ -397,7 +397,7 @@ fn unusable_disks_are_refused() {
     let config = |size, layer| BlockConfig {
         base: base(8192).0,
         layer,
-        parent: None,
+        parent: DiskParent::default(),
         size,
         serial: String::new(),
     };

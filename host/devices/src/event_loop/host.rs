@@ -1,4 +1,7 @@
 //! The owner of the loop, as the loop sees it.
+//!
+//! Circle: the loop calls its owner, and [`LoopHost::cleared`] lends the owner the loop to reset
+//! the devices.
 
 use super::EventLoop;
 use crate::state::{SaveError, SavedDevices};
@@ -10,13 +13,13 @@ pub struct WatchId(pub u32);
 
 /// The owner of the loop: what the loop calls for events that no device handles. All calls come on
 /// the loop's thread, one at a time.
-pub trait Host {
-    /// The watched descriptor became readable, or its peer hung up, since the last call. It is told
-    /// once per edge: read a non-blocking descriptor until it would block. An eventfd need not be
-    /// read at all.
+pub trait LoopHost {
+    /// The watched descriptor became readable, or its peer hung up, since the last call. It is
+    /// called once per edge: read a non-blocking descriptor until it would block. An eventfd need
+    /// not be read at all.
     fn ready(&mut self, watch: WatchId, control: &mut LoopControl);
 
-    /// When [`Host::tick`] wants to be called, if at all. Asked after each turn.
+    /// When [`LoopHost::tick`] wants to be called, if at all. Asked after each turn.
     fn deadline(&self) -> Option<Instant> {
         None
     }
@@ -24,17 +27,19 @@ pub trait Host {
     /// The deadline has passed.
     fn tick(&mut self, _now: Instant, _control: &mut LoopControl) {}
 
-    /// The link's peer (the service) closed its end or failed; the guest's connection was reset.
-    fn link_closed(&mut self, _control: &mut LoopControl) {}
+    /// The other end of a device's attachment was closed or failed, as the service's end of the
+    /// socket device's link; the device has notified its guest.
+    fn peer_closed(&mut self, _control: &mut LoopControl) {}
 
-    /// The answer to [`LoopControl::quiesce`]: all devices are still and their interrupts raised.
-    /// Only during this call nothing touches guest memory or disks: what belongs to one moment with
-    /// `devices` must be read now. Afterwards the devices work as before, also after an error.
+    /// The answer to [`LoopControl::quiesce`]: all devices have settled and their interrupts are
+    /// raised. Only during this call nothing touches guest memory or disks: what is to be
+    /// consistent with `devices` must be read now. Afterwards the devices work as before, also
+    /// after an error.
     fn quiesced(&mut self, _devices: Result<SavedDevices, SaveError>, _control: &mut LoopControl) {}
 
-    /// The answer to [`LoopControl::clear`]: nothing that the devices had begun is left, and the old
-    /// link is not used any more. They do nothing until [`EventLoop::put_back`] gives them a state.
-    /// After an error something is still under way: the loop must be stopped.
+    /// The answer to [`LoopControl::clear`]: nothing of the devices is in flight, and the old
+    /// link is not used any more. They do nothing until [`EventLoop::reset`] gives them a state.
+    /// After an error something is still in flight: the loop must be stopped.
     fn cleared(
         &mut self,
         _outcome: Result<(), SaveError>,
@@ -44,7 +49,7 @@ pub trait Host {
     }
 }
 
-/// What a [`Host`] may ask of the loop while it is called.
+/// What a [`LoopHost`] may ask of the loop while it is called.
 #[derive(Debug, Default)]
 pub struct LoopControl {
     pub(crate) stop: bool,
@@ -58,16 +63,16 @@ impl LoopControl {
         self.stop = true;
     }
 
-    /// Brings the devices to a standstill: they take nothing more from the guest and end what they
-    /// have begun. Then, at most 2 s later, [`Host::quiesced`] is called once. The vCPUs must be
-    /// parked before and until that call.
+    /// Quiesces the devices: they take nothing more from the guest and finish what is in flight.
+    /// Then, at most 2 s later, [`LoopHost::quiesced`] is called once. The vCPUs must be parked
+    /// before and until that call.
     pub fn quiesce(&mut self) {
         self.quiesce = true;
     }
 
-    /// Stops all devices and the link, and drops what they have begun. There is no way back. Then,
-    /// at most 2 s later, [`Host::cleared`] is called once. The vCPUs must be parked before and until
-    /// that call.
+    /// Stops all devices and drops what is in flight. What follows is a reset or the end. Then, at
+    /// most 2 s later, [`LoopHost::cleared`] is called once. The vCPUs must be parked before and
+    /// until that call.
     pub fn clear(&mut self) {
         self.clear = true;
     }

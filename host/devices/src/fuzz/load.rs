@@ -1,8 +1,10 @@
 //! The loader of saved devices against state that nobody saved.
 
 use super::{BLOCK, Guest, Source, VSOCK, file};
-use crate::testing::{MEMORY, Running, copy, line};
-use crate::{BlockConfig, EventLoop, LinkAfter, LoadError, Memory, Mmio, VsockConfig};
+use crate::testing::{MEMORY, Running, add_block, add_vsock, copy, line, vsock_config};
+use crate::{
+    BlockConfig, DiskParent, EventLoop, LoadError, Memory, MmioWindow, Rng, SavedConnection,
+};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -37,22 +39,29 @@ fn valid() -> State {
 }
 
 /// The devices that [`Guest::new`] has, over a snapshot's disk layer.
-fn add(event_loop: &mut EventLoop, link: UnixStream) -> Vec<Arc<Mmio>> {
-    let config = VsockConfig {
-        guest_cid: 3,
-        port: 1024,
-        link: link.into(),
-    };
-    let (vsock, _) = event_loop.add_vsock(config, line()).unwrap();
+fn add(
+    event_loop: &mut EventLoop,
+    link: UnixStream,
+    after: SavedConnection,
+) -> Vec<Arc<MmioWindow>> {
+    let (vsock, _) = add_vsock(event_loop, vsock_config(link, after), line());
     let config = BlockConfig {
         base: file(1 << 20),
         layer: Some(file(0)),
-        parent: Some(file(2 << 20)),
+        parent: DiskParent(Some(file(2 << 20))),
         size: 2 << 20,
         serial: String::new(),
     };
-    let (block, _) = event_loop.add_block(config, line()).unwrap();
-    vec![vsock, block, event_loop.add_rng(line()).unwrap()]
+    let (block, _) = add_block(event_loop, config);
+    let rng = event_loop.add(Box::new(Rng::default()), line()).unwrap();
+    vec![vsock, block, rng]
+}
+
+/// A loop with these devices that has not run.
+fn new_loop(memory: Arc<Memory>, after: SavedConnection) -> EventLoop {
+    let mut event_loop = EventLoop::new(memory).unwrap();
+    add(&mut event_loop, UnixStream::pair().unwrap().0, after);
+    event_loop
 }
 
 /// Changes what was saved as `source` says.
@@ -83,8 +92,8 @@ fn edit(devices: &mut [Vec<u8>], source: &mut Source<'_>) {
 pub fn fuzz_load(input: &[u8]) {
     let mut source = Source(input);
     let after = match source.u8() % 2 {
-        0 => LinkAfter::Kept,
-        _ => LinkAfter::Broken,
+        0 => SavedConnection::Kept,
+        _ => SavedConnection::Broken,
     };
     let (memory, mut devices) = valid();
     while !source.is_empty() {
@@ -96,19 +105,17 @@ pub fn fuzz_load(input: &[u8]) {
     }
 }
 
-fn load(memory: Arc<Memory>, devices: Vec<Vec<u8>>, after: LinkAfter) -> Option<Guest> {
+fn load(memory: Arc<Memory>, devices: Vec<Vec<u8>>, after: SavedConnection) -> Option<Guest> {
     let (link, theirs) = UnixStream::pair().unwrap();
     link.set_nonblocking(true).unwrap();
     let _ = (&link).write(&[7; MEMORY / 256]);
     let try_first = |devices: &[Vec<u8>]| -> Result<(), LoadError> {
-        let mut event_loop = EventLoop::new(memory.clone()).unwrap();
-        add(&mut event_loop, UnixStream::pair().unwrap().0);
-        event_loop.load(devices, after)
+        new_loop(memory.clone(), after).load(devices)
     };
     try_first(&devices).ok()?;
     let running = Running::new(memory.clone(), move |event_loop| {
-        let made = add(event_loop, theirs);
-        event_loop.load(&devices, after).unwrap();
+        let made = add(event_loop, theirs, after);
+        event_loop.load(&devices).unwrap();
         made
     });
     let queues = Vec::new();
@@ -123,8 +130,38 @@ fn load(memory: Arc<Memory>, devices: Vec<Vec<u8>>, after: LinkAfter) -> Option<
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::state::{DeviceV1, SlotV1};
+    use crate::block::BlockV1;
+    use crate::mmio::state::WindowV1;
+    use crate::vsock::VsockV1;
     use proptest::prelude::*;
+    use serde::{Deserialize, Serialize};
+
+    /// One blob of version 1 in one piece: what each device writes on its own must add up to it.
+    #[derive(Debug, Serialize, Deserialize)]
+    struct SlotV1 {
+        device: DeviceV1,
+        window: WindowV1,
+    }
+
+    /// The kinds, with their tags in this order.
+    #[derive(Debug, Serialize, Deserialize)]
+    enum DeviceV1 {
+        Vsock(VsockV1),
+        Block(BlockV1),
+        Rng,
+    }
+
+    impl DeviceV1 {
+        fn kind(&self) -> &'static str {
+            match self {
+                Self::Vsock(_) => "vsock",
+                Self::Block(_) => "block",
+                Self::Rng => "rng",
+            }
+        }
+    }
+
+    const KINDS: [&str; 3] = ["vsock", "block", "rng"];
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 100, max_shrink_iters: 0, ..ProptestConfig::default() })]
@@ -135,9 +172,8 @@ mod test {
     }
 
     fn refused(devices: &[Vec<u8>]) -> LoadError {
-        let mut event_loop = EventLoop::new(valid().0).unwrap();
-        add(&mut event_loop, UnixStream::pair().unwrap().0);
-        event_loop.load(devices, LinkAfter::Kept).unwrap_err()
+        let mut event_loop = new_loop(valid().0, SavedConnection::Kept);
+        event_loop.load(devices).unwrap_err()
     }
 
     #[test]
@@ -150,38 +186,44 @@ mod test {
         assert!(matches!(states[0].device, DeviceV1::Vsock(_)));
         let interesting = devices[0].len() > 100 && devices[1].len() > 45;
         assert!(interesting, "{states:?}");
-        load(memory, devices, LinkAfter::Kept).unwrap().recovers();
+        load(memory, devices, SavedConnection::Kept)
+            .unwrap()
+            .recovers();
     }
 
-    /// What version 1 of the saved state's section `devices` has for a socket, a block and an entropy device.
+    /// What version 1 of the saved state's section `devices` has for a socket, a block and an
+    /// entropy device.
     const GOLDENS: [&[u8]; 3] = [
         include_bytes!("goldens/vsock-v1"),
         include_bytes!("goldens/block-v1"),
         include_bytes!("goldens/rng-v1"),
     ];
 
-    /// A change that this does not pass needs another version of the section, and goldens of it, made by
-    /// `cargo test -p devices -- --ignored make_goldens`.
+    /// A change that this does not pass needs another version of the section, and goldens of it,
+    /// made by `cargo test -p devices -- --ignored make_goldens`.
     #[test]
     fn stored_states_are_read_and_still_written_so() {
-        for (golden, kind) in GOLDENS
-            .iter()
-            .zip([DeviceV1::VSOCK, DeviceV1::BLOCK, DeviceV1::RNG])
-        {
-            let state: SlotV1 = crate::state::decode(golden, kind).unwrap();
-            assert_eq!(state.device.kind(), kind);
-            assert!(
-                postcard::to_allocvec(&state).unwrap() == *golden,
-                "{state:?}"
-            );
+        let written = valid().1;
+        let stored = GOLDENS.map(<[u8]>::to_vec);
+        for states in [&stored[..], &written] {
+            for (bytes, kind) in states.iter().zip(KINDS) {
+                let state: SlotV1 = crate::state::decode(bytes, kind).unwrap();
+                assert_eq!(state.device.kind(), kind);
+                assert!(
+                    postcard::to_allocvec(&state).unwrap() == *bytes,
+                    "{state:?}"
+                );
+            }
         }
+        let mut event_loop = new_loop(crate::testing::memory(), SavedConnection::Kept);
+        event_loop.load(&stored).unwrap();
     }
 
     #[test]
     #[ignore = "writes into the tree"]
     fn make_goldens() {
         let place = concat!(env!("CARGO_MANIFEST_DIR"), "/src/fuzz/goldens");
-        for (bytes, kind) in valid().1.iter().zip(["vsock", "block", "rng"]) {
+        for (bytes, kind) in valid().1.iter().zip(KINDS) {
             std::fs::write(format!("{place}/{kind}-v1"), bytes).unwrap();
         }
     }
@@ -194,7 +236,7 @@ mod test {
         let LoadError::Kind { device, saved } = refused(&swapped) else {
             panic!("a swapped order was taken");
         };
-        assert_eq!((&*device, saved), ("socket device 0", "block device"));
+        assert_eq!((&*device, &*saved), ("socket device 0", "block device"));
         assert!(matches!(
             refused(&devices[..2]),
             LoadError::Count {
@@ -212,10 +254,9 @@ mod test {
         shorter[1].pop();
         assert!(matches!(refused(&shorter), LoadError::Decode { .. }));
 
-        let mut event_loop = EventLoop::new(valid().0).unwrap();
-        add(&mut event_loop, UnixStream::pair().unwrap().0);
-        event_loop.load(&devices, LinkAfter::Kept).unwrap();
-        let again = event_loop.load(&devices, LinkAfter::Kept);
+        let mut event_loop = new_loop(valid().0, SavedConnection::Kept);
+        event_loop.load(&devices).unwrap();
+        let again = event_loop.load(&devices);
         assert!(matches!(again, Err(LoadError::Late)));
     }
 
@@ -229,9 +270,8 @@ mod test {
                 for change in [0x01, 0x40, 0x80, 0xff] {
                     let mut devices = devices.clone();
                     devices[index][at] ^= change;
-                    let mut event_loop = EventLoop::new(memory.clone()).unwrap();
-                    add(&mut event_loop, UnixStream::pair().unwrap().0);
-                    match event_loop.load(&devices, LinkAfter::Kept) {
+                    let mut event_loop = new_loop(memory.clone(), SavedConnection::Kept);
+                    match event_loop.load(&devices) {
                         Ok(()) => taken += 1,
                         Err(error) => {
                             assert!(!error.to_string().is_empty());

@@ -1,9 +1,9 @@
 //! The saved form of a register window and its queues, and the gate back.
 
-use super::{F_EVENT_IDX, Mmio, Phase, State, status};
+use super::{F_EVENT_IDX, MmioWindow, WindowPhase, WindowState, status};
 use crate::Memory;
 use crate::interrupt::{CONFIG_CHANGE, USED_BUFFER};
-use crate::state::Invalid;
+use crate::state::InvalidState;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::Ordering;
 use virtio_queue::{Queue, QueueState, QueueT};
@@ -36,9 +36,9 @@ struct QueueV1 {
     used_ring: u64,
 }
 
-/// How a loaded device stands.
+/// What a loaded device does next.
 #[derive(Debug)]
-pub(crate) enum Loaded {
+pub(crate) enum LoadedWindow {
     /// It waits for its driver.
     Idle,
     /// It serves these queues, which are to be checked against memory.
@@ -52,7 +52,7 @@ pub(crate) enum Loaded {
 }
 
 /// Whether the driver may not have looked at all buffers that were put into the used rings. An
-/// acknowledged interrupt does not tell (see [`Mmio::acknowledge_eventfd`]); a driver with
+/// acknowledged interrupt does not tell (see [`MmioWindow::acknowledge_eventfd`]); a driver with
 /// `EVENT_IDX` tells in `used_event` how far it has come when it wants the next interrupt.
 fn unseen(live: &[Option<&Queue>], memory: &Memory, interrupt_status: u32) -> bool {
     live.iter().flatten().any(|queue| {
@@ -65,7 +65,7 @@ fn unseen(live: &[Option<&Queue>], memory: &Memory, interrupt_status: u32) -> bo
     })
 }
 
-impl Mmio {
+impl MmioWindow {
     /// The window with the positions of `live`, the queues by number that are being served.
     pub(crate) fn save(&self, live: &[Option<&Queue>], memory: &Memory) -> WindowV1 {
         let state = self.lock();
@@ -95,8 +95,8 @@ impl Mmio {
         }
     }
 
-    /// Takes over a saved window. The device is then to be brought to where the answer says.
-    pub(crate) fn load(&self, saved: &WindowV1) -> Result<Loaded, Invalid> {
+    /// Takes over a saved window. The answer says how the device is to be started.
+    pub(crate) fn load(&self, saved: &WindowV1) -> Result<LoadedWindow, InvalidState> {
         self.check(saved)?;
         let queue = |(q, &max_size): (&QueueV1, &u16)| QueueState {
             max_size,
@@ -112,8 +112,12 @@ impl Mmio {
         let queues = saved.queues.iter().zip(self.identity.queue_sizes);
         let queues: Vec<_> = queues.map(queue).collect();
         let driven = saved.status & status::DRIVER_OK != 0;
-        *self.lock() = State {
-            phase: if driven { Phase::Running } else { Phase::Idle },
+        *self.lock() = WindowState {
+            phase: if driven {
+                WindowPhase::Running
+            } else {
+                WindowPhase::Idle
+            },
             status: saved.status,
             device_features_select: saved.device_features_select,
             driver_features_select: saved.driver_features_select,
@@ -125,18 +129,18 @@ impl Mmio {
         self.interrupt.reset();
         self.interrupt.set(saved.interrupt_status);
         Ok(match saved.status & status::NEEDS_RESET {
-            _ if !driven => Loaded::Idle,
-            0 => Loaded::Running {
+            _ if !driven => LoadedWindow::Idle,
+            0 => LoadedWindow::Running {
                 queues,
                 unseen: saved.unseen,
             },
-            _ => Loaded::Failed,
+            _ => LoadedWindow::Failed,
         })
     }
 
-    fn check(&self, saved: &WindowV1) -> Result<(), Invalid> {
+    fn check(&self, saved: &WindowV1) -> Result<(), InvalidState> {
         let (has, features) = (saved.status, saved.driver_features);
-        let wrong = |what: String| Err(Invalid(what));
+        let wrong = |what: String| Err(InvalidState(what));
         if has & !(status::BY_DRIVER | status::NEEDS_RESET) != 0
             || has & (status::DRIVER_OK | status::FEATURES_OK) == status::DRIVER_OK
         {

@@ -51,7 +51,7 @@ impl Pool {
         let address = u64::try_from(base.as_ptr().addr()).unwrap_or(0);
         let submitter = uring.submitter();
         // SAFETY: the ring of entries is freed by `Pool::drop`, which runs after the io_uring is
-        // closed (field order in `Ring`), and it is as large as the number of entries asks.
+        // closed (field order in `IoRing`), and it is as large as the number of entries asks.
         unsafe {
             submitter.register_buf_ring_with_flags(address, POOL_BUFFERS, POOL_GROUP, 0)?;
         }

@@ -14,17 +14,17 @@
 //!                               +-----------------------------------------------------+
 //! ```
 
-use super::packet::{Header, Op};
+use super::packet::{PacketHeader, PacketOp};
 use super::spec::{HOST_CID, MAX_PAYLOAD, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM};
 use super::state::ConnectionV1;
-use crate::state::Invalid;
+use crate::state::InvalidState;
 
 /// Bytes the guest may have on the way to the link. Most of them stay in guest memory until the
 /// link's socket takes them.
 pub(crate) const BUFFER: u32 = 512 * 1024;
 /// What a packet from the guest asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Effect {
+pub(crate) enum PacketEffect {
     /// Nothing more.
     Nothing,
     /// Pass the payload on to the link.
@@ -35,7 +35,7 @@ pub(crate) enum Effect {
 
 /// A connection that is open or closing.
 #[derive(Debug)]
-pub(crate) struct Connection {
+pub(crate) struct VsockConnection {
     local_cid: u64,
     guest_cid: u64,
     pub(crate) local_port: u32,
@@ -49,16 +49,16 @@ pub(crate) struct Connection {
     received: u32,
     forwarded: u32,
     /// The value of `forwarded` in the last header to the guest.
-    told: u32,
+    advertised: u32,
     /// Shutdown flags the guest has sent.
     guest_shutdown: u32,
     answer: bool,
     tell_credit: bool,
 }
 
-impl Connection {
+impl VsockConnection {
     /// The connection that `request` asks for; its first packet is the `Response`.
-    pub(crate) fn open(request: &Header) -> Self {
+    pub(crate) fn open(request: &PacketHeader) -> Self {
         Self {
             local_cid: request.dst_cid,
             guest_cid: request.src_cid,
@@ -69,7 +69,7 @@ impl Connection {
             sent: 0,
             received: 0,
             forwarded: 0,
-            told: 0,
+            advertised: 0,
             guest_shutdown: 0,
             answer: true,
             tell_credit: false,
@@ -77,7 +77,7 @@ impl Connection {
     }
 
     /// Whether `header` from the guest belongs to this connection.
-    pub(crate) fn is_for(&self, header: &Header) -> bool {
+    pub(crate) fn is_for(&self, header: &PacketHeader) -> bool {
         header.src_port == self.guest_port && header.dst_port == self.local_port
     }
 
@@ -86,31 +86,33 @@ impl Connection {
         self.guest_shutdown == SHUTDOWN_RECEIVE | SHUTDOWN_SEND
     }
 
-    /// Takes note of a packet that [`Connection::is_for`] us and is not a reset.
-    pub(crate) fn receive(&mut self, header: &Header) -> Effect {
+    /// Takes note of a packet that [`VsockConnection::is_for`] us and is not a reset.
+    pub(crate) fn receive(&mut self, header: &PacketHeader) -> PacketEffect {
         self.peer_buf_alloc = header.buf_alloc;
         self.peer_fwd_cnt = header.fwd_cnt;
         match header.op {
-            Op::Data if self.guest_shutdown & SHUTDOWN_SEND != 0 => Effect::Violation,
-            Op::Data if header.len == 0 => Effect::Nothing,
-            Op::Data => {
+            PacketOp::Data if self.guest_shutdown & SHUTDOWN_SEND != 0 => PacketEffect::Violation,
+            PacketOp::Data if header.len == 0 => PacketEffect::Nothing,
+            PacketOp::Data => {
                 self.received = self.received.wrapping_add(header.len);
                 let waiting = self.received.wrapping_sub(self.forwarded);
                 if waiting > BUFFER || header.len > BUFFER {
-                    return Effect::Violation;
+                    return PacketEffect::Violation;
                 }
-                Effect::Payload
+                PacketEffect::Payload
             }
-            Op::CreditUpdate => Effect::Nothing,
-            Op::CreditRequest => {
+            PacketOp::CreditUpdate => PacketEffect::Nothing,
+            PacketOp::CreditRequest => {
                 self.tell_credit = true;
-                Effect::Nothing
+                PacketEffect::Nothing
             }
-            Op::Shutdown => {
+            PacketOp::Shutdown => {
                 self.guest_shutdown |= header.flags & (SHUTDOWN_RECEIVE | SHUTDOWN_SEND);
-                Effect::Nothing
+                PacketEffect::Nothing
             }
-            Op::Request | Op::Response | Op::Reset | Op::Unknown(_) => Effect::Violation,
+            PacketOp::Request | PacketOp::Response | PacketOp::Reset | PacketOp::Unknown(_) => {
+                PacketEffect::Violation
+            }
         }
     }
 
@@ -120,8 +122,8 @@ impl Connection {
         // Linux does not send more than its own receive buffer would hold, whatever we allow.
         let window = BUFFER.min(self.peer_buf_alloc);
         // What the guest believes to be left.
-        let believed = window.saturating_sub(self.received.wrapping_sub(self.told));
-        let freed = self.forwarded != self.told;
+        let believed = window.saturating_sub(self.received.wrapping_sub(self.advertised));
+        let freed = self.forwarded != self.advertised;
         self.tell_credit |= freed && believed <= window / 3;
     }
 
@@ -134,44 +136,44 @@ impl Connection {
         usize::try_from(self.peer_buf_alloc.saturating_sub(unread)).unwrap_or(0)
     }
 
-    /// Whether [`Connection::next`] would give a packet.
+    /// Whether [`VsockConnection::next`] would give a packet.
     pub(crate) fn has_next(&self, available: usize) -> bool {
         self.answer || self.tell_credit || (available > 0 && self.credit() > 0)
     }
 
     /// The next packet to the guest, with at most `room` bytes of the `available` ones.
-    pub(crate) fn next(&mut self, room: usize, available: usize) -> Option<Header> {
+    pub(crate) fn next(&mut self, room: usize, available: usize) -> Option<PacketHeader> {
         let op = if self.answer {
-            Op::Response
+            PacketOp::Response
         } else if available > 0 && room > 0 && self.credit() > 0 {
-            Op::Data
+            PacketOp::Data
         } else if self.tell_credit {
-            Op::CreditUpdate
+            PacketOp::CreditUpdate
         } else {
             return None;
         };
         let mut len = 0;
-        if op == Op::Data {
+        if op == PacketOp::Data {
             let bytes = available.min(room).min(self.credit()).min(MAX_PAYLOAD);
             len = u32::try_from(bytes).unwrap_or(0);
             self.sent = self.sent.wrapping_add(len);
         }
         self.answer = false;
         self.tell_credit = false;
-        self.told = self.forwarded;
-        Some(Header {
+        self.advertised = self.forwarded;
+        Some(PacketHeader {
             len,
             ..self.header(op)
         })
     }
 
     /// The packet that ends the connection.
-    pub(crate) fn reset(&self) -> Header {
-        self.header(Op::Reset)
+    pub(crate) fn reset(&self) -> PacketHeader {
+        self.header(PacketOp::Reset)
     }
 
-    fn header(&self, op: Op) -> Header {
-        Header {
+    fn header(&self, op: PacketOp) -> PacketHeader {
+        PacketHeader {
             src_cid: self.local_cid,
             dst_cid: self.guest_cid,
             src_port: self.local_port,
@@ -186,7 +188,7 @@ impl Connection {
     }
 }
 
-impl Connection {
+impl VsockConnection {
     /// What is to be saved.
     pub(super) fn save(&self) -> ConnectionV1 {
         ConnectionV1 {
@@ -196,7 +198,7 @@ impl Connection {
             sent: self.sent,
             received: self.received,
             forwarded: self.forwarded,
-            told: self.told,
+            advertised: self.advertised,
             guest_shutdown: self.guest_shutdown,
             answer: self.answer,
             tell_credit: self.tell_credit,
@@ -209,14 +211,14 @@ impl Connection {
         saved: &ConnectionV1,
         guest_cid: u64,
         local_port: u32,
-    ) -> Result<Self, Invalid> {
+    ) -> Result<Self, InvalidState> {
         if saved.guest_shutdown & !(SHUTDOWN_RECEIVE | SHUTDOWN_SEND) != 0 {
             let flags = saved.guest_shutdown;
-            return Err(Invalid(format!("shutdown flags {flags:#x}")));
+            return Err(InvalidState(format!("shutdown flags {flags:#x}")));
         }
         if saved.received != saved.forwarded {
             let (received, forwarded) = (saved.received, saved.forwarded);
-            return Err(Invalid(format!(
+            return Err(InvalidState(format!(
                 "{received} bytes came from the guest and {forwarded} went on"
             )));
         }
@@ -230,7 +232,7 @@ impl Connection {
             sent: saved.sent,
             received: saved.received,
             forwarded: saved.forwarded,
-            told: saved.told,
+            advertised: saved.advertised,
             guest_shutdown: saved.guest_shutdown,
             answer: saved.answer,
             tell_credit: saved.tell_credit,
@@ -243,8 +245,8 @@ mod test {
     use super::*;
     use proptest::prelude::*;
 
-    fn from_guest(op: Op) -> Header {
-        Header {
+    fn from_guest(op: PacketOp) -> PacketHeader {
+        PacketHeader {
             src_cid: 3,
             dst_cid: 2,
             src_port: 77,
@@ -258,12 +260,12 @@ mod test {
         }
     }
 
-    fn open() -> Connection {
-        let mut connection = Connection::open(&from_guest(Op::Request));
+    fn open() -> VsockConnection {
+        let mut connection = VsockConnection::open(&from_guest(PacketOp::Request));
         let response = connection.next(4096, 10).unwrap();
         assert_eq!(
             (response.op, response.len, response.buf_alloc),
-            (Op::Response, 0, BUFFER)
+            (PacketOp::Response, 0, BUFFER)
         );
         connection
     }
@@ -273,16 +275,16 @@ mod test {
         let mut connection = open();
         assert_eq!(
             connection.next(600, 5000).map(|h| (h.op, h.len)),
-            Some((Op::Data, 600))
+            Some((PacketOp::Data, 600))
         );
         assert_eq!(
             connection.next(600, 4400).map(|h| (h.op, h.len)),
-            Some((Op::Data, 400))
+            Some((PacketOp::Data, 400))
         );
         assert!(connection.next(600, 4000).is_none() && !connection.has_next(4000));
-        connection.receive(&Header {
+        connection.receive(&PacketHeader {
             fwd_cnt: 300,
-            ..from_guest(Op::CreditUpdate)
+            ..from_guest(PacketOp::CreditUpdate)
         });
         assert_eq!(connection.next(600, 4000).map(|h| h.len), Some(300));
     }
@@ -290,14 +292,14 @@ mod test {
     #[test]
     fn a_peer_that_lies_about_credit_gets_none() {
         let mut connection = open();
-        connection.receive(&Header {
+        connection.receive(&PacketHeader {
             fwd_cnt: 5,
-            ..from_guest(Op::CreditUpdate)
+            ..from_guest(PacketOp::CreditUpdate)
         });
         assert_eq!(connection.credit(), 0);
-        connection.receive(&Header {
+        connection.receive(&PacketHeader {
             buf_alloc: u32::MAX,
-            ..from_guest(Op::CreditUpdate)
+            ..from_guest(PacketOp::CreditUpdate)
         });
         assert_eq!(
             connection.next(usize::MAX, usize::MAX).unwrap().len,
@@ -308,26 +310,26 @@ mod test {
     /// A guest that sends while it believes to have credit, like Linux never more than its own
     /// buffer's size ahead; how many updates it got.
     fn send_all(own_buffer: u32, packet: u32, total: u32) -> u32 {
-        let request = Header {
+        let request = PacketHeader {
             buf_alloc: own_buffer,
-            ..from_guest(Op::Request)
+            ..from_guest(PacketOp::Request)
         };
-        let mut connection = Connection::open(&request);
+        let mut connection = VsockConnection::open(&request);
         let window = connection.next(4096, 0).unwrap().buf_alloc.min(own_buffer);
         let (mut sent, mut heard, mut updates) = (0, 0, 0);
         while sent < total {
             let len = packet.min(window - (sent - heard)).min(total - sent);
             assert!(len > 0, "stalled at {sent} of {total}");
             sent += len;
-            let data = Header {
+            let data = PacketHeader {
                 len,
                 buf_alloc: own_buffer,
-                ..from_guest(Op::Data)
+                ..from_guest(PacketOp::Data)
             };
-            assert_eq!(connection.receive(&data), Effect::Payload);
+            assert_eq!(connection.receive(&data), PacketEffect::Payload);
             connection.forwarded(len);
             while let Some(update) = connection.next(4096, 0) {
-                assert_eq!((update.op, update.fwd_cnt), (Op::CreditUpdate, sent));
+                assert_eq!((update.op, update.fwd_cnt), (PacketOp::CreditUpdate, sent));
                 heard = update.fwd_cnt;
                 updates += 1;
             }
@@ -351,40 +353,40 @@ mod test {
     #[test]
     fn more_than_the_credit_is_a_violation() {
         let mut connection = open();
-        let data = Header {
+        let data = PacketHeader {
             len: BUFFER / 4,
-            ..from_guest(Op::Data)
+            ..from_guest(PacketOp::Data)
         };
-        (0..4).for_each(|_| assert_eq!(connection.receive(&data), Effect::Payload));
+        (0..4).for_each(|_| assert_eq!(connection.receive(&data), PacketEffect::Payload));
         assert_eq!(
-            connection.receive(&Header { len: 1, ..data }),
-            Effect::Violation
+            connection.receive(&PacketHeader { len: 1, ..data }),
+            PacketEffect::Violation
         );
         let mut connection = open();
-        let huge = Header {
+        let huge = PacketHeader {
             len: u32::MAX,
             ..data
         };
-        assert_eq!(connection.receive(&huge), Effect::Violation);
+        assert_eq!(connection.receive(&huge), PacketEffect::Violation);
     }
 
     #[test]
     fn shutdown_stops_each_direction() {
         let mut connection = open();
-        let shutdown = |flags| Header {
+        let shutdown = |flags| PacketHeader {
             flags,
-            ..from_guest(Op::Shutdown)
+            ..from_guest(PacketOp::Shutdown)
         };
         assert_eq!(
             connection.receive(&shutdown(SHUTDOWN_SEND)),
-            Effect::Nothing
+            PacketEffect::Nothing
         );
         assert!(!connection.closing());
-        let data = Header {
+        let data = PacketHeader {
             len: 1,
-            ..from_guest(Op::Data)
+            ..from_guest(PacketOp::Data)
         };
-        assert_eq!(connection.receive(&data), Effect::Violation);
+        assert_eq!(connection.receive(&data), PacketEffect::Violation);
         assert_eq!(connection.next(10, 10).map(|h| h.len), Some(10));
         connection.receive(&shutdown(SHUTDOWN_RECEIVE));
         assert!(connection.closing() && connection.next(10, 10).is_none());
@@ -394,7 +396,7 @@ mod test {
     enum Step {
         Receive(u16, u32, u32, u32),
         Forward(u32),
-        Next(usize, usize),
+        NextTurn(usize, usize),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -402,7 +404,7 @@ mod test {
             (0u16..9, any::<u32>(), any::<u32>(), 0..=BUFFER)
                 .prop_map(|(op, a, b, len)| Step::Receive(op, a, b, len)),
             any::<u32>().prop_map(Step::Forward),
-            (0usize..100_000, 0usize..100_000).prop_map(|(room, n)| Step::Next(room, n)),
+            (0usize..100_000, 0usize..100_000).prop_map(|(room, n)| Step::NextTurn(room, n)),
         ];
         proptest::collection::vec(step, 0..200)
     }
@@ -415,14 +417,14 @@ mod test {
             for step in steps {
                 match step {
                     Step::Receive(op, buf_alloc, fwd_cnt, len) => {
-                        let header = Header {
+                        let header = PacketHeader {
                             op: op.into(), buf_alloc, fwd_cnt, len, flags: fwd_cnt,
-                            ..from_guest(Op::Data)
+                            ..from_guest(PacketOp::Data)
                         };
                         match connection.receive(&header) {
-                            Effect::Payload => waiting += u64::from(len),
-                            Effect::Nothing => {}
-                            Effect::Violation => return Ok(()),
+                            PacketEffect::Payload => waiting += u64::from(len),
+                            PacketEffect::Nothing => {}
+                            PacketEffect::Violation => return Ok(()),
                         }
                         prop_assert!(waiting <= u64::from(BUFFER));
                     }
@@ -431,7 +433,7 @@ mod test {
                         waiting -= n;
                         connection.forwarded(u32::try_from(n).unwrap());
                     }
-                    Step::Next(room, available) => {
+                    Step::NextTurn(room, available) => {
                         let (credit, expected) = (connection.credit(), connection.has_next(available));
                         let header = connection.next(room, available);
                         prop_assert!(room == 0 || header.is_some() == expected);

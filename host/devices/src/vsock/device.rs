@@ -1,25 +1,27 @@
-//! The socket device on the event loop: virtqueues and the link around [`Muxer`].
+//! The socket device on the event loop: virtqueues and the link around [`VsockMuxer`].
 //!
 //! System calls: none of its own. Per turn the loop's one `io_uring_enter` submits at most one
 //! `sendmsg` with up to 128 pieces and one interrupt; receiving repeats by itself.
 //!
 //! Interrupts cost the guest three exits each (delivery, status, acknowledge), so they are saved:
-//! used tx buffers are reported together with the next rx interrupt, or when [`REPORT_TX`] of them or
-//! [`REPORT_BYTES`] have gathered. Until then they hold a little of the guest's memory, and a command that
-//! is over does not wake its sandbox once more for that.
+//! used tx buffers are reported together with the next rx interrupt, or when [`REPORT_TX`] of them
+//! or [`REPORT_BYTES`] have gathered. Until then they hold a little of the guest's memory, and a
+//! command that is over does not wake its sandbox once more for that.
 
-use super::VsockConfig;
-use super::inbox::Inbox;
-use super::muxer::{Muxer, Verdict};
-use super::outbox::Outbox;
-use super::packet::Header;
+use super::config::{SavedConnection, VsockConfig, VsockLink};
+use super::inbox::LinkInbox;
+use super::muxer::{PacketVerdict, VsockMuxer};
+use super::outbox::LinkOutbox;
+use super::packet::PacketHeader;
 use super::spec::{DEVICE_ID, HEADER_LEN, MAX_PAYLOAD, QUEUE_SIZES, RX, TX};
-use crate::chain::{self, Chain};
-use crate::device::{BrokenQueue, Context, Device, Fresh, Next, Trouble};
+use super::state::VsockV1;
+use crate::attachment::Attachment;
+use crate::chain::{self, BufferChain};
+use crate::device::{BrokenQueue, Device, DeviceContext, DeviceFault, NextTurn};
 use crate::metrics::VsockMetrics;
-use crate::mmio::{F_EVENT_IDX, Identity};
-use crate::ring::Completion;
-use crate::state::{DeviceV1, Invalid, LinkAfter};
+use crate::mmio::{DeviceIdentity, F_EVENT_IDX};
+use crate::ring::OpCompletion;
+use crate::state::{DeviceKind, StateRefusal, take};
 use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -36,21 +38,22 @@ const REPORT_BYTES: usize = 64 << 10;
 const RECEIVE: u32 = 0;
 const SEND: u32 = 1;
 
-/// The device.
+/// The socket device.
 #[derive(Debug)]
-pub(crate) struct Vsock {
+pub struct Vsock {
     // Fixed configuration
     guest_cid: u32,
     link: OwnedFd,
+    saved_connection: SavedConnection,
     // Runtime glue
-    queues: Option<Queues>,
-    chain: Chain,
+    queues: Option<VsockQueues>,
+    chain: BufferChain,
     heads: Vec<u16>,
     metrics: Arc<VsockMetrics>,
     // Volatile state
-    muxer: Muxer,
-    inbox: Inbox,
-    outbox: Outbox,
+    muxer: VsockMuxer,
+    inbox: LinkInbox,
+    outbox: LinkOutbox,
     /// The repeating receive is in the ring.
     receiving: bool,
     link_open: bool,
@@ -61,47 +64,43 @@ pub(crate) struct Vsock {
 }
 
 #[derive(Debug)]
-struct Queues {
+struct VsockQueues {
     rx: Queue,
     tx: Queue,
 }
 
 impl Vsock {
-    pub(crate) fn new(config: VsockConfig) -> (Self, Arc<VsockMetrics>) {
-        let metrics = Arc::<VsockMetrics>::default();
-        let device = Self {
+    /// A device with this link.
+    #[must_use]
+    pub fn new(config: VsockConfig) -> Self {
+        Self {
             guest_cid: config.guest_cid,
-            link: config.link,
+            link: config.link.socket,
+            saved_connection: config.link.connection,
             queues: None,
-            chain: Chain::default(),
+            chain: BufferChain::default(),
             heads: Vec::new(),
-            metrics: metrics.clone(),
-            muxer: Muxer::new(config.guest_cid, config.port),
-            inbox: Inbox::default(),
-            outbox: Outbox::default(),
+            metrics: Arc::default(),
+            muxer: VsockMuxer::new(config.guest_cid, config.port),
+            inbox: LinkInbox::default(),
+            outbox: LinkOutbox::default(),
             receiving: false,
             link_open: true,
             rx_added: false,
             tx_pending: false,
             tx_unreported: 0,
             tx_unreported_bytes: 0,
-        };
-        (device, metrics)
-    }
-
-    /// No `INDIRECT_DESC`: packets have two descriptors, and a table for them would cost the
-    /// guest an allocation each.
-    pub(crate) fn identity(&self) -> Identity {
-        Identity {
-            device_id: DEVICE_ID,
-            features: F_EVENT_IDX,
-            queue_sizes: QUEUE_SIZES,
-            config: u64::from(self.guest_cid).to_le_bytes().into(),
         }
     }
 
+    /// Its counters.
+    #[must_use]
+    pub fn metrics(&self) -> Arc<VsockMetrics> {
+        self.metrics.clone()
+    }
+
     /// Takes packets from the guest.
-    fn take_packets(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+    fn take_packets(&mut self, cx: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
         let mut budget = BUDGET;
         while self.tx_pending && budget > 0 && !self.muxer.is_full() {
             let Some(queues) = &mut self.queues else {
@@ -122,26 +121,26 @@ impl Vsock {
     }
 
     /// Takes the packet in `self.chain`; whether the chain is held until its payload is sent.
-    fn take_packet(&mut self, cx: &mut Context<'_>) -> Result<bool, Trouble> {
+    fn take_packet(&mut self, cx: &mut DeviceContext<'_>) -> Result<bool, DeviceFault> {
         self.metrics.from_guest_packets.add(1);
         let mut bytes = [0; HEADER_LEN];
         if chain::read(cx.memory, &self.chain.readable, 0, &mut bytes).is_err() {
             self.metrics.malformed.add(1);
             return Ok(false);
         }
-        let header = Header::parse(&bytes);
+        let header = PacketHeader::parse(&bytes);
         let len = usize::try_from(header.len).unwrap_or(usize::MAX);
         if len > MAX_PAYLOAD || len > chain::len(&self.chain.readable) - HEADER_LEN {
             self.metrics.malformed.add(1);
             return Ok(false);
         }
         match self.muxer.receive(&header) {
-            Verdict::Done => {}
-            Verdict::Malformed => self.metrics.malformed.add(1),
-            Verdict::Refused => self.metrics.refused.add(1),
-            Verdict::Payload => return self.take_payload(len, cx),
-            Verdict::Gone => self.drop_undelivered(cx),
-            Verdict::Opened { replaced } => {
+            PacketVerdict::Done => {}
+            PacketVerdict::Malformed => self.metrics.malformed.add(1),
+            PacketVerdict::Refused => self.metrics.refused.add(1),
+            PacketVerdict::Payload => return self.take_payload(len, cx),
+            PacketVerdict::Gone => self.drop_undelivered(cx),
+            PacketVerdict::Opened { replaced } => {
                 self.metrics.connections.add(1);
                 self.outbox.disown();
                 if replaced {
@@ -155,8 +154,12 @@ impl Vsock {
         Ok(false)
     }
 
-    fn take_payload(&mut self, len: usize, cx: &mut Context<'_>) -> Result<bool, Trouble> {
-        let Chain { head, readable, .. } = &self.chain;
+    fn take_payload(
+        &mut self,
+        len: usize,
+        cx: &mut DeviceContext<'_>,
+    ) -> Result<bool, DeviceFault> {
+        let BufferChain { head, readable, .. } = &self.chain;
         let held = self
             .outbox
             .push(cx.memory, readable, HEADER_LEN, len, *head)
@@ -170,13 +173,13 @@ impl Vsock {
     }
 
     /// The connection broke: bytes of either direction that wait here belong to nobody.
-    fn drop_undelivered(&mut self, cx: &mut Context<'_>) {
+    fn drop_undelivered(&mut self, cx: &mut DeviceContext<'_>) {
         self.outbox.drop_waiting(&mut self.heads);
         self.inbox.clear(cx.ring);
     }
 
     /// Sends what waits for the link, if nothing is under way.
-    fn send(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+    fn send(&mut self, cx: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
         if !self.link_open {
             return Ok(());
         }
@@ -191,7 +194,7 @@ impl Vsock {
     }
 
     /// Starts the link's operations that are due.
-    fn drive_link(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+    fn drive_link(&mut self, cx: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
         self.send(cx)?;
         if self.link_open && !self.receiving && self.muxer.is_connected() && cx.ring.pool_has_room()
         {
@@ -202,19 +205,19 @@ impl Vsock {
     }
 
     /// Gives packets to the guest; whether the budget was used up.
-    fn give_packets(&mut self, cx: &mut Context<'_>) -> Result<Next, Trouble> {
+    fn give_packets(&mut self, cx: &mut DeviceContext<'_>) -> Result<NextTurn, DeviceFault> {
         let Some(queues) = &mut self.queues else {
-            return Ok(Next::Wait);
+            return Ok(NextTurn::Wait);
         };
         let rx = &mut queues.rx;
         let mut budget = BUDGET;
         while self.muxer.has_next(self.inbox.available()) {
             if budget == 0 {
-                return Ok(Next::Again);
+                return Ok(NextTurn::Again);
             }
             budget -= 1;
             let Some(descriptors) = rx.iter(cx.memory)?.next() else {
-                // Ask to be told of new buffers only now that one is missing.
+                // Ask to be notified of new buffers only now that one is missing.
                 if rx.enable_notification(cx.memory)? {
                     continue;
                 }
@@ -238,11 +241,11 @@ impl Vsock {
             rx.add_used(cx.memory, self.chain.head, used)?;
             self.rx_added = true;
         }
-        Ok(Next::Wait)
+        Ok(NextTurn::Wait)
     }
 
     /// Gives used tx chains back and interrupts if it is worth it, or `due` anyway.
-    fn report(&mut self, cx: &mut Context<'_>, due: bool) -> Result<(), Trouble> {
+    fn report(&mut self, cx: &mut DeviceContext<'_>, due: bool) -> Result<(), DeviceFault> {
         let Some(queues) = &mut self.queues else {
             self.heads.clear();
             return Ok(());
@@ -263,22 +266,22 @@ impl Vsock {
         Ok(())
     }
 
-    fn link_failed(&mut self, cx: &mut Context<'_>) {
+    fn link_failed(&mut self, cx: &mut DeviceContext<'_>) {
         if mem::replace(&mut self.link_open, false) {
             self.muxer.link_closed();
             self.drop_undelivered(cx);
-            *cx.link_closed = true;
+            *cx.peer_closed = true;
         }
     }
 
-    fn received(&mut self, done: &Completion, cx: &mut Context<'_>) {
+    fn received(&mut self, done: &OpCompletion, cx: &mut DeviceContext<'_>) {
         self.receiving = done.more;
         match (done.result, done.buffer) {
             (Ok(len @ 1..), Some(id)) if self.link_open => {
                 let len = usize::try_from(len).unwrap_or(0);
                 self.inbox.push(id, len);
             }
-            // The pool is empty: `drive_link` goes on when it is not.
+            // The pool is empty: `drive_link` receives again when it is not.
             (Err(rustix::io::Errno::NOBUFS), _) => {}
             (_, buffer) => {
                 if let Some(id) = buffer {
@@ -289,7 +292,7 @@ impl Vsock {
         }
     }
 
-    fn sent(&mut self, done: Completion, cx: &mut Context<'_>) {
+    fn sent(&mut self, done: OpCompletion, cx: &mut DeviceContext<'_>) {
         let sent = self.outbox.sent(done.pieces, &mut self.heads);
         self.tx_unreported_bytes = self.tx_unreported_bytes.saturating_add(sent.bytes);
         let complete = done
@@ -307,12 +310,12 @@ impl Vsock {
 
 /// Fills one rx chain; the number of bytes used, 0 when there was nothing after all.
 fn give_packet(
-    muxer: &mut Muxer,
-    inbox: &mut Inbox,
-    chain: &Chain,
+    muxer: &mut VsockMuxer,
+    inbox: &mut LinkInbox,
+    chain: &BufferChain,
     room: usize,
-    cx: &mut Context<'_>,
-) -> Result<usize, Trouble> {
+    cx: &mut DeviceContext<'_>,
+) -> Result<usize, DeviceFault> {
     let Some(header) = muxer.next(room, inbox.available()) else {
         return Ok(0);
     };
@@ -329,23 +332,49 @@ fn give_packet(
 }
 
 impl Device for Vsock {
-    fn start(&mut self, queues: Vec<Option<Queue>>, _: &mut Context<'_>) -> Result<(), Trouble> {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind {
+            tag: 0,
+            name: "socket device",
+        }
+    }
+
+    /// No `INDIRECT_DESC`: packets have two descriptors, and a table for them would cost the
+    /// guest an allocation each.
+    fn identity(&self) -> DeviceIdentity {
+        DeviceIdentity {
+            device_id: DEVICE_ID,
+            features: F_EVENT_IDX,
+            queue_sizes: QUEUE_SIZES,
+            config: u64::from(self.guest_cid).to_le_bytes().into(),
+        }
+    }
+
+    fn start(
+        &mut self,
+        queues: Vec<Option<Queue>>,
+        _: &mut DeviceContext<'_>,
+    ) -> Result<(), DeviceFault> {
         let mut queues: Vec<_> = queues.into_iter().collect();
         let mut take = |index: usize| queues.get_mut(index).and_then(Option::take);
         let (Some(rx), Some(tx)) = (take(RX), take(TX)) else {
             return Err(BrokenQueue.into());
         };
-        self.queues = Some(Queues { rx, tx });
+        self.queues = Some(VsockQueues { rx, tx });
         self.tx_pending = true;
         Ok(())
     }
 
-    fn kick(&mut self, queue: usize, _: &mut Context<'_>) -> Result<(), Trouble> {
+    fn kick(&mut self, queue: usize, _: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
         self.tx_pending |= queue == TX;
         Ok(())
     }
 
-    fn complete(&mut self, done: Completion, cx: &mut Context<'_>) -> Result<(), Trouble> {
+    fn complete(
+        &mut self,
+        done: OpCompletion,
+        cx: &mut DeviceContext<'_>,
+    ) -> Result<(), DeviceFault> {
         match done.token.key {
             RECEIVE => self.received(&done, cx),
             _ => self.sent(done, cx),
@@ -353,18 +382,18 @@ impl Device for Vsock {
         Ok(())
     }
 
-    fn turn(&mut self, cx: &mut Context<'_>) -> Result<Next, Trouble> {
+    fn turn(&mut self, cx: &mut DeviceContext<'_>) -> Result<NextTurn, DeviceFault> {
         self.take_packets(cx)?;
         self.drive_link(cx)?;
         let next = self.give_packets(cx)?;
-        // Buffers that became free just now let receiving go on.
+        // Buffers that became free just now let receiving continue.
         self.drive_link(cx)?;
         self.report(cx, false)?;
         let more_tx = self.tx_pending && !self.muxer.is_full();
-        Ok(if more_tx { Next::Again } else { next })
+        Ok(if more_tx { NextTurn::Again } else { next })
     }
 
-    fn stop(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+    fn stop(&mut self, cx: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
         self.queues = None;
         self.muxer.reset();
         self.outbox.forget_chains();
@@ -383,8 +412,8 @@ impl Device for Vsock {
         !self.outbox.in_flight()
     }
 
-    fn clear(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
-        // Nobody is told, and what still comes is dropped.
+    fn clear(&mut self, cx: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
+        // Nobody is notified, and what still comes is dropped.
         self.link_open = false;
         if self.receiving {
             cx.cancel(RECEIVE)?;
@@ -396,28 +425,25 @@ impl Device for Vsock {
         self.drained() && !self.receiving
     }
 
-    fn renew(&mut self, fresh: &mut Fresh) -> std::io::Result<()> {
-        let link = fresh.link.take().ok_or(std::io::ErrorKind::NotFound)?;
-        self.link = link;
+    fn reset(&mut self, attachment: Attachment) -> std::io::Result<()> {
+        let VsockLink { socket, connection } = attachment.take()?;
+        self.link = socket;
+        self.saved_connection = connection;
         self.link_open = true;
         self.muxer = self.muxer.like_new();
-        self.outbox = Outbox::default();
+        self.outbox = LinkOutbox::default();
         self.heads.clear();
         Ok(())
     }
 
-    fn settle(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+    fn settle(&mut self, cx: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
         self.send(cx)?;
         // At once: the driver is to know of all buffers it has back.
         self.report(cx, true)
     }
 
-    fn still(&self) -> bool {
+    fn settled(&self) -> bool {
         self.outbox.is_empty() && self.heads.is_empty() && self.tx_unreported == 0
-    }
-
-    fn kind(&self) -> &'static str {
-        DeviceV1::VSOCK
     }
 
     fn queues(&self) -> Vec<Option<&Queue>> {
@@ -426,14 +452,16 @@ impl Device for Vsock {
     }
 
     /// Bytes of the link that the guest has not been given are not part of it.
-    fn save(&self, running: bool) -> DeviceV1 {
-        DeviceV1::Vsock(self.muxer.save(running))
+    fn save(&self, running: bool, into: Vec<u8>) -> postcard::Result<Vec<u8>> {
+        postcard::to_extend(&self.muxer.save(running), into)
     }
 
-    fn load(&mut self, saved: DeviceV1, running: bool, link: LinkAfter) -> Result<(), Invalid> {
-        match saved {
-            DeviceV1::Vsock(saved) => self.muxer.load(saved, running, link),
-            other => Err(Invalid::kind(&other)),
-        }
+    fn load(&mut self, saved: &mut &[u8]) -> Result<(), StateRefusal> {
+        let saved: VsockV1 = take(saved)?;
+        Ok(self.muxer.load(saved, self.saved_connection)?)
+    }
+
+    fn check_idle(&self) -> Result<(), StateRefusal> {
+        Ok(self.muxer.check_idle()?)
     }
 }

@@ -3,11 +3,11 @@
 //! When the guest gives no credit the buffers stay here, the pool runs dry, receiving ends, and the
 //! link's own socket buffer fills: its writer blocks.
 
-use crate::ring::Ring;
+use crate::ring::IoRing;
 use std::collections::VecDeque;
 
 #[derive(Debug)]
-struct Filled {
+struct FilledBuffer {
     id: u16,
     start: usize,
     end: usize,
@@ -15,14 +15,14 @@ struct Filled {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(crate) struct Inbox {
-    filled: VecDeque<Filled>,
+pub(crate) struct LinkInbox {
+    filled: VecDeque<FilledBuffer>,
 }
 
-impl Inbox {
+impl LinkInbox {
     /// A pool buffer was filled with `len` bytes.
     pub(crate) fn push(&mut self, id: u16, len: usize) {
-        self.filled.push_back(Filled {
+        self.filled.push_back(FilledBuffer {
             id,
             start: 0,
             end: len,
@@ -34,8 +34,8 @@ impl Inbox {
         self.filled.front().map_or(0, |f| f.end - f.start)
     }
 
-    /// The next `len` bytes, at most [`Inbox::available`].
-    pub(crate) fn peek<'a>(&self, len: usize, ring: &'a Ring) -> &'a [u8] {
+    /// The next `len` bytes, at most [`LinkInbox::available`].
+    pub(crate) fn peek<'a>(&self, len: usize, ring: &'a IoRing) -> &'a [u8] {
         let Some(filled) = self.filled.front() else {
             return &[];
         };
@@ -46,7 +46,7 @@ impl Inbox {
     }
 
     /// `len` bytes are delivered.
-    pub(crate) fn consume(&mut self, len: usize, ring: &mut Ring) {
+    pub(crate) fn consume(&mut self, len: usize, ring: &mut IoRing) {
         if let Some(filled) = self.filled.front_mut() {
             filled.start += len;
             if filled.start >= filled.end {
@@ -57,7 +57,7 @@ impl Inbox {
     }
 
     /// Nobody wants these bytes.
-    pub(crate) fn clear(&mut self, ring: &mut Ring) {
+    pub(crate) fn clear(&mut self, ring: &mut IoRing) {
         self.filled
             .drain(..)
             .for_each(|filled| ring.recycle(filled.id));

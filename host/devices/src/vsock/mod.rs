@@ -5,6 +5,7 @@
 //!  guest rx queue <-- packet <-- Muxer/Connection <-- Inbox <--recv------ link socket
 //! ```
 
+mod config;
 mod connection;
 mod device;
 mod inbox;
@@ -16,17 +17,7 @@ mod state;
 #[cfg(test)]
 mod test;
 
-pub(crate) use device::Vsock;
+pub use config::{SavedConnection, VsockConfig, VsockLink};
+pub use device::Vsock;
+#[cfg(test)]
 pub(crate) use state::VsockV1;
-use std::os::fd::OwnedFd;
-
-/// What the socket device needs.
-#[derive(Debug)]
-pub struct VsockConfig {
-    /// The guest's context id, 3 or more.
-    pub guest_cid: u32,
-    /// The host port on which a guest connection is joined to `link`.
-    pub port: u32,
-    /// A connected stream socket; it stays open when the guest reconnects.
-    pub link: OwnedFd,
-}

@@ -3,13 +3,14 @@
 //!
 //! A new connection replaces the old one, which is reset: the guest's agent reconnects after it
 //! restarts its end. When the guest floods us with packets that must be answered but takes no
-//! answers, [`Muxer::is_full`] says to take no more packets until it does.
+//! answers, [`VsockMuxer::is_full`] says to take no more packets until it does.
 
-use super::connection::{Connection, Effect};
-use super::packet::{Header, Op};
+use super::config::SavedConnection;
+use super::connection::{PacketEffect, VsockConnection};
+use super::packet::{PacketHeader, PacketOp};
 use super::spec::{HOST_CID, TYPE_STREAM};
 use super::state::{ResetV1, VsockV1};
-use crate::state::{Invalid, LinkAfter};
+use crate::state::InvalidState;
 use std::collections::VecDeque;
 
 /// Resets waiting to be taken by the guest.
@@ -17,7 +18,7 @@ pub(crate) const MAX_RESETS: usize = 64;
 
 /// What the device has to do about a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum PacketVerdict {
     /// Nothing.
     Done,
     /// Not a packet we can make sense of.
@@ -38,15 +39,15 @@ pub(crate) enum Verdict {
 
 /// The host's side of all connections.
 #[derive(Debug)]
-pub(crate) struct Muxer {
+pub(crate) struct VsockMuxer {
     guest_cid: u64,
     port: u32,
     link_open: bool,
-    connection: Option<Connection>,
-    resets: VecDeque<Header>,
+    connection: Option<VsockConnection>,
+    resets: VecDeque<PacketHeader>,
 }
 
-impl Muxer {
+impl VsockMuxer {
     pub(crate) fn new(guest_cid: u32, port: u32) -> Self {
         Self {
             guest_cid: guest_cid.into(),
@@ -86,56 +87,56 @@ impl Muxer {
     }
 
     /// A packet from the guest, whose payload is as long as the header says. Not when full.
-    pub(crate) fn receive(&mut self, header: &Header) -> Verdict {
+    pub(crate) fn receive(&mut self, header: &PacketHeader) -> PacketVerdict {
         if header.src_cid != self.guest_cid || header.dst_cid != HOST_CID {
-            return Verdict::Malformed;
+            return PacketVerdict::Malformed;
         }
         let known = header.kind == TYPE_STREAM
             && self.connection.as_ref().is_some_and(|c| c.is_for(header));
         match header.op {
-            Op::Reset if known => {
+            PacketOp::Reset if known => {
                 self.connection = None;
-                Verdict::Gone
+                PacketVerdict::Gone
             }
-            Op::Reset => Verdict::Done,
-            Op::Request => self.request(header),
+            PacketOp::Reset => PacketVerdict::Done,
+            PacketOp::Request => self.request(header),
             _ if known => self.pass(header),
             _ => self.refuse(header),
         }
     }
 
-    fn refuse(&mut self, header: &Header) -> Verdict {
-        self.resets.push_back(header.reply(Op::Reset));
-        Verdict::Refused
+    fn refuse(&mut self, header: &PacketHeader) -> PacketVerdict {
+        self.resets.push_back(header.reply(PacketOp::Reset));
+        PacketVerdict::Refused
     }
 
-    fn request(&mut self, header: &Header) -> Verdict {
+    fn request(&mut self, header: &PacketHeader) -> PacketVerdict {
         let welcome = header.kind == TYPE_STREAM && header.dst_port == self.port && self.link_open;
         if !welcome {
             return self.refuse(header);
         }
-        let old = self.connection.replace(Connection::open(header));
+        let old = self.connection.replace(VsockConnection::open(header));
         if let Some(old) = &old
             && !old.is_for(header)
         {
             self.resets.push_back(old.reset());
         }
-        Verdict::Opened {
+        PacketVerdict::Opened {
             replaced: old.is_some_and(|c| !c.closing()),
         }
     }
 
-    fn pass(&mut self, header: &Header) -> Verdict {
+    fn pass(&mut self, header: &PacketHeader) -> PacketVerdict {
         let Some(connection) = &mut self.connection else {
-            return Verdict::Done;
+            return PacketVerdict::Done;
         };
         match connection.receive(header) {
-            Effect::Nothing => Verdict::Done,
-            Effect::Payload => Verdict::Payload,
-            Effect::Violation => {
+            PacketEffect::Nothing => PacketVerdict::Done,
+            PacketEffect::Payload => PacketVerdict::Payload,
+            PacketEffect::Violation => {
                 self.resets.push_back(connection.reset());
                 self.connection = None;
-                Verdict::Gone
+                PacketVerdict::Gone
             }
         }
     }
@@ -165,7 +166,7 @@ impl Muxer {
         }
     }
 
-    /// Whether [`Muxer::next`] would give a packet.
+    /// Whether [`VsockMuxer::next`] would give a packet.
     pub(crate) fn has_next(&self, available: usize) -> bool {
         !self.resets.is_empty()
             || self
@@ -175,16 +176,16 @@ impl Muxer {
     }
 
     /// The next packet to the guest, with at most `room` payload bytes of the `available` ones.
-    pub(crate) fn next(&mut self, room: usize, available: usize) -> Option<Header> {
+    pub(crate) fn next(&mut self, room: usize, available: usize) -> Option<PacketHeader> {
         let reset = self.resets.pop_front();
         reset.or_else(|| self.connection.as_mut()?.next(room, available))
     }
 }
 
-impl Muxer {
+impl VsockMuxer {
     /// What is to be saved: of a device that is not `running`, that it has nothing to say.
     pub(super) fn save(&self, running: bool) -> VsockV1 {
-        let reset = |header: &Header| ResetV1 {
+        let reset = |header: &PacketHeader| ResetV1 {
             local_port: header.src_port,
             guest_port: header.dst_port,
             kind: header.kind,
@@ -199,7 +200,7 @@ impl Muxer {
                 .connection
                 .as_ref()
                 .filter(|_| running)
-                .map(Connection::save),
+                .map(VsockConnection::save),
             resets: resets.map(reset).collect(),
         }
     }
@@ -208,41 +209,45 @@ impl Muxer {
     pub(super) fn load(
         &mut self,
         saved: VsockV1,
-        running: bool,
-        link: LinkAfter,
-    ) -> Result<(), Invalid> {
+        fate: SavedConnection,
+    ) -> Result<(), InvalidState> {
         let (cid, port) = (saved.guest_cid, saved.port);
         if (cid, port) != (self.guest_cid, self.port) {
-            return Err(Invalid(format!("guest {cid} and port {port}")));
-        }
-        if !running && (saved.connection.is_some() || !saved.resets.is_empty()) {
-            return Err(Invalid("packets for a guest without a driver".into()));
+            return Err(InvalidState(format!("guest {cid} and port {port}")));
         }
         // The end of a connection may add one to a full queue.
         if saved.resets.len() > MAX_RESETS + 1 {
-            return Err(Invalid(format!("{} resets", saved.resets.len())));
+            return Err(InvalidState(format!("{} resets", saved.resets.len())));
         }
         let connection = saved
             .connection
-            .map(|c| Connection::load(&c, self.guest_cid, self.port))
+            .map(|c| VsockConnection::load(&c, self.guest_cid, self.port))
             .transpose()?;
         self.resets = saved.resets.iter().map(|r| self.saved_reset(r)).collect();
-        match link {
-            LinkAfter::Kept => self.connection = connection,
-            LinkAfter::Broken => self.resets.extend(connection.map(|c| c.reset())),
+        match fate {
+            SavedConnection::Kept => self.connection = connection,
+            SavedConnection::Broken => self.resets.extend(connection.map(|c| c.reset())),
         }
         Ok(())
     }
 
-    fn saved_reset(&self, saved: &ResetV1) -> Header {
-        Header {
+    /// Refuses a loaded state that has something to say to a guest without a driver.
+    pub(super) fn check_idle(&self) -> Result<(), InvalidState> {
+        if self.connection.is_some() || !self.resets.is_empty() {
+            return Err(InvalidState("packets for a guest without a driver".into()));
+        }
+        Ok(())
+    }
+
+    fn saved_reset(&self, saved: &ResetV1) -> PacketHeader {
+        PacketHeader {
             src_cid: HOST_CID,
             dst_cid: self.guest_cid,
             src_port: saved.local_port,
             dst_port: saved.guest_port,
             len: 0,
             kind: saved.kind,
-            op: Op::Reset,
+            op: PacketOp::Reset,
             flags: 0,
             buf_alloc: saved.buf_alloc,
             fwd_cnt: saved.fwd_cnt,
@@ -255,8 +260,8 @@ mod test {
     use super::*;
     use crate::vsock::spec::{SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 
-    fn packet(op: Op, src_port: u32, dst_port: u32) -> Header {
-        Header {
+    fn packet(op: PacketOp, src_port: u32, dst_port: u32) -> PacketHeader {
+        PacketHeader {
             src_cid: 3,
             dst_cid: HOST_CID,
             src_port,
@@ -270,11 +275,11 @@ mod test {
         }
     }
 
-    fn muxer() -> Muxer {
-        Muxer::new(3, 1024)
+    fn muxer() -> VsockMuxer {
+        VsockMuxer::new(3, 1024)
     }
 
-    fn drain(muxer: &mut Muxer) -> Vec<(Op, u32)> {
+    fn drain(muxer: &mut VsockMuxer) -> Vec<(PacketOp, u32)> {
         std::iter::from_fn(|| muxer.next(100, 0))
             .map(|h| (h.op, h.dst_port))
             .collect()
@@ -284,24 +289,27 @@ mod test {
     fn only_the_one_port_answers() {
         let mut muxer = muxer();
         assert_eq!(
-            muxer.receive(&packet(Op::Request, 9, 1025)),
-            Verdict::Refused
+            muxer.receive(&packet(PacketOp::Request, 9, 1025)),
+            PacketVerdict::Refused
         );
         assert_eq!(
-            muxer.receive(&packet(Op::Request, 8, 1024)),
-            Verdict::Opened { replaced: false }
+            muxer.receive(&packet(PacketOp::Request, 8, 1024)),
+            PacketVerdict::Opened { replaced: false }
         );
-        assert_eq!(muxer.receive(&packet(Op::Data, 7, 1024)), Verdict::Refused);
-        let dgram = Header {
+        assert_eq!(
+            muxer.receive(&packet(PacketOp::Data, 7, 1024)),
+            PacketVerdict::Refused
+        );
+        let dgram = PacketHeader {
             kind: 3,
-            ..packet(Op::Request, 6, 1024)
+            ..packet(PacketOp::Request, 6, 1024)
         };
-        assert_eq!(muxer.receive(&dgram), Verdict::Refused);
+        assert_eq!(muxer.receive(&dgram), PacketVerdict::Refused);
         let expected = [
-            (Op::Reset, 9),
-            (Op::Reset, 7),
-            (Op::Reset, 6),
-            (Op::Response, 8),
+            (PacketOp::Reset, 9),
+            (PacketOp::Reset, 7),
+            (PacketOp::Reset, 6),
+            (PacketOp::Response, 8),
         ];
         assert_eq!(drain(&mut muxer), expected);
     }
@@ -309,70 +317,85 @@ mod test {
     #[test]
     fn strangers_and_resets_are_not_answered() {
         let mut muxer = muxer();
-        let stranger = Header {
+        let stranger = PacketHeader {
             src_cid: 4,
-            ..packet(Op::Request, 1, 1024)
+            ..packet(PacketOp::Request, 1, 1024)
         };
-        assert_eq!(muxer.receive(&stranger), Verdict::Malformed);
-        let elsewhere = Header {
+        assert_eq!(muxer.receive(&stranger), PacketVerdict::Malformed);
+        let elsewhere = PacketHeader {
             dst_cid: 1,
-            ..packet(Op::Request, 1, 1024)
+            ..packet(PacketOp::Request, 1, 1024)
         };
-        assert_eq!(muxer.receive(&elsewhere), Verdict::Malformed);
-        assert_eq!(muxer.receive(&packet(Op::Reset, 1, 1024)), Verdict::Done);
+        assert_eq!(muxer.receive(&elsewhere), PacketVerdict::Malformed);
+        assert_eq!(
+            muxer.receive(&packet(PacketOp::Reset, 1, 1024)),
+            PacketVerdict::Done
+        );
         assert!(!muxer.has_next(1));
     }
 
     #[test]
     fn a_new_connection_replaces_the_old_one() {
         let mut muxer = muxer();
-        muxer.receive(&packet(Op::Request, 1, 1024));
+        muxer.receive(&packet(PacketOp::Request, 1, 1024));
         assert_eq!(
-            muxer.receive(&packet(Op::Request, 2, 1024)),
-            Verdict::Opened { replaced: true }
+            muxer.receive(&packet(PacketOp::Request, 2, 1024)),
+            PacketVerdict::Opened { replaced: true }
         );
-        assert_eq!(drain(&mut muxer), [(Op::Reset, 1), (Op::Response, 2)]);
-        assert_eq!(muxer.receive(&packet(Op::Reset, 1, 1024)), Verdict::Done);
+        assert_eq!(
+            drain(&mut muxer),
+            [(PacketOp::Reset, 1), (PacketOp::Response, 2)]
+        );
+        assert_eq!(
+            muxer.receive(&packet(PacketOp::Reset, 1, 1024)),
+            PacketVerdict::Done
+        );
         assert!(muxer.is_connected());
-        assert_eq!(muxer.receive(&packet(Op::Reset, 2, 1024)), Verdict::Gone);
+        assert_eq!(
+            muxer.receive(&packet(PacketOp::Reset, 2, 1024)),
+            PacketVerdict::Gone
+        );
         assert!(!muxer.is_connected());
     }
 
     #[test]
     fn an_orderly_close_waits_for_the_link() {
         let mut muxer = muxer();
-        muxer.receive(&packet(Op::Request, 1, 1024));
+        muxer.receive(&packet(PacketOp::Request, 1, 1024));
         drain(&mut muxer);
-        let data = Header {
+        let data = PacketHeader {
             len: 10,
-            ..packet(Op::Data, 1, 1024)
+            ..packet(PacketOp::Data, 1, 1024)
         };
-        assert_eq!(muxer.receive(&data), Verdict::Payload);
+        assert_eq!(muxer.receive(&data), PacketVerdict::Payload);
         let flags = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
         assert_eq!(
-            muxer.receive(&Header {
+            muxer.receive(&PacketHeader {
                 flags,
-                ..packet(Op::Shutdown, 1, 1024)
+                ..packet(PacketOp::Shutdown, 1, 1024)
             }),
-            Verdict::Done
+            PacketVerdict::Done
         );
         muxer.forwarded(4, false);
         assert!(!muxer.has_next(0));
         muxer.forwarded(6, true);
-        assert_eq!(drain(&mut muxer), [(Op::Reset, 1)]);
+        assert_eq!(drain(&mut muxer), [(PacketOp::Reset, 1)]);
         assert!(!muxer.is_connected());
     }
 
     #[test]
     fn a_closed_link_resets_and_refuses() {
         let mut muxer = muxer();
-        muxer.receive(&packet(Op::Request, 1, 1024));
+        muxer.receive(&packet(PacketOp::Request, 1, 1024));
         muxer.link_closed();
         assert_eq!(
-            muxer.receive(&packet(Op::Request, 2, 1024)),
-            Verdict::Refused
+            muxer.receive(&packet(PacketOp::Request, 2, 1024)),
+            PacketVerdict::Refused
         );
-        assert_eq!(drain(&mut muxer), [(Op::Reset, 1), (Op::Reset, 2)]);
+        assert_eq!(
+            drain(&mut muxer),
+            [(PacketOp::Reset, 1), (PacketOp::Reset, 2)]
+        );
     }
 
     #[test]
@@ -381,12 +404,12 @@ mod test {
         let mut port = 0;
         while !muxer.is_full() {
             port += 1;
-            muxer.receive(&packet(Op::Request, port, 1024));
+            muxer.receive(&packet(PacketOp::Request, port, 1024));
         }
         assert!(muxer.resets.len() <= MAX_RESETS);
         assert_eq!(
             muxer.resets.capacity(),
-            VecDeque::<Header>::with_capacity(MAX_RESETS).capacity()
+            VecDeque::<PacketHeader>::with_capacity(MAX_RESETS).capacity()
         );
         muxer.next(0, 0);
         assert!(!muxer.is_full());

@@ -6,8 +6,8 @@
 //! by which the guest gives us credit. All is bounded by the connection's credit.
 
 use crate::Memory;
-use crate::chain::{self, BadChain, Range};
-use crate::ring::Piece;
+use crate::chain::{self, BadChain, GuestRange};
+use crate::ring::IoPiece;
 use crate::vsock::connection::BUFFER;
 use crate::vsock::spec::QUEUE_SIZES;
 use std::collections::VecDeque;
@@ -28,13 +28,13 @@ const _: () = assert!(BUFFER as usize / COPY_BELOW * 4 / 3 <= QUEUE_SIZES[1] as 
 /// One piece and, if it is the last of its chain, the chain's head.
 #[derive(Debug)]
 struct Chunk {
-    piece: Piece,
+    piece: IoPiece,
     head: Option<u16>,
 }
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(crate) struct Outbox {
+pub(crate) struct LinkOutbox {
     waiting: VecDeque<Chunk>,
     /// Heads of the chains in the send that is in flight.
     flying_heads: Vec<u16>,
@@ -43,7 +43,7 @@ pub(crate) struct Outbox {
     waiting_bytes: usize,
     /// Of the bytes in flight and waiting, the first ones that belong to a connection that is gone.
     orphaned: usize,
-    spare_pieces: Vec<Piece>,
+    spare_pieces: Vec<IoPiece>,
     spare_bytes: Vec<u8>,
 }
 
@@ -56,7 +56,7 @@ pub(crate) struct Sent {
     pub(crate) counted: usize,
 }
 
-impl Outbox {
+impl LinkOutbox {
     /// Neither waiting nor in flight.
     pub(crate) fn is_empty(&self) -> bool {
         self.waiting.is_empty() && !self.flying
@@ -70,7 +70,7 @@ impl Outbox {
     pub(crate) fn push(
         &mut self,
         memory: &Memory,
-        ranges: &[Range],
+        ranges: &[GuestRange],
         from: usize,
         len: usize,
         head: u16,
@@ -92,13 +92,13 @@ impl Outbox {
     fn copy(
         &mut self,
         memory: &Memory,
-        ranges: &[Range],
+        ranges: &[GuestRange],
         from: usize,
         len: usize,
     ) -> Result<(), BadChain> {
         let room = match self.waiting.back() {
             Some(Chunk {
-                piece: Piece::Owned { bytes, .. },
+                piece: IoPiece::Owned { bytes, .. },
                 ..
             }) => bytes.len() + len <= GATHER,
             _ => false,
@@ -106,11 +106,11 @@ impl Outbox {
         if !room {
             let mut bytes = mem::take(&mut self.spare_bytes);
             bytes.clear();
-            let piece = Piece::Owned { bytes, start: 0 };
+            let piece = IoPiece::Owned { bytes, start: 0 };
             self.waiting.push_back(Chunk { piece, head: None });
         }
         let Some(Chunk {
-            piece: Piece::Owned { bytes, .. },
+            piece: IoPiece::Owned { bytes, .. },
             ..
         }) = self.waiting.back_mut()
         else {
@@ -126,7 +126,7 @@ impl Outbox {
     }
 
     /// The pieces of the next send, if none is in flight and something waits.
-    pub(crate) fn next(&mut self) -> Option<Vec<Piece>> {
+    pub(crate) fn next(&mut self) -> Option<Vec<IoPiece>> {
         if self.flying || self.waiting.is_empty() {
             return None;
         }
@@ -143,10 +143,10 @@ impl Outbox {
     }
 
     /// The send is complete. Moves the chains that are free now to `heads`.
-    pub(crate) fn sent(&mut self, mut pieces: Vec<Piece>, heads: &mut Vec<u16>) -> Sent {
+    pub(crate) fn sent(&mut self, mut pieces: Vec<IoPiece>, heads: &mut Vec<u16>) -> Sent {
         heads.append(&mut self.flying_heads);
         for piece in pieces.drain(..) {
-            if let Piece::Owned { bytes, .. } = piece {
+            if let IoPiece::Owned { bytes, .. } = piece {
                 self.spare_bytes = bytes;
             }
         }

@@ -4,7 +4,7 @@ use super::spec::HEADER_LEN;
 
 /// What a packet is for (§5.10.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Op {
+pub(crate) enum PacketOp {
     Request,
     Response,
     Reset,
@@ -16,7 +16,7 @@ pub(crate) enum Op {
     Unknown(u16),
 }
 
-impl From<u16> for Op {
+impl From<u16> for PacketOp {
     fn from(op: u16) -> Self {
         match op {
             1 => Self::Request,
@@ -31,24 +31,24 @@ impl From<u16> for Op {
     }
 }
 
-impl From<Op> for u16 {
-    fn from(op: Op) -> Self {
+impl From<PacketOp> for u16 {
+    fn from(op: PacketOp) -> Self {
         match op {
-            Op::Request => 1,
-            Op::Response => 2,
-            Op::Reset => 3,
-            Op::Shutdown => 4,
-            Op::Data => 5,
-            Op::CreditUpdate => 6,
-            Op::CreditRequest => 7,
-            Op::Unknown(other) => other,
+            PacketOp::Request => 1,
+            PacketOp::Response => 2,
+            PacketOp::Reset => 3,
+            PacketOp::Shutdown => 4,
+            PacketOp::Data => 5,
+            PacketOp::CreditUpdate => 6,
+            PacketOp::CreditRequest => 7,
+            PacketOp::Unknown(other) => other,
         }
     }
 }
 
 /// A header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Header {
+pub(crate) struct PacketHeader {
     pub(crate) src_cid: u64,
     pub(crate) dst_cid: u64,
     pub(crate) src_port: u32,
@@ -57,7 +57,7 @@ pub(crate) struct Header {
     pub(crate) len: u32,
     /// Socket type.
     pub(crate) kind: u16,
-    pub(crate) op: Op,
+    pub(crate) op: PacketOp,
     pub(crate) flags: u32,
     /// Bytes the sender can buffer for this connection.
     pub(crate) buf_alloc: u32,
@@ -75,7 +75,7 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> [u8; N] {
     }
 }
 
-impl Header {
+impl PacketHeader {
     pub(crate) fn parse(bytes: &[u8; HEADER_LEN]) -> Self {
         let mut rest = &bytes[..];
         Self {
@@ -108,7 +108,7 @@ impl Header {
     }
 
     /// The header with the ends exchanged and nothing else kept but the socket type.
-    pub(crate) fn reply(&self, op: Op) -> Self {
+    pub(crate) fn reply(&self, op: PacketOp) -> Self {
         Self {
             src_cid: self.dst_cid,
             dst_cid: self.src_cid,
@@ -132,7 +132,7 @@ mod test {
     proptest! {
         #[test]
         fn every_pattern_parses_and_comes_back(bytes: [u8; HEADER_LEN]) {
-            prop_assert_eq!(Header::parse(&bytes).emit(), bytes);
+            prop_assert_eq!(PacketHeader::parse(&bytes).emit(), bytes);
         }
     }
 
@@ -149,15 +149,15 @@ mod test {
         bytes[30] = 5;
         bytes[38] = 1;
         bytes[43] = 0x80;
-        let header = Header::parse(&bytes);
-        let expected = Header {
+        let header = PacketHeader::parse(&bytes);
+        let expected = PacketHeader {
             src_cid: 3,
             dst_cid: 2,
             src_port: 0x400,
             dst_port: 0x1122_3344,
             len: 5,
             kind: 1,
-            op: Op::Data,
+            op: PacketOp::Data,
             flags: 0,
             buf_alloc: 0x1_0000,
             fwd_cnt: 0x8000_0000,

@@ -12,8 +12,8 @@ pub(crate) struct VsockV1 {
     pub(super) resets: Vec<ResetV1>,
 }
 
-/// The connection: all that [`super::connection::Connection`] counts. What came from the guest has
-/// reached the link.
+/// The connection: all that [`super::connection::VsockConnection`] counts. What came from the guest
+/// has reached the link.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct ConnectionV1 {
     pub(super) guest_port: u32,
@@ -22,7 +22,7 @@ pub(super) struct ConnectionV1 {
     pub(super) sent: u32,
     pub(super) received: u32,
     pub(super) forwarded: u32,
-    pub(super) told: u32,
+    pub(super) advertised: u32,
     pub(super) guest_shutdown: u32,
     pub(super) answer: bool,
     pub(super) tell_credit: bool,

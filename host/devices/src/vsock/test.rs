@@ -3,13 +3,15 @@
 
 mod save;
 
-use super::packet::{Header, Op};
+use super::SavedConnection;
+use super::connection::BUFFER;
+use super::packet::{PacketHeader, PacketOp};
 use super::spec::{HEADER_LEN, RX, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TX};
-use super::{VsockConfig, connection::BUFFER};
 use crate::testing::{
-    DriverQueue, Line, QUEUES, Running, line, memory, read32, set_up, wait, write32,
+    Added, DriverQueue, Line, QUEUES, Running, add_vsock, line, memory, read32, set_up,
+    vsock_config, wait, write32,
 };
-use crate::{Memory, Mmio, VsockMetrics};
+use crate::{Memory, MmioWindow, VsockMetrics};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -19,11 +21,9 @@ use vm_memory::{Bytes, GuestAddress};
 const RX_LEN: u32 = 4096;
 const TX_DATA: u64 = 0x80_0000;
 
-type Made = (Arc<Mmio>, Arc<VsockMetrics>);
-
 /// A guest with the socket device, and the service's end of the link.
 struct Guest {
-    running: Running<Made>,
+    running: Running<Added<VsockMetrics>>,
     memory: Arc<Memory>,
     line: Arc<Line>,
     queues: Vec<DriverQueue>,
@@ -37,12 +37,8 @@ impl Guest {
         let (link, theirs) = UnixStream::pair().unwrap();
         let irq = line.clone();
         let running = Running::new(memory.clone(), move |event_loop| {
-            let config = VsockConfig {
-                guest_cid: 3,
-                port: 1024,
-                link: theirs.into(),
-            };
-            event_loop.add_vsock(config, irq).unwrap()
+            let config = vsock_config(theirs, SavedConnection::Broken);
+            add_vsock(event_loop, config, irq)
         });
         let queues = set_up(&running.made.0, &memory, without, QUEUES);
         let mut guest = Self {
@@ -62,7 +58,7 @@ impl Guest {
         guest
     }
 
-    fn mmio(&self) -> &Mmio {
+    fn mmio(&self) -> &MmioWindow {
         &self.running.made.0
     }
 
@@ -75,8 +71,8 @@ impl Guest {
         self.queues[RX].add(&[(0x10_0000 + u64::from(i) * u64::from(RX_LEN), RX_LEN, true)]);
     }
 
-    fn header(op: Op) -> Header {
-        Header {
+    fn header(op: PacketOp) -> PacketHeader {
+        PacketHeader {
             src_cid: 3,
             dst_cid: 2,
             src_port: 5000,
@@ -90,7 +86,7 @@ impl Guest {
         }
     }
 
-    fn send(&mut self, header: Header, data: &[u8]) {
+    fn send(&mut self, header: PacketHeader, data: &[u8]) {
         let at = self.tx_at;
         self.tx_at = if at > TX_DATA + 0x40_0000 {
             TX_DATA
@@ -113,22 +109,22 @@ impl Guest {
 
     fn data(&mut self, data: &[u8]) {
         self.send(
-            Header {
+            PacketHeader {
                 len: data.len() as u32,
-                ..Self::header(Op::Data)
+                ..Self::header(PacketOp::Data)
             },
             data,
         );
     }
 
-    fn receive(&mut self) -> (Header, Vec<u8>) {
+    fn receive(&mut self) -> (PacketHeader, Vec<u8>) {
         let (head, len) = self.queues[RX].wait_used();
         let at = 0x10_0000 + u64::from(head) * u64::from(RX_LEN);
         let mut bytes = vec![0; len as usize];
         self.memory
             .read_slice(&mut bytes, GuestAddress(at))
             .unwrap();
-        let header = Header::parse(bytes.first_chunk().unwrap());
+        let header = PacketHeader::parse(bytes.first_chunk().unwrap());
         assert_eq!(header.len as usize, bytes.len() - HEADER_LEN);
         // The descriptor can be posted again as it is.
         self.queues[RX].publish(head);
@@ -136,15 +132,15 @@ impl Guest {
         (header, bytes.split_off(HEADER_LEN))
     }
 
-    fn expect(&mut self, op: Op) -> Header {
+    fn expect(&mut self, op: PacketOp) -> PacketHeader {
         let (header, data) = self.receive();
         assert_eq!((header.op, data.len()), (op, 0));
         header
     }
 
     fn connect(&mut self) {
-        self.send(Self::header(Op::Request), &[]);
-        let response = self.expect(Op::Response);
+        self.send(Self::header(PacketOp::Request), &[]);
+        let response = self.expect(PacketOp::Response);
         assert_eq!(
             (response.src_port, response.dst_port, response.dst_cid),
             (1024, 5000, 3)
@@ -188,7 +184,7 @@ fn bulk_from_the_guest_arrives_whole_and_costs_few_system_calls() {
         let credit = BUFFER as usize - (sent - forwarded as usize);
         let len = credit.min(64 * 1024).min(TOTAL - sent);
         if len == 0 || guest.queues[RX].take_used_peek() {
-            forwarded = guest.expect(Op::CreditUpdate).fwd_cnt;
+            forwarded = guest.expect(PacketOp::CreditUpdate).fwd_cnt;
             continue;
         }
         let data: Vec<u8> = (sent..sent + len).map(pattern).collect();
@@ -221,16 +217,16 @@ fn bulk_to_the_guest_arrives_whole_within_its_credit() {
     let (mut got, mut told) = (0, 0);
     while got < TOTAL {
         let (header, data) = guest.receive();
-        assert_eq!(header.op, Op::Data);
+        assert_eq!(header.op, PacketOp::Data);
         assert!(data.iter().enumerate().all(|(i, &b)| b == pattern(got + i)));
         got += data.len();
         assert!(got - told <= 256 * 1024);
         if got - told >= 128 * 1024 {
             told = got;
             guest.send(
-                Header {
+                PacketHeader {
                     fwd_cnt: got as u32,
-                    ..Guest::header(Op::CreditUpdate)
+                    ..Guest::header(PacketOp::CreditUpdate)
                 },
                 &[],
             );
@@ -250,13 +246,13 @@ fn bulk_to_the_guest_arrives_whole_within_its_credit() {
 fn a_guest_without_credit_stalls_the_writer_not_the_device() {
     let mut guest = Guest::new(0);
     guest.send(
-        Header {
+        PacketHeader {
             buf_alloc: 10,
-            ..Guest::header(Op::Request)
+            ..Guest::header(PacketOp::Request)
         },
         &[],
     );
-    guest.expect(Op::Response);
+    guest.expect(PacketOp::Response);
     guest.link.set_nonblocking(true).unwrap();
     let mut written = 0;
     // What fits into the pool and the socket's buffers, and no more.
@@ -267,12 +263,12 @@ fn a_guest_without_credit_stalls_the_writer_not_the_device() {
     assert!(written < 2 << 20, "{written}");
     assert_eq!(guest.receive().1, [7; 10]);
     // The guest still is heard.
-    let freed = Header {
+    let freed = PacketHeader {
         buf_alloc: 1000,
-        ..Guest::header(Op::CreditUpdate)
+        ..Guest::header(PacketOp::CreditUpdate)
     };
     guest.send(
-        Header {
+        PacketHeader {
             fwd_cnt: 10,
             ..freed
         },
@@ -292,12 +288,12 @@ fn a_link_that_does_not_read_keeps_the_control_path_open() {
         sent += 8192;
         while guest.queues[TX].take_used().is_some() {}
         if guest.queues[RX].take_used_peek() {
-            guest.expect(Op::CreditUpdate);
+            guest.expect(PacketOp::CreditUpdate);
             break;
         }
     }
-    guest.send(Guest::header(Op::CreditRequest), &[]);
-    assert_eq!(guest.expect(Op::CreditUpdate).buf_alloc, BUFFER);
+    guest.send(Guest::header(PacketOp::CreditRequest), &[]);
+    assert_eq!(guest.expect(PacketOp::CreditUpdate).buf_alloc, BUFFER);
 }
 
 #[test]
@@ -306,13 +302,13 @@ fn an_orderly_close_delivers_everything_first() {
     guest.connect();
     guest.data(&[9; 30_000]);
     guest.send(
-        Header {
+        PacketHeader {
             flags: SHUTDOWN_RECEIVE | SHUTDOWN_SEND,
-            ..Guest::header(Op::Shutdown)
+            ..Guest::header(PacketOp::Shutdown)
         },
         &[],
     );
-    guest.expect(Op::Reset);
+    guest.expect(PacketOp::Reset);
     let mut bytes = [0; 30_000];
     guest.link.read_exact(&mut bytes).unwrap();
     assert_eq!(bytes, [9; 30_000]);
@@ -327,9 +323,9 @@ fn the_end_of_the_link_resets_the_connection() {
     let mut guest = Guest::new(0);
     guest.connect();
     guest.link.shutdown(std::net::Shutdown::Both).unwrap();
-    guest.expect(Op::Reset);
-    guest.send(Guest::header(Op::Request), &[]);
-    guest.expect(Op::Reset);
+    guest.expect(PacketOp::Reset);
+    guest.send(Guest::header(PacketOp::Request), &[]);
+    guest.expect(PacketOp::Reset);
 }
 
 #[test]
@@ -344,9 +340,9 @@ fn overrunning_the_credit_resets_the_connection() {
         guest.queues[RX]
             .take_used_peek()
             .then(|| guest.receive().0)
-            .filter(|header| header.op != Op::CreditUpdate)
+            .filter(|header| header.op != PacketOp::CreditUpdate)
     });
-    assert_eq!(header.op, Op::Reset);
+    assert_eq!(header.op, PacketOp::Reset);
 }
 
 #[test]
@@ -405,7 +401,7 @@ fn enters(guest: &mut Guest, rounds: u64, mut round: impl FnMut(&mut Guest)) -> 
     per_round
 }
 
-/// The table of the room's README.
+/// The table of this crate's README.
 #[test]
 fn one_message_costs_few_system_calls() {
     let mut guest = Guest::new(0);

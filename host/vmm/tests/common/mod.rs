@@ -4,7 +4,10 @@
 
 pub(crate) mod saved;
 
-use control::{Event, ExitReport, Origin, Request, VmSpec, VmStats};
+use control::{
+    BootSource, Descriptors, DeviceSpec, Event, ExitReport, FdName, Request, SavedLink, VmSpec,
+    VmStats, VsockSpec,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -88,20 +91,32 @@ pub(crate) struct Machine {
     pub(crate) _link: UnixStream,
 }
 
-pub(crate) fn spec(vcpus: u8) -> VmSpec {
+/// A machine without disks.
+pub(crate) fn spec(vcpus: u8, boot_source: BootSource, link: FdName) -> VmSpec {
+    let connection = SavedLink::Kept;
     VmSpec {
         sandbox_id: "test".into(),
         vcpus,
         memory_mib: 128,
-        origin: Origin::Boot {
-            kernel: 0,
-            agent: 1,
-            cmdline_extra: String::new(),
-            disks: None,
-        },
-        link: 2,
-        disks: vec![],
+        boot_source,
+        devices: vec![
+            DeviceSpec::Vsock(VsockSpec { link, connection }),
+            DeviceSpec::Rng,
+        ],
     }
+}
+
+/// One that boots, and the descriptors for it.
+pub(crate) fn boot(vcpus: u8, kernel: &[u8], link: UnixStream) -> (VmSpec, Vec<OwnedFd>) {
+    let mut fds = Descriptors::default();
+    let kernel = BootSource::Kernel {
+        kernel: fds.add(file(kernel)),
+        agent: fds.add(file(b"agent")),
+        cmdline_extra: String::new(),
+        contents: None,
+    };
+    let spec = spec(vcpus, kernel, fds.add(link));
+    (spec, fds.into())
 }
 
 impl Machine {
@@ -120,8 +135,8 @@ impl Machine {
 
     pub(crate) fn configure(kernel: &[u8], vcpus: u8) -> Self {
         let (machine, link) = Self::spawn();
-        let fds: [OwnedFd; 3] = [file(kernel), file(b"agent"), link.into()];
-        machine.send(&Request::Configure(Box::new(spec(vcpus))), &fds);
+        let (spec, fds) = boot(vcpus, kernel, link);
+        machine.send(&Request::Configure(Box::new(spec)), &fds);
         match machine.receive() {
             Some(Event::Configured(configured)) => assert!(configured.build_ns > 0),
             other => panic!("{other:?}"),
@@ -189,7 +204,7 @@ pub(crate) fn wait(process: &mut Child) -> std::process::ExitStatus {
         if let Some(status) = process.try_wait().unwrap() {
             return status;
         }
-        assert!(Instant::now() < end, "the process goes on");
+        assert!(Instant::now() < end, "the process runs on");
         std::thread::sleep(Duration::from_millis(1));
     }
 }

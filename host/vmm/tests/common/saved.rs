@@ -1,7 +1,7 @@
-//! Machines that are saved, and those that begin where they stood.
+//! Machines that are saved, and those that are restored from them.
 
 use super::{Machine, spec};
-use control::{Event, Origin, Request, SaveSpec, Saved, SavedLink, VmSpec};
+use control::{BootSource, Descriptors, Event, Request, SaveSpec, Saved, VmSpec};
 use machine::CpuContract;
 use rustix::fs::{MemfdFlags, memfd_create};
 use snapshot_format::{Section, SectionFile, SectionName};
@@ -10,6 +10,7 @@ use snapshot_memory::{
 };
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
 const MEMORY_PAGES: u64 = 128 << 20 >> 12;
 
@@ -28,50 +29,58 @@ pub(crate) fn save(machine: &Machine) -> (Files, Saved) {
 
 /// `ahead`: memory is copied while the machine runs.
 pub(crate) fn save_as(machine: &Machine, ahead: bool) -> (Files, Saved) {
-    let files = [empty(), empty()];
-    let spec = SaveSpec {
-        memory: 0,
-        state: 1,
-        disks: Vec::new(),
-        ahead,
+    let files = Files {
+        memory: empty(),
+        state: empty(),
     };
-    machine.send(&Request::Save(spec), &files);
-    let saved = match machine.receive() {
-        Some(Event::Saved(saved)) => saved,
+    let (spec, fds) = save_spec(&files, ahead);
+    machine.send(&Request::Save(spec), &fds);
+    match machine.receive() {
+        Some(Event::Saved(saved)) => (files, saved),
         other => panic!("{other:?}"),
-    };
-    let [memory, state] = files;
-    (Files { memory, state }, saved)
+    }
 }
 
-pub(crate) fn golden(layers: Vec<&OwnedFd>) -> BaseMemory {
+/// A request to save a machine without disks to `files`.
+pub(crate) fn save_spec(files: &Files, ahead: bool) -> (SaveSpec, Vec<OwnedFd>) {
+    let mut fds = Descriptors::default();
+    let spec = SaveSpec {
+        memory: fds.add(files.memory.try_clone().unwrap()),
+        state: fds.add(files.state.try_clone().unwrap()),
+        contents: Vec::new(),
+        ahead,
+    };
+    (spec, fds.into())
+}
+
+/// The memory that the layers add up to, the newest first.
+pub(crate) fn base_memory(layers: Vec<&OwnedFd>) -> BaseMemory {
     let open = |fd: &OwnedFd| LayerFile::open(File::from(fd.try_clone().unwrap())).unwrap();
     let layers: Vec<_> = layers.into_iter().map(open).collect();
     BaseMemory::merge_layers(MEMORY_PAGES, &layers).unwrap()
 }
 
-pub(crate) fn from(layer: Option<u8>) -> VmSpec {
-    VmSpec {
-        origin: Origin::Snapshot {
-            memory: 0,
-            state: 1,
-            layer,
-            link: SavedLink::Kept,
-            trial: false,
-        },
-        ..spec(2)
-    }
+/// A machine that is restored from a saved one, and the descriptors for it.
+pub(crate) fn from(
+    memory: &dyn AsFd,
+    state: &dyn AsFd,
+    layer: Option<&OwnedFd>,
+    link: UnixStream,
+) -> (VmSpec, Vec<OwnedFd>) {
+    let own = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned().unwrap();
+    let mut fds = Descriptors::default();
+    let snapshot = BootSource::Snapshot {
+        base_memory: fds.add(own(memory)),
+        state: fds.add(own(state)),
+        delta_layer: layer.map(|fd| fds.add(own(fd))),
+        trial: false,
+    };
+    (spec(2, snapshot, fds.add(link)), fds.into())
 }
 
-pub(crate) fn clone(golden: &BaseMemory, files: &Files, layer: Option<&OwnedFd>) -> Machine {
+pub(crate) fn clone(base: &BaseMemory, files: &Files, layer: Option<&OwnedFd>) -> Machine {
     let (machine, link) = Machine::spawn();
-    let mut fds = vec![
-        golden.as_fd().try_clone_to_owned().unwrap(),
-        files.state.try_clone().unwrap(),
-        link.into(),
-    ];
-    fds.extend(layer.map(|fd| fd.try_clone().unwrap()));
-    let spec = from(layer.map(|_| 3));
+    let (spec, fds) = from(base, &files.state, layer, link);
     machine.send(&Request::Configure(Box::new(spec)), &fds);
     match machine.receive() {
         Some(Event::Configured(_)) => machine,
@@ -101,16 +110,16 @@ pub(crate) fn on_another(state: &[u8], change: &Change) -> Vec<u8> {
     SectionFile::encode(&sections).unwrap()
 }
 
-/// The state with a working set that a trial would have told.
+/// The state with a working set that a trial run would have learned.
 pub(crate) fn with_working_set(state: &OwnedFd, set: &WorkingSet) -> OwnedFd {
     let bytes = whole(state);
     let (touched, written) = (encode_pages(&set.touched), encode_pages(&set.written));
-    let told = [(TOUCHED, &touched), (WRITTEN, &written)].map(|(name, payload)| Section {
+    let learned = [(TOUCHED, &touched), (WRITTEN, &written)].map(|(name, payload)| Section {
         name: SectionName::new(name).unwrap(),
         version: PAGES_VERSION,
         payload,
     });
-    let trial = SectionFile::encode(&told).unwrap();
+    let trial = SectionFile::encode(&learned).unwrap();
     super::file(&WorkingSet::learn(&bytes, &trial).unwrap())
 }
 

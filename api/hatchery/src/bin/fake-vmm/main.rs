@@ -35,8 +35,8 @@ mod relay;
 mod saved;
 
 use control::{
-    Configured, Event, ExitCause, ExitReport, Origin, Request, Reset, ResetSpec, Role, SaveSpec,
-    SavedLink, VmSpec, VmStats,
+    BootSource, Configured, Descriptors, DeviceReset, DeviceSpec, Event, ExitCause, ExitReport,
+    FdName, Request, Reset, ResetSpec, Role, SaveSpec, SavedLink, VmSpec, VmStats,
 };
 use relay::RelayLie;
 use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group};
@@ -142,36 +142,42 @@ impl FakeMachine {
 
     /// Becomes a machine that has been configured to begin at `to` and has not run.
     fn put_back(&mut self, to: &ResetSpec, fds: &[OwnedFd]) -> Result<(), Box<dyn Error>> {
-        let Origin::Snapshot { memory, .. } = self.spec.origin else {
+        let BootSource::Snapshot { base_memory, .. } = self.spec.boot_source else {
             return Err("it booted".into());
         };
-        let mut all = fds
+        to.check(&self.spec.devices, fds.len())?;
+        let all = fds
             .iter()
             .map(OwnedFd::try_clone)
             .collect::<Result<Vec<_>, _>>()?;
-        let mut keep = |index: u8| -> Result<u8, Box<dyn Error>> {
-            all.push(self.fds[usize::from(index)].try_clone()?);
-            Ok(u8::try_from(all.len() - 1)?)
+        let mut all = Descriptors::from(all);
+        let mut keep = |name: FdName| -> Result<FdName, Box<dyn Error>> {
+            Ok(all.add(self.fds[usize::from(name)].try_clone()?))
         };
-        let memory = keep(memory)?;
-        let mut disks = self.spec.disks.clone();
-        for (disk, parent) in disks.iter_mut().zip(&to.disks) {
-            disk.base = keep(disk.base)?;
-            disk.layer = disk.layer.map(&mut keep).transpose()?;
-            disk.parent = *parent;
+        let base_memory = keep(base_memory)?;
+        let mut devices = self.spec.devices.clone();
+        for (device, to) in devices.iter_mut().zip(&to.devices) {
+            match (device, to) {
+                (DeviceSpec::Vsock(vsock), DeviceReset::Vsock(to)) => *vsock = *to,
+                (DeviceSpec::Block(disk), DeviceReset::Block { parent }) => {
+                    disk.base = keep(disk.base)?;
+                    disk.layer = disk.layer.map(&mut keep).transpose()?;
+                    disk.parent = *parent;
+                }
+                _ => {}
+            }
         }
         let spec = VmSpec {
-            origin: Origin::Snapshot {
-                memory,
+            boot_source: BootSource::Snapshot {
+                base_memory,
                 state: to.state,
-                layer: to.layer,
-                link: to.after,
+                delta_layer: to.delta_layer,
                 trial: false,
             },
-            link: to.link,
-            disks,
+            devices,
             ..self.spec.clone()
         };
+        let all = Vec::from(all);
         spec.check(all.len())?;
         self.start = FakeStart::new(&spec, &all)?;
         self.signal(Signal::KILL);
@@ -180,7 +186,7 @@ impl FakeMachine {
     }
 
     fn is_copy(&self) -> bool {
-        matches!(self.spec.origin, Origin::Snapshot { .. })
+        matches!(self.spec.boot_source, BootSource::Snapshot { .. })
     }
 }
 
@@ -224,7 +230,7 @@ fn configure(mode: &str, news: &Receiver<VmNews>) -> Result<Option<FakeMachine>,
         return Ok(None);
     }
     let start = FakeStart::new(&spec, &fds);
-    let is_copy = matches!(spec.origin, Origin::Snapshot { .. });
+    let is_copy = matches!(spec.boot_source, BootSource::Snapshot { .. });
     let start = match start {
         Ok(_) if mode == "nocopy" && is_copy => Err("asked not to copy".into()),
         other => other,
@@ -358,14 +364,9 @@ fn reset(mode: &str, machine: &mut FakeMachine, to: &ResetSpec, fds: &[OwnedFd])
 /// not greet the service again.
 fn start_agent(machine: &FakeMachine, lie: RelayLie) -> Result<Child, Box<dyn Error>> {
     use std::os::unix::process::CommandExt;
-    let link = machine.fds[usize::from(machine.spec.link)].try_clone()?;
-    let kept = matches!(
-        machine.spec.origin,
-        Origin::Snapshot {
-            link: SavedLink::Kept,
-            ..
-        }
-    );
+    let vsock = machine.spec.vsock().ok_or("no link")?;
+    let link = machine.fds[usize::from(vsock.link)].try_clone()?;
+    let kept = machine.is_copy() && vsock.connection == SavedLink::Kept;
     let (ours, theirs) = if kept || lie != RelayLie::None {
         let (ours, theirs) = UnixStream::pair()?;
         (Some(ours), OwnedFd::from(theirs))

@@ -2,7 +2,7 @@
 //! disk, one line per machine that was saved and how often by then (`name.2`), and the path of the
 //! agent in the section file.
 
-use control::{Origin, SaveSpec, Saved, VmSpec};
+use control::{BootSource, FdName, SaveSpec, Saved, VmSpec};
 use snapshot_format::{LayerIndex, Section, SectionFile, SectionName};
 use std::cell::Cell;
 use std::error::Error;
@@ -28,9 +28,9 @@ pub(crate) struct FakeStart {
 impl FakeStart {
     /// Of the machine that `spec` describes.
     pub(crate) fn new(spec: &VmSpec, fds: &[OwnedFd]) -> Result<Self, Box<dyn Error>> {
-        let file = |index: u8| fds[usize::from(index)].try_clone().map(File::from);
-        let (memory, state, layer) = match spec.origin {
-            Origin::Boot { agent, .. } => {
+        let file = |name: FdName| fds[usize::from(name)].try_clone().map(File::from);
+        let (memory, state, layer) = match spec.boot_source {
+            BootSource::Kernel { agent, .. } => {
                 let agent = &fds[usize::from(agent)];
                 return Ok(Self {
                     agent: std::fs::read_link(format!("/proc/self/fd/{}", agent.as_raw_fd()))?,
@@ -38,13 +38,13 @@ impl FakeStart {
                     saves: Cell::default(),
                 });
             }
-            Origin::Snapshot {
-                memory,
+            BootSource::Snapshot {
+                base_memory,
                 state,
-                layer,
+                delta_layer,
                 ..
-            } => (memory, state, layer),
-            Origin::Lazy { .. } => return Err("there is no memory here to bring".into()),
+            } => (base_memory, state, delta_layer),
+            BootSource::DemandPaged { .. } => return Err("there is no memory here to bring".into()),
         };
         let mut bytes = Vec::new();
         file(state)?.read_to_end(&mut bytes)?;
@@ -54,7 +54,7 @@ impl FakeStart {
             // Its only page comes after the index, which is padded to a page.
             history = text(&file(layer)?, 4096)?;
         }
-        let parent = spec.disks.first().and_then(|disk| disk.parent);
+        let parent = spec.disks().next().and_then(|disk| disk.parent);
         let disk = text(&file(parent.ok_or("no disk layer")?)?, 0)?;
         if disk != history {
             return Err(format!("memory says {history:?}, disk says {disk:?}").into());
@@ -79,9 +79,9 @@ impl FakeStart {
         to: &SaveSpec,
         fds: &[OwnedFd],
     ) -> Result<Saved, Box<dyn Error>> {
-        let file = |index: u8| -> Result<File, Box<dyn Error>> {
+        let file = |name: FdName| -> Result<File, Box<dyn Error>> {
             let fd = fds
-                .get(usize::from(index))
+                .get(usize::from(name))
                 .ok_or("a descriptor is missing")?;
             Ok(fd.try_clone()?.into())
         };
@@ -107,7 +107,7 @@ impl FakeStart {
             });
         }
         file(to.state)?.write_all(&SectionFile::encode(&sections)?)?;
-        for disk in &to.disks {
+        for disk in &to.contents {
             file(*disk)?.write_all_at(&page, 0)?;
         }
         Ok(Saved {

@@ -1,8 +1,8 @@
 //! Disks saved, copied into flat layers, and used as the parent of others.
 
 use super::*;
-use crate::block::{DiskLayers, layers, state::BlockV1};
-use crate::{EventLoop, LinkAfter, LoadError, SavedDevices};
+use crate::block::{BlockV1, layers};
+use crate::{Contents, EventLoop, LoadError, SavedDevices};
 use std::os::unix::fs::FileExt;
 
 impl Guest {
@@ -10,8 +10,8 @@ impl Guest {
     fn copied(&self, saved: SavedDevices, memory: &Arc<Memory>, base: File, parent: File) -> Self {
         let running = Running::new(memory.clone(), move |event_loop| {
             let config = config(base, Some(parent));
-            let made = event_loop.add_block(config, line()).unwrap();
-            event_loop.load(&saved.devices, LinkAfter::Kept).unwrap();
+            let made = add_block(event_loop, config);
+            event_loop.load(&saved.devices).unwrap();
             made
         });
         Self {
@@ -22,13 +22,13 @@ impl Guest {
         }
     }
 
-    /// The copy and the flat layer it stands on.
+    /// The copy and the flat layer below it.
     fn copy(&self, base: &File) -> (Self, File) {
         let (saved, memory) = self.running.save();
         let flat = tempfile::tempfile().unwrap();
         assert_eq!(
-            saved.disks[0].write_to(&flat).unwrap(),
-            saved.disks[0].blocks()
+            saved.contents[0].write_to(&flat).unwrap(),
+            saved.contents[0].blocks()
         );
         let parent = flat.try_clone().unwrap();
         let base = base.try_clone().unwrap();
@@ -45,7 +45,7 @@ fn config(base: File, parent: Option<File>) -> BlockConfig {
     BlockConfig {
         base,
         layer: Some(tempfile::tempfile().unwrap()),
-        parent,
+        parent: DiskParent(parent),
         size: SIZE as u64,
         serial: "disk0".into(),
     }
@@ -179,8 +179,8 @@ fn a_disk_that_is_not_the_saved_one_is_refused() {
     let (saved, memory) = guest.running.save();
     let load = |config: BlockConfig| {
         let mut event_loop = EventLoop::new(memory.clone()).unwrap();
-        event_loop.add_block(config, line()).unwrap();
-        event_loop.load(&saved.devices, LinkAfter::Kept)
+        add_block(&mut event_loop, config);
+        event_loop.load(&saved.devices)
     };
     let flat = || Some(tempfile::tempfile().unwrap());
     load(config(base(SIZE).0, flat())).unwrap();
@@ -228,7 +228,7 @@ fn a_flat_layer_is_sparse_and_needs_an_empty_file() {
     let mut guest = Guest::new(file, Some(tempfile::tempfile().unwrap()));
     assert_eq!(guest.write(8, &[1; 8192], 1), S_OK);
     let (saved, _) = guest.running.save();
-    let disk: &DiskLayers = &saved.disks[0];
+    let disk: &dyn Contents = &*saved.contents[0];
     let flat = tempfile::tempfile().unwrap();
     assert_eq!(disk.write_to(&flat).unwrap(), 2);
     let meta = rustix::fs::fstat(&flat).unwrap();
@@ -250,14 +250,14 @@ fn a_flat_layer_is_sparse_and_needs_an_empty_file() {
     assert_eq!(guest.write(8, &[1; 8192], 1), S_OK);
     let (saved, _) = guest.running.save();
     let flat = tempfile::tempfile().unwrap();
-    assert_eq!(saved.disks[0].write_to(&flat).unwrap(), 2);
+    assert_eq!(saved.contents[0].write_to(&flat).unwrap(), 2);
     cut.set_len(8192).unwrap();
     let flat = tempfile::tempfile().unwrap();
-    saved.disks[0].write_to(&flat).unwrap_err();
+    saved.contents[0].write_to(&flat).unwrap_err();
 }
 
 #[test]
-fn a_disk_in_use_goes_back_to_what_it_was() {
+fn a_disk_in_use_is_reset_to_what_it_was() {
     let (base, _) = base(SIZE - 5000);
     let keep = base.try_clone().unwrap();
     let mut guest = Guest::new(base, Some(tempfile::tempfile().unwrap()));
@@ -278,14 +278,8 @@ fn a_disk_in_use_goes_back_to_what_it_was() {
         let (own, from) = (copy.memory.clone(), memory.clone());
         copy.running.clear(move |event_loop| {
             crate::testing::restore(&own, &from);
-            let (_, link) = std::os::unix::net::UnixStream::pair().unwrap();
-            let to = crate::Beginning {
-                devices: &devices,
-                link: link.into(),
-                after: LinkAfter::Kept,
-                parents: vec![Some(parent)],
-            };
-            event_loop.put_back(to).unwrap();
+            let parent = DiskParent(Some(parent)).into();
+            event_loop.reset(&devices, vec![parent]).unwrap();
         });
         copy.queue = queue.copied(&copy.memory);
         assert_eq!(copy.running.made.1.layer_blocks.get(), 0);

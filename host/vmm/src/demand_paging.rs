@@ -1,22 +1,21 @@
-//! Memory that a pager brings, and the thread that notices when it stops to.
+//! Demand-paged memory: a pager fills it, and a thread of ours notices when the pager is gone.
 //!
-//! Whoever touches a page that has not come waits in the kernel: a vCPU, the event loop, or the main
-//! thread while it builds the machine. So the pager's end is noticed by a thread that touches no guest
-//! memory and needs nobody else: it gives the machine a second to end in order, then says itself why it
-//! ends, and ends the process. The descriptor of the userfaultfd stays open until then, so that no missing
-//! page ever reads as zeros.
+//! Whoever touches a page that has not come waits in the kernel: a vCPU, the event loop, or the
+//! main thread while it builds the machine. So the pager's end is noticed by a thread that touches
+//! no guest memory and needs nobody else: it gives the machine a second to end in order, then says
+//! itself why it ends, and ends the process. The descriptor of the userfaultfd stays open until
+//! then, so that no missing page ever reads as zeros.
 //!
-//! A thread of the kernel's may wait for a page too, on behalf of a vCPU that it has put to sleep meanwhile
-//! (asynchronous page faults). No signal ends that wait, but the end of the userfaultfd does; and KVM takes
-//! no machine down before it is over. So the userfaultfd has to go first, in whatever order the kernel
-//! closes what a process leaves behind. While the thread waits it keeps the process's memory, so a mapping
-//! of a vCPU keeps the machine ([`Vcpu::keep`]).
+//! A thread of the kernel's may wait for a page too, on behalf of a vCPU that it has put to sleep
+//! meanwhile (asynchronous page faults). No signal ends that wait, but the end of the userfaultfd
+//! does; and KVM takes no machine down before it is over. So the userfaultfd has to go first, in
+//! whatever order the kernel closes what a process leaves behind. While the thread waits it keeps
+//! the process's memory, so a mapping of a vCPU keeps the machine ([`Vcpu::keep`]).
 
-use crate::assemble::{AssembleError, Result};
 use crate::confine;
-use crate::ending::{Ending, Reason, classify};
-use crate::log::Log;
-use crate::supervise::chain;
+use crate::ending::{EndReason, MachineEnding, classify};
+use crate::error::{AssembleError, chain};
+use crate::log::SandboxLog;
 use control::{Event, ExitReport, VmStats};
 use machine::{Vcpu, Vm};
 use snapshot_memory::PageRange;
@@ -30,15 +29,19 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// How to end the machine.
 #[derive(Clone, Copy)]
-pub(crate) struct Watch<'a> {
+pub(crate) struct PagerWatch<'a> {
     /// The service's socket.
     control: BorrowedFd<'a>,
-    ending: &'a Arc<Ending>,
-    log: &'a Log,
+    ending: &'a Arc<MachineEnding>,
+    log: &'a SandboxLog,
 }
 
-impl<'a> Watch<'a> {
-    pub(crate) fn new(control: BorrowedFd<'a>, ending: &'a Arc<Ending>, log: &'a Log) -> Self {
+impl<'a> PagerWatch<'a> {
+    pub(crate) fn new(
+        control: BorrowedFd<'a>,
+        ending: &'a Arc<MachineEnding>,
+        log: &'a SandboxLog,
+    ) -> Self {
         Self {
             control,
             ending,
@@ -48,23 +51,23 @@ impl<'a> Watch<'a> {
 }
 
 /// The thread's own.
-struct Follower {
+struct PagerFollower {
     control: OwnedFd,
-    ending: Arc<Ending>,
-    log: Log,
+    ending: Arc<MachineEnding>,
+    log: SandboxLog,
 }
 
-/// Gives the machine's memory, which nobody has touched yet, to the pager. `first` is what it is known
-/// to use.
-pub(crate) fn begin(
+/// Gives the machine's memory, which nobody has touched yet, to the pager. `working_set` is what
+/// the machine is known to use.
+pub(crate) fn start(
     (pager, device): (OwnedFd, OwnedFd),
     (vm, processors): (&Vm, &[Vcpu]),
-    first: &[PageRange],
-    watch: Watch<'_>,
-) -> Result<()> {
+    working_set: &[PageRange],
+    watch: PagerWatch<'_>,
+) -> Result<(), AssembleError> {
     let control = watch.control.try_clone_to_owned();
-    let follower = Follower {
-        control: control.map_err(AssembleError::Watch)?,
+    let follower = PagerFollower {
+        control: control.map_err(AssembleError::PagerWatch)?,
         ending: Arc::clone(watch.ending),
         log: watch.log.clone(),
     };
@@ -72,7 +75,7 @@ pub(crate) fn begin(
         vcpu.keep()?;
     }
     let parts = vm.memory().host_ranges();
-    let lazy = LazyMemory::begin(pager, device, &parts, first)?;
+    let lazy = LazyMemory::begin(pager, device, &parts, working_set)?;
     let thread = std::thread::Builder::new().name("pager watch".into());
     let (confined, heard) = std::sync::mpsc::channel();
     let thread = thread.spawn(move || {
@@ -83,21 +86,21 @@ pub(crate) fn begin(
             follow(lazy, &follower);
         }
     });
-    thread.map_err(AssembleError::Watch)?;
+    thread.map_err(AssembleError::PagerWatch)?;
     // Before the filter of all threads, which allows nothing of this any more.
     let given_up = heard.recv();
-    given_up.map_err(|_| AssembleError::Watch(std::io::ErrorKind::BrokenPipe.into()))??;
+    given_up.map_err(|_| AssembleError::PagerWatch(std::io::ErrorKind::BrokenPipe.into()))??;
     Ok(())
 }
 
 /// Runs as long as the process does: when it goes, so does the descriptor that guards the memory.
-fn follow(mut lazy: LazyMemory, watch: &Follower) {
+fn follow(mut lazy: LazyMemory, watch: &PagerFollower) {
     let followed = match lazy.wait() {
         PagingEnd::Failed(why) => {
-            format!("the pager that brings this machine's memory failed: {why}")
+            format!("the pager of this machine's memory failed: {why}")
         }
         PagingEnd::Done => {
-            watch.log.line("debug", "all memory is there");
+            watch.log.line("debug", "all memory is loaded");
             match lazy.serve_discards() {
                 Ok(()) => return,
                 Err(error) => chain(&error),
@@ -112,9 +115,9 @@ fn follow(mut lazy: LazyMemory, watch: &Follower) {
     clippy::disallowed_methods,
     reason = "no other thread may be able to end it"
 )]
-fn end(watch: &Follower, why: String) {
+fn end(watch: &PagerFollower, why: String) {
     watch.log.line("error", &why);
-    let reason = Reason::Host(why);
+    let reason = EndReason::Host(why);
     watch.ending.report(reason.clone());
     std::thread::sleep(GRACE);
     // Whoever could have said it is stuck, so nobody says it twice.

@@ -1,14 +1,16 @@
-//! Where a machine begins: at a kernel's entry, or where another one was saved.
+//! Gives a new machine its first state: a kernel's entry, or a restore point.
 
-use crate::assemble::{AssembleError, Fds, Placed, Result};
+use crate::demand_paging::PagerWatch;
+use crate::device_list::PlacedDevice;
+use crate::error::{AssembleError, chain};
 use crate::initrd;
-use crate::lazy::Watch;
-use crate::log::Log;
+use crate::log::SandboxLog;
+use crate::pages::write_whole;
+use crate::parts::TrialRun;
 use crate::prefault::prefault;
-use crate::save::State;
-use crate::supervise::chain;
-use control::{Origin, SavedLink, VmSpec};
-use devices::{EventLoop, Ioapic, LinkAfter};
+use crate::state_file::SavedState;
+use control::{BootSource, ReceivedFds, VmSpec};
+use devices::{EventLoop, Ioapic};
 use machine::acpi::{self, AcpiDevice};
 use machine::boot::{self, BootSpec};
 use machine::{Backing, CpuContract, HugePages, MemorySpec, Vcpu, Vm, layout};
@@ -17,14 +19,13 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use vm_memory::{Bytes, MemoryRegionAddress};
 
 /// The hardware id by which Linux finds a virtio-mmio window.
 const VIRTIO_MMIO: &str = "LNRO0005";
 /// Most bytes of an agent.
 const MAX_AGENT: u64 = 16 << 20;
 
-/// What every guest's kernel is told:
+/// The command line of every guest's kernel:
 /// - only what goes wrong is printed (said first, so that it holds when the console appears), and
 ///   the boot console is the only one: no driver takes it over;
 /// - a panic resets at once, and a reset is the keyboard controller's;
@@ -43,11 +44,13 @@ const SMALL_GUEST: &str = " dhash_entries=8192 ihash_entries=4096 thash_entries=
 const SMALL_GUEST_MIB: u32 = 2048;
 
 /// The memory a machine is to have.
-pub(crate) fn memory(spec: &VmSpec, fds: &mut Fds) -> Result<MemorySpec> {
+pub(crate) fn memory(spec: &VmSpec, fds: &mut ReceivedFds) -> Result<MemorySpec, AssembleError> {
     let bytes = u64::from(spec.memory_mib) << 20;
-    let backing = match spec.origin {
-        Origin::Boot { .. } | Origin::Lazy { .. } => Backing::Anonymous,
-        Origin::Snapshot { memory, .. } => Backing::Golden(golden(fds.take(memory)?, bytes)?),
+    let backing = match spec.boot_source {
+        BootSource::Kernel { .. } | BootSource::DemandPaged { .. } => Backing::Anonymous,
+        BootSource::Snapshot { base_memory, .. } => {
+            Backing::BaseMemory(sealed(fds.take(base_memory)?, bytes)?)
+        }
     };
     Ok(MemorySpec {
         bytes,
@@ -56,95 +59,87 @@ pub(crate) fn memory(spec: &VmSpec, fds: &mut Fds) -> Result<MemorySpec> {
     })
 }
 
-/// A machine of which is learned what copies use first.
-#[derive(Debug)]
-pub(crate) struct Trial {
-    /// Keeps its page tables exact.
-    _exact: Option<TouchTracking>,
-}
-
 /// A machine whose parts are all there and have no state yet.
-pub(crate) struct Fresh<'a> {
+pub(crate) struct NewMachine<'a> {
     pub(crate) vm: &'a Vm,
     pub(crate) processors: &'a [Vcpu],
-    pub(crate) placed: &'a [Placed],
+    pub(crate) placed: &'a [PlacedDevice],
     pub(crate) ioapic: &'a Ioapic,
     pub(crate) pagemap: &'a Pagemap,
     pub(crate) cpu: &'a CpuContract,
     pub(crate) event_loop: &'a mut EventLoop,
 }
 
-impl Fresh<'_> {
-    /// Gives it the state that the spec asks for. What was saved, if it goes on from there.
-    pub(crate) fn begin(
+impl NewMachine<'_> {
+    /// Gives it the state that the spec asks for; that state, if it is a restore point.
+    pub(crate) fn load(
         mut self,
         spec: &VmSpec,
-        fds: &mut Fds,
-        watch: Watch<'_>,
-    ) -> Result<Option<State>> {
-        match &spec.origin {
-            Origin::Boot {
+        fds: &mut ReceivedFds,
+        watch: PagerWatch<'_>,
+    ) -> Result<Option<SavedState>, AssembleError> {
+        match &spec.boot_source {
+            BootSource::Kernel {
                 kernel,
                 agent,
                 cmdline_extra,
-                disks,
+                contents,
             } => {
                 let programs = (fds.take(*kernel)?, fds.take(*agent)?);
                 self.boot(spec, cmdline_extra, programs)?;
-                if let Some(disks) = disks {
-                    let disks = File::from(fds.take(*disks)?);
-                    let state = State::read(&disks, self.vm.memory().pages())?;
-                    self.event_loop.load_disks(&state.devices)?;
+                if let Some(contents) = contents {
+                    let of = File::from(fds.take(*contents)?);
+                    let state = SavedState::read(&of, self.vm.memory().pages())?;
+                    self.event_loop.load_contents(&state.devices)?;
                 }
                 Ok(None)
             }
-            Origin::Snapshot {
-                state, layer, link, ..
+            BootSource::Snapshot {
+                state, delta_layer, ..
             } => {
                 let state = self.read(&File::from(fds.take(*state)?))?;
-                let layer = layer.map(|fd| fds.take(fd)).transpose()?;
+                let layer = delta_layer.map(|fd| fds.take(fd)).transpose()?;
                 if let Some(layer) = layer.map(File::from).map(LayerFile::open).transpose()? {
                     layer.apply(|offset, bytes| write_whole(self.vm, offset, bytes))?;
                 }
-                self.resume(&state, *link)?;
-                prefault(self.vm, self.processors, self.pagemap, &state.first)?;
+                self.restore(&state)?;
+                prefault(self.vm, self.processors, self.pagemap, &state.working_set)?;
                 Ok(Some(state))
             }
-            Origin::Lazy {
+            BootSource::DemandPaged {
                 pager,
                 userfaultfd,
                 state,
-                link,
             } => {
                 let state = self.read(&File::from(fds.take(*state)?))?;
                 let sockets = (fds.take(*pager)?, fds.take(*userfaultfd)?);
                 // Nothing before this has touched guest memory.
                 let machine = (self.vm, self.processors);
-                crate::lazy::begin(sockets, machine, &state.first.touched, watch)?;
-                self.resume(&state, *link)?;
+                crate::demand_paging::start(sockets, machine, &state.working_set.touched, watch)?;
+                self.restore(&state)?;
                 Ok(Some(state))
             }
         }
     }
 
-    /// A state that can go on here.
-    fn read(&self, file: &File) -> Result<State> {
-        let state = State::read(file, self.vm.memory().pages())?;
+    /// A state that can be resumed on this host.
+    fn read(&self, file: &File) -> Result<SavedState, AssembleError> {
+        let state = SavedState::read(file, self.vm.memory().pages())?;
         state.cpu.fits(self.cpu)?;
         Ok(state)
     }
 
-    /// Puts the machine, whose memory is as it was, where it was saved: processors, clock, devices.
-    fn resume(&mut self, state: &State, link: SavedLink) -> Result<()> {
+    /// Loads all but memory, which is as it was saved: processors, clock, devices.
+    fn restore(&mut self, state: &SavedState) -> Result<(), AssembleError> {
         self.vm.load(self.processors, &state.vm, &state.vcpus)?;
         self.ioapic.load(&state.ioapic)?;
-        self.event_loop.load(&state.devices, after(link))?;
+        self.event_loop.load(&state.devices)?;
         Ok(())
     }
 
     /// What a trial needs before anything touches guest memory.
-    pub(crate) fn trial(&self, spec: &VmSpec, log: &Log) -> Option<Trial> {
-        let Origin::Snapshot { trial: true, .. } = spec.origin else {
+    pub(crate) fn trial(&self, spec: &VmSpec, log: &SandboxLog) -> Option<TrialRun> {
+        let BootSource::Snapshot { trial: true, .. } = spec.boot_source else {
             return None;
         };
         let exact = TouchTracking::begin(&self.vm.memory().host_ranges());
@@ -152,7 +147,7 @@ impl Fresh<'_> {
             let text = format!("more than is used is learned: {}", chain(&error));
             log.line("warn", &text);
         };
-        Some(Trial {
+        Some(TrialRun {
             _exact: exact.map_err(inexact).ok(),
         })
     }
@@ -163,7 +158,7 @@ impl Fresh<'_> {
         spec: &VmSpec,
         cmdline_extra: &str,
         (kernel, agent): (OwnedFd, OwnedFd),
-    ) -> Result<()> {
+    ) -> Result<(), AssembleError> {
         let agent = read_agent(File::from(agent))?;
         let tables = match spec.memory_mib {
             0..=SMALL_GUEST_MIB => SMALL_GUEST,
@@ -194,19 +189,11 @@ impl Fresh<'_> {
     }
 }
 
-/// The connection's fate in the words of `devices`.
-pub(crate) fn after(link: SavedLink) -> LinkAfter {
-    match link {
-        SavedLink::Kept => LinkAfter::Kept,
-        SavedLink::Broken => LinkAfter::Broken,
-    }
-}
-
-/// A file that can back a machine's memory: of its size, and sealed, so that nobody who still has
-/// it can change what clones have mapped, or cut it, which would end them by a bus error.
-fn golden(fd: OwnedFd, bytes: u64) -> Result<Arc<File>> {
+/// Base memory: a file of the machine's size, and sealed, so that nobody who still has it can
+/// change what clones have mapped, or cut it, which would end them by a bus error.
+fn sealed(fd: OwnedFd, bytes: u64) -> Result<Arc<File>, AssembleError> {
     use rustix::fs::{SealFlags, fcntl_get_seals};
-    let refuse = |what: String| AssembleError::Golden { what };
+    let refuse = |what: String| AssembleError::BaseMemory { what };
     let file = File::from(fd);
     let size = file.metadata().map_err(|e| refuse(e.to_string()))?.len();
     if size != bytes {
@@ -219,28 +206,7 @@ fn golden(fd: OwnedFd, bytes: u64) -> Result<Arc<File>> {
     Ok(Arc::new(file))
 }
 
-/// Writes at an offset into the whole of guest memory, in which ranges follow each other.
-pub(crate) fn write_whole(vm: &Vm, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
-    use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
-    let (mut offset, mut bytes) = (offset, bytes);
-    for region in vm.memory().ram().iter() {
-        if offset < region.len() {
-            let room = usize::try_from(region.len() - offset).unwrap_or(usize::MAX);
-            let (now, rest) = bytes.split_at(bytes.len().min(room));
-            region
-                .write_slice(now, MemoryRegionAddress(offset))
-                .map_err(std::io::Error::other)?;
-            (offset, bytes) = (region.len(), rest);
-        }
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        offset -= region.len();
-    }
-    Err(std::io::ErrorKind::InvalidInput.into())
-}
-
-fn read_agent(file: File) -> Result<Vec<u8>> {
+fn read_agent(file: File) -> Result<Vec<u8>, AssembleError> {
     let mut agent = Vec::new();
     file.take(MAX_AGENT + 1)
         .read_to_end(&mut agent)

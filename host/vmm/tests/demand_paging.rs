@@ -1,10 +1,10 @@
-//! Machines whose memory a pager brings, with the real process and a pager that can be killed.
+//! Machines with demand-paged memory, with the real process and a pager that can be killed.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 mod common;
 
 use common::{Machine, RESET, kvm, print, spec};
-use control::{Event, ExitCause, Origin, Request, SaveSpec, SavedLink, VmSpec};
+use control::{BootSource, Descriptors, Event, ExitCause, Request, SaveSpec};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use snapshot_format::LayerIndex;
@@ -19,7 +19,8 @@ const MEMORY_PAGES: u64 = 128 << 20 >> 12;
 /// The test that is a pager when it is asked to be one.
 const CHILD: &str = "VMM_TEST_PAGER";
 
-/// Prints 1, counts in memory for about a second, prints 2, then whether a far page is as it was, resets.
+/// Prints 1, counts in memory for about a second, prints 2, then whether a far page is as it was,
+/// resets.
 fn counting() -> Vec<u8> {
     let count = [
         // mov byte [0x300000], 'Y'
@@ -124,14 +125,14 @@ struct Files {
 
 fn save(machine: &Machine) -> Files {
     let (memory, state) = (empty(), empty());
-    let files = [memory.try_clone().unwrap(), state.try_clone().unwrap()];
+    let mut fds = Descriptors::default();
     let spec = SaveSpec {
-        memory: 0,
-        state: 1,
-        disks: Vec::new(),
+        memory: fds.add(memory.try_clone().unwrap()),
+        state: fds.add(state.try_clone().unwrap()),
+        contents: Vec::new(),
         ahead: false,
     };
-    machine.send(&Request::Save(spec), &files);
+    machine.send(&Request::Save(spec), &Vec::from(fds));
     match machine.receive() {
         Some(Event::Saved(saved)) => Files {
             memory,
@@ -155,18 +156,14 @@ fn configure(pager: OwnedFd, files: &Files) -> Machine {
         .read(true)
         .write(true)
         .open("/dev/userfaultfd");
-    let state = files.state.try_clone().unwrap();
-    let fds = [pager, device.unwrap().into(), link.into(), state];
-    let spec = VmSpec {
-        origin: Origin::Lazy {
-            pager: 0,
-            userfaultfd: 1,
-            state: 3,
-            link: SavedLink::Kept,
-        },
-        ..spec(2)
+    let mut fds = Descriptors::default();
+    let demand_paged = BootSource::DemandPaged {
+        pager: fds.add(pager),
+        userfaultfd: fds.add(device.unwrap()),
+        state: fds.add(files.state.try_clone().unwrap()),
     };
-    machine.send(&Request::Configure(Box::new(spec)), &fds);
+    let spec = spec(2, demand_paged, fds.add(link));
+    machine.send(&Request::Configure(Box::new(spec)), &Vec::from(fds));
     machine
 }
 
@@ -189,7 +186,7 @@ fn console(machine: Machine) -> Vec<u8> {
 }
 
 #[test]
-fn lazy_machines_go_on_where_the_first_was_saved_and_are_saved_again() {
+fn demand_paged_machines_resume_where_the_first_was_saved_and_are_saved_again() {
     if !possible() {
         return;
     }
@@ -304,7 +301,7 @@ fn a_machine_that_waits_for_ever_ends_all_the_same() {
         return;
     }
     let files = saved();
-    // A pager that says it is ready and never brings anything: stopped after it was ready.
+    // A pager that says it is ready and never loads anything: stopped after it was ready.
     let mut pager = Pager::start();
     let job = pager.job(&[&files.memory], Some(empty()));
     let machine = begin(job, &files);

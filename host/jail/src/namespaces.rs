@@ -1,9 +1,11 @@
 //! Namespaces: a view of the system in which there is nothing.
 #![expect(unsafe_code, reason = "unshare can take away what other threads use")]
 
-use crate::JailError;
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
-use rustix::mount::{mount, mount_bind_recursive, mount_change, unmount};
+use crate::error::JailError;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind_recursive, mount_change,
+    unmount,
+};
 use rustix::process::{chdir, pivot_root};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
@@ -18,16 +20,16 @@ fn system(what: &'static str) -> impl FnOnce(rustix::io::Errno) -> JailError {
 }
 
 /// Moves the process into namespaces of its own: no network interface, no System V objects, a host
-/// name that nobody sees, and a file system with nothing in it but `/proc`. Processes that it forks are
-/// born in them, for nothing.
+/// name that nobody sees, and a file system with nothing in it but `/proc`. Processes that it forks
+/// are born in them, for nothing.
 ///
 /// # Errors
-/// [`JailError::System`]; without the right to administer the system (root), the first step fails and
-/// nothing has changed.
+/// [`JailError::System`]; without the right to administer the system (root), the first step fails
+/// and nothing has changed.
 ///
 /// # Safety
 /// The process must have one thread, and own no path that it still needs.
-pub unsafe fn empty_rooms() -> Result<(), JailError> {
+pub unsafe fn enter_empty_namespaces() -> Result<(), JailError> {
     let flags = UnshareFlags::NEWNS
         | UnshareFlags::NEWNET
         | UnshareFlags::NEWIPC
@@ -79,7 +81,7 @@ mod test {
             // with CLONE_FS undone it can. Nothing of the test's needs a path afterwards.
             unsafe { unshare_unsafe(UnshareFlags::FS) }.unwrap();
             // SAFETY: as above: what is left behind is this thread's.
-            unsafe { empty_rooms() }.unwrap();
+            unsafe { enter_empty_namespaces() }.unwrap();
             let names: Vec<_> = std::fs::read_dir("/").unwrap().collect();
             assert_eq!(names.len(), 1, "{names:?}");
             become_user(1_234_567_890).unwrap();

@@ -1,13 +1,14 @@
-//! States as each version wrote them, in `goldens/`: this version's is read and would be written so again,
-//! byte for byte; others are refused in words. They are named by the version of the section that changed
-//! last, `cpu`. When any section's version is raised, keep the last golden and make another:
+//! States as each version wrote them, in `goldens/`: this version's is read and would be written so
+//! again, byte for byte; others are refused in words. They are named by the version of the section
+//! that changed last, `cpu`. When any section's version is raised, keep the last golden and make
+//! another:
 //!
 //! ```text
 //! cargo test -p vmm --test clone -- --ignored make_golden
 //! ```
 
 use super::*;
-use crate::supervise::chain;
+use crate::error::chain;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 const OLDER: &[u8] = include_bytes!("goldens/state-v1");
@@ -15,10 +16,10 @@ const GOLDEN: &[u8] = include_bytes!("goldens/state-v2");
 /// Of its memory.
 const PAGES: u64 = 128 << 20 >> 12;
 
-fn read(bytes: &[u8]) -> Result<State, SaveError> {
+fn read(bytes: &[u8]) -> Result<SavedState, SaveError> {
     let mut file = File::from(memfd_create("state", MemfdFlags::CLOEXEC).unwrap());
     file.write_all(bytes).unwrap();
-    State::read(&file, PAGES)
+    SavedState::read(&file, PAGES)
 }
 
 fn refused(bytes: &[u8]) -> String {

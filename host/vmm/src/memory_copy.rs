@@ -1,7 +1,9 @@
-//! Copying a machine's memory into a layer: all of it while the machine stands still, or most of it before.
+//! Copying a machine's memory into a layer: all of it while the machine is paused, or most of it
+//! ahead, while it runs.
 
-use crate::assemble::Machine;
-use crate::save::{SaveError, written};
+use crate::error::SaveError;
+use crate::pages::written;
+use crate::parts::Machine;
 use machine::Memory;
 use snapshot_memory::{LayerWriter, PageRange, WriteTracking};
 use std::fs::File;
@@ -11,14 +13,14 @@ const SLICE: u64 = 256;
 
 /// A layer of memory that is being written.
 #[derive(Debug)]
-pub(crate) struct Copying {
+pub(crate) struct MemoryCopy {
     writer: LayerWriter,
-    ahead: Vec<Part>,
+    ahead: Vec<PartCopy>,
 }
 
 /// A part of the memory that is copied ahead.
 #[derive(Debug)]
-struct Part {
+struct PartCopy {
     rewritten: WriteTracking,
     /// Its first page in the whole.
     begin: u64,
@@ -28,16 +30,16 @@ struct Part {
 
 /// What was copied.
 #[derive(Debug)]
-pub(crate) struct Copied {
+pub(crate) struct CopyReport {
     /// Pages that the layer holds bytes of.
     pub(crate) stored: u64,
-    /// Pages that were copied at the end.
-    pub(crate) still: u64,
-    /// What to drop once the machine runs again.
+    /// Pages that were copied while the machine was paused.
+    pub(crate) paused: u64,
+    /// To be dropped once the machine runs again.
     pub(crate) watches: Vec<WriteTracking>,
 }
 
-impl Copying {
+impl MemoryCopy {
     /// Into an empty file.
     pub(crate) fn new(file: File, memory: &Memory) -> Self {
         Self {
@@ -46,16 +48,16 @@ impl Copying {
         }
     }
 
-    /// Begins to copy what the machine has written by now, while it runs. After an error all is left to the
-    /// end.
-    pub(crate) fn begin_ahead(&mut self, machine: &Machine) -> Result<(), SaveError> {
+    /// Starts to copy what the machine has written by now, while it runs. After an error all of it
+    /// is left to [`MemoryCopy::finish`].
+    pub(crate) fn start_ahead(&mut self, machine: &Machine) -> Result<(), SaveError> {
         let mut begin = 0;
         let mut ahead = Vec::new();
         for part in machine.vm.memory().host_ranges() {
             let pages = part.len() as u64 / 4096;
             let (rewritten, mut left) = WriteTracking::begin(part, &machine.pagemap)?;
             left.reverse();
-            ahead.push(Part {
+            ahead.push(PartCopy {
                 rewritten,
                 begin,
                 left,
@@ -66,8 +68,8 @@ impl Copying {
         Ok(())
     }
 
-    /// Copies some more ahead; whether there is nothing left of that.
-    pub(crate) fn go_on(&mut self, memory: &Memory) -> Result<bool, SaveError> {
+    /// Copies some more ahead; whether nothing is left of that.
+    pub(crate) fn copy_slice(&mut self, memory: &Memory) -> Result<bool, SaveError> {
         let mut room = SLICE;
         for part in &mut self.ahead {
             while room > 0
@@ -90,27 +92,27 @@ impl Copying {
         Ok(room > 0)
     }
 
-    /// Copies all the rest. Nothing runs meanwhile.
-    pub(crate) fn finish(mut self, machine: &Machine) -> Result<Copied, SaveError> {
+    /// Copies all the rest. The machine is paused.
+    pub(crate) fn finish(mut self, machine: &Machine) -> Result<CopyReport, SaveError> {
         let memory = machine.vm.memory();
-        let mut still = 0;
+        let mut paused = 0;
         if self.ahead.is_empty() {
             for pages in written(machine)? {
-                still += pages.end - pages.first;
+                paused += pages.end - pages.first;
                 copy(&mut self.writer, memory, 0, pages)?;
             }
         }
         for part in &self.ahead {
             let again = part.rewritten.ranges(&machine.pagemap)?;
             for pages in again.iter().chain(part.left.iter().rev()) {
-                still += pages.end - pages.first;
+                paused += pages.end - pages.first;
                 copy(&mut self.writer, memory, part.begin, *pages)?;
             }
         }
         let index = self.writer.finish()?;
-        Ok(Copied {
+        Ok(CopyReport {
             stored: index.slots().into(),
-            still,
+            paused,
             watches: self.ahead.into_iter().map(|part| part.rewritten).collect(),
         })
     }

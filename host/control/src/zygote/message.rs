@@ -1,0 +1,34 @@
+//! What the service and a zygote say to each other.
+
+use serde::{Deserialize, Serialize};
+
+/// The argument that makes a VM program a zygote.
+pub const ZYGOTE_ARGUMENT: &str = "zygote";
+
+/// From the service to a zygote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Request {
+    /// Make a VM process. Two descriptors come along: its end of the control socket, and its
+    /// standard error. Answered by [`Event::Spawned`] or [`Event::Failed`].
+    Spawn,
+}
+
+/// From a zygote to the service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Event {
+    /// It is ready. What of its own confinement could not be had, for the log.
+    Ready {
+        /// One line each; empty if all holds.
+        lacks: Vec<String>,
+    },
+    /// A VM process is there, as a child of the service; its own first word.
+    Spawned {
+        /// Its number.
+        pid: i32,
+    },
+    /// None could be made.
+    Failed {
+        /// Why.
+        message: String,
+    },
+}
