@@ -6,6 +6,7 @@ mod bench;
 mod cache;
 mod deps;
 mod dist;
+mod fuzz;
 mod image;
 mod kernel;
 mod lab;
@@ -35,6 +36,8 @@ enum Command {
     Test(test::Args),
     /// Measure, and compare with the bars
     Bench(bench::Args),
+    /// Drive the decoders by libFuzzer, and keep what it finds
+    Fuzz(fuzz::Args),
     /// Build the guest kernel, or check a built one against its fragments
     Kernel(kernel::Args),
     /// Build the guest images
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Command::Up(args) => up::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Kernel(args) => kernel::run(&args),
         Command::Image(args) => image::run(&args),
         Command::Lab(args) => lab::run(&args),
