@@ -103,7 +103,7 @@ pub(crate) fn run(agent: &mut Agent, start_ns: u64) -> ! {
         log(format_args!("cannot {what}: errno {}", e.0));
         spawn::exit(1);
     }
-    furnish();
+    set_up();
     agent.tasks.identity.look();
     match make_cgroup() {
         Ok(cgroup) => {
@@ -165,7 +165,7 @@ fn standard_descriptors() -> Result<(), Errno> {
 }
 
 /// What programs expect. A guest without some of it is still a guest: failures are only logged.
-fn furnish() {
+fn set_up() {
     for (i, m) in MOUNTS.iter().enumerate() {
         let mut mounted = mount(m.kind, m.target, m.kind, m.flags, m.data);
         if mounted == Err(Errno::NOENT) {

@@ -131,7 +131,7 @@ impl GuestIdentity {
     }
 }
 
-/// A machine is another when its name is: one that goes on after a pause keeps its id.
+/// A machine is another when its name is: one that is resumed after a pause keeps its id.
 fn new_machine_id(random: &Fd) -> Result<(), Errno> {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut bytes = [0; 16];

@@ -1,4 +1,4 @@
-//! What is read in a machine that is to be copied, before anything runs in it.
+//! Page-cache priming: what is read in a template VM, in a fixed order, before anything runs in it.
 
 /// Files, in order, and how many of their first bytes; what an image does not have is left out.
 ///

@@ -154,7 +154,7 @@ pub enum Reply<'a> {
     Sysinfo(Sysinfo),
 }
 
-/// News of a stream that goes on.
+/// News of a stream that stays open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamEvent<'a> {
     /// The process runs.

@@ -49,7 +49,7 @@ impl Extent {
     }
 
     /// Whether `next` says nothing that a longer one of this would not.
-    fn goes_on_in(&self, next: &Self) -> bool {
+    fn is_continued_by(&self, next: &Self) -> bool {
         let slot = self.slot.map(|slot| slot.checked_add(self.units));
         let same = match (slot, next.slot) {
             (None, None) => true,
@@ -137,7 +137,7 @@ impl LayerIndex {
                 || extent.first < after
                 || end.is_none_or(|end| end > units)
                 || last.is_some_and(|last| last > slots)
-                || before.is_some_and(|before| before.goes_on_in(extent))
+                || before.is_some_and(|before| before.is_continued_by(extent))
             {
                 let Extent {
                     first,
@@ -299,7 +299,7 @@ fn joined(extents: impl IntoIterator<Item = Extent>) -> Vec<Extent> {
     let mut joined: Vec<Extent> = Vec::new();
     for extent in extents {
         match joined.last_mut() {
-            Some(last) if last.goes_on_in(&extent) => last.units += extent.units,
+            Some(last) if last.is_continued_by(&extent) => last.units += extent.units,
             _ => joined.push(extent),
         }
     }

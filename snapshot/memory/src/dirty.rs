@@ -127,7 +127,7 @@ impl Pagemap {
         self.scan(mapping, (0, PAGE_IS_FILE), SOMEWHERE, 0)
     }
 
-    /// The same, and in the same moment each page is write-protected in a way that lifts itself. There must
+    /// The same, and atomically each page is write-protected in a way that lifts itself. There must
     /// be a userfaultfd for that ([`crate::WriteTracking`]).
     pub(crate) fn protect_dirty(
         &self,

@@ -1,8 +1,8 @@
 //! Which pages are written to again while they are copied.
 //!
-//! A machine that runs is copied in two goes. First its own pages are write-protected, without a handler:
-//! whoever writes to one lifts the protection in passing, in the kernel. They are copied while the machine
-//! runs. Then it stands still, and what is its own but no longer protected is copied again.
+//! A machine that runs is copied in two passes. First its own pages are write-protected, without a handler:
+//! a write to one lifts the protection, in the kernel. They are copied while the machine runs. Then it is
+//! paused, and what is its own but no longer protected is copied again.
 #![expect(unsafe_code, reason = "userfaultfd is a system call without a wrapper")]
 
 use crate::dirty::{PageRange, Pagemap};

@@ -25,7 +25,7 @@ pub struct SnapshotStore {
     _lock: File,
 }
 
-/// What a collection removed.
+/// What a garbage collection removed.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct CollectedBlobs {
     /// Blobs.
@@ -132,8 +132,7 @@ impl SnapshotStore {
         Ok((manifest, lease))
     }
 
-    /// A lease on blobs that the caller knows to be kept at this moment, by another lease or by a
-    /// manifest.
+    /// A lease on blobs that another lease or a manifest keeps while this is called.
     #[must_use]
     pub fn lease(&self, blobs: &[BlobRef]) -> BlobLease {
         self.leases.take(blobs.iter().map(|blob| blob.digest))

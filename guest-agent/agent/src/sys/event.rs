@@ -36,7 +36,7 @@ impl EpollEvent {
     }
 }
 
-/// An epoll instance. Everything is edge-triggered: an event is told once, and holds until a call
+/// An epoll instance. Everything is edge-triggered: an event is reported once, and holds until a call
 /// has said that it would block.
 #[derive(Debug)]
 pub(crate) struct Epoll(Fd);

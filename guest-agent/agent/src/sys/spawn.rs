@@ -1,7 +1,7 @@
 //! Starting, signalling and reaping processes.
 //!
 //! A child is made by `clone3(CLONE_VM | CLONE_VFORK)`: it runs on a stack of its own in the agent's
-//! memory while the agent waits, so nothing is copied and a failure is told through memory. It
+//! memory while the agent waits, so nothing is copied and a failure is reported through memory. It
 //! touches only its [`SpawnPlan`] and that stack until `execve` gives it a memory of its own.
 
 use super::event::{Epoll, EpollEvent};

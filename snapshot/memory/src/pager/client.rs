@@ -30,7 +30,7 @@ pub struct LazyMemory {
     parts: Vec<Range<usize>>,
 }
 
-/// Whether memory can be brought to processes that are given `device`, which is `/dev/userfaultfd`, open.
+/// Whether memory can be loaded on demand by processes that are given `device`, which is `/dev/userfaultfd`, open.
 ///
 /// # Errors
 /// What the kernel refuses.

@@ -321,7 +321,7 @@ fn receive(socket: impl AsFd) -> Result<Option<Packet>, PagerError> {
         match recvmsg(&socket, &mut slices, &mut beside, RecvFlags::CMSG_CLOEXEC) {
             Ok(received) => break received,
             Err(Errno::INTR) => {}
-            // Told once, when the other end went without reading all: before its last words.
+            // Once, when the other end closed without reading all: its last message comes after it.
             Err(Errno::CONNRESET) if !reset => reset = true,
             Err(Errno::CONNRESET) => return Ok(None),
             Err(errno) => return Err(io("Receiving a message", "")(errno)),
