@@ -1,8 +1,8 @@
-//! Huge pages under the parts of a base memory that copies only read.
+//! Huge pages under the parts of a base memory that clones only read.
 //!
-//! A guest's code is most of what a copy reads first. In huge pages, one fault maps 512 pages of it, the
-//! tables that say so are one entry instead of a page for each copy, and the processor's own cache of
-//! them holds more. A copy that writes into such a part after all gets small pages there.
+//! A guest's code is most of what a clone reads first. In huge pages, one fault maps 512 pages of it, the
+//! page tables of each clone are one entry instead of a page, and the processor's own cache of them holds
+//! more. A clone that writes into such a part after all gets small pages there.
 #![expect(unsafe_code, reason = "mapping a file to say how it is to be held")]
 
 use crate::base_memory::BaseMemory;
@@ -40,11 +40,11 @@ impl WorkingSet {
 }
 
 impl BaseMemory {
-    /// The state that copies begin at, with the working set that `trial`, the state of one of them, tells;
+    /// The state that clones are restored from, with the working set of `trial`, the state of one of them;
     /// what they only read is in huge pages from then on, as far as the kernel has any.
     ///
     /// # Errors
-    /// When one of them is not a state of such a machine, `trial` does not say, or the file cannot be
+    /// When one of them is not a state of such a machine, `trial` has no working set, or the file cannot be
     /// mapped.
     pub fn learn(&self, state: &[u8], trial: &[u8]) -> Result<(Vec<u8>, WorkingSet), MemoryError> {
         let learned = WorkingSet::learn(state, trial)?;

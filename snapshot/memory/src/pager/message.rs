@@ -229,7 +229,7 @@ impl PagerStatus {
             0 => Ok(Self::Ready),
             1 => Ok(Self::Done),
             2 => Ok(Self::Failed(String::from_utf8_lossy(reader.0).into_owned())),
-            kind => Err(PagerError::Message(format!("a word of kind {kind}"))),
+            kind => Err(PagerError::Message(format!("a status of kind {kind}"))),
         }
     }
 }
@@ -356,15 +356,15 @@ mod test {
     }
 
     #[test]
-    fn words_arrive() {
+    fn statuses_arrive() {
         let (a, b) = pair();
-        for word in [
+        for status in [
             PagerStatus::Ready,
             PagerStatus::Done,
             PagerStatus::Failed("no".into()),
         ] {
-            word.send(&a).unwrap();
-            assert_eq!(PagerStatus::receive(&b).unwrap(), Some(word));
+            status.send(&a).unwrap();
+            assert_eq!(PagerStatus::receive(&b).unwrap(), Some(status));
         }
         drop(a);
         assert_eq!(PagerStatus::receive(&b).unwrap(), None);
