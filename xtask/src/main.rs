@@ -7,6 +7,7 @@ mod cache;
 mod check;
 mod deps;
 mod dist;
+mod fuzz;
 mod image;
 mod kernel;
 mod lab;
@@ -38,6 +39,8 @@ enum XtaskCommand {
     Test(test::TestArgs),
     /// Measure, and compare with the targets
     Bench(bench::BenchArgs),
+    /// Drive the decoders by libFuzzer, and keep what it finds
+    Fuzz(fuzz::FuzzArgs),
     /// Build the guest kernel, or check a built one against its fragments
     Kernel(kernel::KernelArgs),
     /// Build the guest images
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         XtaskCommand::Check => check::run(),
         XtaskCommand::Test(args) => test::run(&args),
         XtaskCommand::Bench(args) => bench::run(&args),
+        XtaskCommand::Fuzz(args) => fuzz::run(&args),
         XtaskCommand::Kernel(args) => kernel::run(&args),
         XtaskCommand::Image(args) => image::run(&args),
         XtaskCommand::Lab(args) => lab::run(&args),

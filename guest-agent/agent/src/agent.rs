@@ -149,7 +149,7 @@ impl Agent {
             }
             match self.input.next(&mut self.session) {
                 Err(fatal) => {
-                    self.farewell(link, &fatal, epoll);
+                    self.go_away(link, &fatal, epoll);
                     return false;
                 }
                 Ok(Some(action)) => act(&action, &mut self.tasks, &mut self.session, epoll),
@@ -167,7 +167,7 @@ impl Agent {
     }
 
     /// Tells the host why, as far as the link takes it, and gives the connection up.
-    fn farewell(&mut self, link: &mut HostLink, fatal: &FatalError, epoll: &Epoll) {
+    fn go_away(&mut self, link: &mut HostLink, fatal: &FatalError, epoll: &Epoll) {
         system::log(format_args!("closing the link: {}", fatal.message.as_str()));
         let message = fatal.message.as_str();
         self.session.connection(&Message::GoAway {

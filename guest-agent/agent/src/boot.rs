@@ -1,10 +1,10 @@
 //! From the kernel's first user-space instruction to a guest that can serve.
 //!
 //! The program is `/init` of a small initial file system. It mounts the disk, moves onto it, mounts
-//! what Linux programs expect, makes the cgroup of user processes and connects. It waits for nothing:
-//! all drivers are built in, so the disk is there before the first instruction. Whatever a sandbox
-//! cannot be without ends the program with a line in the kernel's log; the host sees the kernel's
-//! panic and the line.
+//! what Linux programs expect, makes the cgroup of user processes and connects. It waits for
+//! nothing: all drivers are built in, so the disk is there before the first instruction. Whatever a
+//! sandbox cannot be without ends the program with a line in the kernel's log; the host sees the
+//! kernel's panic and the line.
 
 use crate::agent::Agent;
 use crate::identity::{GENERATION, MACHINE_ID};
@@ -24,8 +24,8 @@ use wire::boot_flags;
 
 /// The root disk.
 const DISK: &CStr = c"/dev/vda";
-/// Nothing in the background: the kernel would read all bitmaps of the disk and zero all of its unused inodes,
-/// in every clone again, where most need neither.
+/// Nothing in the background: the kernel would read all bitmaps of the disk and zero all of its
+/// unused inodes, in every clone again, where most need neither.
 const DISK_OPTIONS: &CStr = c"no_prefetch_block_bitmaps,noinit_itable";
 /// The cgroup of everything the agent starts.
 const CGROUP: &CStr = c"/sys/fs/cgroup/user";
@@ -92,8 +92,9 @@ const LINKS: [(&CStr, &CStr); 4] = [
 /// Devices the kernel gives to root alone and that everybody may use, as on any distribution.
 const OPEN_NODES: [&CStr; 2] = [c"/dev/fuse", c"/dev/net/tun"];
 
-/// Settings of the kernel that differ from its own, and how they are written. Without proactive compaction:
-/// its thread wakes twice a second in every guest, for ever, to find that there is nothing to do.
+/// Settings of the kernel that differ from its own, and how they are written. Without proactive
+/// compaction: its thread wakes twice a second in every guest, for ever, to find that there is
+/// nothing to do.
 const SETTINGS: [(&CStr, &str); 1] = [(c"/proc/sys/vm/compaction_proactiveness", "0")];
 
 /// Sets the guest up, serves until the host shuts it down, and ends it.
@@ -103,7 +104,7 @@ pub(crate) fn run(agent: &mut Agent, start_ns: u64) -> ! {
         log(format_args!("cannot {what}: errno {}", e.0));
         spawn::exit(1);
     }
-    furnish();
+    set_up();
     agent.tasks.identity.look();
     match make_cgroup() {
         Ok(cgroup) => {
@@ -165,7 +166,7 @@ fn standard_descriptors() -> Result<(), Errno> {
 }
 
 /// What programs expect. A guest without some of it is still a guest: failures are only logged.
-fn furnish() {
+fn set_up() {
     for (i, m) in MOUNTS.iter().enumerate() {
         let mut mounted = mount(m.kind, m.target, m.kind, m.flags, m.data);
         if mounted == Err(Errno::NOENT) {

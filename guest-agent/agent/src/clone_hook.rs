@@ -1,5 +1,5 @@
-//! The template's own part of becoming somebody else: a program that is run, and waited for, whenever
-//! the guest takes an identity.
+//! The template's own part of becoming somebody else: a program that is run, and waited for,
+//! whenever the guest takes an identity.
 //!
 //! The kernel's randomness is fresh by then. What programs have drawn from it before and keep, such
 //! as the state of Python's `random` or of OpenSSL, only they can renew: the hook tells them to.

@@ -1,11 +1,10 @@
 //! What is at a path, as the protocol tells it.
 
 use crate::path::PathBuffer;
-use crate::sys::Errno;
-use crate::sys::Fd;
 use crate::sys::file::{
     FileStat, O_PATH, PathBase, S_IFDIR, S_IFLNK, S_IFREG, fstat, open, readlink, stat,
 };
+use crate::sys::{Errno, Fd};
 use agent_core::{AccountFiles, FixedText};
 use core::ffi::CStr;
 use wire::{EntryInfo, FileKind, MAX_PATH};
@@ -24,8 +23,9 @@ pub(crate) fn describe_path<R>(
     describe(PathBase::Cwd, name, bytes, open_file, accounts, tell)
 }
 
-/// Looks at `name` in `dir`, known to the host as `path`, and hands the description to `tell`. Of an
-/// `open_file`, which somebody may have moved or removed meanwhile, there is always something to tell.
+/// Looks at `name` in `dir`, known to the host as `path`, and hands the description to `tell`. Of
+/// an `open_file`, which somebody may have moved or removed meanwhile, there is always something to
+/// tell.
 ///
 /// # Errors
 /// When there is nothing, or it cannot be looked at.

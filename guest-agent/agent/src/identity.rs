@@ -48,9 +48,9 @@ impl GuestIdentity {
         self.generation
     }
 
-    /// Looks how programs of this image find the guest's own name: C libraries that have a module `myhostname`
-    /// ask the kernel. Others read the hosts file, which is on the disk: each copy writes to it then, and
-    /// shall not wait for its first page.
+    /// Looks how programs of this image find the guest's own name: C libraries that have a module
+    /// `myhostname` ask the kernel. Others read the hosts file, which is on the disk: each copy
+    /// writes to it then, and shall not wait for its first page.
     pub(crate) fn look(&mut self) {
         let mut text = [0; 2048];
         let file = open(PathBase::Cwd, LOOKUP, O_RDONLY, 0);
@@ -73,8 +73,8 @@ impl GuestIdentity {
         StringList::Packed(&self.env[..self.env_len])
     }
 
-    /// Takes a new one, or sets the clock again for the one that it has. Randomness first: nothing that
-    /// follows may use the old. The template's hook last: it finds everything else done.
+    /// Takes a new one, or sets the clock again for the one that it has. Randomness first: nothing
+    /// that follows may use the old. The template's hook last: it finds everything else done.
     ///
     /// # Errors
     /// At the first part that fails; the generation changes only when all have succeeded.
@@ -131,7 +131,7 @@ impl GuestIdentity {
     }
 }
 
-/// A machine is another when its name is: one that goes on after a pause keeps its id.
+/// A machine is another when its name is: one that is resumed after a pause keeps its id.
 fn new_machine_id(random: &Fd) -> Result<(), Errno> {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut bytes = [0; 16];

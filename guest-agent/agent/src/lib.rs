@@ -1,9 +1,9 @@
 //! The part of the guest agent that does no input or output: bytes in, actions out.
 //!
-//! [`HostInput`] turns the link's bytes into [`HostAction`]s, [`Session`] holds the streams with their
-//! windows and the frames on their way out, [`AccountFiles`] reads `/etc/passwd` and `/etc/group`, and
-//! [`ProcessEnvironment`] builds what a process finds as its environment. All of it lives in fixed tables:
-//! there is no allocator. The binary beside it does the system calls.
+//! [`HostInput`] turns the link's bytes into [`HostAction`]s, [`Session`] holds the streams with
+//! their windows and the frames on their way out, [`AccountFiles`] reads `/etc/passwd` and
+//! `/etc/group`, and [`ProcessEnvironment`] builds what a process finds as its environment. All of
+//! it lives in fixed tables: there is no allocator. The binary beside it does the system calls.
 //!
 //! **Architecture invariant:** this library makes no system call and knows no clock.
 

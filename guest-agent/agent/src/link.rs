@@ -30,13 +30,13 @@ pub(crate) struct HostLink {
     vsock: bool,
     readable: bool,
     writable: bool,
-    /// The host sends no more: read on until the end, of which no other event will tell.
+    /// The host sends no more: read on until the end, of which no other event reports.
     ended: bool,
     /// Epoll is to tell when it becomes writable: only while it is not, since every byte the host
     /// reads would wake us otherwise.
     watching: bool,
     wait_ms: u32,
-    /// No try before this moment of the monotonic clock.
+    /// No try before this time of the monotonic clock.
     next_try_ns: u64,
     flags: u32,
     start_ns: u64,

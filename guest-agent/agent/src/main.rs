@@ -2,8 +2,8 @@
 //!
 //! Without arguments and as PID 1 it sets the guest up ([`boot`]) and connects to the host over
 //! vsock. As `hatchery-agent --fd N` it serves the same protocol on the stream socket it inherited
-//! as descriptor N, without touching the machine, so that everything above the boot is tested on the
-//! host.
+//! as descriptor N, without touching the machine, so that everything above the boot is tested on
+//! the host.
 
 #![no_std]
 #![no_main]

@@ -1,7 +1,7 @@
 //! The processes the agent started: their pipes, their input, their end.
 //!
 //! ```text
-//! start --> running --(reaped)--> draining --(pipes read as far as they were filled)--> told, gone
+//! start --> running --(reaped)--> draining --(pipes read as far as they were filled)--> exit sent, gone
 //! ```
 //!
 //! A process ends for the host when the process itself ends: what it and its children had written
@@ -104,8 +104,8 @@ struct Process {
     /// Its stream went with the connection: output and end wait until the host asks for them.
     held: bool,
     pty: bool,
-    /// It was reaped; `exit` says how it ended. (Not an `Option`: a free place is all zeros, so that
-    /// the table costs no bytes in the program.)
+    /// It was reaped; `exit` says how it ended. (Not an `Option`: a free place is all zeros, so
+    /// that the table costs no bytes in the program.)
     ended: bool,
     exit: ProcessExit,
     stdin: StdinQueue,
@@ -277,7 +277,7 @@ impl ProcessTable {
         }
     }
 
-    /// Nobody listens to the process any more; it goes on.
+    /// Nobody listens to the process any more; it keeps running.
     pub(crate) fn detach(&mut self, i: usize, slot: usize) {
         let p = &mut self.table[i];
         if p.slot != Some(slot) {
@@ -401,7 +401,7 @@ impl ProcessTable {
 }
 
 impl Process {
-    /// It runs, or its end waits to be told.
+    /// It runs, or its end waits to be sent.
     const fn is_there(&self) -> bool {
         self.pid != 0 && (!self.ended || self.held)
     }
@@ -445,7 +445,7 @@ impl Process {
         !empty && self.stdin.ready
     }
 
-    /// Tells the end once everything was read, and frees the place.
+    /// Sends the end once everything was read, and frees the place.
     fn conclude(&mut self, session: &mut Session) {
         if !self.ended {
             return;

@@ -10,13 +10,12 @@
 //! one more frame; input is read only while that room is there. So a peer that does not read is not
 //! read from, and nothing grows.
 
+use crate::FixedText;
 use wire::{
     DataChannel, ErrorCode, FrameHeader, FrameKind, HEADER_LEN, INPUT_WINDOW, MAX_FRAME,
     MAX_MESSAGE, MAX_PAYLOAD, MAX_STREAMS, Message, OUTPUT_WINDOW, RecvWindow, Reply, ReplyError,
     ResetCode, SendWindow, StreamEvent,
 };
-
-use crate::FixedText;
 
 /// Bytes of frames that may wait for the link.
 pub const OUT_BUFFER: usize = 256 * 1024;
@@ -93,8 +92,8 @@ impl Session {
         OUT_BUFFER - (self.end - self.start) >= RESERVE
     }
 
-    /// Whether something may be waiting for room: when the link has taken bytes after this was true,
-    /// everything is worth another try.
+    /// Whether something may be waiting for room: when the link has taken bytes after this was
+    /// true, everything is worth another try.
     #[must_use]
     pub fn is_tight(&self) -> bool {
         OUT_BUFFER - (self.end - self.start) < RESERVE + MAX_FRAME
@@ -150,7 +149,8 @@ impl Session {
         self.streams[slot].ended = true;
     }
 
-    /// The stream's data was used up: lets the host send more. The host has ended its half: nothing.
+    /// The stream's data was used up: lets the host send more. The host has ended its half:
+    /// nothing.
     pub fn consumed(&mut self, slot: usize, bytes: usize) {
         let stream = &mut self.streams[slot];
         stream
@@ -266,8 +266,8 @@ impl Session {
         }
     }
 
-    /// Appends a frame. Callers have checked [`has_room`](Self::has_room) before they began; a frame
-    /// without room would be lost, which the test below shows cannot be.
+    /// Appends a frame. Callers have checked [`has_room`](Self::has_room) before they began; a
+    /// frame without room would be lost, which the test below shows cannot be.
     fn push(&mut self, stream: u32, message: &Message<'_>) {
         self.make_room(MAX_FRAME);
         match message.encode(stream, &mut self.out[self.end..]) {
@@ -450,7 +450,8 @@ mod test {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
-        /// Any sequence of frames keeps the tables whole: never a panic, never more data than window.
+        /// Any sequence of frames keeps the tables whole: never a panic, never more data than
+        /// window.
         #[test]
         fn any_order_of_frames_is_survived(
             steps in proptest::collection::vec((0u32..6, 0u8..6, 0u32..70_000), 1..200),

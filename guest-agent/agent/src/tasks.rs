@@ -1,4 +1,4 @@
-//! What goes on for the streams: one task per slot, each a bounded step per turn.
+//! The work of the streams: one task per slot, each a bounded step per turn.
 
 use crate::clone_hook::IdentityError;
 use crate::entry::describe_path;
@@ -34,7 +34,7 @@ enum StreamTask {
     /// Lists or removes.
     Walk(usize),
     /// Lists processes from this place on.
-    Processes { next: usize, told: u64 },
+    Processes { next: usize, listed: u64 },
 }
 
 /// Everything the streams work with.
@@ -103,7 +103,9 @@ impl TaskTable {
                 let done = self.procs.resize(pid, size.cols, size.rows);
                 finish(session, slot, done, "resize a terminal");
             }
-            Request::ListProcesses => self.table[slot] = StreamTask::Processes { next: 0, told: 0 },
+            Request::ListProcesses => {
+                self.table[slot] = StreamTask::Processes { next: 0, listed: 0 }
+            }
             Request::LookupUser { name } => self.lookup(slot, name, session),
             Request::SetIdentity(ref identity) => {
                 match self.identity.take(identity, self.launcher.cgroup()) {
@@ -151,10 +153,10 @@ impl TaskTable {
             Request::Stat { .. } => self.tell_entry(slot, None, session, "look at it"),
             Request::ReadFile(f) => match open_read(f, path) {
                 Ok(file) => {
-                    let told = describe_path(path, Some(&file), &accounts, |e| {
+                    let described = describe_path(path, Some(&file), &accounts, |e| {
                         session.event(slot, &StreamEvent::Opened(*e));
                     });
-                    match told {
+                    match described {
                         Ok(()) => {
                             let (left, sent) = (f.len, 0);
                             self.table[slot] = StreamTask::Read { file, left, sent };
@@ -192,10 +194,10 @@ impl TaskTable {
     fn tell_entry(&mut self, slot: usize, file: Option<&Fd>, session: &mut Session, what: &str) {
         let accounts = self.users.now();
         let path = &self.paths[slot];
-        let told = describe_path(path, file, &accounts, |e| {
+        let described = describe_path(path, file, &accounts, |e| {
             session.reply(slot, &Reply::Entry(*e));
         });
-        told.unwrap_or_else(|e| fail(session, slot, what, e));
+        described.unwrap_or_else(|e| fail(session, slot, what, e));
     }
 
     fn start(
@@ -324,7 +326,7 @@ impl TaskTable {
             if !session.has_room() {
                 return false;
             }
-            let (goes_on, again) = match &mut self.table[slot] {
+            let (unfinished, again) = match &mut self.table[slot] {
                 StreamTask::Free | StreamTask::Process(_) | StreamTask::Write { .. } => continue,
                 StreamTask::Read { file, left, sent } => {
                     let before = *left;
@@ -349,16 +351,16 @@ impl TaskTable {
                         }
                     }
                 }
-                StreamTask::Processes { next, told } => {
-                    let done = tell_processes(&self.procs, next, told, slot, session);
+                StreamTask::Processes { next, listed } => {
+                    let done = tell_processes(&self.procs, next, listed, slot, session);
                     if done {
-                        session.reply(slot, &Reply::Done(*told));
+                        session.reply(slot, &Reply::Done(*listed));
                     }
                     (!done, false)
                 }
             };
             more |= again;
-            if !goes_on {
+            if !unfinished {
                 self.table[slot] = StreamTask::Free;
             }
         }
@@ -366,7 +368,7 @@ impl TaskTable {
     }
 }
 
-/// Whether the reader goes on, and whether at once.
+/// Whether the reader has more to do, and whether at once.
 fn read_on(step: ReadStep, sent: u64, slot: usize, session: &mut Session) -> (bool, bool) {
     match step {
         ReadStep::More => (true, true),
@@ -386,7 +388,7 @@ fn read_on(step: ReadStep, sent: u64, slot: usize, session: &mut Session) -> (bo
 fn tell_processes(
     procs: &ProcessTable,
     next: &mut usize,
-    told: &mut u64,
+    listed: &mut u64,
     slot: usize,
     session: &mut Session,
 ) -> bool {
@@ -402,7 +404,7 @@ fn tell_processes(
                 Ok(n) => {
                     used += n;
                     *next += 1;
-                    *told += 1;
+                    *listed += 1;
                 }
                 Err(_) => break false,
             },

@@ -16,7 +16,7 @@ use crate::sys::{Errno, Fd};
 use agent_core::{AccountFiles, FixedText, Session};
 use wire::{DataChannel, MAX_DEPTH, Record};
 
-/// Walks at once; one more is told to come back.
+/// Walks at once; one more is refused as busy.
 const MAX_WALKS: usize = 16;
 const LEVELS: usize = MAX_DEPTH as usize;
 /// Entries looked at per turn.
@@ -152,7 +152,7 @@ impl WalkTable {
         walk.used = false;
     }
 
-    /// Goes on with a walk.
+    /// Continues a walk.
     pub(crate) fn step(
         &mut self,
         i: usize,
@@ -287,7 +287,7 @@ impl TreeWalk {
         Ok(outcome)
     }
 
-    /// Writes the entry at the buffer's position and goes on to the next one, which may be below.
+    /// Writes the entry at the buffer's position and moves to the next one, which may be below.
     /// `None` when it does not fit.
     fn tell(
         &mut self,
@@ -302,7 +302,7 @@ impl TreeWalk {
             self.pos = behind;
             return Ok(Some(0));
         }
-        let told = describe(
+        let described = describe(
             PathBase::At(dir),
             entry.name,
             self.path.bytes(),
@@ -311,7 +311,7 @@ impl TreeWalk {
             |e| (e.write(space), e.kind == wire::FileKind::Directory),
         );
         self.path.truncate(here);
-        match told {
+        match described {
             Err(Errno::NOENT) => {
                 self.pos = behind;
                 Ok(Some(0))

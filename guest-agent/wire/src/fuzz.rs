@@ -1,4 +1,5 @@
-//! Entry points for fuzzers: any bytes come back as an error or as a value that is written as it was read.
+//! Entry points for fuzzers: any bytes come back as an error or as a value that is written as it
+//! was read.
 
 use crate::frame::{Frame, FrameBuffer};
 use crate::limits::{MAX_FRAME, MAX_REQUEST};

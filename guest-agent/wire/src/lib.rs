@@ -28,15 +28,17 @@
 //! ```
 //!
 //! **Flow control.** Only the payload bytes of `Data` count. Per stream, the agent may send
-//! [`OUTPUT_WINDOW`] bytes and the host [`INPUT_WINDOW`] bytes before the first [`Message::Credit`];
-//! a receiver grants what it has consumed. Whoever sends more than it was granted gets its stream
-//! reset with [`ResetCode::FlowControl`]. A slow stream therefore never fills the connection.
+//! [`OUTPUT_WINDOW`] bytes and the host [`INPUT_WINDOW`] bytes before the first
+//! [`Message::Credit`]; a receiver grants what it has consumed. Whoever sends more than it was
+//! granted gets its stream reset with [`ResetCode::FlowControl`]. A slow stream therefore never
+//! fills the connection.
 //!
 //! Decoding borrows from the frame and never allocates; every length has a documented limit and
 //! everything beyond it is refused. Bytes after a complete message are refused as well, so that a
 //! newer field is never silently dropped: new fields mean a new [`PROTOCOL_VERSION`].
 //!
-//! **Architecture invariant:** `no_std`, no dependency, no `unsafe`, no knowledge of sockets or E2B.
+//! **Architecture invariant:** `no_std`, no dependency, no `unsafe`, no knowledge of sockets or
+//! E2B.
 
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]

@@ -11,7 +11,8 @@ pub const HEADER_LEN: usize = 12;
 pub const MAX_PAYLOAD: usize = 32 * 1024;
 /// Most bytes of one frame.
 pub const MAX_FRAME: usize = HEADER_LEN + MAX_PAYLOAD;
-/// Most bytes of one encoded [`crate::Request`]; over [`MAX_PAYLOAD`] it travels in several `Open` frames.
+/// Most bytes of one encoded [`crate::Request`]; over [`MAX_PAYLOAD`] it travels in several `Open`
+/// frames.
 pub const MAX_REQUEST: usize = 256 * 1024;
 
 /// `Data` bytes the agent may send on a stream before the host grants more.

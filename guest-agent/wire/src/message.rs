@@ -83,7 +83,7 @@ pub enum Message<'a> {
     Credit(u32),
     /// The sender has no more data: closes stdin, completes an upload.
     End,
-    /// The sender gives the stream up. A process goes on, without its output being sent.
+    /// The sender gives the stream up. A process keeps running, without its output being sent.
     Reset {
         /// Why.
         code: ResetCode,

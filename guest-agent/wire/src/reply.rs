@@ -20,7 +20,8 @@ codes! {
     }
 }
 
-/// Something in the file system, seen without (`kind`, `mode`, …) and through (`target_…`) its link.
+/// Something in the file system, seen without (`kind`, `mode`, …) and through (`target_…`) its
+/// link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EntryInfo<'a> {
     /// Absolute, as asked for and continued by names.
@@ -154,7 +155,7 @@ pub enum Reply<'a> {
     Sysinfo(Sysinfo),
 }
 
-/// News of a stream that goes on.
+/// News of a stream that stays open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamEvent<'a> {
     /// The process runs.

@@ -137,8 +137,8 @@ pub struct WriteFile<'a> {
 }
 
 /// Gives a guest a new identity. Replies `Done(generation)` when all of it has taken effect: no
-/// tenant code may run in a clone before. With the generation that the guest has already it sets the
-/// clock and nothing else.
+/// tenant code may run in a clone before. With the generation that the guest has already it sets
+/// the clock and nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SetIdentity<'a> {
     /// Nanoseconds since 1970 for the wall clock; 0 leaves it.
@@ -176,8 +176,8 @@ pub enum Request<'a> {
         size: PtySize,
     },
     /// Listens to a process that no stream belongs to, which is so when its stream was reset or its
-    /// connection was lost. `Event(Started)`, then as [`StartProcess`]; its input is as that was left.
-    /// `NoSuchProcess`, or `Busy` if it has a stream.
+    /// connection was lost. `Event(Started)`, then as [`StartProcess`]; its input is as that was
+    /// left. `NoSuchProcess`, or `Busy` if it has a stream.
     Attach {
         /// Its id.
         pid: u32,

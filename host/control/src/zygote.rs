@@ -4,7 +4,7 @@
 //! service ── start ──> zygote: opens and prepares once what every VM process needs, shuts itself
 //!    │                   │     away from files, network and other processes' names, stays alone
 //!    │ ── Spawn + fds ──> │
-//!    │                   └─ fork ──> VM process: a child of the *service*, with its own control socket
+//!    │                   └─ fork ──> VM process: a child of the *service*, with its own socket
 //!    │ <──── Spawned(pid) ────────────────┘
 //! ```
 //!

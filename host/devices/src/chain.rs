@@ -143,7 +143,9 @@ mod test {
     proptest! {
         #[test]
         fn slicing_agrees_with_a_flat_view(
-            lens in proptest::collection::vec(0usize..20, 0..8), from in 0usize..100, count in 0usize..100,
+            lens in proptest::collection::vec(0usize..20, 0..8),
+            from in 0usize..100,
+            count in 0usize..100,
         ) {
             // Ranges lie one after another, so a slice of them is one stretch of addresses.
             let mut at = 100;

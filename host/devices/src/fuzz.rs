@@ -317,14 +317,20 @@ mod test {
     use proptest::prelude::*;
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 150, max_shrink_iters: 0, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig {
+            cases: 150,
+            max_shrink_iters: 0,
+            ..ProptestConfig::default()
+        })]
         #[test]
         fn hostile_drivers_break_nothing(input in proptest::collection::vec(any::<u8>(), 0..4000)) {
             fuzz_devices(&input);
         }
 
         #[test]
-        fn hostile_ioapic_accesses_break_nothing(input in proptest::collection::vec(any::<u8>(), 0..4000)) {
+        fn hostile_ioapic_accesses_break_nothing(
+            input in proptest::collection::vec(any::<u8>(), 0..4000),
+        ) {
             fuzz_ioapic(&input);
         }
     }

@@ -5,7 +5,7 @@
 //! | step | afterwards |
 //! |---|---|
 //! | [`close_inherited`] | no descriptor of the parent's is left by accident |
-//! | [`enter_empty_namespaces`] | no network, no file but `/proc`, no System V objects are in sight |
+//! | [`enter_empty_namespaces`] | no network, no file but `/proc`, no System V objects in sight |
 //! | [`become_user`] | no capability; its own user, whom no other process has |
 //! | [`seal`] | no new privileges, no core dump, nobody of the same user may trace it |
 //! | [`Limits::apply`] | a bounded number of descriptors |

@@ -58,7 +58,8 @@ fn append(archive: &mut Vec<u8>, number: u32, entry: &CpioEntry<'_>) {
     let (major, minor) = entry.device;
     // ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check
     let header = format!(
-        "070701{number:08x}{:08x}{:08x}{:08x}{links:08x}{:08x}{size:08x}{:08x}{:08x}{major:08x}{minor:08x}{name:08x}{:08x}",
+        "070701{number:08x}{:08x}{:08x}{:08x}{links:08x}{:08x}{size:08x}{:08x}{:08x}{major:08x}\
+         {minor:08x}{name:08x}{:08x}",
         entry.mode, 0, 0, 0, 0, 0, 0
     );
     archive.extend_from_slice(header.as_bytes());

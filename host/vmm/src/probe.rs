@@ -1,6 +1,7 @@
 //! Facts about this host, for `hatchery doctor`: no judgement, only what was seen or measured.
 
 use machine::boot::{Entry, write_tables};
+use machine::probe::{Irqchip, create_vm, slot};
 use machine::{
     Backing, HugePages, Kvm, MachineSpec, MemorySpec, OPTIONAL, REQUIRED, VcpuThread, Vm, Wiring,
     layout,
@@ -82,10 +83,10 @@ fn times(kvm: &Kvm) -> Value {
         }
     };
     json!({
-        "create_vm": least(&|| machine::probe::create_vm(kvm)),
-        "slot_before_irqchip": least(&|| machine::probe::slot(kvm, machine::probe::Irqchip::None)),
-        "slot_after_split_irqchip": least(&|| machine::probe::slot(kvm, machine::probe::Irqchip::Split)),
-        "slot_after_full_irqchip": least(&|| machine::probe::slot(kvm, machine::probe::Irqchip::Full)),
+        "create_vm": least(&|| create_vm(kvm)),
+        "slot_before_irqchip": least(&|| slot(kvm, Irqchip::None)),
+        "slot_after_split_irqchip": least(&|| slot(kvm, Irqchip::Split)),
+        "slot_after_full_irqchip": least(&|| slot(kvm, Irqchip::Full)),
         "whole_machine": least(&|| whole(kvm)),
     })
 }

@@ -1,4 +1,5 @@
-//! Entry points for fuzzers: any bytes come back as an error or as a value that is written as it was read.
+//! Entry points for fuzzers: any bytes come back as an error or as a value that is written as it
+//! was read.
 //!
 //! Checksums are made right in a copy first. Otherwise no fuzzer comes to what lies behind them.
 
@@ -101,9 +102,9 @@ pub fn fuzz_manifest(bytes: &[u8]) {
     }
 }
 
-/// A layer file for the fuzzers of those who read whole ones, and the units of the memory or disk it is
-/// of. The header is right; the extents are the bytes, 4 each: first unit, units, slot (0: zeros), and
-/// the kind. A file for which no extents come has no checksums of its slots.
+/// A layer file for the fuzzers of those who read whole ones, and the units of the memory or disk
+/// it is of. The header is right; the extents are the bytes, 4 each: first unit, units, slot (0:
+/// zeros), and the kind. A file for which no extents come has no checksums of its slots.
 #[must_use]
 pub fn layer_file_of(bytes: &[u8]) -> (u64, Vec<u8>) {
     const SLOTS: u32 = 16;

@@ -4,7 +4,8 @@
 //! | header, one unit | data: slots of one unit each | extents | sums (see `sums`) |
 //! ```
 //!
-//! The extents lie behind the data, so that data can be written before it is known what else there will be.
+//! The extents lie behind the data, so that data can be written before it is known what else there
+//! will be.
 
 use crate::error::{FormatError, version_error};
 use crate::limits::{MAX_EXTENTS, MAX_UNITS};
@@ -49,7 +50,7 @@ impl Extent {
     }
 
     /// Whether `next` says nothing that a longer one of this would not.
-    fn goes_on_in(&self, next: &Self) -> bool {
+    fn is_continued_by(&self, next: &Self) -> bool {
         let slot = self.slot.map(|slot| slot.checked_add(self.units));
         let same = match (slot, next.slot) {
             (None, None) => true,
@@ -101,7 +102,8 @@ impl LayerIndex {
         Self::checked(units, slots, extents)
     }
 
-    /// An index over units whose data is in the given slots of `slots`, sorted; what can be joined is.
+    /// An index over units whose data is in the given slots of `slots`, sorted; what can be joined
+    /// is.
     ///
     /// # Errors
     /// As [`LayerIndex::new`].
@@ -137,7 +139,7 @@ impl LayerIndex {
                 || extent.first < after
                 || end.is_none_or(|end| end > units)
                 || last.is_some_and(|last| last > slots)
-                || before.is_some_and(|before| before.goes_on_in(extent))
+                || before.is_some_and(|before| before.is_continued_by(extent))
             {
                 let Extent {
                     first,
@@ -216,8 +218,8 @@ impl LayerIndex {
         (header, table)
     }
 
-    /// Where the extents are, from the first [`LayerIndex::HEADER`] bytes of a file: their offset, and
-    /// how many bytes.
+    /// Where the extents are, from the first [`LayerIndex::HEADER`] bytes of a file: their offset,
+    /// and how many bytes.
     ///
     /// # Errors
     /// When they are not the header of a layer file.
@@ -265,8 +267,8 @@ impl LayerIndex {
         Self::parse(&header, &table).map_err(refused)
     }
 
-    /// Reads an index from the header and what [`LayerIndex::table`] says; bytes after either are not
-    /// looked at.
+    /// Reads an index from the header and what [`LayerIndex::table`] says; bytes after either are
+    /// not looked at.
     ///
     /// # Errors
     /// What is wrong first, in the order of the crate's introduction.
@@ -299,7 +301,7 @@ fn joined(extents: impl IntoIterator<Item = Extent>) -> Vec<Extent> {
     let mut joined: Vec<Extent> = Vec::new();
     for extent in extents {
         match joined.last_mut() {
-            Some(last) if last.goes_on_in(&extent) => last.units += extent.units,
+            Some(last) if last.is_continued_by(&extent) => last.units += extent.units,
             _ => joined.push(extent),
         }
     }

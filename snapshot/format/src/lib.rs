@@ -9,8 +9,8 @@
 //!
 //! `snapshot/FORMAT.md` draws every file, with limits and versions. All numbers are little-endian.
 //!
-//! A reader checks in this order: kind and version; limits, before it allocates; checksums; values. It
-//! refuses what it does not know, by name.
+//! A reader checks in this order: kind and version; limits, before it allocates; checksums; values.
+//! It refuses what it does not know, by name.
 
 #![forbid(unsafe_code)]
 

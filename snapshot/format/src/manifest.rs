@@ -91,7 +91,7 @@ pub struct Manifest {
     pub guest: GuestShape,
     /// The section file, which also says what processor the machine needs.
     pub machine: BlobRef,
-    /// Memory layers, newest first; none: only the disk was kept, and the machine boots.
+    /// Memory layers, newest first; none: a snapshot of the disk alone, and the machine boots.
     pub memory: Vec<BlobRef>,
     /// Disk layers over the base image, newest first.
     pub disk: Vec<BlobRef>,

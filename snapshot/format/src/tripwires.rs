@@ -10,10 +10,9 @@ const _: () = assert!(UNIT == 4096);
 mod test {
     use crate::manifest::test::sample;
     use crate::{
-        LAYER_VERSION, MANIFEST_VERSION, MAX_EXTENTS, MAX_LAYERS, MAX_MANIFEST, MAX_SECTION,
-        MAX_SECTIONS, MAX_UNITS, SECTIONS_VERSION,
+        LAYER_VERSION, LayerIndex, MANIFEST_VERSION, MAX_EXTENTS, MAX_LAYERS, MAX_MANIFEST,
+        MAX_SECTION, MAX_SECTIONS, MAX_UNITS, SECTIONS_VERSION, Section, SectionFile, SectionName,
     };
-    use crate::{LayerIndex, Section, SectionFile, SectionName};
 
     #[test]
     fn a_section_file_has_these_bytes() {

@@ -27,8 +27,8 @@ impl PageRange {
     }
 }
 
-/// The parts of `ranges`, which rise and do not overlap, that are in none of `others`, of which the same
-/// is true.
+/// The parts of `ranges`, which rise and do not overlap, that are in none of `others`, of which the
+/// same is true.
 #[must_use]
 pub fn subtract(
     ranges: &[PageRange],
@@ -100,7 +100,8 @@ const PAGEMAP_SCAN: libc::c_ulong =
 /// Ranges fetched by one call.
 const BATCH: usize = 1024;
 
-/// This process's page tables, as the kernel shows them. Open it before access to files is given up.
+/// This process's page tables, as the kernel shows them. Open it before access to files is given
+/// up.
 #[derive(Debug)]
 pub struct Pagemap(File);
 
@@ -127,7 +128,7 @@ impl Pagemap {
         self.scan(mapping, (0, PAGE_IS_FILE), SOMEWHERE, 0)
     }
 
-    /// The same, and in the same moment each page is write-protected in a way that lifts itself. There must
+    /// The same, and atomically each page is write-protected in a way that lifts itself. There must
     /// be a userfaultfd for that ([`crate::WriteTracking`]).
     pub(crate) fn protect_dirty(
         &self,
@@ -145,9 +146,9 @@ impl Pagemap {
         self.scan(mapping, (PAGE_IS_WRITTEN, PAGE_IS_FILE), SOMEWHERE, 0)
     }
 
-    /// The pages of `mapping`, anonymous memory that a pager fills ([`crate::pager`]), that have been
-    /// written to since they came, or that came from nowhere. Pages that were never fetched and what is
-    /// still the kernel's page of zeros are not among them.
+    /// The pages of `mapping`, anonymous memory that a pager fills ([`crate::pager`]), that have
+    /// been written to since they came, or that came from nowhere. Pages that were never fetched
+    /// and what is still the kernel's page of zeros are not among them.
     ///
     /// # Errors
     /// As [`Pagemap::dirty_ranges`].
@@ -180,8 +181,8 @@ impl Pagemap {
         self.scan(mapping, (PAGE_IS_HUGE, 0), PAGE_IS_PRESENT, 0)
     }
 
-    /// The pages that have all of `with`, none of `without`, and any of `any`; `flags` say what is done to
-    /// them.
+    /// The pages that have all of `with`, none of `without`, and any of `any`; `flags` say what is
+    /// done to them.
     fn scan(
         &self,
         mapping: &std::ops::Range<usize>,
@@ -207,8 +208,9 @@ impl Pagemap {
                 return_mask: PAGE_IS_PRESENT,
                 ..PmScanArg::default()
             };
-            // SAFETY: `arg` is the structure this request takes, and `vec` points to `vec_len` regions
-            // that live across the call; of the scanned range nothing is changed that a program could notice.
+            // SAFETY: `arg` is the structure this request takes, and `vec` points to `vec_len`
+            // regions that live across the call; of the scanned range nothing is changed that a
+            // program could notice.
             let found = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
             let Ok(found) = usize::try_from(found) else {
                 let with = format!("{start:#x} to {:#x}; needs Linux 6.7", mapping.end);
@@ -221,8 +223,8 @@ impl Pagemap {
                     _ => ranges.push(PageRange { first, end }),
                 }
             }
-            // `walk_end` is not to be trusted after a whole walk: the kernel leaves in it where its own
-            // smaller buffer was full last. A call that had room left has seen everything.
+            // `walk_end` is not to be trusted after a whole walk: the kernel leaves in it where its
+            // own smaller buffer was full last. A call that had room left has seen everything.
             match regions.get(BATCH - 1) {
                 Some(last) if found == BATCH => start = last.end,
                 _ => break,

@@ -4,8 +4,8 @@ pub use crate::pager::fuzz::{fuzz_attach_request, fuzz_layer_chain, fuzz_paging_
 use crate::working_set::{PAGES_VERSION, TOUCHED, WRITTEN, WorkingSet, encode_pages};
 use snapshot_format::{Section, SectionFile, SectionName};
 
-/// The payloads of both sections of a working set, one half each, of a memory of as many pages as the
-/// first eight bytes tell.
+/// The payloads of both sections of a working set, one half each, of a memory of as many pages as
+/// the first eight bytes tell.
 pub fn fuzz_working_set(bytes: &[u8]) {
     let Some((pages, bytes)) = bytes.split_first_chunk() else {
         return;

@@ -1,8 +1,8 @@
-//! Huge pages under the parts of a base memory that copies only read.
+//! Huge pages under the parts of a base memory that clones only read.
 //!
-//! A guest's code is most of what a copy reads first. In huge pages, one fault maps 512 pages of it, the
-//! tables that say so are one entry instead of a page for each copy, and the processor's own cache of
-//! them holds more. A copy that writes into such a part after all gets small pages there.
+//! A guest's code is most of what a clone reads first. In huge pages, one fault maps 512 pages of
+//! it, the page tables of each clone are one entry instead of a page, and the processor's own cache
+//! of them holds more. A clone that writes into such a part after all gets small pages there.
 #![expect(unsafe_code, reason = "mapping a file to say how it is to be held")]
 
 use crate::base_memory::BaseMemory;
@@ -40,12 +40,12 @@ impl WorkingSet {
 }
 
 impl BaseMemory {
-    /// The state that copies begin at, with the working set that `trial`, the state of one of them, tells;
-    /// what they only read is in huge pages from then on, as far as the kernel has any.
+    /// The state that clones are restored from, with the working set of `trial`, the state of one
+    /// of them; what they only read is in huge pages from then on, as far as the kernel has any.
     ///
     /// # Errors
-    /// When one of them is not a state of such a machine, `trial` does not say, or the file cannot be
-    /// mapped.
+    /// When one of them is not a state of such a machine, `trial` has no working set, or the file
+    /// cannot be mapped.
     pub fn learn(&self, state: &[u8], trial: &[u8]) -> Result<(Vec<u8>, WorkingSet), MemoryError> {
         let learned = WorkingSet::learn(state, trial)?;
         let first = WorkingSet::of(&SectionFile::parse(&learned)?, self.pages())?;
@@ -53,8 +53,8 @@ impl BaseMemory {
         Ok((learned, first))
     }
 
-    /// Holds these blocks, each of [`HUGE_PAGE`] pages and aligned to as many, in huge pages from now on.
-    /// Returns how many are; the first that the kernel refuses ends it (Linux 6.1 can).
+    /// Holds these blocks, each of [`HUGE_PAGE`] pages and aligned to as many, in huge pages from
+    /// now on. Returns how many are; the first that the kernel refuses ends it (Linux 6.1 can).
     ///
     /// # Errors
     /// When the file cannot be mapped.

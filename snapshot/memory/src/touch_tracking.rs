@@ -1,8 +1,8 @@
 //! Mapping only what is touched, for a machine whose working set is learned.
 //!
-//! The kernel maps the neighbours of a page that is read from a file, since they are likely next; so
-//! page tables tell more than was used. Not where a userfaultfd may write-protect, because each page
-//! would want a mark of its own: registering one, and protecting nothing, makes them exact.
+//! The kernel maps the neighbours of a page that is read from a file, since they are likely next;
+//! so page tables tell more than was used. Not where a userfaultfd may write-protect, because each
+//! page would want a mark of its own: registering one, and protecting nothing, makes them exact.
 
 use crate::error::{MemoryError, io};
 use std::ffi::c_void;
@@ -14,7 +14,8 @@ use userfaultfd::{RegisterMode, Uffd, UffdBuilder};
 pub struct TouchTracking(#[expect(dead_code, reason = "the registration ends with it")] Uffd);
 
 impl TouchTracking {
-    /// For this process's mappings at `parts`, whole pages. What is mapped already is not forgotten.
+    /// For this process's mappings at `parts`, whole pages. What is mapped already is not
+    /// forgotten.
     ///
     /// # Errors
     /// When the kernel has no userfaultfd for files in memory (Linux 5.19), or forbids it.

@@ -1,8 +1,8 @@
-//! Which pages copies of a machine use first, as sections of its state.
+//! Which pages clones of a machine use first, as sections of its state.
 //!
-//! A trial copy shows them: it does what all copies do first, and is saved. Whoever begins at the state
-//! maps them while it is built, off the path of whoever waits for it: a page that is there costs the
-//! guest neither an exit nor a copy.
+//! A trial clone shows them: it does what all clones do first, and is saved. A clone that is
+//! restored from the state maps them while it is built, off the path of a claim: a page that is
+//! there costs the guest neither an exit nor a copy.
 
 use crate::dirty::PageRange;
 use snapshot_format::{FormatError, Section, SectionFile, SectionName};
@@ -21,7 +21,7 @@ const MAX_PAGES: u64 = 4096;
 pub struct WorkingSet {
     /// All of them, rising.
     pub touched: Vec<PageRange>,
-    /// Those that are written, rising: each copy has its own.
+    /// Those that are written, rising: each clone has its own.
     pub written: Vec<PageRange>,
 }
 
@@ -37,10 +37,10 @@ impl WorkingSet {
         })
     }
 
-    /// A machine's state with the working set that `trial`, a copy's state, tells.
+    /// A machine's state with the working set of `trial`, a clone's state.
     ///
     /// # Errors
-    /// When one of them is not a state, or `trial` does not say.
+    /// When one of them is not a state, or `trial` has no working set.
     pub fn learn(state: &[u8], trial: &[u8]) -> Result<Vec<u8>, FormatError> {
         let (state, trial) = (SectionFile::parse(state)?, SectionFile::parse(trial)?);
         let own = state.sections().iter().copied();

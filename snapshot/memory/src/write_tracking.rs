@@ -1,8 +1,8 @@
 //! Which pages are written to again while they are copied.
 //!
-//! A machine that runs is copied in two goes. First its own pages are write-protected, without a handler:
-//! whoever writes to one lifts the protection in passing, in the kernel. They are copied while the machine
-//! runs. Then it stands still, and what is its own but no longer protected is copied again.
+//! A machine that runs is copied in two passes. First its own pages are write-protected, without a
+//! handler: a write to one lifts the protection, in the kernel. They are copied while the machine
+//! runs. Then it is paused, and what is its own but no longer protected is copied again.
 #![expect(unsafe_code, reason = "userfaultfd is a system call without a wrapper")]
 
 use crate::dirty::{PageRange, Pagemap};
@@ -24,13 +24,14 @@ pub struct WriteTracking {
 }
 
 impl WriteTracking {
-    /// Protects the pages of `mapping`, a private mapping of this process, that it has written to; and says
-    /// which they are, as [`Pagemap::dirty_ranges`] does.
+    /// Protects the pages of `mapping`, a private mapping of this process, that it has written to;
+    /// and says which they are, as [`Pagemap::dirty_ranges`] does.
     ///
     /// Needs no more than the system calls `userfaultfd` and `ioctl`.
     ///
     /// # Errors
-    /// When the kernel cannot do it (before Linux 6.7), or when the memory has a userfaultfd already.
+    /// When the kernel cannot do it (before Linux 6.7), or when the memory has a userfaultfd
+    /// already.
     pub fn begin(
         mapping: std::ops::Range<usize>,
         pagemap: &Pagemap,
@@ -58,8 +59,8 @@ impl WriteTracking {
         Ok((Self { uffd, mapping }, own))
     }
 
-    /// The pages of the mapping that are this process's own now and either were not when this began, or have
-    /// been written to since.
+    /// The pages of the mapping that are this process's own now and either were not when this
+    /// began, or have been written to since.
     ///
     /// # Errors
     /// As [`Pagemap::dirty_ranges`].

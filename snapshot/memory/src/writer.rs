@@ -11,8 +11,8 @@ const PAGE: usize = 4096;
 /// Bytes that are written by one system call.
 const BUFFER: usize = 256 * PAGE;
 
-/// A layer file that is being written. Pages come in any order, and one that comes again takes the place of
-/// what it was; pages that are all zeros are named but not stored.
+/// A layer file that is being written. Pages come in any order, and one that comes again takes the
+/// place of what it was; pages that are all zeros are named but not stored.
 #[derive(Debug)]
 pub struct LayerWriter {
     file: File,

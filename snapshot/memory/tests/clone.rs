@@ -164,7 +164,8 @@ fn a_cut_or_foreign_layer_is_refused() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
-    /// Generations of clones, each continuing from the chain of all before it, against plain memory.
+    /// Generations of clones, each continuing from the chain of all before it, against plain
+    /// memory.
     #[test]
     fn a_chain_of_generations_keeps_every_write(
         generations in proptest::collection::vec(

@@ -189,7 +189,7 @@ fn layer(marks: &[u8]) -> File {
     file
 }
 
-fn flattened(pages: usize, layers: &[File]) -> Vec<u8> {
+fn merged(pages: usize, layers: &[File]) -> Vec<u8> {
     let open = |file: &File| LayerFile::open(file.try_clone().unwrap()).unwrap();
     let layers: Vec<_> = layers.iter().map(open).collect();
     let base = BaseMemory::merge_layers(pages as u64, &layers).unwrap();
@@ -235,7 +235,7 @@ proptest! {
             return Ok(());
         }
         let layers: Vec<_> = chain.iter().map(|marks| layer(marks)).collect();
-        let mut wanted = flattened(300, &layers);
+        let mut wanted = merged(300, &layers);
         let pager = Pager::start();
         let memory = Memory::new(300);
         let first: Vec<_> = first.iter().map(|&(first, n)| PageRange { first, end: (first + n).min(300) }).collect();

@@ -10,7 +10,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// Bytes hashed at a time: enough for a hash that works on many kilobytes at once, few enough for a cache.
+/// Bytes hashed at a time: enough for a hash that works on many kilobytes at once, few enough for a
+/// cache.
 const CHUNK: usize = 256 << 10;
 
 /// A blob that is being written. Dropped before [`BlobWriter::finish`], it leaves nothing.

@@ -1,9 +1,10 @@
-//! Blobs that were hashed a moment ago, and are not read again for it.
+//! Digests of files that were hashed a short time ago, so that they are not read again for it.
 //!
-//! A snapshot is often used right after it was taken. What it is made of was hashed while it was written;
-//! reading it again would compare the same cached bytes with the same name. So a digest is remembered with
-//! the file that had it, for a short time: a disk forgets later than that. Every blob's last change is said
-//! to be the [`EPOCH`]. Whoever writes to it afterwards moves that, however soon.
+//! A snapshot is often used right after it was taken. What it is made of was hashed while it was
+//! written; reading it again would compare the same cached bytes with the same name. So a digest is
+//! remembered with the file that had it, for a short time: a disk forgets later than that. Every
+//! blob's last change is said to be the [`EPOCH`]. Whoever writes to it afterwards moves that,
+//! however soon.
 
 use snapshot_format::Digest;
 use std::collections::HashMap;
@@ -13,12 +14,12 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-/// How long a file is believed to have the bytes that were hashed.
-const BELIEVED: Duration = Duration::from_mins(5);
+/// How long a file is trusted to have the bytes that were hashed.
+const TRUSTED: Duration = Duration::from_mins(5);
 /// When a blob was last changed.
 const EPOCH: SystemTime = SystemTime::UNIX_EPOCH;
 
-/// Cloning gives another handle to the same memory.
+/// The digests of a store's files. Cloning gives another handle to the same table.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct KnownDigests {
     files: Arc<Mutex<HashMap<Digest, HashedFile>>>,
@@ -32,21 +33,23 @@ struct HashedFile {
 }
 
 impl KnownDigests {
-    /// Remembers that this file's bytes have this digest, unless it was changed since it was finished.
+    /// Remembers that this file's bytes have this digest, unless it was changed since it was
+    /// finished.
     pub(crate) fn note(&self, digest: Digest, file: &Metadata) {
         if !untouched(file) {
             return;
         }
         let (file, at) = (which(file), Instant::now());
         let mut files = self.lock();
-        files.retain(|_, hashed| hashed.at.elapsed() < BELIEVED);
+        files.retain(|_, hashed| hashed.at.elapsed() < TRUSTED);
         files.insert(digest, HashedFile { file, at });
     }
 
-    /// Whether this file's bytes had this digest a moment ago, and nobody has changed them.
+    /// Whether this file's bytes were hashed a short time ago and had this digest, and nobody has
+    /// changed them.
     pub(crate) fn has(&self, digest: Digest, file: &Metadata) -> bool {
         let found = self.lock().get(&digest).copied();
-        found.is_some_and(|h| h.at.elapsed() < BELIEVED && h.file == which(file)) && untouched(file)
+        found.is_some_and(|h| h.at.elapsed() < TRUSTED && h.file == which(file)) && untouched(file)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Digest, HashedFile>> {

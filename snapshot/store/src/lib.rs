@@ -11,13 +11,13 @@
 //! digest; the manifest, which names them, is made durable and renamed last. A crash leaves a whole
 //! snapshot or none, and at worst blobs that nobody names, which the next collection removes.
 //!
-//! **A blob lives** while a manifest names it or somebody holds a [`BlobLease`] on it. Leases are in
-//! memory: they end with the process, and the lock says that there is only one. Collection takes the
-//! leases' own lock, so that a blob cannot gain its first lease while it is being removed.
+//! **A blob lives** while a manifest names it or somebody holds a [`BlobLease`] on it. Leases are
+//! in memory: they end with the process, and the lock says that there is only one. Collection takes
+//! the leases' own lock, so that a blob cannot gain its first lease while it is being removed.
 //!
-//! **A blob is believed** when its bytes were hashed and had the digest that is its name: by whoever opens
-//! it, or a moment ago while it was written (`known.rs`). Reading a manifest, listing and collecting look
-//! at names and sizes only.
+//! **A blob is trusted** when its bytes were hashed and had the digest that is its name: when it is
+//! opened, or at most five minutes before (`known.rs`). Reading a manifest, listing and collecting
+//! look at names and sizes only.
 //!
 //! Ids and digests are checked types: no name can lead out of the store.
 

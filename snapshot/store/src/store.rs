@@ -25,7 +25,7 @@ pub struct SnapshotStore {
     _lock: File,
 }
 
-/// What a collection removed.
+/// What a garbage collection removed.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct CollectedBlobs {
     /// Blobs.
@@ -90,8 +90,8 @@ impl SnapshotStore {
         self.replace(id, manifest)
     }
 
-    /// The same, in the place of what has this name, if anything has. There is never none under it, nor
-    /// a mixture, whenever the machine stops.
+    /// The same, in the place of what has this name, if anything has. There is never none under it,
+    /// nor a mixture, whenever the machine stops.
     ///
     /// # Errors
     /// A missing blob, an invalid manifest, or the disk's refusal; then all is as it was.
@@ -132,8 +132,7 @@ impl SnapshotStore {
         Ok((manifest, lease))
     }
 
-    /// A lease on blobs that the caller knows to be kept at this moment, by another lease or by a
-    /// manifest.
+    /// A lease on blobs that another lease or a manifest keeps while this is called.
     #[must_use]
     pub fn lease(&self, blobs: &[BlobRef]) -> BlobLease {
         self.leases.take(blobs.iter().map(|blob| blob.digest))
@@ -158,8 +157,8 @@ impl SnapshotStore {
         })
     }
 
-    /// Opens a blob that is what its name says: its bytes were hashed, now or at most five minutes ago by
-    /// this store, and not changed since.
+    /// Opens a blob that is what its name says: its bytes were hashed, now or at most five minutes
+    /// ago by this store, and not changed since.
     ///
     /// # Errors
     /// [`StoreError::Digest`] or [`StoreError::Blob`].

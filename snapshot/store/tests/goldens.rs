@@ -1,5 +1,5 @@
-//! Stores as each version of the format wrote them, in `goldens/`: this version's loads and is still
-//! written so, byte for byte; older ones, newer ones and damaged ones are refused in words.
+//! Stores as each version of the format wrote them, in `goldens/`: this version's loads and is
+//! still written so, byte for byte; older ones, newer ones and damaged ones are refused in words.
 //!
 //! When a version is raised, keep the folder of the one before and make the new one's:
 //!

@@ -14,7 +14,8 @@ fn open() -> (TempDir, SnapshotStore) {
     (dir, store)
 }
 
-/// As another process would. A child that a test beside this one is just starting holds all locks for a moment.
+/// As another process would. A child that a test beside this one is just starting holds all locks
+/// for a moment.
 fn reopen(dir: &TempDir) -> SnapshotStore {
     loop {
         match SnapshotStore::open(dir.path()) {
@@ -205,7 +206,7 @@ fn a_snapshot_is_replaced_at_once() {
 #[test]
 fn damage_is_noticed_and_named() {
     let (dir, store) = open();
-    let (blob, _lease) = put(&store, b"golden");
+    let (blob, _lease) = put(&store, b"stored");
     store
         .publish(&id("one"), &manifest(&blob, &[&blob]))
         .unwrap();
@@ -240,7 +241,7 @@ fn damage_is_noticed_and_named() {
 fn a_blob_that_was_touched_is_hashed_again() {
     use std::time::SystemTime;
     let (dir, store) = open();
-    let (blob, lease) = put(&store, b"golden");
+    let (blob, lease) = put(&store, b"stored");
     store
         .publish(&id("one"), &manifest(&blob, &[&blob]))
         .unwrap();
@@ -250,7 +251,7 @@ fn a_blob_that_was_touched_is_hashed_again() {
     // As soon as it can be: the clock of files has not moved since.
     std::fs::write(&path, b"g0lden").unwrap();
     assert!(refused(&store));
-    std::fs::write(&path, b"golden").unwrap();
+    std::fs::write(&path, b"stored").unwrap();
     store.open_blob(&blob).unwrap();
     std::fs::write(&path, b"g0lden").unwrap();
     assert!(
@@ -258,7 +259,7 @@ fn a_blob_that_was_touched_is_hashed_again() {
         "what was touched once is not believed again"
     );
     // Another file in its place.
-    let (_, again) = put(&store, b"golden");
+    let (_, again) = put(&store, b"stored");
     let pretend = |path: &Path| {
         let file = std::fs::File::options().write(true).open(path).unwrap();
         file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
@@ -269,7 +270,7 @@ fn a_blob_that_was_touched_is_hashed_again() {
     std::fs::rename(&other, &path).unwrap();
     assert!(refused(&store));
     // A disk that forgets leaves no trace; the next process notices, and this one in some minutes.
-    let (_, third) = put(&store, b"golden");
+    let (_, third) = put(&store, b"stored");
     std::fs::write(&path, b"g0lden").unwrap();
     pretend(&path);
     store.open_blob(&blob).unwrap();

@@ -23,13 +23,12 @@ mod qmp;
 mod root;
 mod state;
 
-pub(crate) use client::{CommandControl, LabCommand, OutputStream};
-pub(crate) use command::{LabArgs, run};
-pub(crate) use detect::hardware_virtualization;
-
 use crate::deps;
 use anyhow::{Context, Result, bail};
 use awake::AwakeLab;
+pub(crate) use client::{CommandControl, LabCommand, OutputStream};
+pub(crate) use command::{LabArgs, run};
+pub(crate) use detect::hardware_virtualization;
 use frame::CommandRequest;
 use qmp::QmpClient;
 use state::{AGENT_PORT, LabPlace, LabState, PortForward};

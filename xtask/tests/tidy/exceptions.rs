@@ -8,34 +8,10 @@ pub(crate) type Excused = &'static [(&'static str, &'static [&'static str])];
 pub(crate) const CIRCLES: Excused = &[];
 
 /// Files with a test module of another name.
-pub(crate) const TEST_MODULES: Excused = &[(
-    "a test file beside its module",
-    &["host/devices/src/event_loop_test.rs"],
-)];
+pub(crate) const TEST_MODULES: Excused = &[];
 
 /// Files with imports of another style.
-pub(crate) const IMPORTS: Excused = &[(
-    "mended when the room is recut",
-    &[
-        "guest-agent/agent/src/entry.rs",
-        "guest-agent/agent/src/session.rs",
-        "host/control/src/frame.rs",
-        "host/control/src/lib.rs",
-        "host/devices/src/block/test/save.rs",
-        "host/devices/src/event_loop.rs",
-        "host/devices/src/ring.rs",
-        "host/devices/src/vsock/test.rs",
-        "host/jail/src/rooms.rs",
-        "host/machine/src/vm.rs",
-        "host/vmm/src/confine.rs",
-        "host/vmm/src/ending.rs",
-        "snapshot/format/src/tripwires.rs",
-        "snapshot/memory/src/pager/server.rs",
-    ],
-)];
+pub(crate) const IMPORTS: Excused = &[];
 
 /// Files with lines that are too long.
-pub(crate) const LONG_LINES: Excused = &[(
-    "comments are reflowed when the rooms are recut and renamed",
-    &["guest-agent/", "snapshot/"],
-)];
+pub(crate) const LONG_LINES: Excused = &[];

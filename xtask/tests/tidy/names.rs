@@ -7,10 +7,10 @@ use crate::{circles, none, source};
 /// earlier habit, and comes down with each room that is recut.
 const ONE_WORD: &[(&str, usize)] = &[
     ("api", 20),
-    ("guest-agent", 82),
-    ("host", 67),
+    ("guest-agent", 20),
+    ("host", 35),
     ("perf", 6),
-    ("snapshot", 66),
+    ("snapshot", 20),
     ("xtask", 5),
 ];
 

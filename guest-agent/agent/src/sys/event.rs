@@ -36,8 +36,8 @@ impl EpollEvent {
     }
 }
 
-/// An epoll instance. Everything is edge-triggered: an event is told once, and holds until a call
-/// has said that it would block.
+/// An epoll instance. Everything is edge-triggered: an event is reported once, and holds until a
+/// call has said that it would block.
 #[derive(Debug)]
 pub(crate) struct Epoll(Fd);
 

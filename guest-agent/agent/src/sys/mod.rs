@@ -1,8 +1,8 @@
 //! The system calls the agent makes, x86-64 Linux.
 //!
 //! There is no libc and no wrapper crate: a wrapper that other members of the workspace use with
-//! `std` would, by feature unification, bring `std` into this program as well. Each function here is
-//! one call: slices, [`Fd`]s and C strings in, values out, the kernel's number as the error.
+//! `std` would, by feature unification, bring `std` into this program as well. Each function here
+//! is one call: slices, [`Fd`]s and C strings in, values out, the kernel's number as the error.
 //! Everything unsafe of the agent is in this folder.
 
 #![expect(unsafe_code, reason = "system calls and the C runtime's few symbols")]

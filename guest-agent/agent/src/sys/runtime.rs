@@ -1,5 +1,6 @@
-//! What a program without libc must bring itself, beside its first instruction (`start.rs`): the memory
-//! functions that the compiler calls, and a personality symbol the prebuilt `core` refers to.
+//! What a program without libc must bring itself, beside its first instruction (`start.rs`): the
+//! memory functions that the compiler calls, and a personality symbol the prebuilt `core` refers
+//! to.
 
 use core::arch::asm;
 

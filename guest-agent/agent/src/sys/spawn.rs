@@ -1,8 +1,9 @@
 //! Starting, signalling and reaping processes.
 //!
-//! A child is made by `clone3(CLONE_VM | CLONE_VFORK)`: it runs on a stack of its own in the agent's
-//! memory while the agent waits, so nothing is copied and a failure is told through memory. It
-//! touches only its [`SpawnPlan`] and that stack until `execve` gives it a memory of its own.
+//! A child is made by `clone3(CLONE_VM | CLONE_VFORK)`: it runs on a stack of its own in the
+//! agent's memory while the agent waits, so nothing is copied and a failure is reported through
+//! memory. It touches only its [`SpawnPlan`] and that stack until `execve` gives it a memory of its
+//! own.
 
 use super::event::{Epoll, EpollEvent};
 use super::{Errno, Fd, Result, call, fd, nr, plain, signed};
@@ -107,8 +108,9 @@ pub(crate) fn spawn(
     }
     let mut shared = SpawnShared { plan, failed: None };
     let ret: isize;
-    // SAFETY: the child runs `child` on its own stack and never returns; the parent is stopped until
-    // the child has its own memory or is gone, so `shared` and the stack are used by one at a time.
+    // SAFETY: the child runs `child` on its own stack and never returns; the parent is stopped
+    // until the child has its own memory or is gone, so `shared` and the stack are used by one at a
+    // time.
     unsafe {
         asm!(
             "syscall",
@@ -292,7 +294,8 @@ pub(crate) fn kill_all() {
     let _ = numbers(nr::KILL, [usize::MAX, SIGKILL, 0]);
 }
 
-/// Reaps a child that has ended, if there is one. Orphans are children of PID 1, so this reaps them.
+/// Reaps a child that has ended, if there is one. Orphans are children of PID 1, so this reaps
+/// them.
 pub(crate) fn reap() -> Option<(u32, ProcessExit)> {
     const P_ALL: usize = 0;
     const WNOHANG: usize = 1;

@@ -110,8 +110,8 @@ pub(crate) fn restart() {
     let _ = plain(nr::REBOOT, &[MAGIC1, MAGIC2, RESTART]);
 }
 
-/// Mixes bytes into the kernel's random pool, all of them counted as random, and makes the generator
-/// take from the pool now.
+/// Mixes bytes into the kernel's random pool, all of them counted as random, and makes the
+/// generator take from the pool now.
 pub(crate) fn add_entropy(random: &Fd, bytes: &[u8]) -> Result<()> {
     const RNDADDENTROPY: usize = 0x4008_5203;
     const RNDRESEEDCRNG: usize = 0x5207;

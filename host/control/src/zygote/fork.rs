@@ -1,7 +1,7 @@
 //! A fork whose child is its sibling.
 #![expect(
     unsafe_code,
-    reason = "no library has a fork with CLONE_PARENT; the C library's thread id is kept true by hand"
+    reason = "no library has a fork with CLONE_PARENT; the C library's thread id is kept true"
 )]
 
 use std::io;

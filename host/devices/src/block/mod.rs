@@ -2,7 +2,7 @@
 //! between the two, for a machine made from a snapshot, the snapshot's changes (the parent).
 //!
 //! ```text
-//!  guest request --> Request (checked) --> runs by Map --> ring reads: layer | parent | base | zeros
+//!  guest request --> Request (checked) --> runs by Map --> ring reads: layer|parent|base|zeros
 //!                                                     \--> ring writes: layer, then the Map's bit
 //! ```
 

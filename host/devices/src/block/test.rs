@@ -211,7 +211,8 @@ proptest! {
                     prop_assert!(bytes == oracle[at..at + sectors * 512]);
                 }
                 Step::Write { sector, sectors, segments, fill } => {
-                    let data: Vec<u8> = (0..sectors * 512).map(|i| fill ^ (i / 100) as u8).collect();
+                    let bytes = (0..sectors * 512).map(|i| fill ^ (i / 100) as u8);
+                    let data: Vec<u8> = bytes.collect();
                     prop_assert_eq!(guest.write(sector, &data, segments), S_OK);
                     oracle[sector as usize * 512..][..data.len()].copy_from_slice(&data);
                 }
@@ -236,7 +237,8 @@ proptest! {
                         guest.queue.wait_used();
                     }
                     for status in statuses {
-                        prop_assert_eq!(guest.memory.read_obj::<u8>(GuestAddress(status)).unwrap(), S_OK);
+                        let status: u8 = guest.memory.read_obj(GuestAddress(status)).unwrap();
+                        prop_assert_eq!(status, S_OK);
                     }
                 }
             }

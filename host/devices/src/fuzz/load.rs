@@ -164,7 +164,11 @@ mod test {
     const KINDS: [&str; 3] = ["vsock", "block", "rng"];
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 100, max_shrink_iters: 0, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig {
+            cases: 100,
+            max_shrink_iters: 0,
+            ..ProptestConfig::default()
+        })]
         #[test]
         fn hostile_states_break_nothing(input in proptest::collection::vec(any::<u8>(), 0..20)) {
             fuzz_load(&input);

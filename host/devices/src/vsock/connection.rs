@@ -345,8 +345,13 @@ mod test {
 
     proptest! {
         #[test]
-        fn no_guest_stalls(own_buffer in 1u32..1 << 20, packet in 1u32..=64 * 1024, packets in 1u32..200) {
-            send_all(own_buffer, packet, packet.saturating_mul(packets).min(own_buffer.saturating_mul(100)));
+        fn no_guest_stalls(
+            own_buffer in 1u32..1 << 20,
+            packet in 1u32..=64 * 1024,
+            packets in 1u32..200,
+        ) {
+            let most = own_buffer.saturating_mul(100);
+            send_all(own_buffer, packet, packet.saturating_mul(packets).min(most));
         }
     }
 
@@ -434,7 +439,8 @@ mod test {
                         connection.forwarded(u32::try_from(n).unwrap());
                     }
                     Step::NextTurn(room, available) => {
-                        let (credit, expected) = (connection.credit(), connection.has_next(available));
+                        let credit = connection.credit();
+                        let expected = connection.has_next(available);
                         let header = connection.next(room, available);
                         prop_assert!(room == 0 || header.is_some() == expected);
                         let len = header.map_or(0, |h| h.len as usize);

@@ -1,7 +1,7 @@
 //! `hatchery-pager`: serves memory that is not resident to the machines of one service.
 //!
-//! Standard input is the service's socket; when it closes, the program ends, and with it all machines
-//! whose memory was not yet whole.
+//! Standard input is the service's socket; when it closes, the program ends, and with it all
+//! machines whose memory was not yet whole.
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 use snapshot_memory::pager;

@@ -30,7 +30,8 @@ pub struct LazyMemory {
     parts: Vec<Range<usize>>,
 }
 
-/// Whether memory can be brought to processes that are given `device`, which is `/dev/userfaultfd`, open.
+/// Whether memory can be loaded on demand by processes that are given `device`, which is
+/// `/dev/userfaultfd`, open.
 ///
 /// # Errors
 /// What the kernel refuses.
@@ -39,12 +40,12 @@ pub fn check(device: impl AsFd) -> Result<(), PagerError> {
 }
 
 impl LazyMemory {
-    /// Gives this process's memory in `parts`, private, anonymous and never touched, to the pager behind
-    /// `socket`. `device` is `/dev/userfaultfd`, open; `first` is fetched before the rest.
+    /// Gives this process's memory in `parts`, private, anonymous and never touched, to the pager
+    /// behind `socket`. `device` is `/dev/userfaultfd`, open; `first` is fetched before the rest.
     ///
     /// # Errors
-    /// When memory was touched before, the kernel refuses, or the pager does or is gone: there is no such
-    /// memory then.
+    /// When memory was touched before, the kernel refuses, or the pager does or is gone: there is
+    /// no such memory then.
     pub fn begin(
         socket: OwnedFd,
         device: impl AsFd,
@@ -104,7 +105,8 @@ impl LazyMemory {
         }
     }
 
-    /// After [`PagingEnd::Done`], for ever: pages that were discarded since are zero when they are touched.
+    /// After [`PagingEnd::Done`], for ever: pages that were discarded since are zero when they are
+    /// touched.
     ///
     /// # Errors
     /// When that fails: then somebody waits for ever.

@@ -1,4 +1,4 @@
-//! Why memory is brought no more.
+//! Why a machine's memory cannot be served.
 
 use crate::error::MemoryError;
 
@@ -15,7 +15,7 @@ pub enum PagerError {
         /// Why.
         source: MemoryError,
     },
-    /// Words that nobody says.
+    /// A message that is not one.
     #[error("A message to or from the pager is refused: {0}")]
     Message(String),
     /// A system call failed.

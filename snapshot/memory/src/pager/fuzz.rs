@@ -1,4 +1,5 @@
-//! Entry points for fuzzers: what a machine, the service and the pager say, and layers of any shape.
+//! Entry points for fuzzers: what a machine, the service and the pager say, and layers of any
+//! shape.
 
 use super::layer_chain::LayerChain;
 use super::message::{AttachRequest, JobHeader, PagerStatus};

@@ -9,7 +9,7 @@ use snapshot_format::{LayerIndex, LayerSums, UNIT};
 use std::fs::File;
 use std::ops::Range;
 
-/// Regions that are told apart at most; between them the kernel's zeros serve.
+/// Most regions; between them the kernel's zeros are right.
 const MAX_REGIONS: usize = 128;
 /// Gaps of fewer pages do not make two regions of one.
 const MIN_GAP: u64 = 64;

@@ -316,8 +316,8 @@ impl ServedMemory {
         Ok(())
     }
 
-    /// Puts pages in place, whatever is there. Returns early, without an error, when memory is being
-    /// discarded: the events that this is about are read, and who still waits is asked again.
+    /// Puts pages in place, whatever is there. Returns early, without an error, when memory is
+    /// being discarded: the events that this is about are read, and who still waits is asked again.
     fn fetch(&mut self, range: Range<u64>) -> Result<(), PagerError> {
         let mut page = range.start;
         while page < range.end {

@@ -40,8 +40,8 @@ pub struct PagingJob {
     pub machine: OwnedFd,
     /// Layer files, newest first, at most [`MAX_LAYERS`]. Only by offset are they read.
     pub layers: Vec<OwnedFd>,
-    /// Notes each page here when it is first touched, as a 64-bit number whose highest bit says that
-    /// it was to be written; nothing is fetched that is not touched.
+    /// Notes each page here when it is first touched, as a 64-bit number whose highest bit says
+    /// that it was to be written; nothing is fetched that is not touched.
     pub record: Option<OwnedFd>,
 }
 
@@ -229,7 +229,7 @@ impl PagerStatus {
             0 => Ok(Self::Ready),
             1 => Ok(Self::Done),
             2 => Ok(Self::Failed(String::from_utf8_lossy(reader.0).into_owned())),
-            kind => Err(PagerError::Message(format!("a word of kind {kind}"))),
+            kind => Err(PagerError::Message(format!("a status of kind {kind}"))),
         }
     }
 }
@@ -321,7 +321,7 @@ fn receive(socket: impl AsFd) -> Result<Option<Packet>, PagerError> {
         match recvmsg(&socket, &mut slices, &mut beside, RecvFlags::CMSG_CLOEXEC) {
             Ok(received) => break received,
             Err(Errno::INTR) => {}
-            // Told once, when the other end went without reading all: before its last words.
+            // Once, when the other end closed without reading all: its last message comes after it.
             Err(Errno::CONNRESET) if !reset => reset = true,
             Err(Errno::CONNRESET) => return Ok(None),
             Err(errno) => return Err(io("Receiving a message", "")(errno)),
@@ -356,15 +356,15 @@ mod test {
     }
 
     #[test]
-    fn words_arrive() {
+    fn statuses_arrive() {
         let (a, b) = pair();
-        for word in [
+        for status in [
             PagerStatus::Ready,
             PagerStatus::Done,
             PagerStatus::Failed("no".into()),
         ] {
-            word.send(&a).unwrap();
-            assert_eq!(PagerStatus::receive(&b).unwrap(), Some(word));
+            status.send(&a).unwrap();
+            assert_eq!(PagerStatus::receive(&b).unwrap(), Some(status));
         }
         drop(a);
         assert_eq!(PagerStatus::receive(&b).unwrap(), None);

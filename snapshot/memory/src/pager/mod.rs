@@ -6,11 +6,11 @@
 //!  machine: anonymous memory ──Attach: userfaultfd, where it lies──> socket ──> Ready … Done
 //! ```
 //!
-//! Guest memory is anonymous and private. Every run of pages that a layer has data for is registered
-//! with userfaultfd: who touches a page there waits until the pager has put it in place. What no layer
-//! has is not registered: the kernel's zeros are right. The pager answers faults first, a neighbourhood
-//! at a time; fetches what the machine is known to use, in big batches; then streams in the rest. When
-//! all is there it says Done and forgets the machine.
+//! Guest memory is anonymous and private. Every run of pages that a layer has data for is
+//! registered with userfaultfd: who touches a page there waits until the pager has put it in place.
+//! What no layer has is not registered: the kernel's zeros are right. The pager answers faults
+//! first, a neighbourhood at a time; fetches what the machine is known to use, in big batches; then
+//! streams in the rest. When all is there it says Done and forgets the machine.
 //!
 //! | what could go wrong | what is done |
 //! |---|---|
@@ -23,8 +23,8 @@
 //!
 //! Pages arrive write-protected without a handler (`UFFD_FEATURE_WP_ASYNC`): the kernel takes the
 //! protection away at the first write and the page tables then say exactly what differs from the
-//! layers ([`crate::Pagemap::written_ranges`]). For that the memory stays registered after Done; a fault
-//! can then only come of a discard, and [`LazyMemory::serve_discards`] answers it with zeros.
+//! layers ([`crate::Pagemap::written_ranges`]). For that the memory stays registered after Done; a
+//! fault can then only come of a discard, and [`LazyMemory::serve_discards`] answers it with zeros.
 
 mod client;
 mod error;

@@ -5,7 +5,8 @@ use super::machine;
 use super::message::receive_job;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
 
 /// Most machines of one pager; more are turned away by closing their sockets.
@@ -13,8 +14,8 @@ pub const MAX_MACHINES: usize = 128;
 /// Of each machine's thread.
 const STACK: usize = 256 << 10;
 
-/// Serves machines that come over `socket` until the service closes it. `tell` is given what went wrong
-/// with one of them.
+/// Serves machines that come over `socket` until the service closes it. `tell` is given what went
+/// wrong with one of them.
 ///
 /// # Errors
 /// When the socket fails, or says what nobody says.

@@ -66,8 +66,8 @@ pub(crate) enum MemoryEvent {
     Discarded(usize, usize),
 }
 
-/// A new descriptor for this process's memory, from an open `/dev/userfaultfd`. It sees faults in the
-/// kernel's own accesses too.
+/// A new descriptor for this process's memory, from an open `/dev/userfaultfd`. It sees faults in
+/// the kernel's own accesses too.
 pub(crate) fn create(device: BorrowedFd<'_>) -> Result<OwnedFd, PagerError> {
     let flags = libc::c_ulong::from((libc::O_CLOEXEC | libc::O_NONBLOCK).cast_unsigned());
     // SAFETY: the request takes flags by value and gives a new descriptor.
@@ -120,8 +120,8 @@ impl PageFiller {
         Ok(())
     }
 
-    /// Puts copies of `bytes`, whole pages, at `start`; `clean`: until somebody writes to them they do
-    /// not count as written.
+    /// Puts copies of `bytes`, whole pages, at `start`; `clean`: until somebody writes to them they
+    /// do not count as written.
     pub(crate) fn copy(
         &self,
         start: usize,
@@ -136,8 +136,9 @@ impl PageFiller {
                 mode: if clean { COPY_MODE_WP } else { 0 },
                 copy: 0,
             };
-            // SAFETY: `copy` is the structure this request takes; the source is `len` bytes of ours, the
-            // target is checked by the kernel to be registered memory of the other process.
+            // SAFETY: `copy` is the structure this request takes; the source is `len` bytes of
+            // ours, the target is checked by the kernel to be registered memory of the other
+            // process.
             let done = unsafe { libc::ioctl(self.uffd.as_raw_fd(), UFFDIO_COPY, &raw mut copy) };
             let failed = (done < 0).then(std::io::Error::last_os_error);
             let failed = failed.map(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO));
@@ -148,7 +149,8 @@ impl PageFiller {
     /// Puts the kernel's page of zeros at every page of the range.
     pub(crate) fn zero(&self, start: usize, len: usize) -> Result<FillProgress, PagerError> {
         self.place(start, len, |at, len| {
-            // SAFETY: the target is checked by the kernel to be registered memory of the other process.
+            // SAFETY: the target is checked by the kernel to be registered memory of the other
+            // process.
             let done = unsafe { self.uffd.zeropage(pointer(at), len, true) };
             match done {
                 Ok(done) => (i64::try_from(done).unwrap_or(0), None),
@@ -160,7 +162,8 @@ impl PageFiller {
         })
     }
 
-    /// Page after page until all are there. `attempt` gives the bytes that it placed and why no more.
+    /// Page after page until all are there. `attempt` gives the bytes that it placed and why no
+    /// more.
     fn place(
         &self,
         start: usize,
@@ -201,7 +204,8 @@ impl PageFiller {
         woken.map_err(|e| fault("Waking a waiting thread", start, len, &e))
     }
 
-    /// Hands over what has happened since the last call, as much as one call reads; how many that were.
+    /// Hands over what has happened since the last call, as much as one call reads; how many that
+    /// were.
     pub(crate) fn read(
         &mut self,
         mut each: impl FnMut(MemoryEvent) -> Result<(), PagerError>,
