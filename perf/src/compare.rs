@@ -8,7 +8,7 @@ use crate::output::say;
 use crate::record::{self, COUNTED, Record};
 use crate::statistics::{Statistic, Summary};
 use crate::targets::human;
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -47,6 +47,9 @@ fn hundredths(text: &str) -> Result<u64, String> {
 
 /// Which figure: place, scenario, engine, value.
 type FigureKey = (String, String, String, String);
+
+/// Place, scenario, engine.
+type ScenarioName = (String, String, String);
 
 /// What one set of records says of a figure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,6 +171,11 @@ fn rows(old: &FigureSet, new: &FigureSet, limit: u64) -> Vec<FigureRow> {
     keys.into_iter().map(row).collect()
 }
 
+/// Whether more of it is better: rates, but for work that is done while nobody asks.
+fn more_is_better(name: &str) -> bool {
+    name == "from_pool" || name.ends_with("_per_s") && !name.ends_with("_work_per_s")
+}
+
 fn change(name: &str, old: &FigureState, new: &FigureState, limit: u64) -> FigureChange {
     match (old, new) {
         (FigureState::Failed, _) | (_, FigureState::Failed) => FigureChange::Failed,
@@ -176,9 +184,7 @@ fn change(name: &str, old: &FigureState, new: &FigureState, limit: u64) -> Figur
                 u128::from(to) * u128::from(WHOLE) > u128::from(from) * u128::from(WHOLE + limit)
             };
             let (more, less) = (grown(*old, *new), grown(*new, *old));
-            // Work that is done while nobody asks is the one rate of which less is better.
-            let more_is_better = name.ends_with("_per_s") && !name.ends_with("_work_per_s");
-            match (more, less, more_is_better) {
+            match (more, less, more_is_better(name)) {
                 _ if GIVEN.contains(&name) => FigureChange::Within,
                 (true, _, false) | (_, true, true) => FigureChange::Worse,
                 (_, true, false) | (true, _, true) => FigureChange::Better,
@@ -271,20 +277,48 @@ impl FigureRow {
 }
 
 pub(crate) fn run(args: &CompareArgs) -> Result<ExitCode> {
-    let (old, new) = (record::read(&args.old)?, record::read(&args.new)?);
-    let rows = rows(&FigureSet::new(&old), &FigureSet::new(&new), args.limit);
+    let read = |path: &PathBuf| {
+        let records = record::read(path)?;
+        let there = !records.is_empty();
+        ensure!(there, "There are no records in {}", path.display());
+        Ok(FigureSet::new(&records))
+    };
+    let (old, new) = (read(&args.old)?, read(&args.new)?);
+    let rows = rows(&old, &new, args.limit);
     let longest = |text: fn(&FigureRow) -> String| rows.iter().map(|row| text(row).len()).max();
     let widths = (
         longest(FigureRow::scenario).unwrap_or(0),
         longest(|row| row.key.3.clone()).unwrap_or(0),
     );
     rows.iter().for_each(|row| say(&row.line(widths)));
+    for ((place, scenario, engine), [before, now]) in lost_samples(&old, &new) {
+        say(&format!(
+            "failed samples: {place} {scenario} ({engine}): {} of {} in OLD, {} of {} in NEW",
+            before.0, before.1, now.0, now.1
+        ));
+    }
     summary(&rows, args.limit).iter().for_each(|line| say(line));
     Ok(if rows.iter().any(FigureRow::is_bad) {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS
     })
+}
+
+/// Samples that failed, and those tried, on both sides: of scenarios with such samples on either.
+fn lost_samples(old: &FigureSet, new: &FigureSet) -> Vec<(ScenarioName, [(u64, u64); 2])> {
+    let keys: BTreeSet<_> = old.tried.keys().chain(new.tried.keys()).collect();
+    let of = |set: &FigureSet, key: &[String; 3]| {
+        let (good, tried) = set.tried.get(key).copied().unwrap_or_default();
+        (tried - good, tried)
+    };
+    let both = keys
+        .into_iter()
+        .map(|key| (key, [of(old, key), of(new, key)]));
+    let lost = both.filter(|(_, sides)| sides.iter().any(|(failed, _)| *failed > 0));
+    let named =
+        |[place, scenario, engine]: &[String; 3]| (place.clone(), scenario.clone(), engine.clone());
+    lost.map(|(key, sides)| (named(key), sides)).collect()
 }
 
 /// Lists by name, and the count of everything.
@@ -385,6 +419,7 @@ mod test {
             ("cycles_per_s", 980, FigureChange::Worse),
             ("cycles_per_s", 1021, FigureChange::Better),
             ("idle_work_per_s", 1021, FigureChange::Worse),
+            ("from_pool", 900, FigureChange::Worse),
             ("clones", 5000, FigureChange::Within),
         ] {
             let old = [record(COUNTED, "x", Some((name, 1000)))];
@@ -463,6 +498,12 @@ mod test {
             assert!(text.contains(line), "{line}: {text}");
         }
         assert!(!text.contains("not measured in OLD"), "{text}");
+        let lost = lost_samples(
+            &FigureSet::new(std::slice::from_ref(&good)),
+            &FigureSet::new(&[good.clone(), failed.clone()]),
+        );
+        assert_eq!(lost.len(), 1);
+        assert_eq!((lost[0].0.1.as_str(), lost[0].1), ("x", [(0, 1), (1, 2)]));
         let some = row(
             std::slice::from_ref(&good),
             &[good.clone(), failed, good.clone()],
@@ -507,5 +548,13 @@ mod test {
         assert_eq!(code(&new, &old, 200), ExitCode::SUCCESS);
         let whole = folder.path().to_path_buf();
         assert_eq!(code(&whole, &whole, 0), ExitCode::SUCCESS);
+        let empty = tempfile::tempdir().unwrap();
+        let args = CompareArgs {
+            old: empty.path().into(),
+            new: whole,
+            limit: 200,
+        };
+        let error = run(&args).unwrap_err();
+        assert!(error.to_string().starts_with("There are no records in"));
     }
 }

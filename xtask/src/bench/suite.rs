@@ -46,7 +46,9 @@ impl SuitePrograms {
 impl RecordReader {
     /// Builds it, quickly: it measures nothing.
     pub(super) fn ensure() -> Result<Self> {
-        dist::cargo(&["-p", "perf"])?;
+        // With the features of the whole workspace, as the native tests' server: what the two share
+        // is built once.
+        dist::cargo(&["--workspace", "--bin", "hatchery-bench"])?;
         let program = dist::target_dir().join("debug/hatchery-bench");
         Ok(Self { program })
     }

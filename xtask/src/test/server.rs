@@ -193,7 +193,8 @@ fn native_programs(dir: &Path) -> Result<PathBuf> {
     let programs = dir.join("dist");
     fs::create_dir_all(&programs)?;
     for args in [
-        // With the features that the tests' build has chosen: so nothing is built twice.
+        // With the features of the whole workspace, as the reader of records: what the two share is
+        // built once. The tests' build is another, because a panic does not end a test.
         &["build", "--workspace", "--bin=hatchery", "--bin=fake-vmm"][..],
         &["build", "--profile", "agent", "-p", "guest-agent"],
     ] {
