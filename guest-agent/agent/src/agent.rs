@@ -1,7 +1,7 @@
 //! The event loop: one thread, one epoll, one connection.
 //!
 //! ```text
-//! wait -> note what is ready -> reap -> read the link -> step tasks -> pump processes -> write the link
+//! wait -> note what is ready -> reap -> read link -> step tasks -> pump processes -> write link
 //!   ^_______________ at once if something may go on, else when something is ready _______________|
 //! ```
 //!

@@ -1,7 +1,7 @@
 //! The processes the agent started: their pipes, their input, their end.
 //!
 //! ```text
-//! start --> running --(reaped)--> draining --(pipes read as far as they were filled)--> exit sent, gone
+//! start --> running --(reaped)--> draining --(pipes read as far as filled)--> exit sent, gone
 //! ```
 //!
 //! A process ends for the host when the process itself ends: what it and its children had written

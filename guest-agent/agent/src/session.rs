@@ -469,7 +469,8 @@ mod test {
                     }
                     _ if opened == 0 => {}
                     1 => {
-                        pair.take(id, &Message::Data { channel: DataChannel::Stdin, bytes: &body[..len] });
+                        let (channel, bytes) = (DataChannel::Stdin, &body[..len]);
+                        pair.take(id, &Message::Data { channel, bytes });
                     }
                     2 => {
                         pair.take(id, &Message::Credit(n));

@@ -102,7 +102,12 @@ proptest! {
     #[test]
     fn garbage_ends_the_connection_and_crashes_nothing(
         bytes in proptest::collection::vec(any::<u8>(), 1..2000),
-        kind in prop_oneof![Just(FrameKind::Open), Just(FrameKind::Data), Just(FrameKind::Credit), Just(FrameKind::Event)],
+        kind in prop_oneof![
+            Just(FrameKind::Open),
+            Just(FrameKind::Data),
+            Just(FrameKind::Credit),
+            Just(FrameKind::Event),
+        ],
         framed: bool,
     ) {
         let mut host = Host::new();

@@ -75,7 +75,11 @@ proptest! {
             stdin: if pipe { Stdin::Pipe } else { Stdin::Null },
             pty: size.map(|(cols, rows)| PtySize { cols, rows }),
             tag: &tag,
-            limits: ProcessLimits { open_files: limits.0, cpu_seconds: limits.1, file_size: limits.2 },
+            limits: ProcessLimits {
+                open_files: limits.0,
+                cpu_seconds: limits.1,
+                file_size: limits.2,
+            },
         }));
     }
 
@@ -145,7 +149,12 @@ proptest! {
             shell: &path,
             group_bytes: &groups[..groups.len() / 4 * 4],
         };
-        let info = Sysinfo { memory_total: n, cpus: numbers.0, wall_clock_ns: n, ..Sysinfo::default() };
+        let info = Sysinfo {
+            memory_total: n,
+            cpus: numbers.0,
+            wall_clock_ns: n,
+            ..Sysinfo::default()
+        };
         let code = ErrorCode::ALL[code];
         for message in [
             Message::Open(RequestPart { more, part: &bytes }),
@@ -195,7 +204,8 @@ proptest! {
         for process in &all {
             used += process.write(&mut bytes[used..]).unwrap();
         }
-        let read: Vec<_> = Records::<ProcessInfo<'_>>::new(&bytes[..used]).map(Result::unwrap).collect();
+        let read = Records::<ProcessInfo<'_>>::new(&bytes[..used]).map(Result::unwrap);
+        let read: Vec<_> = read.collect();
         prop_assert_eq!(read, all);
     }
 

@@ -427,3 +427,6 @@ fn queue(state: QueueState, memory: &Memory) -> Result<Option<Queue>, virtio_que
         Err(virtio_queue::Error::QueueNotReady)
     }
 }
+
+#[cfg(test)]
+mod test;

@@ -23,8 +23,6 @@ mod chain;
 mod console;
 mod device;
 mod event_loop;
-#[cfg(test)]
-mod event_loop_test;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 mod interrupt;

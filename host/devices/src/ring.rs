@@ -3,11 +3,11 @@
 //!
 //! - Guest memory is held by reference count for the ring's whole life.
 //! - Buffers and vectors move into the operation ([`IoPiece`]) and come back with its
-//! [`OpCompletion`].
+//!   [`OpCompletion`].
 //! - Receive buffers belong to a pool that the kernel picks from; one is readable only between the
-//! completion that names it and [`IoRing::recycle`].
+//!   completion that names it and [`IoRing::recycle`].
 //! - A ring dropped with operations in flight cancels them and waits; if the kernel does not answer
-//! within a second, what they point to is leaked rather than freed.
+//!   within a second, what they point to is leaked rather than freed.
 //!
 //! The ring has a single issuer and runs its completions only inside [`IoRing::enter`], so one
 //! system call per turn submits, waits and collects.

@@ -338,7 +338,11 @@ mod test {
     proptest! {
         #[test]
         fn what_is_written_is_read(
-            parts in proptest::collection::btree_map("[a-z0-9.-]{1,24}", (any::<u16>(), proptest::collection::vec(any::<u8>(), 0..200)), 0..8)
+            parts in proptest::collection::btree_map(
+                "[a-z0-9.-]{1,24}",
+                (any::<u16>(), proptest::collection::vec(any::<u8>(), 0..200)),
+                0..8,
+            )
         ) {
             let sections: Vec<_> = parts
                 .iter()

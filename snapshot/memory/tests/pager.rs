@@ -225,7 +225,10 @@ proptest! {
     #[test]
     fn any_order_of_accesses_finds_the_flattened_layers(
         chain in proptest::collection::vec(
-            proptest::collection::vec(prop_oneof![4 => Just(0u8), 3 => 1u8..9, 1 => Just(9u8)], 300),
+            proptest::collection::vec(
+                prop_oneof![4 => Just(0u8), 3 => 1u8..9, 1 => Just(9u8)],
+                300,
+            ),
             1..4,
         ),
         order in proptest::collection::vec((0usize..300, any::<bool>()), 1..200),
@@ -238,7 +241,8 @@ proptest! {
         let mut wanted = merged(300, &layers);
         let pager = Pager::start();
         let memory = Memory::new(300);
-        let first: Vec<_> = first.iter().map(|&(first, n)| PageRange { first, end: (first + n).min(300) }).collect();
+        let range = |&(first, n): &(u64, u64)| PageRange { first, end: (first + n).min(300) };
+        let first: Vec<_> = first.iter().map(range).collect();
         let lazy = lazy(&pager, &memory, &layers, &first).unwrap();
         let mut written = std::collections::BTreeSet::new();
         for (page, write) in order {
@@ -252,7 +256,8 @@ proptest! {
         }
         prop_assert_eq!(lazy.wait(), PagingEnd::Done);
         for page in 0..300 {
-            prop_assert_eq!(&memory.read(page), &wanted[page * PAGE..(page + 1) * PAGE], "page {}", page);
+            let wanted = &wanted[page * PAGE..(page + 1) * PAGE];
+            prop_assert_eq!(&memory.read(page), wanted, "page {}", page);
         }
         let dirty: Vec<_> = memory.written().iter().map(|r| r.first).collect();
         prop_assert_eq!(dirty, written.into_iter().collect::<Vec<_>>());

@@ -18,7 +18,10 @@ pub enum StoreError {
         source: io::Error,
     },
     /// Another process has the store open.
-    #[error("The store {} is in use by another process: stop it, or use another folder", .0.display())]
+    #[error(
+        "The store {} is in use by another process: stop it, or use another folder",
+        .0.display()
+    )]
     InUse(PathBuf),
     /// There is no such snapshot.
     #[error("No snapshot {0:?}")]
