@@ -169,7 +169,7 @@ impl ApiServer {
             .arg(data.path())
             .env("HATCHERY_API_KEYS", KEY)
             // The one VM process is the sandbox's then.
-            .env("HATCHERY_HUSKS", "0")
+            .env("HATCHERY_POOL_SIZE", "0")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()

@@ -8,6 +8,19 @@
 //! Facts are gathered without judgement and judged without looking at the host, so that every rule
 //! is tested on any machine. What needs virtualization is asked of `hatchery-vmm probe`: this
 //! program has no part in that.
+//!
+//! ```
+//! use doctor::{Finding, Level, verdict};
+//!
+//! let finding = Finding {
+//!     level: Level::Degraded,
+//!     name: "memory",
+//!     found: "512 MiB".into(),
+//!     consequence: "few sandboxes fit".into(),
+//!     remedy: "add memory".into(),
+//! };
+//! assert_eq!(verdict(&[finding]), Level::Degraded, "the worst of all");
+//! ```
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,14 @@
 //! E2B's protocol: the control plane, and port 49983 of each sandbox.
+//!
+//! ```
+//! use e2b::ports::{PortServer, server_of};
+//! use e2b::route::{Route, route};
+//! use hyper::Method;
+//!
+//! let found = route(&Method::DELETE, "/sandboxes/iabc");
+//! assert_eq!(found.unwrap(), Route::Kill("iabc".into()));
+//! assert_eq!(server_of(49_983), PortServer::Envd);
+//! ```
 
 #![forbid(unsafe_code)]
 

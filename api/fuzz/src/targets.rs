@@ -8,10 +8,13 @@ use e2b::envd::{
 use e2b::query::fuzz_query;
 use e2b::route::fuzz_route;
 
+use engine::store::fuzz_records;
+
 /// A fuzz target: its name, which is its corpus' too, and what is run.
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
 pub(crate) const TARGETS: &[Target] = &[
+    ("records", fuzz_records),
     ("route", fuzz_route),
     ("query", fuzz_query),
     ("list", fuzz_list),

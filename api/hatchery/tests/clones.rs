@@ -51,7 +51,7 @@ async fn works(server: &Server, made: &Answer) {
 }
 
 #[tokio::test]
-async fn a_creation_claims_a_husk_and_another_takes_its_place() {
+async fn a_creation_claims_a_warm_vm_and_another_takes_its_place() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let server = server("", 8, 2).await;
     // Early: it waits for the template VM and may have to build its copy.
@@ -78,7 +78,7 @@ async fn a_creation_claims_a_husk_and_another_takes_its_place() {
 }
 
 #[tokio::test]
-async fn without_husks_a_copy_is_built_on_the_spot() {
+async fn without_warm_vms_a_copy_is_built_on_the_spot() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let server = server("", 8, 0).await;
     let made = server.create(json!({})).await;
@@ -122,7 +122,7 @@ async fn sandboxes_outlive_the_zygote_and_others_come_of_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn husks_never_cost_a_sandbox_its_place() {
+async fn warm_vms_never_cost_a_sandbox_its_place() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let server = server("", 3, 3).await;
     server.create(json!({})).await.id();
@@ -159,7 +159,7 @@ async fn what_cannot_be_saved_or_copied_boots() {
 }
 
 #[tokio::test]
-async fn a_husk_that_dies_is_replaced_without_haste() {
+async fn a_warm_vm_that_dies_is_replaced_without_haste() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let server = server("frail", 8, 1).await;
     let mut seen = std::collections::BTreeSet::new();

@@ -11,6 +11,22 @@
 //! Memory per link: at most [`wire::MAX_STREAMS`] windows of [`wire::OUTPUT_WINDOW`] bytes, and
 //! 1 MiB on its way out. When the connection ends, every pending call fails with
 //! [`LinkError::Closed`].
+//!
+//! ```
+//! # let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+//! # runtime.block_on(async {
+//! use link::Link;
+//! use tokio::net::UnixStream;
+//!
+//! // A peer that leaves before it has greeted is no guest agent.
+//! let (ours, theirs) = UnixStream::pair()?;
+//! drop(theirs);
+//! let refused = Link::connect(ours).await.unwrap_err();
+//! assert!(refused.is_closed());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 #![forbid(unsafe_code)]
 

@@ -39,6 +39,16 @@
 //!
 //! **Architecture invariant:** `no_std`, no dependency, no `unsafe`, no knowledge of sockets or
 //! E2B.
+//!
+//! ```
+//! use wire::{Frame, FrameBuffer, MAX_FRAME, Message};
+//!
+//! let mut bytes = [0; 64];
+//! let length = Message::Credit(4096).encode(7, &mut bytes).unwrap();
+//! let mut space = [0; MAX_FRAME];
+//! let mut buffer = FrameBuffer::new(&mut space);
+//! # let _ = (&mut buffer, length);
+//! ```
 
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]

@@ -20,6 +20,19 @@
 //! service is gone ends itself, so that a crashed service leaves no process behind.
 //!
 //! **Architecture invariant:** this crate knows neither KVM nor HTTP.
+//!
+//! ```
+//! use control::{Descriptors, Event, Request};
+//!
+//! let (service, vm_process) = control::pair()?;
+//! control::send(&service, &Request::Start, &Descriptors::default().borrow())?;
+//! let (request, descriptors) = control::recv::<Request>(&vm_process)?.ok_or("it is gone")?;
+//! assert_eq!((request, descriptors.len()), (Request::Start, 0));
+//! drop(service);
+//! assert!(control::recv::<Request>(&vm_process)?.is_none(), "the peer is gone");
+//! # let _ = std::marker::PhantomData::<Event>;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod descriptors;
 mod device;
@@ -31,7 +44,7 @@ mod zygote;
 
 pub use descriptors::{Descriptors, FdName, MissingFd, ReceivedFds};
 pub use device::{DeviceReset, DeviceSpec, DiskSpec, SavedLink, VsockSpec};
-pub use frame::{ChannelError, MAX_FDS, MAX_MESSAGE, pair, recv, send};
+pub use frame::{ChannelError, MAX_FDS, MAX_MESSAGE, fuzz_messages, pair, recv, send};
 pub use message::{
     Configured, Event, ExitCause, ExitReport, MAX_CONSOLE_TAIL, Request, Reset, Saved, VmStats,
 };

@@ -1,11 +1,13 @@
 //! The targets: what a guest does to its devices, and devices that were saved by nobody.
 
+use control::fuzz_messages;
 use devices::fuzz::{fuzz_devices, fuzz_ioapic, fuzz_load};
 
 /// A fuzz target: its name, which is its corpus' too, and what is run.
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
 pub(crate) const TARGETS: &[Target] = &[
+    ("control", fuzz_messages),
     ("devices", fuzz_devices),
     ("ioapic", fuzz_ioapic),
     ("load", fuzz_load),

@@ -66,7 +66,7 @@ impl BenchServer {
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let config = data.path().join("hatchery.toml");
         let text = format!(
-            "[limits]\nmax_sandboxes = {}\n[clones]\nhusks = {}\n\
+            "[limits]\nmax_sandboxes = {}\n[pool]\nsize = {}\n\
              [templates.base]\nimage = \"base.ext4\"\n\
              cpu_count = 1\nmemory_mb = 512\ndefault_user = \"{}\"\n",
             wanted.machines,

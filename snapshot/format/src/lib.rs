@@ -11,6 +11,17 @@
 //!
 //! A reader checks in this order: kind and version; limits, before it allocates; checksums; values.
 //! It refuses what it does not know, by name.
+//!
+//! ```
+//! use snapshot_format::{Section, SectionFile, SectionName};
+//!
+//! let name = SectionName::new("clock")?;
+//! let section = Section { name, version: 1, payload: b"tick" };
+//! let bytes = SectionFile::encode(&[section])?;
+//! assert_eq!(SectionFile::parse(&bytes)?.get("clock", 1)?, b"tick");
+//! assert!(SectionFile::parse(&bytes[..bytes.len() - 1]).is_err(), "a damaged file is refused");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 #![forbid(unsafe_code)]
 

@@ -14,6 +14,15 @@
 //! could go stale.
 //!
 //! **Architecture invariant:** knows nothing of KVM, of sandboxes, or of where files come from.
+//!
+//! ```
+//! use snapshot_memory::BaseMemory;
+//!
+//! // Of no layers, a memory of zeros: nothing of it is resident.
+//! let memory = BaseMemory::merge_layers(256, &[])?;
+//! assert_eq!(memory.resident_bytes()?, 0);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod base_memory;
 mod dirty;

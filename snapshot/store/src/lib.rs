@@ -20,6 +20,21 @@
 //! look at names and sizes only.
 //!
 //! Ids and digests are checked types: no name can lead out of the store.
+//!
+//! ```
+//! use snapshot_store::SnapshotStore;
+//! use std::io::{Read, Write};
+//!
+//! let folder = tempfile::tempdir()?;
+//! let store = SnapshotStore::open(folder.path())?;
+//! let mut blob = store.write_blob()?;
+//! blob.write_all(b"what a machine was")?;
+//! let (name, _lease) = blob.finish()?;
+//! let mut text = String::new();
+//! store.open_blob(&name)?.read_to_string(&mut text)?;
+//! assert_eq!(text, "what a machine was");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 #![forbid(unsafe_code)]
 

@@ -27,7 +27,7 @@ const OURS: &[(&str, &str, &[&str])] = &[
             "usernet",
         ],
     ),
-    ("host-fuzz", "host/fuzz", &["devices"]),
+    ("host-fuzz", "host/fuzz", &["control", "devices"]),
     ("wire", "guest-agent/wire", &[]),
     ("agent-fuzz", "guest-agent/fuzz", &["guest-agent", "wire"]),
     ("guest-agent", "guest-agent/agent", &["wire"]),
@@ -40,7 +40,7 @@ const OURS: &[(&str, &str, &[&str])] = &[
         "snapshot/fuzz",
         &["snapshot-format", "snapshot-memory", "snapshot-store"],
     ),
-    ("api-fuzz", "api/fuzz", &["e2b"]),
+    ("api-fuzz", "api/fuzz", &["e2b", "engine"]),
     (
         "engine",
         "api/engine",

@@ -138,11 +138,7 @@ async fn build(
 async fn write_out(link: &Link, template: &Arc<Template>) {
     if let Err(why) = sync(link).await {
         let template = &template.name;
-        tracing::warn!(
-            template,
-            why,
-            "a golden machine has not written its files out"
-        );
+        tracing::warn!(template, why, "a template VM has not written its files out");
     }
 }
 

@@ -16,10 +16,10 @@ use crate::store::checkpoint_node::{CheckpointFacts, CheckpointNode};
 use crate::store::checkpoint_tree::{
     CheckpointListing, CheckpointReservation, CheckpointTree, CheckpointView,
 };
-use crate::store::vault::ImageVault;
+use crate::store::vault::{ImageVault, VaultError};
 use crate::store::{checkpoint_node, checkpoint_record, vault};
 use snapshot_format::BaseImage;
-use snapshot_store::SnapshotId;
+use snapshot_store::{SnapshotId, StoreError};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -190,7 +190,14 @@ impl SandboxRegistry {
             vault.get(&stored, kept, &base, checkpoint_record::readable)
         });
         let image = image.await;
-        let image = Arc::new(image.map_err(|error| EngineError::StartFailed(chain(&error)))?);
+        let image = image.map_err(|error| match error {
+            // Deleted just now: it goes from the store first, and then from the tree.
+            VaultError::Store(StoreError::NoSnapshot(_)) => {
+                EngineError::no_checkpoint(&facts.id, &node.id)
+            }
+            other => EngineError::StartFailed(chain(&other)),
+        });
+        let image = Arc::new(image?);
         Ok(Arc::new(RestorePoint {
             source: match kept {
                 KeptState::Memory => BootSource::Image(image),

@@ -10,8 +10,11 @@
 pub mod checkpoint_node;
 pub mod checkpoint_record;
 pub mod checkpoint_tree;
+mod fuzz;
 pub mod paused;
 pub mod record;
 pub mod restore_points;
 pub mod snapshots;
 pub mod vault;
+
+pub use fuzz::fuzz_records;
