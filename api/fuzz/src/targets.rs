@@ -7,7 +7,6 @@ use e2b::envd::{
 };
 use e2b::query::fuzz_query;
 use e2b::route::fuzz_route;
-
 use engine::store::fuzz_records;
 
 /// A fuzz target: its name, which is its corpus' too, and what is run.

@@ -160,7 +160,8 @@ impl Drop for MortalServer {
 fn start_script(programs: &Path, listen: &str, dir: &Path, wrap: &str) -> String {
     let (programs, dir) = (programs.display(), dir.display());
     format!(
-        "HATCHERY_API_KEYS={API_KEY} HATCHERY_POOL_SIZE=0 setsid {wrap}sh -c 'echo $$ > \"{dir}/pid\"; \
+        "HATCHERY_API_KEYS={API_KEY} HATCHERY_POOL_SIZE=0 setsid {wrap}sh -c \
+         'echo $$ > \"{dir}/pid\"; \
          exec \"{programs}/hatchery\" serve --listen {listen} --image-dir \"{programs}\" \
          --data-dir \"{dir}/data\"' >> '{dir}/log' 2>&1 < /dev/null &"
     )
