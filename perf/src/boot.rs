@@ -217,11 +217,11 @@ fn report(
     api.print(unit);
     let mut missed = false;
     for (what, value, limit) in targets {
-        missed |= value.is_some_and(|value| value > limit);
+        missed |= value.is_none_or(|value| value > limit);
         let told = match value {
             Some(value) if value <= limit => format!("{value} (target {limit}) met"),
             Some(value) => format!("{value} (target {limit}) MISSED"),
-            None => format!("not measured (target {limit})"),
+            None => format!("not measured (target {limit}) MISSED"),
         };
         say(&format!("target: {what}: {told}"));
     }

@@ -70,7 +70,7 @@ pub(crate) fn install_in_lab(lab: &Lab, dist: &Dist) -> Result<PathBuf> {
          done
          [ -e {1} ] && ln -sf {1} {LAB_DIST}/base.ext4 || ln -sf /image/{0} {LAB_DIST}/base.ext4",
         image.display(),
-        brought(image)
+        lab_copy(image)
     );
     let done = lab.exec(&["sh", "-c", &script])?;
     if !done.status.success() {
@@ -89,13 +89,13 @@ fn in_cache(dist: &Dist) -> Result<&Path> {
 }
 
 /// Where an image of the cache is in the lab once it is copied into its memory.
-fn brought(image: &Path) -> String {
+fn lab_copy(image: &Path) -> String {
     format!("{LAB_DIST}/{}", image.to_string_lossy().replace('/', "-"))
 }
 
 /// The same with the image in the lab's memory too, for what is measured.
 pub(crate) fn install_whole_in_lab(lab: &Lab, dist: &Dist) -> Result<PathBuf> {
-    lab.bring(&dist.image, &brought(in_cache(dist)?))?;
+    lab.bring(&dist.image, &lab_copy(in_cache(dist)?))?;
     install_in_lab(lab, dist)
 }
 

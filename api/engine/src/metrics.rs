@@ -193,10 +193,10 @@ impl EngineMetrics {
         self.claims.get_or_create(&labels).inc();
     }
 
-    /// A fork has made so many children.
-    pub(crate) fn forked(&self, children: usize, time: Duration) {
-        self.fork_children.inc_by(children as u64);
-        self.done("fork", true, time);
+    /// A fork that was to make so many children has made some of them; it is good if that is all.
+    pub(crate) fn forked(&self, wanted: usize, made: usize, time: Duration) {
+        self.fork_children.inc_by(made as u64);
+        self.done("fork", made == wanted, time);
     }
 
     /// A sandbox was reset: in place or with another machine; `None`: it was not.
@@ -257,7 +257,7 @@ mod test {
         metrics.created("clone", Duration::from_micros(1100));
         metrics.creation_failed(&EngineError::TooManySandboxes { max: 1 });
         metrics.claimed(true, true);
-        metrics.forked(3, Duration::from_millis(2));
+        metrics.forked(3, 3, Duration::from_millis(2));
         metrics.reset(Some("in_place"), Duration::from_millis(1));
         metrics.done("pause", false, Duration::from_millis(1));
         metrics.reaped();

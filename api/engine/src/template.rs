@@ -27,9 +27,9 @@ pub struct Template {
     pub default_user: String,
     /// The working directory when a request names none.
     pub default_workdir: Option<String>,
-    /// What runs in every copy, by the user's shell.
+    /// What runs in every clone, by the user's shell.
     pub start_cmd: Option<String>,
-    /// What succeeds once that is ready to be copied.
+    /// What succeeds once that is ready to be cloned.
     pub ready_cmd: Option<String>,
 }
 

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// See [`tick`]: shorter than what requests wait for.
@@ -150,21 +151,21 @@ fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()?;
     let clean = runtime.block_on(async {
-        let listen = settings.listen;
-        let listener = tokio::net::TcpListener::bind(listen)
-            .await
-            .with_context(|| format!("Cannot listen on {listen}: is another server running?"))?;
+        let listener = listen("listen", settings.listen).await?;
+        let metrics = match settings.metrics_listen {
+            Some(address) => Some(listen("metrics.listen", address).await?),
+            None => None,
+        };
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        if let Some(metrics) = &metrics {
+            tracing::info!(listen = %metrics.local_addr()?, "metrics are ready");
+        }
         tracing::info!(listen = %listener.local_addr()?, "hatchery is ready");
-        let metrics_listen = settings.metrics_listen;
         let registry = SandboxRegistry::new(launcher, vault, settings.engine_options())?;
         let app = AppState::new(settings.server_options(), registry);
-        if let Some(address) = metrics_listen {
-            let listener = tokio::net::TcpListener::bind(address).await;
-            let listener = listener.with_context(|| format!("Cannot listen on {address}"))?;
-            tracing::info!(listen = %listener.local_addr()?, "metrics are ready");
-            tokio::spawn(e2b::metrics::serve(Arc::clone(&app), listener));
+        if let Some(metrics) = metrics {
+            tokio::spawn(e2b::metrics::serve(Arc::clone(&app), metrics));
         }
         let stop = async move {
             tokio::select! {
@@ -182,6 +183,14 @@ fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    })
+}
+
+/// A listener at the address of a setting.
+async fn listen(setting: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address).await;
+    listener.with_context(|| {
+        format!("Cannot listen on {address} ({setting}): is another server running?")
     })
 }
 
@@ -247,6 +256,8 @@ fn question(settings: &Settings, problem: Option<&ConfigError>) -> HostQuestion 
 /// Settings to look at the host with, when there are none to serve with.
 fn fallback(mut over: Overrides, dir: &Path) -> anyhow::Result<Settings> {
     over.api_keys = Some("no-key-is-ever-this".into());
+    // With both, or a bad one, there would be none.
+    (over.husks, over.pool_size) = (None, None);
     Ok(Settings::new(ConfigFile::default(), over, dir)?)
 }
 

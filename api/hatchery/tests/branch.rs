@@ -182,7 +182,7 @@ async fn a_reset_sandbox_keeps_its_name_and_its_machine() {
     reset_goes("", true).await;
 }
 
-/// What cannot be put back runs on until another machine is there; what dies of it makes room
+/// What cannot be reset in place runs on until another machine is there; what dies of it makes room
 /// first.
 #[tokio::test]
 async fn what_cannot_be_reset_in_place_gets_another_machine() {

@@ -66,7 +66,7 @@ async fn a_creation_claims_a_warm_vm_and_another_takes_its_place() {
     );
     works(&server, &second).await;
     processes(4).await;
-    assert_eq!(server.registry.in_use(), 2, "warm_vms are nobody's");
+    assert_eq!(server.registry.in_use(), 2, "warm VMs are nobody's");
     for made in [&first, &second] {
         let path = format!("/sandboxes/{}", made.id());
         assert_eq!(server.api("DELETE", &path, Value::Null).await.status, 204);

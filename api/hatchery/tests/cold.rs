@@ -120,7 +120,7 @@ fn memory_stays_cold_until_enough_machines_begin_there() {
 }
 
 #[test]
-fn chains_of_layers_that_are_brought_stay_short() {
+fn chains_of_layers_that_are_paged_in_stay_short() {
     let dir = tempfile::tempdir().unwrap();
     let vault = open(dir.path(), true);
     let base_memory = Arc::new(BaseMemory::cold(SHAPE.pages(), vec![layer(0)]));

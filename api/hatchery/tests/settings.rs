@@ -231,6 +231,13 @@ fn old_names_are_read_with_a_word() {
     let old = Settings::new(file("[clones]\nhusks = 7"), over(), Path::new("/")).unwrap();
     assert_eq!(old.clones.pool_size, 7);
     assert!(old.notes[0].contains("clones.husks") && old.notes[0].contains("pool.size"));
+    for (text, name) in [
+        ("[clones]\nhusks = 1025", "clones.husks"),
+        ("[pool]\nsize = 1025", "pool.size"),
+    ] {
+        let refused = Settings::new(file(text), over(), Path::new("/")).unwrap_err();
+        assert!(refused.to_string().contains(name), "{refused}");
+    }
     let both = file("[clones]\nhusks = 7\n[pool]\nsize = 7");
     let refused = Settings::new(both, over(), Path::new("/")).unwrap_err();
     let text = refused.to_string();

@@ -55,6 +55,40 @@ async fn a_template_is_added_used_and_taken_out_while_the_server_runs() {
     assert!(server.stop().await);
 }
 
+/// A template that is removed while sandboxes are made of it: no sandbox is left without its
+/// template.
+#[tokio::test]
+async fn a_removal_that_meets_creations_leaves_no_sandbox_without_its_template() {
+    let server = Server::start().await;
+    let base = server.registry.templates().get("base").unwrap();
+    let of_late = || server.create(json!({ "templateID": "late" }));
+    for round in 0..20 {
+        let late = Template {
+            name: "late".into(),
+            aliases: Vec::new(),
+            ..(*base).clone()
+        };
+        server.registry.add_template(late).unwrap();
+        let removal = async {
+            tokio::time::sleep(Duration::from_millis(round * 2)).await;
+            server.registry.remove_template("late")
+        };
+        let (first, second, removed) = tokio::join!(of_late(), of_late(), removal);
+        for made in [&first, &second] {
+            assert!([201, 404].contains(&made.status), "{}", made.status);
+        }
+        let left = server.registry.all();
+        assert!(removed.is_err() || left.is_empty(), "{left:?}");
+        for view in left {
+            assert!(server.registry.kill(&view.facts.id).await.unwrap());
+        }
+        if removed.is_err() {
+            server.registry.remove_template("late").unwrap();
+        }
+    }
+    assert!(server.stop().await);
+}
+
 #[tokio::test]
 async fn what_happens_is_counted() {
     let server = Server::start_clones("", LimitsFile::default(), Some(1)).await;

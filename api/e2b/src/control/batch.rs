@@ -104,7 +104,7 @@ pub async fn handle(
         mode,
     };
     tokio::spawn(job.run(new, places));
-    Ok(stream_of(LineLimiter {
+    Ok(stream_of(BatchBody {
         receiver,
         claim,
         delivered: Vec::new(),
@@ -261,13 +261,13 @@ fn error(why: &ApiError) -> Value {
 }
 
 /// The response's body: a line is the client's when it is taken from here.
-struct LineLimiter {
+struct BatchBody {
     receiver: mpsc::UnboundedReceiver<BatchLine>,
     claim: Option<IdempotencyClaim>,
     delivered: Vec<(usize, String)>,
 }
 
-impl hyper::body::Body for LineLimiter {
+impl hyper::body::Body for BatchBody {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -287,7 +287,7 @@ impl hyper::body::Body for LineLimiter {
     }
 }
 
-impl Drop for LineLimiter {
+impl Drop for BatchBody {
     fn drop(&mut self) {
         // Who asks again with this key gets what was delivered; if that is nothing, anew.
         if let Some(claim) = self.claim.take()
@@ -330,7 +330,7 @@ fn again(app: &AppState, known: &str, count: usize, mode: BatchMode) -> Response
     response
 }
 
-fn stream_of(lines: LineLimiter) -> Response<Body> {
+fn stream_of(lines: BatchBody) -> Response<Body> {
     let mut response = Response::new(lines.boxed_unsync());
     ndjson(&mut response);
     response

@@ -27,7 +27,7 @@ const MAX_LIMIT: usize = 100;
 struct ForkRequest {
     timeout: Option<i64>,
     count: Option<usize>,
-    /// Not E2B's: the moment, if it is not the present one.
+    /// Not E2B's: a checkpoint to fork from, instead of the present.
     checkpoint: Option<String>,
 }
 
@@ -71,7 +71,7 @@ pub async fn fork(
     Ok(response)
 }
 
-/// How a sandbox was copied that goes on, as a `Server-StreamTiming` header: milliseconds that it
+/// How a sandbox was copied that goes on, as a `Server-Timing` header: milliseconds that it
 /// was copied while it ran and that it was quiesced, and pages that were copied in the latter.
 fn timing(copied: CaptureTimings) -> Option<HeaderValue> {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
@@ -87,7 +87,7 @@ struct SnapshotRequest {
     memory: Option<bool>,
 }
 
-/// Stores a moment of a sandbox.
+/// Stores a snapshot of a sandbox.
 ///
 /// # Errors
 /// As [`engine::registry::SandboxRegistry::take_snapshot`].

@@ -18,7 +18,7 @@ struct CheckpointRequest {
     name: Option<String>,
 }
 
-/// Stores a moment of a sandbox in its tree.
+/// Stores a checkpoint of a sandbox in its tree.
 ///
 /// # Errors
 /// As [`engine::registry::SandboxRegistry::checkpoint`].

@@ -1,4 +1,4 @@
-//! `IdempotencyTable-Key`: a creation that is asked again gives the same sandbox.
+//! `Idempotency-Key`: a creation that is asked again gives the same sandbox.
 
 use crate::auth::same;
 use crate::error::ApiError;

@@ -1,4 +1,4 @@
-//! `GET /files` and the door of `POST /files` (api/PROTOCOL.md §7.11).
+//! `GET /files` and the way into `POST /files` (api/PROTOCOL.md §7.11).
 
 use crate::connect::request::RequestBody;
 use crate::envd::auth::{self, FileQuery};

@@ -10,9 +10,9 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-/// So many machines have their memory brought by a pager, each a copy of its own; from then on it
-/// is put together once for all.
-const BROUGHT: usize = 2;
+/// So many machines have their memory paged in, each a copy of its own; from then on it is merged
+/// once for all.
+const PAGED: usize = 2;
 
 /// A machine's whole memory: the layers it is made of, and the whole, sealed, once somebody needs
 /// it.
@@ -23,7 +23,7 @@ pub struct BaseMemory {
     /// Held while it is put together, so that it is not twice.
     making: Mutex<()>,
     /// Machines that began while it was not whole.
-    brought: AtomicUsize,
+    paged: AtomicUsize,
     layers: Vec<Arc<File>>,
     /// The layers in the store, in the same order, once they are there; the lease keeps them.
     stored: Mutex<Option<(Vec<BlobRef>, BlobLease)>>,
@@ -47,7 +47,7 @@ impl BaseMemory {
             pages,
             memory: OnceLock::new(),
             making: Mutex::default(),
-            brought: AtomicUsize::new(0),
+            paged: AtomicUsize::new(0),
             layers,
             stored: Mutex::default(),
         }
@@ -76,11 +76,11 @@ impl BaseMemory {
         Ok(self.memory.get_or_init(|| memory))
     }
 
-    /// Whether a machine that is to begin here should have its memory brought; counts it if so.
+    /// Whether a machine that is to begin here should have its memory paged in; counts it if so.
     #[must_use]
     pub fn should_page(&self) -> bool {
         let cold = self.memory.get().is_none() && !self.layers.is_empty();
-        cold && self.layers.len() <= LONGEST && self.brought.fetch_add(1, Relaxed) < BROUGHT
+        cold && self.layers.len() <= LONGEST && self.paged.fetch_add(1, Relaxed) < PAGED
     }
 
     /// Pages of the whole.

@@ -28,7 +28,7 @@ pub async fn sync(link: &Link) -> Result<(), String> {
     }
 }
 
-/// Saves a machine that began at `base memory`, or booted if there is none. With `ahead` most is
+/// Saves a machine that began at `base_memory`, or booted if there is none. With `ahead` most is
 /// copied while it runs, which takes longer but lets it stand still for a shorter time. It stands
 /// still when this returns: [`MachineHandle::start`] lets it go on. Its agent's connection, which
 /// may be in use, is broken in machines that begin at the image; in the machine itself it goes on.

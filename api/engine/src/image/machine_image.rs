@@ -94,7 +94,7 @@ pub struct MachineImage {
 }
 
 impl MachineImage {
-    /// The same machine, of which copies come with what `trial`, saved from such a copy, has used.
+    /// The same machine, of which clones come with what `trial`, saved from such a clone, has used.
     ///
     /// # Errors
     /// [`ImageError::Memory`], [`ImageError::File`].

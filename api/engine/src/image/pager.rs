@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 const PROGRAM: &str = "hatchery-pager";
 /// What a machine makes its userfaultfd of.
 const DEVICE: &str = "/dev/userfaultfd";
-/// Layers of a memory that is brought; longer chains are put together first.
+/// Most layers of a memory that is paged in; longer chains are merged first.
 pub const LONGEST: usize = MAX_LAYERS / 2;
 
 /// Starts the pager, and gives it machines.
@@ -27,7 +27,7 @@ pub struct PagerClient {
     running: Mutex<Option<OwnedFd>>,
 }
 
-/// What a machine needs to have its memory brought.
+/// What a machine needs to have its memory paged in.
 #[derive(Debug)]
 pub struct PagedMemory {
     /// Its end of a socket to the pager.

@@ -18,7 +18,7 @@ pub struct LaunchPlan {
     pub template: Arc<Template>,
     /// What it begins with.
     pub source: BootSource,
-    /// A copy of which is learned what copies use first.
+    /// A clone by which is learned what clones use first.
     pub trial: bool,
     /// What it counts for; given back when its process is reaped.
     pub slot: OwnedSemaphorePermit,

@@ -96,7 +96,7 @@ impl MachineLauncher {
         let base_memory =
             Some(&image.base_memory).filter(|base_memory| base_memory.should_page())?;
         match pagers.attach(plan.name.own(), base_memory.pages(), base_memory.layers()) {
-            Ok(brought) => Some(brought),
+            Ok(paged) => Some(paged),
             Err(error) => {
                 let error = chain(&error);
                 tracing::warn!(sandbox_id = %plan.name, error, "memory is put together instead");

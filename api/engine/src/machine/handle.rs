@@ -136,7 +136,7 @@ impl VmProcess {
     }
 }
 
-/// Why a machine was not put back.
+/// Why a machine was not reset in place.
 #[derive(Debug, thiserror::Error)]
 pub enum ResetError {
     /// In the VM process's words; nothing has changed.
@@ -179,7 +179,7 @@ impl MachineHandle {
         saved.unwrap_or_else(|| Err("the machine has ended".into()))
     }
 
-    /// Has the machine put back to the moment that `files` hold, which `spec` assigns. Then it
+    /// Has the machine reset to what `files` hold, which `spec` assigns. Then it
     /// stands still until [`MachineHandle::start`]. One at a time.
     ///
     /// # Errors

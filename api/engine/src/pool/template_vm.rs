@@ -1,4 +1,4 @@
-//! A template's template VM: booted once, warmed, saved at rest, and copied from then on.
+//! A template's template VM: booted once, warmed, saved at rest, and cloned from then on.
 
 use crate::error::chain;
 use crate::image::capture::{capture, sync};
@@ -37,7 +37,7 @@ pub enum TemplateVmError {
     /// It could not be saved.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// A copy of it did not take an identity.
+    /// A clone of it did not take an identity.
     #[error("A copy is nobody: {0}")]
     Identity(String),
     /// The task that does it broke.
@@ -45,7 +45,7 @@ pub enum TemplateVmError {
     GivenUp,
 }
 
-/// A template's template VM, with what its copies use first if that can be learned. `makers` is
+/// A template's template VM, with what its clones use first if that can be learned. `makers` is
 /// what machines count for that are made on the way, one at a time.
 ///
 /// # Errors
@@ -65,13 +65,13 @@ pub async fn make(
         Ok(learned) => Ok(learned),
         Err(error) => {
             let (template, error) = (&template.name, chain(&error));
-            tracing::warn!(template, error, "copies come without a working set");
+            tracing::warn!(template, error, "clones come without a working set");
             Ok(template_vm)
         }
     }
 }
 
-/// Boots, warms and saves a machine at rest, so that its copies go on with its agent's connection.
+/// Boots, warms and saves a machine at rest, so that its clones go on with its agent's connection.
 /// `slot` is given back when its process is reaped.
 ///
 /// # Errors
@@ -125,7 +125,7 @@ async fn build(
         total = ?begin.elapsed(),
         memory_kib = image.base_memory.resident_bytes() >> 10,
         disk_kib = figures.disk_blocks * 4,
-        "template ready to be copied"
+        "template ready to be cloned"
     );
     Ok(MachineImage {
         link: AgentLink::Kept { last_stream },
@@ -143,7 +143,7 @@ async fn write_out(link: &Link, template: &Arc<Template>) {
 }
 
 /// Has a copy do what every sandbox does first: take an identity and run a command. What it has
-/// used by then, all copies come with from then on: it costs them neither a fault nor a copy when
+/// used by then, all clones come with from then on: it costs them neither a fault nor a copy when
 /// somebody waits for them. `slot` is given back when the copy's process is reaped.
 ///
 /// # Errors

@@ -19,10 +19,10 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-/// So many copies in a row that fail when they are claimed make an end of copying, for a while.
+/// So many clones in a row that fail when they are claimed make an end of cloning, for a while.
 const MAX_FAULTS: u32 = 3;
 /// How long sandboxes boot then. It may have been want of memory, which passes; a template whose
-/// copies are bad costs one creation some time as often as this.
+/// clones are bad costs one creation some time as often as this.
 const REST: Duration = Duration::from_secs(60);
 /// The wait after the first warm VM that died or could not be built; it doubles up to 51 s.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -33,7 +33,7 @@ const MAX_DOUBLINGS: u32 = 9;
 pub struct WarmVm {
     /// The process, parked, and our end of its link.
     pub built: BuiltMachine,
-    /// What it is a copy of.
+    /// What it is a clone of.
     pub template_vm: Arc<MachineImage>,
     /// While it waits in the pool.
     idle: Option<IdleSlot>,
@@ -60,9 +60,9 @@ impl Drop for IdleSlot {
 enum PoolState {
     Building,
     Ready(Arc<MachineImage>),
-    /// Copies have failed: not before then.
+    /// Clones have failed: not before then.
     Rests(Arc<MachineImage>, Instant),
-    /// There is nothing to copy.
+    /// There is nothing to clone.
     Boots,
 }
 
@@ -153,11 +153,16 @@ impl WarmPool {
                 tracing::warn!(
                     template = self.template.name,
                     ?bound,
-                    "not ready to be copied"
+                    "not ready to be cloned"
                 );
                 None
             }
         }
+    }
+
+    /// Whether its clones are of this very template.
+    pub(super) fn is_of(&self, template: &Arc<Template>) -> bool {
+        Arc::ptr_eq(&self.template, template)
     }
 
     /// The template's name.
@@ -225,7 +230,7 @@ impl WarmPool {
             template = self.template.name,
             failures = MAX_FAULTS,
             rest = ?REST,
-            "copies do not become sandboxes: they boot for a while"
+            "clones do not become sandboxes: they boot for a while"
         );
         if let Some(template_vm) = self.ready() {
             let until = Instant::now() + REST;
@@ -235,9 +240,9 @@ impl WarmPool {
         self.lock().clear();
     }
 
-    /// After a rest: the first copy that fails makes it another one.
+    /// After a rest: the first clone that fails makes it another one.
     fn try_again(&self, template_vm: &Arc<MachineImage>) {
-        tracing::info!(template = self.template.name, "copies are tried again");
+        tracing::info!(template = self.template.name, "clones are tried again");
         self.faults.store(MAX_FAULTS - 1, Relaxed);
         self.state
             .send_replace(PoolState::Ready(Arc::clone(template_vm)));
@@ -252,6 +257,8 @@ impl WarmPool {
     ) {
         let mut retired = self.retired.subscribe();
         tokio::select! {
+            // An end comes before more work.
+            biased;
             _ = closing.wait_for(|closing| *closing) => {}
             _ = retired.wait_for(|retired| *retired) => {}
             () = self.work(&shared) => {}
@@ -264,7 +271,7 @@ impl WarmPool {
             Ok(template_vm) => self.state.send_replace(PoolState::Ready(template_vm)),
             Err(error) => {
                 let (template, error) = (&self.template.name, chain(&error));
-                tracing::warn!(template, error, "no copies: sandboxes boot");
+                tracing::warn!(template, error, "no clones: sandboxes boot");
                 self.state.send_replace(PoolState::Boots);
                 return;
             }
@@ -318,7 +325,7 @@ impl WarmPool {
                 Ok(warm_vm) => self.put(warm_vm, idle),
                 Err(error) => {
                     self.setbacks.fetch_add(1, Relaxed);
-                    tracing::warn!(template = self.template.name, %error, "no copy made ahead");
+                    tracing::warn!(template = self.template.name, %error, "no clone made ahead");
                 }
             }
         }
@@ -336,7 +343,7 @@ impl WarmPool {
                 template,
                 died,
                 ready,
-                "copies ended before anybody took them"
+                "clones ended before anybody took them"
             );
             let died = u32::try_from(died).unwrap_or(u32::MAX);
             self.setbacks.fetch_add(died, Relaxed);

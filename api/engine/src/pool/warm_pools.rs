@@ -75,10 +75,13 @@ impl WarmPools {
         }
     }
 
-    /// The pool of a template; `None` when sandboxes are not cloned.
+    /// The pool of a template; `None` when sandboxes are not cloned, or when it is another template
+    /// that has this name now.
     #[must_use]
-    pub fn of(&self, template: &Template) -> Option<Arc<WarmPool>> {
-        self.read().get(&template.name).cloned()
+    pub fn of(&self, template: &Arc<Template>) -> Option<Arc<WarmPool>> {
+        let pools = self.read();
+        let pool = pools.get(&template.name)?;
+        pool.is_of(template).then(|| Arc::clone(pool))
     }
 
     /// Ends one warm VM of any template, so that its slot becomes free. False if there is none.

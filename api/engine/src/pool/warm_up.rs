@@ -1,4 +1,4 @@
-//! What is done in a template's machine before it is saved: what all its copies then have behind
+//! What is done in a template's machine before it is saved: what all its clones then have behind
 //! them.
 
 use crate::template::Template;
@@ -16,7 +16,7 @@ const READY_PAUSE: Duration = Duration::from_millis(500);
 /// are in memory then.
 const COMMANDS: [&[&str]; 2] = [&["/bin/true"], &["/bin/bash", "-l", "-c", "true"]];
 
-/// Why a machine is not as its copies should be.
+/// Why a machine is not as its clones should be.
 #[derive(Debug, thiserror::Error)]
 pub enum WarmUpError {
     /// A command left its link in doubt, or was refused.

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 use wire::ProcessExit;
 
-/// Notices that wait for one listener, each of at most one window of the link.
+/// Notices that wait for one listener, each of at most 32 KiB, one message of the link.
 const BACKLOG: usize = 4;
 /// Most listeners of one process.
 const MAX_LISTENERS: usize = 64;

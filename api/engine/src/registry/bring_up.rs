@@ -73,7 +73,7 @@ impl SandboxRegistry {
             timings.step("wait");
         }
         if template.start_cmd.is_some() {
-            let why = "Its template has a start_cmd, which only copies have running, and there is \
+            let why = "Its template has a start_cmd, which only clones have running, and there is \
                        no machine to copy: the log says why";
             return Err(EngineError::StartFailed(why.into()));
         }

@@ -12,7 +12,7 @@ use crate::store::vault::{ImageVault, VaultError};
 use control::Saved;
 use std::sync::Arc;
 
-/// A sandbox as it was at one moment.
+/// A sandbox as it was when it was captured.
 pub(super) struct CapturedSandbox {
     /// Whose. It runs on; nobody else saves or replaces its machine until this is dropped.
     pub(super) busy: BusySandbox,

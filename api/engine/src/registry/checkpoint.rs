@@ -41,7 +41,13 @@ impl SandboxRegistry {
         let room = tree.reserve(name, self.max_checkpoints)?;
         // A task of its own: a client that leaves leaves nothing half-done behind.
         let (registry, id) = (Arc::clone(self), id.to_owned());
-        let work = tokio::spawn(async move { registry.take(&id, room).await });
+        let work = tokio::spawn(async move {
+            let begin = Instant::now();
+            let taken = registry.take(&id, room).await;
+            let (good, time) = (taken.is_ok(), begin.elapsed());
+            registry.metrics.done("checkpoint", good, time);
+            taken
+        });
         let lost = |_| EngineError::PauseFailed("The work was given up".into());
         work.await.map_err(lost)?
     }
@@ -51,7 +57,6 @@ impl SandboxRegistry {
         id: &str,
         room: CheckpointReservation,
     ) -> Result<CheckpointView, EngineError> {
-        let begin = Instant::now();
         let CapturedSandbox {
             busy,
             image,
@@ -85,7 +90,6 @@ impl SandboxRegistry {
             return Err(EngineError::no_sandbox(id));
         };
         drop(busy);
-        self.metrics.done("checkpoint", true, begin.elapsed());
         let (checkpoint, bytes) = (&seen.id, seen.bytes);
         tracing::info!(
             sandbox_id = id,

@@ -1,4 +1,4 @@
-//! Fork: more sandboxes that go on where one is at this moment, or was at a checkpoint.
+//! Fork: more sandboxes that go on where one is now, or was at a checkpoint.
 
 use crate::error::{EngineError, chain};
 use crate::facts::{LifecyclePolicy, SandboxFacts, SandboxOrigin};
@@ -42,7 +42,7 @@ impl From<Saved> for CaptureTimings {
 pub(super) type ForkedChildren = Vec<Result<Arc<Sandbox>, EngineError>>;
 
 impl SandboxRegistry {
-    /// Makes `count` sandboxes that go on where a running one is at this moment, or where one in
+    /// Makes `count` sandboxes that go on where a running one is now, or where one in
     /// any state was at a checkpoint, each with its own id, token, clock and randomness. A result
     /// for each; and how the running one was saved.
     ///
@@ -86,16 +86,16 @@ impl SandboxRegistry {
                 let (registry, child) = (Arc::clone(&registry), child.clone());
                 async move { registry.create(child, &mut StepTimings::default()).await }
             });
-            stream::iter(children).buffered(AT_ONCE).collect().await
+            let children: ForkedChildren = stream::iter(children).buffered(AT_ONCE).collect().await;
+            let made = children.iter().filter(|child| child.is_ok()).count();
+            registry.metrics.forked(count, made, begin.elapsed());
+            children
         });
         let lost = |_| EngineError::StartFailed("The work was given up".into());
-        let children: ForkedChildren = work.await.map_err(lost)?;
-        let made = children.iter().filter(|child| child.is_ok()).count();
-        self.metrics.forked(made, begin.elapsed());
-        Ok((children, saved))
+        Ok((work.await.map_err(lost)?, saved))
     }
 
-    /// A running sandbox's present moment.
+    /// A restore point of a running sandbox, as it is now.
     async fn present(
         self: &Arc<Self>,
         id: &str,

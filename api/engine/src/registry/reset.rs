@@ -111,7 +111,7 @@ impl SandboxRegistry {
         }
         if point.is_none() && old.origin.forked {
             return Err(EngineError::Conflict(format!(
-                "Sandbox {:?} was forked, and its first moment has not outlived the server",
+                "Sandbox {:?} was forked, and where it began has not outlived the server",
                 old.id
             )));
         }

@@ -81,7 +81,7 @@ pub(super) fn running_sandbox(
 }
 
 impl SandboxRegistry {
-    /// Creating → Running, unless the server closes at this moment.
+    /// Creating → Running, unless the server closes or its template has been removed meanwhile.
     pub(super) fn publish(
         self: &Arc<Self>,
         sandbox: &Arc<Sandbox>,
@@ -94,6 +94,9 @@ impl SandboxRegistry {
                 Transition::Become(_) => {}
                 Transition::ShuttingDown => return Err(EngineError::ShuttingDown),
                 _ => return Err(EngineError::no_sandbox(&sandbox.id)),
+            }
+            if self.templates.get(&sandbox.origin.base).is_none() {
+                return Err(EngineError::no_template(&sandbox.origin.base));
             }
             table.insert(sandbox.id.clone(), TableEntry::Running(Arc::clone(sandbox)));
         }

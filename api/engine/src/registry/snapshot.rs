@@ -26,9 +26,27 @@ impl SandboxRegistry {
         name: Option<&str>,
         kept: KeptState,
     ) -> Result<Arc<SandboxSnapshot>, EngineError> {
-        let failed = |error: String| EngineError::PauseFailed(error);
-        let begin = Instant::now();
         let snapshot_id = self.name_snapshot(name)?;
+        // A task of its own: a client that leaves leaves nothing half-done behind.
+        let (registry, id) = (Arc::clone(self), id.to_owned());
+        let work = tokio::spawn(async move {
+            let begin = Instant::now();
+            let taken = registry.store_snapshot(&id, snapshot_id, kept).await;
+            let (good, time) = (taken.is_ok(), begin.elapsed());
+            registry.metrics.done("snapshot", good, time);
+            taken
+        });
+        let lost = |_| EngineError::PauseFailed("The work was given up".into());
+        work.await.map_err(lost)?
+    }
+
+    async fn store_snapshot(
+        self: &Arc<Self>,
+        id: &str,
+        snapshot_id: String,
+        kept: KeptState,
+    ) -> Result<Arc<SandboxSnapshot>, EngineError> {
+        let failed = |error: String| EngineError::PauseFailed(error);
         if kept == KeptState::Files {
             self.sync(&*self.running_one(id)?).await?;
         }
@@ -51,7 +69,6 @@ impl SandboxRegistry {
         });
         let (registry, own) = (Arc::clone(self), Arc::clone(&snapshot));
         let image = captured.image;
-        // A task of its own: a client that leaves leaves nothing half-done behind.
         let work = tokio::task::spawn_blocking(move || {
             let record = own.encode().map_err(|error| error.to_string())?;
             let put = registry
@@ -67,7 +84,6 @@ impl SandboxRegistry {
         });
         let lost = |_| Err("The work was given up".to_owned());
         work.await.unwrap_or_else(lost).map_err(failed)?;
-        self.metrics.done("snapshot", true, begin.elapsed());
         let (size_mib, snapshot_id) = (snapshot.origin.memory_mb, &snapshot.id);
         tracing::info!(
             sandbox_id = id,

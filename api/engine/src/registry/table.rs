@@ -1,5 +1,5 @@
-//! The table itself: who is in which state. What may happen from there is decided by
-//! [`transition`].
+//! The table itself: who is in which state. What a request may do there is decided by
+//! [`transition`]; that an entry is still the caller's own sandbox is checked here.
 
 use crate::error::EngineError;
 use crate::facts::SandboxFacts;
@@ -115,7 +115,6 @@ impl SandboxRegistry {
     ) -> Result<(Arc<SandboxFacts>, Arc<CheckpointTree>), EngineError> {
         let table = self.table();
         let entry = table.get(id);
-        let refused = refused(id, self.transition(entry, SandboxRequest::View));
         match entry {
             Some(TableEntry::Running(sandbox) | TableEntry::Busy(sandbox, _)) => Ok((
                 Arc::clone(&sandbox.facts),
@@ -124,7 +123,9 @@ impl SandboxRegistry {
             Some(TableEntry::Paused(paused) | TableEntry::Resuming(paused, _)) => {
                 Ok((Arc::clone(&paused.facts), Arc::clone(&paused.tree)))
             }
-            Some(TableEntry::Creating) | None => Err(refused),
+            Some(TableEntry::Creating) | None => {
+                Err(refused(id, self.transition(entry, SandboxRequest::View)))
+            }
         }
     }
 

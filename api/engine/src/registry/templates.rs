@@ -2,6 +2,7 @@
 
 use crate::error::{EngineError, chain};
 use crate::registry::sandboxes::SandboxRegistry;
+use crate::registry::view::SandboxView;
 use crate::store::vault;
 use crate::template::{CatalogError, Template, TemplateCatalog};
 use snapshot_format::BaseImage;
@@ -41,26 +42,23 @@ impl SandboxRegistry {
     /// [`EngineError::TemplateNotFound`]; [`EngineError::Conflict`] while a sandbox or snapshot is
     /// of it, whose machines need its kernel and image.
     pub fn remove_template(&self, name: &str) -> Result<(), EngineError> {
-        let template = self.templates.get(name);
-        let template = template.ok_or_else(|| EngineError::no_template(name))?;
-        let sandboxes = self.all();
-        if let Some(view) = sandboxes
-            .iter()
-            .find(|v| v.facts.origin.base == template.name)
+        let in_use = |by: &str, id: &str| {
+            EngineError::Conflict(format!("Template {name:?} is in use by {by} {id:?}"))
+        };
         {
-            let id = &view.facts.id;
-            return Err(EngineError::Conflict(format!(
-                "Template {name:?} is in use by sandbox {id:?}"
-            )));
+            // Under this lock [`SandboxRegistry::publish`] looks whether the template is there.
+            let table = self.table();
+            let mut views = table.values().filter_map(SandboxView::of);
+            if let Some(view) = views.find(|view| view.facts.origin.base == name) {
+                return Err(in_use("sandbox", &view.facts.id));
+            }
+            let snapshots = self.snapshots.list();
+            if let Some(snapshot) = snapshots.iter().find(|s| s.origin.base == name) {
+                return Err(in_use("snapshot", &snapshot.id));
+            }
+            let removed = self.templates.remove(name);
+            removed.ok_or_else(|| EngineError::no_template(name))?;
         }
-        let snapshots = self.snapshots.list();
-        if let Some(snapshot) = snapshots.iter().find(|s| s.origin.base == template.name) {
-            let id = &snapshot.id;
-            return Err(EngineError::Conflict(format!(
-                "Template {name:?} is in use by snapshot {id:?}"
-            )));
-        }
-        self.templates.remove(name);
         self.images().remove(name);
         self.pools.remove(name);
         Ok(())

@@ -58,7 +58,7 @@ impl PendingCheckpoint {
     }
 }
 
-/// The moment at which a sandbox began, to be stored with it.
+/// The restore point at which a sandbox began, to be stored with it.
 ///
 /// # Errors
 /// When it does not encode.

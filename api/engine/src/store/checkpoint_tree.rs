@@ -148,7 +148,7 @@ impl CheckpointTree {
         Some(node)
     }
 
-    /// A checkpoint and its ancestors, for [`CheckpointTree::stand`]; none for `None`.
+    /// A checkpoint and its ancestors, for [`CheckpointTree::set_current`]; none for `None`.
     #[must_use]
     pub fn ancestry(&self, id: Option<&str>) -> Vec<String> {
         self.lock().ancestry(id)
@@ -163,9 +163,9 @@ impl CheckpointTree {
 
     /// The sandbox descends from the first of these that is there from now on, or else from its
     /// beginning.
-    pub fn set_current(&self, line: &[String]) {
+    pub fn set_current(&self, ancestors: &[String]) {
         let mut inner = self.lock();
-        inner.current = inner.living(line);
+        inner.current = inner.living(ancestors);
     }
 
     /// All of it.
@@ -209,13 +209,13 @@ impl CheckpointTree {
         self.lock().ready.clear();
     }
 
-    /// The moment at which the sandbox began, if that is stored.
+    /// The restore point at which the sandbox began, if that is stored.
     #[must_use]
     pub fn first(&self) -> Option<Arc<CheckpointNode>> {
         self.lock().first.clone()
     }
 
-    /// Notes the moment at which the sandbox began. False if the sandbox has ended.
+    /// Notes the restore point at which the sandbox began. False if the sandbox has ended.
     pub fn note_first(&self, node: CheckpointNode) -> bool {
         let mut inner = self.lock();
         if !inner.closed {
@@ -251,20 +251,21 @@ impl TreeState {
     }
 
     fn ancestry(&self, id: Option<&str>) -> Vec<String> {
-        let mut line: Vec<String> = Vec::new();
+        let mut ancestors: Vec<String> = Vec::new();
         let mut next = id;
         // No longer than the tree is large, whatever was read from the disk.
         for _ in &self.nodes {
             let found = self.nodes.iter().find(|(node, _)| Some(&*node.id) == next);
             let Some((node, parent)) = found else { break };
-            line.push(node.id.clone());
+            ancestors.push(node.id.clone());
             next = parent.as_deref();
         }
-        line
+        ancestors
     }
 
-    fn living(&self, line: &[String]) -> Option<String> {
-        line.iter()
+    fn living(&self, ancestors: &[String]) -> Option<String> {
+        ancestors
+            .iter()
             .find(|id| self.nodes.iter().any(|(node, _)| node.id == **id))
             .cloned()
     }
@@ -284,8 +285,8 @@ impl CheckpointReservation {
         checkpoint_record::pending(sandbox_id, (&self.id, self.name.clone()), ancestors, taken)
     }
 
-    /// The checkpoint is stored: it takes its place, and the sandbox descends from it. False if the
-    /// sandbox has ended; then what is stored is the caller's to remove.
+    /// The checkpoint is stored: it takes its place, and the sandbox descends from it. None if the
+    /// sandbox has ended: then what is stored is the caller's to remove.
     pub fn fill(self, node: CheckpointNode) -> Option<CheckpointView> {
         let id = node.id.clone();
         {
@@ -314,8 +315,8 @@ pub fn trees(headers: Vec<StoredHeader>) -> BTreeMap<String, CheckpointTree> {
     let mut found: BTreeMap<String, Vec<(CheckpointNode, Vec<String>)>> = BTreeMap::new();
     for header in headers {
         match decode(&header) {
-            Ok((sandbox_id, node, line)) => {
-                found.entry(sandbox_id).or_default().push((node, line));
+            Ok((sandbox_id, node, ancestors)) => {
+                found.entry(sandbox_id).or_default().push((node, ancestors));
             }
             Err(error) => {
                 let error = chain(&error);
@@ -331,12 +332,12 @@ fn grow(mut nodes: Vec<(CheckpointNode, Vec<String>)>) -> CheckpointTree {
     nodes.sort_by_key(|(node, _)| node.created_at);
     let ids: BTreeSet<String> = nodes.iter().map(|(node, _)| node.id.clone()).collect();
     let mut inner = TreeState::default();
-    for (node, line) in nodes {
+    for (node, ancestors) in nodes {
         let node = Arc::new(node);
         match &*node.id {
             FIRST => inner.first = Some(node),
             _ => {
-                let parent = line.into_iter().find(|id| ids.contains(id));
+                let parent = ancestors.into_iter().find(|id| ids.contains(id));
                 inner.nodes.push((node, parent));
             }
         }

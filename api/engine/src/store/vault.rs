@@ -77,7 +77,7 @@ pub struct ImageVault {
     /// Whether memory that is not resident may stay so.
     lazy: bool,
     /// Memories that are in use, by their layers.
-    bases: Mutex<HashMap<Vec<Digest>, Weak<BaseMemory>>>,
+    base_memories: Mutex<HashMap<Vec<Digest>, Weak<BaseMemory>>>,
     /// Held while a memory is put together or stored, so that none is twice.
     making: Mutex<()>,
     sweeping: Mutex<()>,
@@ -108,7 +108,7 @@ impl ImageVault {
             store: SnapshotStore::open(folder)?,
             layers: layers.to_owned(),
             lazy,
-            bases: Mutex::default(),
+            base_memories: Mutex::default(),
             making: Mutex::default(),
             sweeping: Mutex::default(),
             swept: AtomicBool::new(false),
@@ -133,7 +133,7 @@ impl ImageVault {
             return Err(VaultError::Invalid(text));
         }
         let base_memory = match kept {
-            KeptState::Memory => Some(self.put_basis(&image.base_memory)?),
+            KeptState::Memory => Some(self.put_base_memory(&image.base_memory)?),
             KeptState::Files => None,
         };
         let mut leases = Vec::new();
@@ -171,7 +171,7 @@ impl ImageVault {
     }
 
     /// The layers of a base memory in the store, written there if they are not yet.
-    fn put_basis(
+    fn put_base_memory(
         &self,
         base_memory: &Arc<BaseMemory>,
     ) -> Result<(Vec<BlobRef>, BlobLease), VaultError> {
@@ -194,9 +194,9 @@ impl ImageVault {
     }
 
     fn remember(&self, blobs: &[BlobRef], base_memory: &Arc<BaseMemory>) {
-        let mut bases = lock(&self.bases);
-        bases.retain(|_, base_memory| base_memory.strong_count() > 0);
-        bases.insert(digests(blobs), Arc::downgrade(base_memory));
+        let mut known = lock(&self.base_memories);
+        known.retain(|_, base_memory| base_memory.strong_count() > 0);
+        known.insert(digests(blobs), Arc::downgrade(base_memory));
     }
 
     /// The whole of a file as a blob.
@@ -287,7 +287,7 @@ impl ImageVault {
     }
 
     fn in_use(&self, layers: &[BlobRef]) -> Option<Arc<BaseMemory>> {
-        lock(&self.bases).get(&digests(layers))?.upgrade()
+        lock(&self.base_memories).get(&digests(layers))?.upgrade()
     }
 
     /// The memory that these layers make: one that is in use, or a new one. Of none, one of zeros.

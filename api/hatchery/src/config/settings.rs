@@ -130,20 +130,23 @@ impl CloneSettings {
         over: &Overrides,
         notes: &mut Vec<String>,
     ) -> Result<Self, ConfigError> {
+        let size = |name, value: Option<usize>| {
+            let value = value.map(|value| in_range(name, value, 0..=1024, "0 to 1024"));
+            Ok((name, value.transpose()?))
+        };
         let from_file = renamed(
-            ("clones.husks", file.clones.husks),
-            ("pool.size", file.pool.size),
+            size("clones.husks", file.clones.husks)?,
+            size("pool.size", file.pool.size)?,
             notes,
         )?;
         let typed = renamed(
-            ("HATCHERY_HUSKS (--husks)", over.husks),
-            ("HATCHERY_POOL_SIZE (--pool-size)", over.pool_size),
+            size("HATCHERY_HUSKS (--husks)", over.husks)?,
+            size("HATCHERY_POOL_SIZE (--pool-size)", over.pool_size)?,
             notes,
         )?;
-        let size = typed.or(from_file).unwrap_or(2);
         Ok(Self {
             enabled: file.clones.enabled.unwrap_or(true),
-            pool_size: in_range("pool.size", size, 0..=1024, "0 to 1024")?,
+            pool_size: typed.or(from_file).unwrap_or(2),
             lazy: file.clones.lazy.unwrap_or(false),
         })
     }

@@ -128,7 +128,7 @@ pub struct TemplateFile {
     pub default_workdir: Option<String>,
     /// A command that is running in every copy. Default: none.
     pub start_cmd: Option<String>,
-    /// Succeeds once `start_cmd` is ready to be copied. Default: ready at once.
+    /// Succeeds once `start_cmd` is ready to be cloned. Default: ready at once.
     pub ready_cmd: Option<String>,
 }
 

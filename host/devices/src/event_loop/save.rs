@@ -22,6 +22,16 @@ impl DeviceSlot {
     }
 }
 
+/// The window, which is the last of a device's blob.
+fn take_window(mut saved: &[u8]) -> Result<WindowV1, StateRefusal> {
+    let window = take(&mut saved)?;
+    if saved.is_empty() {
+        Ok(window)
+    } else {
+        Err(StateRefusal::Trailing(saved.len()))
+    }
+}
+
 impl EventLoop {
     pub(super) fn save(&self) -> Result<SavedDevices, SaveError> {
         let blob = |(index, slot): (usize, &DeviceSlot)| {
@@ -66,11 +76,16 @@ impl EventLoop {
     pub fn load_contents(&mut self, devices: &[Vec<u8>]) -> Result<(), LoadError> {
         self.begin_load(devices.len())?;
         for (index, bytes) in devices.iter().enumerate() {
-            let mut saved = self.check_kind(index, bytes)?;
-            let loaded = self.slots[index].device.load_contents(&mut saved);
+            let saved = self.check_kind(index, bytes)?;
+            let loaded = self.load_slot_contents(index, saved);
             loaded.map_err(|refused| refused.of(self.name(index)))?;
         }
         Ok(())
+    }
+
+    fn load_slot_contents(&mut self, index: usize, mut saved: &[u8]) -> Result<(), StateRefusal> {
+        self.slots[index].device.load_contents(&mut saved)?;
+        take_window(saved).map(drop)
     }
 
     fn begin_load(&mut self, saved: usize) -> Result<(), LoadError> {
@@ -117,11 +132,7 @@ impl EventLoop {
     fn load_state(&mut self, index: usize, mut saved: &[u8]) -> Result<(), StateRefusal> {
         let slot = &mut self.slots[index];
         slot.device.load(&mut saved)?;
-        let window: WindowV1 = take(&mut saved)?;
-        if !saved.is_empty() {
-            return Err(StateRefusal::Trailing(saved.len()));
-        }
-        match slot.mmio.load(&window)? {
+        match slot.mmio.load(&take_window(saved)?)? {
             LoadedWindow::Idle => slot.device.check_idle(),
             LoadedWindow::Failed => {
                 slot.state = SlotState::Failed;

@@ -401,7 +401,7 @@ mod test {
     enum Step {
         Receive(u16, u32, u32, u32),
         Forward(u32),
-        NextTurn(usize, usize),
+        Next(usize, usize),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -409,7 +409,7 @@ mod test {
             (0u16..9, any::<u32>(), any::<u32>(), 0..=BUFFER)
                 .prop_map(|(op, a, b, len)| Step::Receive(op, a, b, len)),
             any::<u32>().prop_map(Step::Forward),
-            (0usize..100_000, 0usize..100_000).prop_map(|(room, n)| Step::NextTurn(room, n)),
+            (0usize..100_000, 0usize..100_000).prop_map(|(room, n)| Step::Next(room, n)),
         ];
         proptest::collection::vec(step, 0..200)
     }
@@ -438,7 +438,7 @@ mod test {
                         waiting -= n;
                         connection.forwarded(u32::try_from(n).unwrap());
                     }
-                    Step::NextTurn(room, available) => {
+                    Step::Next(room, available) => {
                         let credit = connection.credit();
                         let expected = connection.has_next(available);
                         let header = connection.next(room, available);

@@ -15,8 +15,8 @@
 //! | `noagent` | starts, and the agent never says Hello |
 //! | `stubborn` | runs the agent and ignores Stop |
 //! | `nosave` | cannot be saved |
-//! | `noreset` | cannot be put back |
-//! | `resetdies` | this program is killed when it is to be put back |
+//! | `noreset` | cannot be reset |
+//! | `resetdies` | this program is killed when it is to be reset |
 //! | `nocopy` | refuses to begin at a snapshot |
 //! | `crash` | begun at a snapshot, it reports a guest panic as soon as it is started |
 //! | `frail` | begun at a snapshot, it ends 50 ms after it is built unless it is started |
@@ -28,7 +28,7 @@
 //! | `told` | what the file `PROGRAM.mode` says, with PROGRAM the name that it is started by |
 //!
 //! Saved, its agent is stopped (`SIGSTOP`) until the next Start. Begun at a snapshot, it runs a
-//! fresh agent; processes and connections of the saved one are not there. Put back, it gets a fresh
+//! fresh agent; processes and connections of the saved one are not there. Reset, it gets a fresh
 //! agent, too.
 
 mod relay;
