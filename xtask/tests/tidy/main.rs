@@ -18,6 +18,7 @@ mod lines;
 mod lints;
 mod modules;
 mod names;
+mod pages;
 mod source;
 mod style;
 mod text;

@@ -10,6 +10,7 @@ const TOP: &[&str] = &[
     ".cargo",
     ".ci",
     ".gitignore",
+    "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "Cargo.lock",
