@@ -1,7 +1,8 @@
 //! One request: to the control plane or to a sandbox, and always a response.
 
 use crate::control::{
-    batch, branch, checkpoint, connect, create, get, kill, list, metrics, pause, templates, timeout,
+    batch, checkpoints, connect, create, fork, get, kill, list, metrics, pause, reset, snapshots,
+    templates, timeout,
 };
 use crate::error::{ApiError, ProxyError, json_response};
 use crate::linger::LingeringBody;
@@ -75,14 +76,14 @@ impl AppState {
             Route::Connect(id, version) => connect::handle(self, &id, version, request).await,
             Route::Pause(id) => pause::handle(self, &id, request).await,
             Route::Resume(id) => connect::resume(self, &id, request).await,
-            Route::Fork(id) => branch::fork(self, &id, request).await,
-            Route::Reset(id) => checkpoint::reset(self, &id, request).await,
-            Route::Checkpoint(id) => checkpoint::take(self, &id, request).await,
-            Route::Checkpoints(id) => checkpoint::list(self, &id),
-            Route::DeleteCheckpoint(id, word) => checkpoint::delete(self, &id, &word).await,
-            Route::Snapshot(id) => branch::snapshot(self, &id, request).await,
-            Route::Snapshots => branch::snapshots(self, request.uri().query()),
-            Route::DeleteTemplate(name) => branch::delete(self, &name).await,
+            Route::Fork(id) => fork::fork(self, &id, request).await,
+            Route::Reset(id) => reset::reset(self, &id, request).await,
+            Route::Checkpoint(id) => checkpoints::take(self, &id, request).await,
+            Route::Checkpoints(id) => checkpoints::list(self, &id),
+            Route::DeleteCheckpoint(id, word) => checkpoints::delete(self, &id, &word).await,
+            Route::Snapshot(id) => snapshots::take(self, &id, request).await,
+            Route::Snapshots => snapshots::list(self, request.uri().query()),
+            Route::DeleteTemplate(name) => snapshots::delete(self, &name).await,
             Route::Metrics(id) => metrics::of_one(self, &id, request.uri().query()).await,
             Route::Logs(id, version) => get::logs(self, &id, version),
             Route::Templates => Ok(templates::list(self)),

@@ -1,16 +1,18 @@
 //! The control plane's endpoints about sandboxes, one file each (api/PROTOCOL.md §4).
 
 pub mod batch;
-pub mod branch;
-pub mod checkpoint;
+pub mod checkpoints;
 pub mod connect;
 pub mod create;
+pub mod fork;
 pub mod get;
 pub mod idempotency;
 pub mod kill;
 pub mod list;
 pub mod metrics;
 pub mod pause;
+pub mod reset;
+pub mod snapshots;
 pub mod templates;
 pub mod timeout;
 pub mod view;

@@ -11,7 +11,7 @@
 //!
 //! | verb | file | what it calls |
 //! |---|---|---|
-//! | create | `create` | `reserve`, `bring_up` (`claim`), `running` |
+//! | create | `create` | `reserve`, `bring_up` (`claim`), `take_identity`, `running` |
 //! | create many | `batch` | `reserve` |
 //! | pause, connect, kill | `pause`, `connect`, `kill` | `capture`; `bring_up`; `table` |
 //! | fork, snapshot, checkpoint | `fork`, `snapshot`, `checkpoint` | `capture` |
@@ -38,6 +38,7 @@ mod running;
 mod sandboxes;
 mod snapshot;
 mod table;
+mod take_identity;
 mod templates;
 mod transitions;
 mod unreadable;

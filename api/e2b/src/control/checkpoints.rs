@@ -1,4 +1,4 @@
-//! `/sandboxes/{id}/checkpoints` and `POST /sandboxes/{id}/reset`, which E2B does not have.
+//! `/sandboxes/{id}/checkpoints`, which E2B does not have.
 
 use crate::Body;
 use crate::control::view::time;
@@ -6,8 +6,6 @@ use crate::error::{ApiError, json_response};
 use crate::linger::LingeringBody;
 use crate::state::{AppState, no_content};
 use engine::store::checkpoint_tree::CheckpointView;
-use engine::timings::StepTimings;
-use hyper::header::HeaderValue;
 use hyper::{Request, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -55,31 +53,6 @@ pub fn list(app: &Arc<AppState>, id: &str) -> Result<Response<Body>, ApiError> {
 pub async fn delete(app: &Arc<AppState>, id: &str, word: &str) -> Result<Response<Body>, ApiError> {
     app.registry.delete_checkpoint(id, word).await?;
     Ok(no_content())
-}
-
-#[derive(Deserialize)]
-struct ResetRequest {
-    checkpoint: Option<String>,
-}
-
-/// Puts a sandbox back to where it began, or to a checkpoint.
-///
-/// # Errors
-/// As [`engine::registry::SandboxRegistry::reset`].
-pub async fn reset(
-    app: &Arc<AppState>,
-    id: &str,
-    request: Request<LingeringBody>,
-) -> Result<Response<Body>, ApiError> {
-    let mut timings = StepTimings::default();
-    let wanted: ResetRequest = app.json(request.into_body()).await?;
-    let checkpoint = wanted.checkpoint.as_deref();
-    app.registry.reset(id, checkpoint, &mut timings).await?;
-    let mut response = no_content();
-    if let Ok(value) = HeaderValue::from_str(&timings.header()) {
-        response.headers_mut().insert("server-timing", value);
-    }
-    Ok(response)
 }
 
 fn view(seen: &CheckpointView) -> Value {
