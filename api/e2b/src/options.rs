@@ -1,7 +1,16 @@
 //! What an operator decides about the server.
 
 use crate::auth::ApiKeys;
+use engine::environment::IdentityVariables;
 use std::time::Duration;
+
+/// The variables by which E2B's clients know that they are in a sandbox, and in which
+/// (api/PROTOCOL.md §7).
+pub const VARIABLES: IdentityVariables = IdentityVariables {
+    marker: "E2B_SANDBOX",
+    sandbox_id: "E2B_SANDBOX_ID",
+    template_id: "E2B_TEMPLATE_ID",
+};
 
 /// Bounds and names, with every default filled in.
 #[derive(Clone, Debug)]

@@ -93,27 +93,3 @@ pub enum KeptState {
     /// Its files: it boots when it is resumed.
     Files,
 }
-
-/// Names of the variables that say who and where a process is. Clients know them by these names.
-const OWN: [&str; 3] = ["E2B_SANDBOX", "E2B_SANDBOX_ID", "E2B_TEMPLATE_ID"];
-
-/// What every process starts with: who and where it is, then what the creator asked for.
-#[must_use]
-pub fn environment(
-    id: &str,
-    template: &str,
-    asked: BTreeMap<String, String>,
-) -> BTreeMap<String, String> {
-    let own = OWN.into_iter().zip(["true", id, template]);
-    let own = own.map(|(key, value)| (key.to_owned(), value.to_owned()));
-    own.chain(asked).collect()
-}
-
-impl SandboxFacts {
-    /// The environment that its creator asked for.
-    #[must_use]
-    pub fn asked_env(&self) -> BTreeMap<String, String> {
-        let asked = self.env.iter().filter(|(key, _)| !OWN.contains(&&***key));
-        asked.map(|(k, v)| (k.clone(), v.clone())).collect()
-    }
-}

@@ -1,5 +1,6 @@
 //! What an operator decides about the engine.
 
+use crate::environment::IdentityVariables;
 use crate::template::Template;
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ pub struct EngineOptions {
     /// Warm VMs that are kept ready of each template; `None`: nothing is cloned, every sandbox
     /// boots.
     pub pool_size: Option<usize>,
+    /// How processes are told who and where they are.
+    pub variables: IdentityVariables,
     /// The templates that there are from the start.
     pub templates: Vec<Template>,
 }

@@ -1,7 +1,7 @@
 //! Create: from what a client asks for to a sandbox that runs.
 
 use crate::error::EngineError;
-use crate::facts::{LifecyclePolicy, SandboxFacts, SandboxOrigin, environment};
+use crate::facts::{LifecyclePolicy, SandboxFacts, SandboxOrigin};
 use crate::ids;
 use crate::registry::bring_up::{IdentifiedMachine, LaunchSource};
 use crate::registry::reserve::SandboxReservation;
@@ -106,7 +106,9 @@ impl SandboxRegistry {
             Some(point) => point.origin.clone(),
             None => SandboxOrigin::of(&new.template),
         };
-        let env = environment(&id, &origin.template_id, new.env);
+        let env = self
+            .variables
+            .environment(&id, &origin.template_id, new.env);
         let source = LaunchSource {
             template: &new.template,
             restore_point: new.restore_point.as_deref(),

@@ -75,7 +75,7 @@ impl SandboxRegistry {
                 ..facts.lifecycle
             },
             metadata: facts.metadata.clone(),
-            env: facts.asked_env(),
+            env: self.variables.asked(&facts.env),
             secure: facts.access_token.is_some(),
             restore_point: Some(for_many(point, count).await?),
         };

@@ -1,6 +1,7 @@
 //! All sandboxes of a server, and what they share.
 
 use crate::admission::MemoryAdmission;
+use crate::environment::IdentityVariables;
 use crate::error::EngineError;
 use crate::facts::SandboxOrigin;
 use crate::launch::identity::since_1970;
@@ -63,6 +64,7 @@ pub struct SandboxRegistry {
     pub(super) launcher: MachineLauncher,
     pub(super) pools: WarmPools,
     pub(super) templates: TemplateCatalog,
+    pub(super) variables: IdentityVariables,
     /// How the templates' images looked when they were added, by the templates' names.
     pub(super) images: Mutex<BTreeMap<String, BaseImage>>,
     pub(super) vault: Arc<ImageVault>,
@@ -104,6 +106,7 @@ impl SandboxRegistry {
             launcher,
             pools,
             templates: TemplateCatalog::default(),
+            variables: options.variables,
             images: Mutex::default(),
             snapshots: SnapshotIndex::new(&vault),
             vault: Arc::new(vault),

@@ -105,6 +105,7 @@ impl Settings {
             min_memory_mb: self.limits.min_memory_mb,
             boot_timeout: self.limits.boot_timeout,
             pool_size: self.clones.enabled.then_some(self.clones.pool_size),
+            variables: e2b::options::VARIABLES,
             templates: self.templates.values().cloned().collect(),
         }
     }
