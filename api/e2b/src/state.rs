@@ -51,7 +51,7 @@ impl AppState {
     /// A running sandbox, or 404.
     ///
     /// # Errors
-    /// [`EngineError::SandboxNotFound`], [`ApiError::Conflict`].
+    /// [`engine::error::EngineError::SandboxNotFound`], [`ApiError::Conflict`].
     pub fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, ApiError> {
         Ok(self.registry.running_one(id)?)
     }

@@ -51,7 +51,7 @@ pub struct SandboxFacts {
     /// Set at creation, never changed.
     pub metadata: BTreeMap<String, String>,
     /// Environment that every process of the sandbox starts with, before its own: what
-    /// [`environment`] makes.
+    /// [`crate::environment`] makes.
     pub env: BTreeMap<String, String>,
     /// The secret that whoever reaches its ports has to show; `None` leaves them open.
     pub access_token: Option<String>,

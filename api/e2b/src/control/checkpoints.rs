@@ -33,7 +33,7 @@ pub async fn take(
 /// Lists a sandbox's checkpoints, and where it descends from.
 ///
 /// # Errors
-/// [`EngineError::SandboxNotFound`].
+/// [`engine::error::EngineError::SandboxNotFound`].
 pub fn list(app: &Arc<AppState>, id: &str) -> Result<Response<Body>, ApiError> {
     let listing = app.registry.checkpoints(id)?;
     let views: Vec<Value> = listing.checkpoints.iter().map(view).collect();

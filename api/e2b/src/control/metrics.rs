@@ -25,7 +25,7 @@ const MAX_IDS: usize = 100;
 /// Measurements of one sandbox: one, or none if its guest does not answer.
 ///
 /// # Errors
-/// [`EngineError::SandboxNotFound`], [`ApiError::Invalid`].
+/// [`engine::error::EngineError::SandboxNotFound`], [`ApiError::Invalid`].
 pub async fn of_one(
     app: &Arc<AppState>,
     id: &str,

@@ -25,7 +25,7 @@ struct RefreshRequest {
 /// Moves the end to `timeout` seconds from now, earlier or later; 0 ends the sandbox now.
 ///
 /// # Errors
-/// [`EngineError::SandboxNotFound`], [`ApiError::Invalid`].
+/// [`engine::error::EngineError::SandboxNotFound`], [`ApiError::Invalid`].
 pub async fn set(
     app: &Arc<AppState>,
     id: &str,
@@ -40,7 +40,7 @@ pub async fn set(
 /// Moves the end to `duration` seconds from now if that is later than it is.
 ///
 /// # Errors
-/// [`EngineError::SandboxNotFound`], [`ApiError::Invalid`].
+/// [`engine::error::EngineError::SandboxNotFound`], [`ApiError::Invalid`].
 pub async fn refresh(
     app: &Arc<AppState>,
     id: &str,
