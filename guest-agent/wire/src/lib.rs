@@ -41,13 +41,21 @@
 //! E2B.
 //!
 //! ```
-//! use wire::{Frame, FrameBuffer, MAX_FRAME, Message};
+//! use wire::{FrameBuffer, MAX_FRAME, Message};
 //!
+//! // One end writes 4096 bytes of credit for stream 7,
 //! let mut bytes = [0; 64];
 //! let length = Message::Credit(4096).encode(7, &mut bytes).unwrap();
-//! let mut space = [0; MAX_FRAME];
-//! let mut buffer = FrameBuffer::new(&mut space);
-//! # let _ = (&mut buffer, length);
+//! // and the other reads them, however the connection cuts them.
+//! let mut buffer = FrameBuffer::<MAX_FRAME>::new();
+//! for byte in &bytes[..length] {
+//!     assert!(buffer.next_frame().unwrap().is_none());
+//!     buffer.space()[0] = *byte;
+//!     buffer.commit(1);
+//! }
+//! let frame = buffer.next_frame().unwrap().unwrap();
+//! assert_eq!(frame.header.stream, 7);
+//! assert_eq!(Message::decode(&frame), Ok(Message::Credit(4096)));
 //! ```
 
 #![cfg_attr(not(test), no_std)]

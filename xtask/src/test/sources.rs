@@ -49,9 +49,6 @@ pub(crate) const TIDY: TestStage = TestStage {
     run: tidy,
 };
 
-/// Packages whose documentation has warnings still. One that has none any more fails.
-const DOC_LATER: &[&str] = &[];
-
 fn fmt() -> Result<Tally> {
     check(&["fmt", "--all", "--check"])
 }
@@ -136,21 +133,11 @@ fn doc_warnings() -> Result<Tally> {
     let warnings = doc_messages(&String::from_utf8_lossy(&done.stdout), &top)?;
     let mut tally = Tally::of_status(done.status, "cargo doc");
     for (package, texts) in &warnings {
-        let later = DOC_LATER.contains(&package.as_str());
-        if !later {
-            texts.iter().for_each(|text| println!("{text}"));
-            let count = texts.len();
-            tally.add(Tally::fail(format!(
-                "{count} warnings of rustdoc in {package}"
-            )));
-        }
-    }
-    for package in DOC_LATER
-        .iter()
-        .filter(|package| !warnings.contains_key(**package))
-    {
-        let why = format!("{package} is listed as having warnings of rustdoc, and has none");
-        tally.add(Tally::fail(why));
+        texts.iter().for_each(|text| println!("{text}"));
+        let count = texts.len();
+        tally.add(Tally::fail(format!(
+            "{count} warnings of rustdoc in {package}"
+        )));
     }
     Ok(tally)
 }
