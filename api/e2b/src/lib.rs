@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod accept;
 pub mod auth;
 pub mod body;
 pub mod connect;

@@ -1,6 +1,7 @@
 //! `GET /metrics` on an address of its own: what the engine counts, for Prometheus. Without a key:
 //! whoever reaches the address reads it.
 
+use crate::accept::accept;
 use crate::body::{self, Body};
 use crate::state::AppState;
 use hyper::body::Incoming;
@@ -32,14 +33,7 @@ pub async fn serve(app: Arc<AppState>, listener: TcpListener) {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
             return;
         };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection for metrics");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
+        let stream = accept(&listener, "metrics").await;
         let app = Arc::clone(&app);
         let service = service_fn(move |request: Request<Incoming>| {
             let response = answer(&app, request.method(), request.uri().path());

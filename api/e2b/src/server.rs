@@ -1,5 +1,6 @@
 //! Connections: accepting, bounding, and ending them.
 
+use crate::accept::accept;
 use crate::linger::LingeringBody;
 use crate::pace::{BusyConnection, ConnectionPace, PacedStream};
 use crate::state::AppState;
@@ -39,14 +40,8 @@ pub async fn serve(
             let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
                 return;
             };
-            match listener.accept().await {
-                Ok((stream, _)) => connection(&app, &builder, &graceful, stream, slot),
-                Err(error) => {
-                    // Most often out of descriptors: let some be closed first.
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
+            let stream = accept(&listener, "requests").await;
+            connection(&app, &builder, &graceful, stream, slot);
         }
     };
     tokio::select! {
