@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod args;
 mod bench;
 mod cache;
 mod check;
@@ -16,38 +17,9 @@ mod service;
 mod test;
 mod up;
 
-use clap::{Parser, Subcommand};
+use args::{XtaskArgs, XtaskCommand};
+use clap::Parser;
 use std::process::ExitCode;
-
-#[derive(Parser)]
-#[command(
-    name = "cargo xtask",
-    about = "Builds, runs, tests and measures Hatchery"
-)]
-struct XtaskArgs {
-    #[command(subcommand)]
-    command: XtaskCommand,
-}
-
-#[derive(Subcommand)]
-enum XtaskCommand {
-    /// From nothing to a running server, checked with the published E2B SDK
-    Up(up::UpArgs),
-    /// Format, lints, the house's rules and documentation, within a minute
-    Check,
-    /// Everything that must pass, ending in a count
-    Test(test::TestArgs),
-    /// Measure, and compare with the targets
-    Bench(bench::BenchArgs),
-    /// Drive the decoders by libFuzzer, and keep what it finds
-    Fuzz(fuzz::FuzzArgs),
-    /// Build the guest kernel, or check a built one against its fragments
-    Kernel(kernel::KernelArgs),
-    /// Build the guest images
-    Image(image::ImageArgs),
-    /// The emulated host: real KVM on machines without hardware virtualization
-    Lab(lab::LabArgs),
-}
 
 fn main() -> ExitCode {
     let result = match XtaskArgs::parse().command {

@@ -172,17 +172,9 @@ pub trait Device: std::fmt::Debug {
     }
 
     /// What it holds besides its state and has to be copied to a file, as a disk's changed blocks.
+    /// A device that has any loads it by [`Device::load`], also for a machine that boots.
     fn contents(&self) -> Option<Box<dyn Contents>> {
         None
-    }
-
-    /// As [`Device::load`], but takes over only what [`Device::contents`] were, for a machine that
-    /// boots with the contents of another one.
-    ///
-    /// # Errors
-    /// As [`Device::load`].
-    fn load_contents(&mut self, _saved: &mut &[u8]) -> Result<(), StateRefusal> {
-        Ok(())
     }
 }
 

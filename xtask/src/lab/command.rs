@@ -26,13 +26,13 @@ enum LabVerb {
     /// Fetch the lab's kernel, so that starting is quick
     Build,
     /// Start the lab in the background; it keeps running until `stop`
-    StartArgs(StartArgs),
+    Start(StartArgs),
     /// Run a command in the lab: input, output, signals and exit status are passed through
-    ExecArgs(ExecArgs),
+    Exec(ExecArgs),
     /// Open a shell in the lab
     Shell(LabName),
     /// Copy files into the lab; a DEST that ends in `/` is a folder
-    PushArgs(PushArgs),
+    Push(PushArgs),
     /// Build the programs and copy them to `/opt/hatchery` in the lab
     Install(LabName),
     /// Say whether the lab runs, and with what
@@ -109,10 +109,10 @@ struct PushArgs {
 pub(crate) fn run(args: &LabArgs) -> Result<ExitCode> {
     match &args.verb {
         LabVerb::Build => build()?,
-        LabVerb::StartArgs(args) => start(args)?,
-        LabVerb::ExecArgs(args) => return exec(args),
+        LabVerb::Start(args) => start(args)?,
+        LabVerb::Exec(args) => return exec(args),
         LabVerb::Shell(name) => return shell(name),
-        LabVerb::PushArgs(args) => push(args)?,
+        LabVerb::Push(args) => push(args)?,
         LabVerb::Install(name) => install(name)?,
         LabVerb::Status(name) => return status(name),
         LabVerb::Logs(name) => return logs(name),

@@ -717,8 +717,4 @@ impl Device for Block {
             size: self.disk.size,
         }))
     }
-
-    fn load_contents(&mut self, saved: &mut &[u8]) -> Result<(), StateRefusal> {
-        self.load(saved)
-    }
 }

@@ -76,16 +76,14 @@ impl EventLoop {
     pub fn load_contents(&mut self, devices: &[Vec<u8>]) -> Result<(), LoadError> {
         self.begin_load(devices.len())?;
         for (index, bytes) in devices.iter().enumerate() {
-            let saved = self.check_kind(index, bytes)?;
-            let loaded = self.load_slot_contents(index, saved);
-            loaded.map_err(|refused| refused.of(self.name(index)))?;
+            let mut saved = self.check_kind(index, bytes)?;
+            let device = &mut self.slots[index].device;
+            if device.contents().is_some() {
+                let loaded = device.load(&mut saved).and_then(|()| take_window(saved));
+                loaded.map_err(|refused| refused.of(self.name(index)))?;
+            }
         }
         Ok(())
-    }
-
-    fn load_slot_contents(&mut self, index: usize, mut saved: &[u8]) -> Result<(), StateRefusal> {
-        self.slots[index].device.load_contents(&mut saved)?;
-        take_window(saved).map(drop)
     }
 
     fn begin_load(&mut self, saved: usize) -> Result<(), LoadError> {

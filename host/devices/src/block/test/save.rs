@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::block::{BlockV1, layers};
-use crate::{Contents, EventLoop, LoadError, SavedDevices};
+use crate::testing::{add_vsock, line, vsock_config};
+use crate::{Contents, EventLoop, LoadError, Rng, SavedConnection, SavedDevices};
 use std::os::unix::fs::FileExt;
 
 impl Guest {
@@ -97,6 +98,70 @@ fn a_copy_reads_its_parent_and_writes_of_its_own() {
     let mut bytes = vec![0; SIZE];
     flat.read_exact_at(&mut bytes, 0).unwrap();
     assert!(bytes[..4096] == [0; 4096] && bytes[4096..8192] == second[4096..8192]);
+}
+
+/// The devices of a machine as they are assembled, of which the disk is asked.
+fn add_all(event_loop: &mut EventLoop, config: BlockConfig) -> Added<BlockMetrics> {
+    let (link, _) = std::os::unix::net::UnixStream::pair().unwrap();
+    add_vsock(
+        event_loop,
+        vsock_config(link, SavedConnection::Kept),
+        line(),
+    );
+    let block = add_block(event_loop, config);
+    event_loop.add(Box::new(Rng::default()), line()).unwrap();
+    block
+}
+
+#[test]
+fn a_machine_that_boots_has_the_contents_of_another_one() {
+    let guest = |base: &File, parent: Option<File>, saved: Option<Vec<Vec<u8>>>| {
+        let (memory, base) = (memory(), base.try_clone().unwrap());
+        let running = Running::new(memory.clone(), move |event_loop| {
+            let block = add_all(event_loop, config(base, parent));
+            if let Some(saved) = saved {
+                event_loop.load_contents(&saved).unwrap();
+            }
+            block
+        });
+        let queue = set_up(&running.made.0, &memory, 0, QUEUES).remove(0);
+        Guest {
+            running,
+            memory,
+            queue,
+            next: 0,
+        }
+    };
+    let (base, mut expected) = base(SIZE);
+    let mut first = guest(&base, None, None);
+    assert_eq!(first.write(16, &[9; 4096], 1), S_OK);
+    expected[8192..12288].fill(9);
+    let saved = first.running.save().0;
+    let parent = tempfile::tempfile().unwrap();
+    saved.contents[0].write_to(&parent).unwrap();
+    let mut next = guest(&base, Some(parent), Some(saved.devices.clone()));
+    assert!(next.contents() == expected);
+
+    // What follows a disk's state is refused, and so is the state of another machine.
+    let refusal = |devices: &[Vec<u8>]| {
+        let mut event_loop = EventLoop::new(memory()).unwrap();
+        add_all(
+            &mut event_loop,
+            config(
+                base.try_clone().unwrap(),
+                Some(tempfile::tempfile().unwrap()),
+            ),
+        );
+        event_loop.load_contents(devices).unwrap_err()
+    };
+    let mut longer = saved.devices.clone();
+    longer[1].push(0);
+    assert!(matches!(
+        refusal(&longer),
+        LoadError::Trailing { extra: 1, .. }
+    ));
+    let swapped = [1, 0, 2].map(|index| saved.devices[index].clone());
+    assert!(matches!(refusal(&swapped), LoadError::Kind { .. }));
 }
 
 proptest! {
