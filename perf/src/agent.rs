@@ -4,9 +4,9 @@
 use anyhow::{Context, Result, bail};
 use std::io::{Read, Write};
 use wire::{
-    DataChannel, Frame, FrameBuffer, Hello, MAX_FRAME, Message, PROTOCOL_VERSION, ProcessExit,
-    ProcessLimits, ReadFile, RecvWindow, Reply, Request, RequestPart, StartProcess, Stdin,
-    StreamEvent, StringList,
+    DataChannel, Frame, FrameBuffer, Hello, MAX_FRAME, Message, PROTOCOL_VERSION, ProcessEnd,
+    ProcessExit, ProcessLimits, ReadFile, RecvWindow, Reply, Request, RequestPart, StartProcess,
+    Stdin, StreamEvent, StringList,
 };
 
 /// Room for several frames, so that one read can bring many.
@@ -172,7 +172,10 @@ impl<S: Read + Write> AgentClient<S> {
                             bytes += u64::from(len);
                         }
                     }
-                    Message::Reply(Reply::Exited(ProcessExit::Code(status))) => {
+                    Message::Reply(Reply::Exited(ProcessEnd {
+                        exit: ProcessExit::Code(status),
+                        ..
+                    })) => {
                         return Ok(Some(Some(StreamEnd::Exited(status))));
                     }
                     Message::Reply(Reply::Done(_)) => return Ok(Some(Some(StreamEnd::Done))),

@@ -52,9 +52,11 @@ pub enum LinkError {
         /// What came.
         got: String,
     },
-    /// As many streams as the protocol allows are open.
+    /// As many streams as there may be are open: no process begins, and another request has waited
+    /// its time.
     #[error(
-        "{} processes and transfers are open on this sandbox, which is the limit; end some first",
+        "No more than {} processes and transfers may be open on a sandbox, and so many are; end \
+         some first",
         wire::MAX_STREAMS
     )]
     Busy,

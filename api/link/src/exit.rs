@@ -1,6 +1,6 @@
 //! How a process ended, in E2B's words.
 
-use wire::ProcessExit;
+use wire::{ProcessEnd, ProcessExit};
 
 /// Exit code, whether it exited by itself, and the words: the Go strings of E2B's agent
 /// (api/PROTOCOL.md §7.8).
@@ -9,6 +9,17 @@ pub fn exit_status(exit: ProcessExit) -> (i32, bool, String) {
     match exit {
         ProcessExit::Code(code) => (i32::from(code), true, format!("exit status {code}")),
         ProcessExit::Signal(signal) => (-1, false, format!("signal: {}", signal_name(signal))),
+    }
+}
+
+/// How a command ended, with the reason where the guest's kernel knows one that the status hides.
+#[must_use]
+pub fn end_status(end: ProcessEnd) -> String {
+    let status = exit_status(end.exit).2;
+    if end.out_of_memory {
+        format!("{status}: out of memory, the guest's kernel killed a process of this command")
+    } else {
+        status
     }
 }
 

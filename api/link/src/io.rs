@@ -129,7 +129,7 @@ fn dispatch(shared: &LinkState, header: FrameHeader, payload: BytesMut) -> Resul
             ));
         }
         match message {
-            Message::Reply(_) | Message::Reset { .. } => table.streams.remove(&id),
+            Message::Reply(_) | Message::Reset { .. } => shared.remove(&mut table, id),
             _ => table.streams.get(&id).cloned(),
         }
     };

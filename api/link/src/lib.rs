@@ -48,7 +48,7 @@ use crate::core::StreamNews;
 use crate::shared::LinkState;
 use bytes::BytesMut;
 pub use error::{AgentRefusal, LinkError};
-pub use exit::exit_status;
+pub use exit::{end_status, exit_status};
 pub use file::{FileReader, FileWriter};
 pub use process::{OutputChannel, ProcessCommand, ProcessEvent, ProcessInput, ProcessStream};
 use std::collections::BTreeMap;

@@ -4,7 +4,7 @@ use crate::LinkError;
 use crate::stream::{AgentStream, StreamEnded, StreamSender};
 use crate::types::AgentAnswer;
 use bytes::Bytes;
-use wire::{DataChannel, ProcessExit};
+use wire::{DataChannel, ProcessEnd};
 
 /// What a process is started with; see [`wire::StartProcess`] for what each field means to the
 /// agent.
@@ -32,7 +32,7 @@ pub enum ProcessEvent {
     /// It wrote.
     Output(OutputChannel, Bytes),
     /// It ended; nothing follows.
-    Exited(ProcessExit),
+    Exited(ProcessEnd),
 }
 
 /// Where a process wrote to.

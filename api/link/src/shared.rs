@@ -6,13 +6,21 @@ use crate::core::{StreamCore, StreamEnd};
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, watch};
+use tokio::time::timeout;
 use wire::{
     EncodeError, HEADER_LEN, MAX_REQUEST, MAX_STREAMS, Message, Request, RequestPart, StringList,
 };
 
 /// Bytes of requests and data that may wait for the socket.
 const ROOM: usize = 1 << 20;
+/// Streams that processes leave to other requests: however many processes run, they can be listed
+/// and killed.
+const NOT_FOR_PROCESSES: usize = 32;
+/// How long a request waits for a stream while all are in use.
+const TURN: Duration = Duration::from_secs(30);
+
 /// Encoded frames on their way to the socket, with the room they take.
 #[derive(Debug)]
 pub(crate) struct OutgoingFrames {
@@ -56,6 +64,8 @@ pub(crate) struct LinkState {
     table: Mutex<StreamTable>,
     outgoing: mpsc::UnboundedSender<OutgoingFrames>,
     pub(crate) room: Arc<Semaphore>,
+    /// Streams that are not in use.
+    free: Semaphore,
     closed: watch::Sender<bool>,
 }
 
@@ -70,6 +80,7 @@ impl LinkState {
             }),
             outgoing,
             room: Arc::new(Semaphore::new(ROOM)),
+            free: Semaphore::new(MAX_STREAMS),
             closed: watch::Sender::new(false),
         };
         (Arc::new(shared), queue)
@@ -103,10 +114,18 @@ impl LinkState {
 
     /// Drops a stream from the table: frames that still come for it are ignored.
     pub(crate) fn forget(&self, id: u32) {
-        self.lock().streams.remove(&id);
+        self.remove(&mut self.lock(), id);
     }
 
-    /// Opens a stream with `request`: its id, and what it and the reader share.
+    /// Takes a stream out of the table, and lets another one begin.
+    pub(crate) fn remove(&self, table: &mut StreamTable, id: u32) -> Option<Arc<StreamCore>> {
+        let core = table.streams.remove(&id)?;
+        self.free.add_permits(1);
+        Some(core)
+    }
+
+    /// Opens a stream with `request`: its id, and what it and the reader share. While all streams
+    /// are in use it waits for its turn; a process does not, for others may run for ever.
     pub(crate) async fn open(
         &self,
         request: &Request<'_>,
@@ -126,13 +145,16 @@ impl LinkState {
         let Some(room) = self.room(frames).await else {
             return Err(LinkError::Closed(self.why()));
         };
+        let Some(turn) = self.turn(request).await else {
+            return Err(match self.free.is_closed() {
+                true => LinkError::Closed(self.why()),
+                false => LinkError::Busy,
+            });
+        };
         // The id and the place in the queue are taken under one lock: ids increase on the wire.
         let mut table = self.lock();
         if let Some(why) = &table.closed {
             return Err(LinkError::Closed(why.clone()));
-        }
-        if table.streams.len() >= MAX_STREAMS {
-            return Err(LinkError::Busy);
         }
         let Some(id) = table.last_id.checked_add(1) else {
             return Err(LinkError::Closed("all stream ids are used up".into()));
@@ -147,12 +169,24 @@ impl LinkState {
         table.last_id = id;
         let core = Arc::new(StreamCore::new());
         table.streams.insert(id, core.clone());
+        turn.forget(); // until the stream is
         self.queue(OutgoingFrames {
             bytes: bytes.into(),
             _room: Some(room),
         });
         drop(table);
         Ok((id, core))
+    }
+
+    /// A stream for `request`, or `None` when there is none for too long.
+    async fn turn(&self, request: &Request<'_>) -> Option<SemaphorePermit<'_>> {
+        match request {
+            Request::Start(_) | Request::Attach { .. } => {
+                let left = self.free.available_permits() > NOT_FOR_PROCESSES;
+                self.free.try_acquire().ok().filter(|_| left)
+            }
+            _ => timeout(TURN, self.free.acquire()).await.ok()?.ok(),
+        }
     }
 
     fn why(&self) -> String {
@@ -167,6 +201,7 @@ impl LinkState {
             std::mem::take(&mut table.streams)
         };
         self.room.close();
+        self.free.close();
         for core in streams.into_values() {
             core.end(StreamEnd::Closed(why.to_owned()));
         }

@@ -192,7 +192,10 @@ async fn what_was_written_before_the_end_is_read_before_the_end() {
     agent.tell(id, &stdout(b"one ")).await;
     agent.tell(id, &stdout(b"two")).await;
     agent
-        .tell(id, &Message::Reply(Reply::Exited(ProcessExit::Code(3))))
+        .tell(
+            id,
+            &Message::Reply(Reply::Exited(ProcessExit::Code(3).into())),
+        )
         .await;
     // The end is known to this side before the first byte is read.
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -203,7 +206,7 @@ async fn what_was_written_before_the_end_is_read_before_the_end() {
     );
     assert_eq!(
         process.next().await.unwrap(),
-        ProcessEvent::Exited(ProcessExit::Code(3))
+        ProcessEvent::Exited(ProcessExit::Code(3).into())
     );
     drop(process);
     link.close();
@@ -315,19 +318,41 @@ async fn refusals_keep_their_code_and_streams_are_limited() {
         message: "gone",
     };
     agent.tell(id, &Message::Reply(Reply::Error(error))).await;
-    let error = stat.await.unwrap().unwrap_err();
+    let refused = stat.await.unwrap().unwrap_err();
     assert_eq!(
-        error.refusal().map(|refusal| refusal.code),
+        refused.refusal().map(|refusal| refusal.code),
         Some(ErrorCode::NotFound)
     );
     let mut open = Vec::new();
-    for pid in 0..wire::MAX_STREAMS {
-        open.push(started(&link, &mut agent, u32::try_from(pid).unwrap()).await);
+    for pid in 0..224 {
+        open.push(started(&link, &mut agent, pid).await);
     }
-    assert!(matches!(link.stat(b"/").await, Err(LinkError::Busy)));
+    let command = ProcessCommand::default();
+    let full = link.start(&command).await.unwrap_err();
+    assert!(matches!(full, LinkError::Busy), "{full}");
+
+    // What processes leave to others is used up too: who comes then waits for the first to end.
+    let stat = |link: &Link| {
+        let link = link.clone();
+        tokio::spawn(async move { link.stat(b"/").await })
+    };
+    let mut others = Vec::new();
+    for _ in 224..wire::MAX_STREAMS {
+        others.push((stat(&link), agent.request().await));
+    }
+    let waiting = stat(&link);
+    let silence = timeout(Duration::from_millis(100), agent.heard()).await;
+    assert!(silence.is_err(), "one more stream than there may be");
+    agent
+        .tell(others[0].1, &Message::Reply(Reply::Error(error)))
+        .await;
+    let id = agent.request().await;
+    agent.tell(id, &Message::Reply(Reply::Error(error))).await;
+    assert!(waiting.await.unwrap().unwrap_err().refusal().is_some());
+
     open.pop();
     assert!(matches!(agent.heard().await, Some(Said::Reset { .. })));
-    tokio::spawn(async move { link.stat(b"/").await });
+    stat(&link);
     agent.request().await;
 }
 

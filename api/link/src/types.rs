@@ -1,7 +1,7 @@
 //! What the agent reports, owned. Names and paths are the guest's bytes: any but NUL.
 
 use crate::{AgentRefusal, LinkError};
-use wire::{EntryInfo, ErrorCode, FileKind, ProcessExit, Reply, Sysinfo};
+use wire::{EntryInfo, ErrorCode, FileKind, ProcessEnd, Reply, Sysinfo};
 
 /// What the guest agent says first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -114,7 +114,7 @@ pub struct AgentProcess {
 pub(crate) enum AgentAnswer {
     Done(u64),
     Error(AgentRefusal),
-    Exited(ProcessExit),
+    Exited(ProcessEnd),
     Entry(FileEntry),
     User(GuestUser),
     Sysinfo(Sysinfo),

@@ -36,18 +36,55 @@ const ROOT: UserAccount<'static> = UserAccount {
 };
 
 impl<'a> AccountFiles<'a> {
-    /// The user of this name; an empty name means root, and root always exists.
+    /// The user that `name` means, with its group: `user` or `user:group`, each a name or a number.
+    ///
+    /// An empty name means root, and root always exists. A name that is digits and that no account
+    /// has is a user id. Without an account of this id its home is `/`, its shell `/bin/sh` and its
+    /// group 0, as container engines have it.
     #[must_use]
-    pub fn user(&self, name: &[u8]) -> Option<UserAccount<'a>> {
+    pub fn user<'n>(&self, name: &'n [u8]) -> Option<UserAccount<'n>>
+    where
+        'a: 'n,
+    {
+        let (user, group) = match name.iter().position(|&b| b == b':') {
+            Some(colon) => (&name[..colon], Some(&name[colon + 1..])),
+            None => (name, None),
+        };
+        let found = self.account(user)?;
+        let Some(group) = group else {
+            return Some(found);
+        };
+        let gid = self.named_group(group).or_else(|| number(group))?;
+        Some(UserAccount { gid, ..found })
+    }
+
+    fn account<'n>(&self, name: &'n [u8]) -> Option<UserAccount<'n>>
+    where
+        'a: 'n,
+    {
         let name = if name.is_empty() { b"root" } else { name };
-        let found = lines(self.passwd)
-            .filter_map(account)
-            .find(|a| a.name == name);
-        if found.is_none() && name == b"root" {
-            Some(ROOT)
-        } else {
-            found
+        let find = |is: &dyn Fn(&UserAccount<'_>) -> bool| {
+            lines(self.passwd).filter_map(account).find(|a| is(a))
+        };
+        if let Some(found) = find(&|a| a.name == name) {
+            return Some(found);
         }
+        if name == b"root" {
+            return Some(ROOT);
+        }
+        let uid = number(name)?;
+        Some(find(&|a| a.uid == uid).unwrap_or(UserAccount {
+            name,
+            uid,
+            gid: 0,
+            home: b"/",
+            shell: b"/bin/sh",
+        }))
+    }
+
+    fn named_group(&self, name: &[u8]) -> Option<u32> {
+        let mut groups = lines(self.group).filter_map(group);
+        groups.find(|g| g.0 == name).map(|g| g.1)
     }
 
     /// The name of a user id, empty when it has none.
@@ -119,8 +156,11 @@ fn group(line: &[u8]) -> Option<(&[u8], u32, &[u8])> {
     Some((name, number(fields.next()?)?, fields.next()?))
 }
 
+/// A user or group id. The kernel takes the largest number as "unchanged", so it is none.
 fn number(digits: &[u8]) -> Option<u32> {
-    core::str::from_utf8(digits).ok()?.parse().ok()
+    let digits = core::str::from_utf8(digits).ok()?;
+    let number = digits.bytes().all(|b| b.is_ascii_digit());
+    digits.parse().ok().filter(|&id| number && id != u32::MAX)
 }
 
 #[cfg(test)]
@@ -156,6 +196,38 @@ mod test {
             group: b"",
         };
         assert_eq!(empty.user(b"root").unwrap().uid, 0);
+    }
+
+    #[test]
+    fn numbers_are_users_too() {
+        let of = |name: &'static [u8]| {
+            let user = FILES.user(name)?;
+            Some((user.name, user.uid, user.gid, user.home))
+        };
+        let user = &b"user"[..];
+        let home = &b"/home/user"[..];
+        assert_eq!(of(b"1000"), Some((user, 1000, 1001, home)));
+        assert_eq!(of(b"1000:27"), Some((user, 1000, 27, home)));
+        assert_eq!(of(b"user:docker"), Some((user, 1000, 99, home)));
+        assert_eq!(of(b"4321"), Some((&b"4321"[..], 4321, 0, &b"/"[..])));
+        assert_eq!(of(b"4321:4322").unwrap().2, 4322);
+        for unknown in [
+            &b"+5"[..],
+            b"-1",
+            b"4294967295",
+            b"4294967296",
+            b"user:",
+            b"user:nobody",
+            b"1000:4294967295",
+            b"1 ",
+        ] {
+            assert_eq!(of(unknown), None, "{}", unknown.escape_ascii());
+        }
+        let evil = AccountFiles {
+            passwd: b"evil:x:4294967295:0::/:/bin/sh\n",
+            group: b"",
+        };
+        assert_eq!(evil.user(b"evil"), None, "the kernel would leave it root");
     }
 
     proptest! {

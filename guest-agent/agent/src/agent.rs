@@ -9,12 +9,11 @@
 //! input. What does not fit waits for the next turn.
 
 use crate::link::{HostLink, LinkRead};
-use crate::procs::ProcessPort;
 use crate::sys::event::{Epoll, EpollEvent, child_signals};
 use crate::sys::spawn::reap;
 use crate::sys::{Errno, Fd, read, system};
 use crate::tasks::TaskTable;
-use crate::tokens::{LINK, OUT, SIGNAL, STDIN, of_process};
+use crate::tokens::{DRAIN, ERR, LINK, OUT, ProcessPort, SIGNAL, STDIN, of_process};
 use agent_core::{FatalError, HostAction, HostInput, Session};
 use wire::Message;
 
@@ -115,10 +114,12 @@ impl Agent {
                     .tasks
                     .procs
                     .on_event(process, ProcessPort::Out, readable, writable),
-                _ => self
+                ERR => self
                     .tasks
                     .procs
                     .on_event(process, ProcessPort::Err, readable, false),
+                DRAIN => self.tasks.procs.on_drain_event(process),
+                _ => {}
             }
         }
     }
@@ -131,7 +132,10 @@ impl Agent {
         let _ = read(&sources.signals, &mut [0; 128]);
         for _ in 0..REAP_PER_TURN {
             match reap() {
-                Some((pid, exit)) => self.tasks.procs.on_exit(pid, exit),
+                Some((pid, exit)) => {
+                    let TaskTable { procs, cgroups, .. } = &mut self.tasks;
+                    procs.on_exit(pid, exit, cgroups);
+                }
                 None => {
                     sources.ended = false;
                     return false;

@@ -7,6 +7,7 @@
 //! kernel's panic and the line.
 
 use crate::agent::Agent;
+use crate::cgroups::{CgroupTable, put};
 use crate::identity::{GENERATION, MACHINE_ID};
 use crate::link::HostLink;
 use crate::sys::file::{
@@ -29,6 +30,8 @@ const DISK: &CStr = c"/dev/vda";
 const DISK_OPTIONS: &CStr = c"no_prefetch_block_bitmaps,noinit_itable";
 /// The cgroup of everything the agent starts.
 const CGROUP: &CStr = c"/sys/fs/cgroup/user";
+/// What it, and each command's cgroup below it, has limits and counters of.
+const CONTROLLERS: &str = "+memory +pids +cpu";
 /// Open files of user processes (soft, hard); the agent's own stay below.
 const OPEN_FILES: (u64, u64) = (65_536, 1_048_576);
 
@@ -106,11 +109,8 @@ pub(crate) fn run(agent: &mut Agent, start_ns: u64) -> ! {
     }
     set_up();
     agent.tasks.identity.look();
-    match make_cgroup() {
-        Ok(cgroup) => {
-            agent.tasks.launcher.confine(cgroup);
-            flags |= boot_flags::CGROUP;
-        }
+    match make_cgroups(&mut agent.tasks.cgroups) {
+        Ok(()) => flags |= boot_flags::CGROUP,
         Err(e) => log(format_args!(
             "user processes are not confined: errno {}",
             e.0
@@ -199,7 +199,7 @@ fn set_up() {
         ));
     }
     for (path, value) in SETTINGS {
-        if let Err(e) = write_file(PathBase::Cwd, path, value) {
+        if let Err(e) = write_file(path, value) {
             log(format_args!(
                 "cannot write {value} to {path:?}: errno {}",
                 e.0
@@ -224,22 +224,20 @@ fn identity_files() -> Result<(), Errno> {
     mount(MACHINE_ID, c"/etc/machine-id", c"", MS_BIND, c"")
 }
 
-/// Makes the cgroup in which user processes are born. Its limits leave room for the kernel and the
-/// agent, so that neither a fork bomb nor hungry processes can take them down; and its processes
-/// together weigh as much as the agent alone.
-fn make_cgroup() -> Result<Fd, Errno> {
-    write_file(
-        PathBase::Cwd,
-        c"/sys/fs/cgroup/cgroup.subtree_control",
-        "+memory +pids +cpu",
-    )?;
+/// Makes the cgroup of all user processes, and those of commands below it. Its limits leave room
+/// for the kernel and the agent, so that neither a fork bomb nor hungry processes can take them
+/// down; and its processes together weigh as much as the agent alone. A command may have a quarter
+/// of the tasks: while one uses up its share, others begin.
+fn make_cgroups(cgroups: &mut CgroupTable) -> Result<(), Errno> {
+    write_file(c"/sys/fs/cgroup/cgroup.subtree_control", CONTROLLERS)?;
     mkdir(PathBase::Cwd, CGROUP, 0o755)?;
     let cgroup = open(PathBase::Cwd, CGROUP, O_PATH | O_DIRECTORY, 0)?;
     let memory = system::memory_bytes()?;
     let (bytes, tasks) = user_limits(memory);
     write_number(&cgroup, c"memory.max", bytes)?;
     write_number(&cgroup, c"pids.max", tasks)?;
-    Ok(cgroup)
+    put(&cgroup, c"cgroup.subtree_control", CONTROLLERS)?;
+    cgroups.confine(cgroup, tasks / 4)
 }
 
 /// Bytes and tasks for user processes in a guest with so much memory: all but 16 MiB and a
@@ -253,14 +251,11 @@ fn user_limits(memory: u64) -> (u64, u64) {
 }
 
 fn write_number(dir: &Fd, name: &CStr, value: u64) -> Result<(), Errno> {
-    write_file(
-        PathBase::At(dir),
-        name,
-        FixedText::<24>::of(format_args!("{value}")).as_str(),
-    )
+    let value = FixedText::<24>::of(format_args!("{value}"));
+    put(dir, name, value.as_str())
 }
 
-fn write_file(dir: PathBase<'_>, path: &CStr, value: &str) -> Result<(), Errno> {
-    let file = open(dir, path, O_WRONLY, 0)?;
+fn write_file(path: &CStr, value: &str) -> Result<(), Errno> {
+    let file = open(PathBase::Cwd, path, O_WRONLY, 0)?;
     write(&file, value.as_bytes()).map(drop)
 }

@@ -4,9 +4,10 @@
 //! The kernel's randomness is fresh by then. What programs have drawn from it before and keep, such
 //! as the state of Python's `random` or of OpenSSL, only they can renew: the hook tells them to.
 
+use crate::cgroups::CgroupTable;
+use crate::sys::Errno;
 use crate::sys::file::{O_RDWR, PathBase, open, stat};
 use crate::sys::spawn::{SpawnPlan, SpawnStack, spawn, wait_at_most};
-use crate::sys::{Errno, Fd};
 use agent_core::FixedText;
 use core::ffi::CStr;
 use wire::{ProcessExit, ProcessLimits};
@@ -27,20 +28,23 @@ pub(crate) enum IdentityError {
     Ended(ProcessExit),
 }
 
-/// Runs the hook, if there is one, in the cgroup of user processes. The agent waits for it and does
+/// Runs the hook, if there is one, in a cgroup as commands have. The agent waits for it and does
 /// nothing else meanwhile: nobody is served before the guest is who it is to be.
-pub(crate) fn run(cgroup: Option<&Fd>, generation: u64) -> Result<(), IdentityError> {
+pub(crate) fn run(cgroups: &mut CgroupTable, generation: u64) -> Result<(), IdentityError> {
     if stat(PathBase::Cwd, HOOK, true).is_err() {
         return Ok(());
     }
-    match run_it(cgroup, generation).map_err(IdentityError::Run)? {
+    let cgroup = cgroups.take().map_err(IdentityError::Run)?;
+    let done = run_it(cgroups.dir(cgroup), generation);
+    cgroups.release(cgroup, true);
+    match done.map_err(IdentityError::Run)? {
         ProcessExit::Code(0) => Ok(()),
         other => Err(IdentityError::Ended(other)),
     }
 }
 
 #[inline(never)] // its buffers shall not be in the stack of every claim
-fn run_it(cgroup: Option<&Fd>, generation: u64) -> Result<ProcessExit, Errno> {
+fn run_it(cgroup: Option<&crate::sys::Fd>, generation: u64) -> Result<ProcessExit, Errno> {
     let generation = FixedText::<48>::of(format_args!("HATCHERY_GENERATION={generation}\0"));
     let argv = [HOOK.as_ptr().cast(), core::ptr::null()];
     let env = [

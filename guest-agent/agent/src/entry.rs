@@ -1,8 +1,9 @@
 //! What is at a path, as the protocol tells it.
 
+use crate::follow::following;
 use crate::path::PathBuffer;
 use crate::sys::file::{
-    FileStat, O_PATH, PathBase, S_IFDIR, S_IFLNK, S_IFREG, fstat, open, readlink, stat,
+    FileStat, O_PATH, PathBase, S_IFDIR, S_IFLNK, S_IFREG, as_user, fstat, open, readlink, stat,
 };
 use crate::sys::{Errno, Fd};
 use agent_core::{AccountFiles, FixedText};
@@ -20,7 +21,13 @@ pub(crate) fn describe_path<R>(
     tell: impl FnOnce(&EntryInfo<'_>) -> R,
 ) -> Result<R, Errno> {
     let (name, bytes) = (path.c(), path.bytes());
-    describe(PathBase::Cwd, name, bytes, open_file, accounts, tell)
+    let mut tell = Some(tell);
+    following(bytes, || {
+        describe(PathBase::Cwd, name, bytes, open_file, accounts, |entry| {
+            tell.take().map(|tell| tell(entry))
+        })
+    })?
+    .ok_or(Errno::IO)
 }
 
 /// Looks at `name` in `dir`, known to the host as `path`, and hands the description to `tell`. Of
@@ -40,7 +47,11 @@ pub(crate) fn describe<R>(
     let own = stat(dir, name, false).or_else(|e| open_file.map_or(Err(e), fstat))?;
     let mut buffer = [0; MAX_PATH + 1];
     let (behind, target): (Option<FileStat>, &[u8]) = if own.is(S_IFLNK) {
-        match open(dir, name, O_PATH, 0) {
+        let behind = open(dir, name, O_PATH, 0).or_else(|e| match e {
+            Errno::ACCES => as_user(own.uid, own.gid, || open(dir, name, O_PATH, 0)),
+            e => Err(e),
+        });
+        match behind {
             Ok(fd) => (fstat(&fd).ok(), resolved(&fd, &mut buffer).unwrap_or(path)),
             Err(_) => (None, path),
         }

@@ -2,6 +2,7 @@
 //!
 //! The agent acts as root on the whole tree and gives what it creates to the user it was asked for.
 
+use crate::follow::following;
 use crate::path::PathBuffer;
 use crate::sys::file::{
     O_APPEND, O_CREAT, O_EXCL, O_NONBLOCK, O_RDONLY, O_WRONLY, PathBase, S_IFDIR, S_IFREG, fchown,
@@ -13,7 +14,9 @@ use wire::{DataChannel, ReadFile, WriteFile};
 
 /// Opens a file for reading, at its offset.
 pub(crate) fn open_read(request: &ReadFile<'_>, path: &PathBuffer) -> Result<Fd, Errno> {
-    let file = open(PathBase::Cwd, path.c(), O_RDONLY | O_NONBLOCK, 0)?;
+    let file = following(path.bytes(), || {
+        open(PathBase::Cwd, path.c(), O_RDONLY | O_NONBLOCK, 0)
+    })?;
     regular(&file)?;
     if request.offset != 0 {
         seek(
@@ -98,7 +101,9 @@ pub(crate) fn open_write(
     );
     let file = match fresh {
         Ok(file) => file,
-        Err(Errno::EXIST) => open(PathBase::Cwd, path.c(), flags | O_CREAT, request.mode)?,
+        Err(Errno::EXIST) => following(path.bytes(), || {
+            open(PathBase::Cwd, path.c(), flags | O_CREAT, request.mode)
+        })?,
         Err(e) => return Err(e),
     };
     let size = regular(&file)?;

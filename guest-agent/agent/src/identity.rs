@@ -1,5 +1,6 @@
 //! Who this guest is: its name, clock, randomness, generation and environment defaults.
 
+use crate::cgroups::CgroupTable;
 use crate::clone_hook::{self, IdentityError};
 use crate::sys::event::set_wall_ns;
 use crate::sys::file::{O_APPEND, O_CREAT, O_RDONLY, O_RDWR, O_WRONLY, PathBase, open, truncate};
@@ -81,7 +82,7 @@ impl GuestIdentity {
     pub(crate) fn take(
         &mut self,
         new: &SetIdentity<'_>,
-        cgroup: Option<&Fd>,
+        cgroups: &mut CgroupTable,
     ) -> Result<(), IdentityError> {
         if new.generation != 0 && new.generation == self.generation {
             let set = self.set_clock(new);
@@ -96,7 +97,7 @@ impl GuestIdentity {
             .copy_from_slice(env);
         self.env_len = env.len();
         if !self.borrowed {
-            clone_hook::run(cgroup, new.generation)?;
+            clone_hook::run(cgroups, new.generation)?;
         }
         self.generation = new.generation;
         Ok(())

@@ -20,7 +20,6 @@ pub(crate) struct ProcessLauncher {
     scratch: [u8; 4096],
     stack: SpawnStack,
     null: Option<Fd>,
-    cgroup: Option<Fd>,
 }
 
 /// A started process and the agent's ends of its descriptors.
@@ -37,6 +36,18 @@ pub(crate) struct LaunchError {
     pub(crate) code: ErrorCode,
     pub(crate) errno: i32,
     pub(crate) what: &'static str,
+    pub(crate) of: LaunchSubject,
+}
+
+/// What of a request could not be used.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LaunchSubject {
+    /// The program.
+    Program,
+    /// The working directory.
+    Cwd,
+    /// The user.
+    User,
 }
 
 impl ProcessLauncher {
@@ -50,39 +61,36 @@ impl ProcessLauncher {
             scratch: [0; 4096],
             stack: SpawnStack::new(),
             null: None,
-            cgroup: None,
         }
     }
 
-    /// Processes are born in this cgroup from now on.
-    pub(crate) fn confine(&mut self, cgroup: Fd) {
-        self.cgroup = Some(cgroup);
+    /// The working directory of the last start, as it was to be entered.
+    pub(crate) fn cwd(&self) -> &[u8] {
+        self.cwd.bytes()
     }
 
-    /// The cgroup's directory.
-    pub(crate) fn cgroup(&self) -> Option<&Fd> {
-        self.cgroup.as_ref()
-    }
-
-    /// Starts a process.
+    /// Starts a process, in this cgroup.
     pub(crate) fn start(
         &mut self,
         start: &StartProcess<'_>,
         accounts: &AccountFiles<'_>,
         defaults: StringList<'_>,
+        cgroup: Option<&Fd>,
     ) -> Result<LaunchedProcess, LaunchError> {
         let Some(user) = accounts.user(start.user) else {
             return Err(LaunchError {
                 code: ErrorCode::UnknownUser,
                 errno: 0,
                 what: "unknown user",
+                of: LaunchSubject::User,
             });
         };
         if !set_cwd(&mut self.cwd, &user, start.cwd) {
             return Err(LaunchError {
                 code: ErrorCode::TooLarge,
                 errno: 0,
-                what: "cwd is too long",
+                what: "the working directory's path is too long",
+                of: LaunchSubject::Program,
             });
         }
         if self.null.is_none() {
@@ -116,7 +124,7 @@ impl ProcessLauncher {
             stdio: theirs.stdio(null),
             terminal: start.pty.is_some(),
             limits: start.limits,
-            cgroup: self.cgroup.as_ref(),
+            cgroup,
             scratch: &mut self.scratch,
         };
         ours.pid = spawn(&mut plan, &mut self.stack).map_err(|(stage, e)| refusal(stage, e))?;
@@ -245,6 +253,7 @@ fn resource(e: Errno, what: &'static str) -> LaunchError {
         code: crate::failure::code(e),
         errno: e.0,
         what,
+        of: LaunchSubject::Program,
     }
 }
 
@@ -266,5 +275,10 @@ fn refusal(stage: SpawnStage, e: Errno) -> LaunchError {
         code,
         errno: e.0,
         what,
+        of: match stage {
+            SpawnStage::Cwd => LaunchSubject::Cwd,
+            SpawnStage::User => LaunchSubject::User,
+            SpawnStage::Clone | SpawnStage::Setup | SpawnStage::Exec => LaunchSubject::Program,
+        },
     }
 }

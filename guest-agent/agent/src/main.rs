@@ -10,15 +10,20 @@
 
 mod agent;
 mod boot;
+mod cgroups;
 mod clone_hook;
+mod drains;
 mod entry;
 mod failure;
 mod files;
+mod follow;
 mod identity;
 mod launch;
 mod link;
 mod path;
+mod process_list;
 mod procs;
+mod refusals;
 mod sys;
 mod sysinfo;
 mod tasks;

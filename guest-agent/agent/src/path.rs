@@ -60,6 +60,13 @@ impl PathBuffer {
         &self.bytes[..self.len]
     }
 
+    /// For people, at most 200 bytes.
+    pub(crate) fn text(&self) -> &str {
+        let bytes = self.bytes();
+        let cut = &bytes[..bytes.len().min(200)];
+        core::str::from_utf8(cut).unwrap_or("(a name that is no text)")
+    }
+
     pub(crate) fn c(&self) -> &CStr {
         CStr::from_bytes_until_nul(&self.bytes).unwrap_or(c"")
     }

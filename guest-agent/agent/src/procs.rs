@@ -6,34 +6,31 @@
 //!
 //! A process ends for the host when the process itself ends: what it and its children had written
 //! by then is sent, then its exit. A descendant that keeps the pipe open does not hold it up; what
-//! that one writes later meets a closed pipe.
+//! that one writes later is thrown away ([`DrainTable`]).
 
+use crate::cgroups::{CgroupEnd, CgroupPlace, CgroupTable};
+use crate::drains::{DISCARD, DrainTable};
 use crate::launch::LaunchedProcess;
 use crate::sys::event::Epoll;
 use crate::sys::file::readable;
 use crate::sys::memory::PrivatePages;
-use crate::sys::spawn::kill;
+use crate::sys::spawn::{kill, kill_group};
 use crate::sys::{Errno, Fd, read, write};
+use crate::tokens::ProcessPort;
 use agent_core::Session;
+use core::mem;
 use wire::{
-    DataChannel, INPUT_WINDOW, MAX_NAME, MAX_TAG, ProcessExit, ProcessInfo, Reply, StartProcess,
+    DataChannel, INPUT_WINDOW, MAX_NAME, MAX_TAG, ProcessEnd, ProcessExit, ProcessInfo, Reply,
+    StartProcess,
 };
 
 /// Processes at once, those whose stream is gone included.
 pub(crate) const MAX_PROCESSES: usize = 256;
-/// Bytes read at once from a process nobody listens to.
-const DISCARD: usize = 8 * 1024;
 const STDIN_BUFFER: usize = INPUT_WINDOW as usize;
+/// SIGKILL, which ends all that a command began.
+const KILL: u8 = 9;
 /// What a terminal may still deliver after its process has ended.
 const PTY_REST: u32 = 64 * 1024;
-
-/// What an epoll token means for a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ProcessPort {
-    Stdin,
-    Out,
-    Err,
-}
 
 /// A pipe or terminal the process writes to.
 struct OutputSource {
@@ -108,6 +105,10 @@ struct Process {
     /// that the table costs no bytes in the program.)
     ended: bool,
     exit: ProcessExit,
+    out_of_memory: bool,
+    /// Processes that it began go on without it.
+    outlived: bool,
+    cgroup: CgroupPlace,
     stdin: StdinQueue,
     out: OutputSource,
     err: OutputSource,
@@ -124,6 +125,9 @@ impl Process {
         pty: false,
         ended: false,
         exit: ProcessExit::Code(0),
+        out_of_memory: false,
+        outlived: false,
+        cgroup: CgroupPlace::NONE,
         stdin: StdinQueue::NONE,
         out: OutputSource::NONE,
         err: OutputSource::NONE,
@@ -136,6 +140,7 @@ impl Process {
 /// All processes.
 pub(crate) struct ProcessTable {
     table: [Process; MAX_PROCESSES],
+    drains: DrainTable,
     /// No place at or beyond is in use.
     high: usize,
 }
@@ -144,6 +149,7 @@ impl ProcessTable {
     pub(crate) const fn new() -> Self {
         Self {
             table: [const { Process::FREE }; MAX_PROCESSES],
+            drains: DrainTable::new(),
             high: 0,
         }
     }
@@ -158,6 +164,7 @@ impl ProcessTable {
         &mut self,
         i: usize,
         slot: usize,
+        cgroup: CgroupPlace,
         launched: LaunchedProcess,
         start: &StartProcess<'_>,
         now_ns: u64,
@@ -165,6 +172,7 @@ impl ProcessTable {
         let p = &mut self.table[i];
         p.pid = launched.pid;
         p.slot = Some(slot);
+        p.cgroup = cgroup;
         p.pty = start.pty.is_some();
         p.ended = false;
         p.stdin = StdinQueue {
@@ -184,6 +192,11 @@ impl ProcessTable {
         p.tag.set(start.tag);
         p.program.set(start.argv.iter().next().unwrap_or(b""));
         self.high = self.high.max(i + 1);
+    }
+
+    /// A pipe of background processes has bytes, or an end.
+    pub(crate) fn on_drain_event(&mut self, place: usize) {
+        self.drains.on_event(place);
     }
 
     /// Begins to watch a process's descriptors under the tokens `token(port)`.
@@ -219,15 +232,20 @@ impl ProcessTable {
     }
 
     /// A child was reaped; it may be an orphan the agent never started.
-    pub(crate) fn on_exit(&mut self, pid: u32, exit: ProcessExit) {
+    pub(crate) fn on_exit(&mut self, pid: u32, exit: ProcessExit, cgroups: &mut CgroupTable) {
         let Some(p) = self.table[..self.high].iter_mut().find(|p| p.pid == pid) else {
             return;
         };
         if p.ended {
             return;
         }
+        let CgroupEnd {
+            outlived,
+            out_of_memory,
+        } = cgroups.release(p.cgroup, exit != ProcessExit::Code(0));
         p.ended = true;
         p.exit = exit;
+        (p.outlived, p.out_of_memory) = (outlived && !p.pty, out_of_memory);
         p.stdin = StdinQueue::NONE;
         let pty = p.pty;
         for source in [&mut p.out, &mut p.err] {
@@ -237,9 +255,6 @@ impl ProcessTable {
                 Some(fd) => readable(fd).unwrap_or(0),
                 None => 0,
             };
-            if source.left == 0 {
-                source.fd = None;
-            }
         }
     }
 
@@ -320,7 +335,7 @@ impl ProcessTable {
         epoll: &Epoll,
         token: impl Fn(usize, ProcessPort) -> u64,
     ) -> bool {
-        let mut more = false;
+        let mut more = self.drains.pump();
         let high = self.high;
         for k in 0..high {
             let i = (k + turn) % high;
@@ -341,7 +356,7 @@ impl ProcessTable {
             if !p.held {
                 more |= p.out.pump(out, slot, exited, session);
                 more |= p.err.pump(DataChannel::Stderr, slot, exited, session);
-                p.conclude(session);
+                more |= p.conclude(session, &mut self.drains, epoll);
             }
         }
         while self.high > 0 && self.table[self.high - 1].pid == 0 {
@@ -350,12 +365,14 @@ impl ProcessTable {
         more
     }
 
-    /// Signals a process that has not been reaped, so its id is still its own.
-    pub(crate) fn signal(&self, pid: u32, signal: u8) -> Result<(), Errno> {
-        match self.running(pid) {
-            Some(_) => kill(pid, signal),
-            None => Err(Errno::SRCH),
+    /// Signals a process that has not been reaped, so its id is still its own. SIGKILL goes to all
+    /// that it began: to its cgroup, or where it has none to its process group.
+    pub(crate) fn signal(&self, pid: u32, signal: u8, cgroups: &CgroupTable) -> Result<(), Errno> {
+        let p = self.running(pid).ok_or(Errno::SRCH)?;
+        if signal == KILL && !cgroups.kill(p.cgroup) {
+            let _ = kill_group(pid, KILL);
         }
+        kill(pid, signal)
     }
 
     /// Sets the size of a process's terminal.
@@ -375,12 +392,11 @@ impl ProcessTable {
 
     /// Ends all of them: for the end of a test.
     pub(crate) fn kill_all(&self) {
-        const SIGKILL: u8 = 9;
         for p in self.table[..self.high]
             .iter()
             .filter(|p| p.pid != 0 && !p.ended)
         {
-            let _ = kill(p.pid, SIGKILL);
+            let _ = kill_group(p.pid, KILL);
         }
     }
 
@@ -445,22 +461,33 @@ impl Process {
         !empty && self.stdin.ready
     }
 
-    /// Sends the end once everything was read, and frees the place.
-    fn conclude(&mut self, session: &mut Session) {
+    /// Sends the end once everything was read, and frees the place. What others may still write to
+    /// is emptied from now on, of which it says whether that is to be done at once.
+    fn conclude(&mut self, session: &mut Session, drains: &mut DrainTable, epoll: &Epoll) -> bool {
         if !self.ended {
-            return;
-        }
-        if self.slot.is_none() {
-            *self = Self::FREE;
-            return;
-        }
-        if self.out.fd.is_some() || self.err.fd.is_some() || !session.has_room() {
-            return;
+            return false;
         }
         if let Some(slot) = self.slot {
-            session.reply(slot, &Reply::Exited(self.exit));
+            if self.out.has_rest() || self.err.has_rest() || !session.has_room() {
+                return false;
+            }
+            let (exit, out_of_memory) = (self.exit, self.out_of_memory);
+            session.reply(
+                slot,
+                &Reply::Exited(ProcessEnd {
+                    exit,
+                    out_of_memory,
+                }),
+            );
         }
-        *self = Self::FREE;
+        let ended = mem::replace(self, Self::FREE);
+        let open = ended.out.fd.into_iter().chain(ended.err.fd);
+        let mut emptied = false;
+        for pipe in open.filter(|_| ended.outlived) {
+            drains.take(pipe, epoll);
+            emptied = true;
+        }
+        emptied
     }
 }
 
@@ -489,6 +516,11 @@ impl StdinQueue {
 }
 
 impl OutputSource {
+    /// Of an ended process: there is something that it wrote and that is not read.
+    const fn has_rest(&self) -> bool {
+        self.fd.is_some() && self.left > 0
+    }
+
     /// Reads once. Says whether there may be more at once.
     fn pump(
         &mut self,
@@ -500,6 +532,9 @@ impl OutputSource {
         let Some(fd) = self.fd.as_ref().filter(|_| self.ready) else {
             return false;
         };
+        if exited && self.left == 0 {
+            return false;
+        }
         let most = if exited {
             usize::try_from(self.left).unwrap_or(0)
         } else {
@@ -523,10 +558,7 @@ impl OutputSource {
             Ok(n) if n > 0 => {
                 let read = u32::try_from(n).unwrap_or(u32::MAX);
                 self.left = self.left.saturating_sub(read);
-                if exited && self.left == 0 {
-                    self.fd = None;
-                }
-                self.fd.is_some()
+                !exited || self.left > 0
             }
             Err(Errno::AGAIN) if !exited => {
                 self.ready = false;

@@ -1,13 +1,15 @@
 //! The work of the streams: one task per slot, each a bounded step per turn.
 
-use crate::clone_hook::IdentityError;
+use crate::cgroups::CgroupTable;
 use crate::entry::describe_path;
 use crate::failure::fail;
 use crate::files::{ReadStep, make_dir, move_to, open_read, open_write, send_piece};
 use crate::identity::GuestIdentity;
-use crate::launch::{LaunchError, ProcessLauncher};
+use crate::launch::ProcessLauncher;
 use crate::path::PathBuffer;
+use crate::process_list::tell_processes;
 use crate::procs::ProcessTable;
+use crate::refusals::{tell_failed, tell_not_started, unknown_user};
 use crate::sys::event::{Epoll, monotonic_ns};
 use crate::sys::file::sync;
 use crate::sys::{Errno, Fd, write_all};
@@ -17,8 +19,8 @@ use crate::walk::{RemovalStart, WalkStep, WalkTable};
 use agent_core::Session;
 use core::mem;
 use wire::{
-    DataChannel, ErrorCode, MAX_STREAMS, ProcessExit, Record, Reply, Request, ResetCode,
-    StartProcess, StreamEvent, UserInfo,
+    DataChannel, ErrorCode, MAX_STREAMS, Reply, Request, ResetCode, StartProcess, StreamEvent,
+    UserInfo,
 };
 
 /// What a stream does.
@@ -33,8 +35,19 @@ enum StreamTask {
     Write { file: Fd },
     /// Lists or removes.
     Walk(usize),
+    /// Will list, or remove, what the table of paths says, when others are through.
+    WaitingWalk(WalkKind),
     /// Lists processes from this place on.
     Processes { next: usize, listed: u64 },
+}
+
+/// What a walk is for.
+#[derive(Clone, Copy)]
+enum WalkKind {
+    /// To list so many levels.
+    List(u32),
+    /// To remove.
+    Remove,
 }
 
 /// Everything the streams work with.
@@ -44,7 +57,8 @@ pub(crate) struct TaskTable {
     other_path: PathBuffer,
     walks: WalkTable,
     pub(crate) procs: ProcessTable,
-    pub(crate) launcher: ProcessLauncher,
+    pub(crate) cgroups: CgroupTable,
+    launcher: ProcessLauncher,
     pub(crate) users: UserFiles,
     pub(crate) identity: GuestIdentity,
     /// The host wants the guest to end.
@@ -59,6 +73,7 @@ impl TaskTable {
             other_path: PathBuffer::new(),
             walks: WalkTable::new(),
             procs: ProcessTable::new(),
+            cgroups: CgroupTable::new(),
             launcher: ProcessLauncher::new(),
             users: UserFiles::new(),
             identity: GuestIdentity::new(),
@@ -96,7 +111,7 @@ impl TaskTable {
             Request::Start(ref start) => self.start(slot, start, session, epoll),
             Request::Attach { pid } => self.attach(slot, pid, session),
             Request::Signal { pid, signal } => {
-                let done = self.procs.signal(pid, signal);
+                let done = self.procs.signal(pid, signal, &self.cgroups);
                 finish(session, slot, done, "signal a process");
             }
             Request::Resize { pid, size } => {
@@ -108,13 +123,13 @@ impl TaskTable {
             }
             Request::LookupUser { name } => self.lookup(slot, name, session),
             Request::SetIdentity(ref identity) => {
-                match self.identity.take(identity, self.launcher.cgroup()) {
+                match self.identity.take(identity, &mut self.cgroups) {
                     Ok(()) => session.reply(slot, &Reply::Done(identity.generation)),
                     Err(failed) => tell_failed(session, slot, &failed),
                 }
             }
             Request::Sysinfo => {
-                let info = crate::sysinfo::figures(self.launcher.cgroup());
+                let info = crate::sysinfo::figures(self.cgroups.user());
                 session.reply(slot, &Reply::Sysinfo(info));
             }
             Request::Sync => {
@@ -176,13 +191,34 @@ impl TaskTable {
             },
             Request::Move { .. } => match move_to(&self.other_path, path, &user) {
                 Ok(()) => self.tell_entry(slot, None, session, "look at what was moved"),
+                Err(Errno::XDEV) => {
+                    let (from, to) = (self.other_path.text(), path.text());
+                    let text = format_args!(
+                        "move: {from} is on another file system than {to}: copy it, then remove it"
+                    );
+                    session.fail(slot, ErrorCode::InvalidArgument, Errno::XDEV.0, text);
+                }
                 Err(e) => fail(session, slot, "move", e),
             },
-            Request::ListDir { depth, .. } => match self.walks.list(path, *depth) {
+            Request::ListDir { depth, .. } => self.walk(slot, WalkKind::List(*depth), session),
+            _ => self.walk(slot, WalkKind::Remove, session),
+        }
+    }
+
+    /// Begins a walk of what the table of paths says, or has it wait.
+    fn walk(&mut self, slot: usize, kind: WalkKind, session: &mut Session) {
+        if self.walks.is_full() {
+            self.table[slot] = StreamTask::WaitingWalk(kind);
+            return;
+        }
+        self.table[slot] = StreamTask::Free;
+        let path = &self.paths[slot];
+        match kind {
+            WalkKind::List(depth) => match self.walks.list(path, depth) {
                 Ok(w) => self.table[slot] = StreamTask::Walk(w),
                 Err(e) => fail(session, slot, "open a directory", e),
             },
-            _ => match self.walks.remove(path) {
+            WalkKind::Remove => match self.walks.remove(path) {
                 Ok(RemovalStart::Walk(w)) => self.table[slot] = StreamTask::Walk(w),
                 Ok(RemovalStart::Done(count)) => session.reply(slot, &Reply::Done(count)),
                 Err(e) => fail(session, slot, "remove", e),
@@ -210,22 +246,24 @@ impl TaskTable {
         let Some(i) = self.procs.vacancy() else {
             return session.fail(slot, ErrorCode::Busy, 0, format_args!("too many processes"));
         };
+        let cgroup = match self.cgroups.take() {
+            Ok(cgroup) => cgroup,
+            Err(e) => return fail(session, slot, "make a cgroup for a command", e),
+        };
         let accounts = self.users.now();
-        match self.launcher.start(start, &accounts, self.identity.env()) {
-            Err(LaunchError { code, errno, what }) => {
-                let program = start.argv.iter().next().unwrap_or(b"");
-                let program = core::str::from_utf8(&program[..program.len().min(256)]);
-                let program = program.unwrap_or("");
-                session.fail(
-                    slot,
-                    code,
-                    errno,
-                    format_args!("{what}: {program}: errno {errno}"),
-                );
+        let dir = self.cgroups.dir(cgroup);
+        let launched = self
+            .launcher
+            .start(start, &accounts, self.identity.env(), dir);
+        match launched {
+            Err(failed) => {
+                self.cgroups.release(cgroup, false);
+                tell_not_started(session, slot, &failed, start, self.launcher.cwd());
             }
             Ok(launched) => {
                 let pid = launched.pid;
-                self.procs.admit(i, slot, launched, start, monotonic_ns());
+                let now = monotonic_ns();
+                self.procs.admit(i, slot, cgroup, launched, start, now);
                 self.table[slot] = StreamTask::Process(i);
                 session.event(slot, &StreamEvent::Started { pid });
                 let watched = self.procs.watch(i, epoll, |port| of_process(i, port));
@@ -236,7 +274,7 @@ impl TaskTable {
                         "cannot watch the process's output",
                     );
                     self.abandon(slot);
-                    let _ = self.procs.signal(pid, 9);
+                    let _ = self.procs.signal(pid, 9, &self.cgroups);
                 }
             }
         }
@@ -326,8 +364,16 @@ impl TaskTable {
             if !session.has_room() {
                 return false;
             }
+            if let StreamTask::WaitingWalk(kind) = self.table[slot] {
+                self.walk(slot, kind, session);
+                more |= !matches!(self.table[slot], StreamTask::WaitingWalk(_));
+                continue;
+            }
             let (unfinished, again) = match &mut self.table[slot] {
-                StreamTask::Free | StreamTask::Process(_) | StreamTask::Write { .. } => continue,
+                StreamTask::Free
+                | StreamTask::Process(_)
+                | StreamTask::Write { .. }
+                | StreamTask::WaitingWalk(_) => continue,
                 StreamTask::Read { file, left, sent } => {
                     let before = *left;
                     let step = send_piece(file, left, slot, session);
@@ -384,58 +430,9 @@ fn read_on(step: ReadStep, sent: u64, slot: usize, session: &mut Session) -> (bo
     }
 }
 
-/// Tells as many processes as one frame holds; true when that were all.
-fn tell_processes(
-    procs: &ProcessTable,
-    next: &mut usize,
-    listed: &mut u64,
-    slot: usize,
-    session: &mut Session,
-) -> bool {
-    let Some(space) = session.data_space(slot) else {
-        return false;
-    };
-    let mut used = 0;
-    let all = loop {
-        match procs.info(*next) {
-            None => break true,
-            Some(None) => *next += 1,
-            Some(Some(info)) => match info.write(&mut space[used..]) {
-                Ok(n) => {
-                    used += n;
-                    *next += 1;
-                    *listed += 1;
-                }
-                Err(_) => break false,
-            },
-        }
-    };
-    session.data_commit(slot, DataChannel::Records, used);
-    all
-}
-
-/// Why the guest is not who it is to be.
-fn tell_failed(session: &mut Session, slot: usize, failed: &IdentityError) {
-    let (how, number) = match failed {
-        IdentityError::Change(e) => return fail(session, slot, "take an identity", *e),
-        IdentityError::Run(e) => {
-            return fail(session, slot, "run the template's clone hook in time", *e);
-        }
-        IdentityError::Ended(ProcessExit::Code(code)) => ("status", *code),
-        IdentityError::Ended(ProcessExit::Signal(signal)) => ("signal", *signal),
-    };
-    let text = format_args!("the template's clone hook ended with {how} {number}");
-    session.fail(slot, ErrorCode::Io, 0, text);
-}
-
 fn finish(session: &mut Session, slot: usize, done: Result<(), Errno>, what: &str) {
     match done {
         Ok(()) => session.reply(slot, &Reply::Done(0)),
         Err(e) => fail(session, slot, what, e),
     }
-}
-
-fn unknown_user(session: &mut Session, slot: usize) {
-    let text = format_args!("unknown user");
-    session.fail(slot, ErrorCode::UnknownUser, 0, text);
 }

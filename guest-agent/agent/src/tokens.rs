@@ -1,6 +1,12 @@
 //! What the event loop waits on, as the tokens of epoll: a kind, and the place of a process.
 
-use crate::procs::ProcessPort;
+/// What an epoll token means for a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ProcessPort {
+    Stdin,
+    Out,
+    Err,
+}
 
 /// The connection to the host.
 pub(crate) const LINK: u64 = 1 << 32;
@@ -12,6 +18,8 @@ pub(crate) const STDIN: u64 = 3 << 32;
 pub(crate) const OUT: u64 = 4 << 32;
 /// A process's errors.
 pub(crate) const ERR: u64 = 5 << 32;
+/// Output that is thrown away.
+pub(crate) const DRAIN: u64 = 6 << 32;
 
 /// The token of a process's descriptor.
 pub(crate) fn of_process(process: usize, port: ProcessPort) -> u64 {
@@ -21,4 +29,9 @@ pub(crate) fn of_process(process: usize, port: ProcessPort) -> u64 {
         ProcessPort::Err => ERR,
     };
     kind | u64::try_from(process).unwrap_or(0)
+}
+
+/// The token of a pipe whose bytes are thrown away.
+pub(crate) fn of_drain(place: usize) -> u64 {
+    DRAIN | u64::try_from(place).unwrap_or(0)
 }

@@ -7,6 +7,7 @@
 //! later pass finds it. Every pass removes something, so it ends.
 
 use crate::entry::describe;
+use crate::follow::following;
 use crate::path::PathBuffer;
 use crate::sys::file::{
     DT_DIR, DT_UNKNOWN, DirEntry, O_DIRECTORY, O_NOFOLLOW, O_RDONLY, PathBase, S_IFDIR, dirent,
@@ -16,7 +17,7 @@ use crate::sys::{Errno, Fd};
 use agent_core::{AccountFiles, FixedText, Session};
 use wire::{DataChannel, MAX_DEPTH, Record};
 
-/// Walks at once; one more is refused as busy.
+/// Walks at once; one more waits for its turn.
 const MAX_WALKS: usize = 16;
 const LEVELS: usize = MAX_DEPTH as usize;
 /// Entries looked at per turn.
@@ -91,9 +92,16 @@ impl WalkTable {
         }
     }
 
+    /// As many walks go on as there may be.
+    pub(crate) fn is_full(&self) -> bool {
+        self.table.iter().all(|walk| walk.used)
+    }
+
     /// Begins to list.
     pub(crate) fn list(&mut self, path: &PathBuffer, depth: u32) -> Result<usize, Errno> {
-        let dir = open(PathBase::Cwd, path.c(), O_RDONLY | O_DIRECTORY, 0)?;
+        let dir = following(path.bytes(), || {
+            open(PathBase::Cwd, path.c(), O_RDONLY | O_DIRECTORY, 0)
+        })?;
         let depth = usize::try_from(depth).unwrap_or(LEVELS).clamp(1, LEVELS);
         let i = self.begin(dir, depth)?;
         self.table[i].path.set(path.bytes());

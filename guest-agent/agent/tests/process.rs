@@ -70,6 +70,24 @@ fn a_program_is_found_by_the_path_of_its_own_environment() {
     assert_eq!(done.stdout(), format!("{} a b hi\n", program.display()));
 }
 
+/// The end is this error, and its words name what of the request could not be used.
+fn assert_refused(end: Option<Got>, code: ErrorCode, errno: i32, start: &StartProcess<'_>) {
+    let Some(Got::Error(c, e, words)) = end else {
+        panic!("{end:?}")
+    };
+    assert_eq!((c, e), (code, errno), "{words}");
+    let subject = match (code, start.argv.iter().next()) {
+        (ErrorCode::BadCwd, _) => start.cwd,
+        (ErrorCode::UnknownUser, _) => start.user,
+        (_, program) => program.unwrap(),
+    };
+    let subject = String::from_utf8_lossy(subject);
+    assert!(
+        words.contains(&*subject),
+        "{words:?} does not name {subject}"
+    );
+}
+
 #[test]
 fn failures_to_start_say_why() {
     let mut host = Host::new();
@@ -129,10 +147,7 @@ fn failures_to_start_say_why() {
         ),
     ] {
         let end = host.ask(&Request::Start(start)).end;
-        assert!(
-            matches!(end, Some(Got::Error(c, e, _)) if (c, e) == (code, errno)),
-            "{end:?}"
-        );
+        assert_refused(end, code, errno, &start);
     }
     assert_eq!(host.run("echo still here").stdout(), "still here\n");
 }
@@ -163,6 +178,18 @@ fn another_user_gets_its_own_rights() {
         matches!(user.end, Some(Got::Other(ref u)) if u.contains("uid: 65534")),
         "{user:?}"
     );
+    let argv = [&b"/bin/sh"[..], b"-c", b"id -u; id -g; id -G; echo $HOME"];
+    for (user, ids) in [
+        (&b"65534"[..], "65534\n65534\n65534\n/nonexistent\n"),
+        (b"4321", "4321\n0\n0\n/\n"),
+        (b"4321:4322", "4321\n4322\n4322\n/\n"),
+    ] {
+        let start = StartProcess {
+            user,
+            ..plain_start(&argv, Stdin::Null)
+        };
+        assert_eq!(host.ask(&Request::Start(start)).stdout(), ids);
+    }
     let user = host.ask(&Request::LookupUser {
         name: b"no-such-user",
     });
@@ -330,6 +357,54 @@ fn a_descendant_that_keeps_the_pipe_does_not_delay_the_end() {
         ("now\n", ProcessExit::Code(0))
     );
     assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn a_descendant_writes_on_after_the_end_without_an_error() {
+    let mut host = Host::new();
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().display();
+    // More than a pipe holds, and each write must succeed: SIGPIPE is not even ignored.
+    let script = format!(
+        "(sleep 0.2; head -c 1000000 /dev/zero && echo line && echo error >&2 && echo > {at}/done) &
+         echo started"
+    );
+    assert_eq!(host.run(&script).stdout(), "started\n");
+    let begun = Instant::now();
+    while !dir.path().join("done").exists() {
+        assert!(begun.elapsed() < support::WAIT, "the writer has ended");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(host.run("echo ok").stdout(), "ok\n");
+    // The pipes are closed when the last writer is gone.
+    let open = format!("ls /proc/{}/fd | wc -l", host.agent.id());
+    let before: u32 = host.run(&open).stdout().trim().parse().unwrap();
+    for _ in 0..20 {
+        host.run("(sleep 0.05; echo late) & true");
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    let after: u32 = host.run(&open).stdout().trim().parse().unwrap();
+    assert!(after <= before + 4, "{before} to {after} descriptors");
+}
+
+#[test]
+fn sigkill_ends_all_that_a_command_began() {
+    let mut host = Host::new();
+    let script = "sleep 1111 & sleep 1112 & (while :; do :; done) & echo $!; wait";
+    let stream = host.start(&["/bin/sh", "-c", script], Stdin::Null);
+    let Got::Started(pid) = host.next(stream) else {
+        panic!("not started")
+    };
+    let Got::Data(_, spinning) = host.next(stream) else {
+        panic!("no output")
+    };
+    let spinning = String::from_utf8(spinning).unwrap();
+    let signal = 9;
+    let killed = host.ask(&Request::Signal { pid, signal });
+    assert_eq!(killed.end, Some(Got::Done(0)));
+    assert_eq!(host.all(stream).exit(), ProcessExit::Signal(9));
+    let left = format!("kill -0 {} || pgrep -g {pid} || echo none", spinning.trim());
+    assert_eq!(host.run(&left).stdout(), "none\n");
 }
 
 #[test]

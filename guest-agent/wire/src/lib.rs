@@ -85,8 +85,8 @@ pub use limits::{
 pub use message::{DataChannel, Hello, Message, boot_flags};
 pub use priming::PRIMED_FILES;
 pub use reply::{
-    EntryInfo, FileKind, ProcessExit, ProcessInfo, Record, Records, Reply, ReplyError, StreamEvent,
-    Sysinfo, UserInfo,
+    EntryInfo, FileKind, ProcessEnd, ProcessExit, ProcessInfo, Record, Records, Reply, ReplyError,
+    StreamEvent, Sysinfo, UserInfo,
 };
 pub use request::{
     ProcessLimits, PtySize, ReadFile, Request, RequestPart, SetIdentity, StartProcess, Stdin,

@@ -74,6 +74,26 @@ pub enum ProcessExit {
     Signal(u8),
 }
 
+/// The end of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessEnd {
+    /// How its process ended.
+    pub exit: ProcessExit,
+    /// The guest's kernel killed this process or one that it began, because the memory of all user
+    /// processes was used up.
+    pub out_of_memory: bool,
+}
+
+impl From<ProcessExit> for ProcessEnd {
+    /// With enough memory.
+    fn from(exit: ProcessExit) -> Self {
+        Self {
+            exit,
+            out_of_memory: false,
+        }
+    }
+}
+
 /// A user of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UserInfo<'a> {
@@ -146,7 +166,7 @@ pub enum Reply<'a> {
     /// Failed.
     Error(ReplyError<'a>),
     /// The process ended and everything it had written before was sent.
-    Exited(ProcessExit),
+    Exited(ProcessEnd),
     /// What is there now.
     Entry(EntryInfo<'a>),
     /// The user.
@@ -358,16 +378,7 @@ impl<'a> Reply<'a> {
                 errno: r.i32()?,
                 message: r.text("error message", MAX_MESSAGE)?,
             }),
-            3 => Self::Exited(match (r.u8()?, r.u8()?) {
-                (0, status) => ProcessExit::Code(status),
-                (1, signal) => ProcessExit::Signal(signal),
-                (v, _) => {
-                    return Err(DecodeError::Invalid {
-                        field: "exit",
-                        value: u32::from(v),
-                    });
-                }
-            }),
+            3 => Self::Exited(decode_end(r.u8()?, r.u8()?)?),
             4 => Self::Entry(EntryInfo::decode(&mut r)?),
             5 => Self::User(UserInfo::decode(&mut r)?),
             6 => Self::Sysinfo(Sysinfo::decode(&mut r)?),
@@ -394,12 +405,13 @@ impl<'a> Reply<'a> {
                 w.i32(e.errno)?;
                 w.text_cut("error message", e.message, MAX_MESSAGE)
             }
-            Self::Exited(exit) => {
-                let (how, value) = match exit {
-                    ProcessExit::Code(status) => (0, *status),
-                    ProcessExit::Signal(signal) => (1, *signal),
+            Self::Exited(end) => {
+                let (how, value) = match end.exit {
+                    ProcessExit::Code(status) => (0, status),
+                    ProcessExit::Signal(signal) => (SIGNALLED, signal),
                 };
-                w.raw(&[3, how, value])
+                let memory = if end.out_of_memory { OUT_OF_MEMORY } else { 0 };
+                w.raw(&[3, how | memory, value])
             }
             Self::Entry(entry) => {
                 w.u8(4)?;
@@ -415,6 +427,28 @@ impl<'a> Reply<'a> {
             }
         }
     }
+}
+
+/// Bits of the first byte of a [`ProcessEnd`].
+const SIGNALLED: u8 = 1;
+const OUT_OF_MEMORY: u8 = 2;
+
+fn decode_end(how: u8, value: u8) -> Result<ProcessEnd, DecodeError> {
+    if how & !(SIGNALLED | OUT_OF_MEMORY) != 0 {
+        return Err(DecodeError::Invalid {
+            field: "exit",
+            value: u32::from(how),
+        });
+    }
+    let exit = if how & SIGNALLED == 0 {
+        ProcessExit::Code(value)
+    } else {
+        ProcessExit::Signal(value)
+    };
+    Ok(ProcessEnd {
+        exit,
+        out_of_memory: how & OUT_OF_MEMORY != 0,
+    })
 }
 
 impl<'a> StreamEvent<'a> {

@@ -6,9 +6,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use wire::{
     DataChannel, EntryInfo, ErrorCode, FileKind, Frame, FrameHeader, GoAwayCode, HEADER_LEN, Hello,
-    MAX_FRAME, MAX_PAYLOAD, MAX_REQUEST, Message, ProcessExit, ProcessInfo, ProcessLimits, PtySize,
-    ReadFile, Record, Records, Reply, ReplyError, Request, RequestPart, ResetCode, SetIdentity,
-    StartProcess, Stdin, StreamEvent, StringList, Sysinfo, UserInfo, WriteFile,
+    MAX_FRAME, MAX_PAYLOAD, MAX_REQUEST, Message, ProcessEnd, ProcessExit, ProcessInfo,
+    ProcessLimits, PtySize, ReadFile, Record, Records, Reply, ReplyError, Request, RequestPart,
+    ResetCode, SetIdentity, StartProcess, Stdin, StreamEvent, StringList, Sysinfo, UserInfo,
+    WriteFile,
 };
 
 fn name() -> impl Strategy<Value = Vec<u8>> {
@@ -160,8 +161,11 @@ proptest! {
             Message::Open(RequestPart { more, part: &bytes }),
             Message::Reply(Reply::Done(n)),
             Message::Reply(Reply::Error(ReplyError { code, errno: numbers.2, message: text })),
-            Message::Reply(Reply::Exited(ProcessExit::Code(numbers.3))),
-            Message::Reply(Reply::Exited(ProcessExit::Signal(numbers.3))),
+            Message::Reply(Reply::Exited(ProcessExit::Code(numbers.3).into())),
+            Message::Reply(Reply::Exited(ProcessEnd {
+                exit: ProcessExit::Signal(numbers.3),
+                out_of_memory: true,
+            })),
             Message::Reply(Reply::Entry(entry)),
             Message::Reply(Reply::User(user)),
             Message::Reply(Reply::Sysinfo(info)),

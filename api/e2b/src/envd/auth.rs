@@ -58,7 +58,10 @@ pub(super) fn username(headers: &HeaderMap) -> Result<Option<String>, ConnectErr
         }
         let pair = crate::connect::json::decode_base64(text.trim()).ok()?;
         let pair = String::from_utf8(pair).ok()?;
-        let name = pair.split_once(':').map_or(pair.as_str(), |(name, _)| name);
+        // The SDKs write `user:` with an empty password; what is before may be `uid:gid`.
+        let name = pair
+            .strip_suffix(':')
+            .unwrap_or_else(|| pair.split_once(':').map_or(pair.as_str(), |(name, _)| name));
         Some(name.to_owned())
     };
     match decode() {
@@ -238,6 +241,7 @@ mod test {
         };
         assert_eq!(of("Basic dXNlcjo="), Ok(Some("user".into())));
         assert_eq!(of("basic cm9vdDpwdw"), Ok(Some("root".into())));
+        assert_eq!(of("Basic MTAwMDoxMDAxOg=="), Ok(Some("1000:1001".into())));
         assert_eq!(of("Basic Og=="), Ok(None));
         assert_eq!(username(&HeaderMap::new()), Ok(None));
         for bad in ["Bearer x", "Basic", "Basic %", "Basic /w=="] {

@@ -72,7 +72,17 @@ pub(super) fn process(error: &ProcessError) -> ConnectError {
 
 /// Any failure to start a process is the caller's argument, save those that are not.
 pub(super) async fn start(sandbox: &Sandbox, error: LinkError, user_name: &str) -> ConnectError {
+    let too_long = match &error {
+        LinkError::Unsendable(_) => true,
+        LinkError::Refused(refusal) => refusal.code == ErrorCode::TooLarge,
+        _ => false,
+    };
     let mut failure = user(sandbox, error, user_name).await;
+    if too_long && failure.code == ConnectCode::InvalidArgument {
+        failure
+            .message
+            .push_str("; write what is long to a file and have the command read that");
+    }
     if matches!(
         failure.code,
         ConnectCode::NotFound | ConnectCode::PermissionDenied | ConnectCode::FailedPrecondition

@@ -2,16 +2,16 @@
 
 use crate::connect::json::{nullable, optional_bytes, optional_u32};
 use crate::connect::stream::StreamItem;
-use crate::connect::{ConnectError, envelope};
+use crate::connect::{ConnectCode, ConnectError, envelope};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use engine::process::{ProcessFeed, ProcessNotice, ProcessSelector, ProcessSpec, ProcessSummary};
-use link::{OutputChannel, exit_status};
+use link::{OutputChannel, end_status, exit_status};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use wire::ProcessExit;
+use wire::{ProcessEnd, ProcessExit};
 
 /// `ProcessConfig`.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -230,13 +230,13 @@ fn data_frame(output: OutputChannel, bytes: &[u8]) -> Bytes {
 }
 
 /// The sealed frame of the end event.
-fn end_frame(exit: ProcessExit) -> Bytes {
-    let (code, exited, status) = exit_status(exit);
-    let mut end = json!({ "exitCode": code, "exited": exited, "status": status });
-    if exit != ProcessExit::Code(0) {
-        end["error"] = Value::String(status);
+fn end_frame(end: ProcessEnd) -> Bytes {
+    let (code, exited, status) = exit_status(end.exit);
+    let mut message = json!({ "exitCode": code, "exited": exited, "status": status });
+    if end.exit != ProcessExit::Code(0) {
+        message["error"] = Value::String(end_status(end));
     }
-    envelope::message(&json!({ "event": { "end": end } }))
+    envelope::message(&json!({ "event": { "end": message } }))
 }
 
 /// What a listener of a process hears, as an item of its stream.
@@ -244,7 +244,15 @@ pub(super) fn stream_item(notice: ProcessNotice) -> StreamItem {
     match notice {
         ProcessNotice::Started { pid } => StreamItem::Frame(start_frame(pid)),
         ProcessNotice::Output(output, bytes) => StreamItem::Frame(data_frame(output, &bytes)),
-        ProcessNotice::Ended(exit) => StreamItem::Last(end_frame(exit)),
+        ProcessNotice::Ended(end) => StreamItem::Last(end_frame(end)),
+        ProcessNotice::CutOff { pid, after } => StreamItem::End(Err(ConnectError::new(
+            ConnectCode::Aborted,
+            format!(
+                "this listener took no output for {} s and was cut off; the process goes on: \
+                 connect to pid {pid} to hear what it writes from then on",
+                after.as_secs()
+            ),
+        ))),
         ProcessNotice::Lost(why) => StreamItem::Abort(why.into()),
     }
 }
@@ -271,7 +279,7 @@ mod test {
 
     #[test]
     fn end_events_word_the_exit_as_go_does() {
-        let of = |exit| text(&end_frame(exit))["event"]["end"].clone();
+        let of = |exit: ProcessExit| text(&end_frame(exit.into()))["event"]["end"].clone();
         let ok = json!({"exitCode": 0, "exited": true, "status": "exit status 0"});
         assert_eq!(of(ProcessExit::Code(0)), ok);
         let one = json!({"exitCode": 1, "exited": true, "status": "exit status 1",
@@ -282,6 +290,17 @@ mod test {
         assert_eq!(of(ProcessExit::Signal(9)), killed);
         assert_eq!(of(ProcessExit::Signal(15))["status"], "signal: terminated");
         assert_eq!(of(ProcessExit::Signal(40))["status"], "signal: signal 40");
+        let hungry = ProcessEnd {
+            exit: ProcessExit::Code(137),
+            out_of_memory: true,
+        };
+        let hungry = text(&end_frame(hungry))["event"]["end"].clone();
+        assert_eq!(hungry["status"], "exit status 137");
+        let error = hungry["error"].as_str().unwrap();
+        assert!(
+            error.starts_with("exit status 137: out of memory"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! them.
 
 use crate::template::Template;
-use link::{Link, LinkError, ProcessCommand, ProcessEvent, ProcessStream, exit_status};
+use link::{Link, LinkError, ProcessCommand, ProcessEvent, ProcessStream, end_status};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
@@ -147,13 +147,13 @@ async fn failure(process: &mut ProcessStream, start: &str) -> WarmUpError {
     loop {
         match process.next().await {
             Ok(ProcessEvent::Output(..)) => {}
-            Ok(ProcessEvent::Exited(wire::ProcessExit::Code(0))) => {
+            Ok(ProcessEvent::Exited(end)) if end.exit == wire::ProcessExit::Code(0) => {
                 return std::future::pending().await;
             }
-            Ok(ProcessEvent::Exited(exit)) => {
+            Ok(ProcessEvent::Exited(end)) => {
                 return WarmUpError::Ended {
                     command: start.to_owned(),
-                    status: exit_status(exit).2,
+                    status: end_status(end),
                 };
             }
             Err(source) => return failed(&[start], source),
@@ -168,7 +168,9 @@ async fn run(link: &Link, user: &str, command: &[&str]) -> Result<bool, WarmUpEr
         loop {
             match process.next().await {
                 Ok(ProcessEvent::Output(..)) => {}
-                Ok(ProcessEvent::Exited(exit)) => return Ok(exit == wire::ProcessExit::Code(0)),
+                Ok(ProcessEvent::Exited(end)) => {
+                    return Ok(end.exit == wire::ProcessExit::Code(0));
+                }
                 Err(source) => return Err(failed(command, source)),
             }
         }

@@ -1,16 +1,15 @@
 //! One process: its input and its listeners.
 
 use crate::process::ProcessRecord;
+use crate::process::listener::ProcessListener;
 use crate::process::notice::{ProcessError, ProcessNotice};
 use crate::process::record::{InputKind, ProcessSpec};
 use bytes::Bytes;
 use link::{ProcessInput, ProcessStream, StreamEnded};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
-use wire::ProcessExit;
+use wire::ProcessEnd;
 
-/// Notices that wait for one listener, each of at most 32 KiB, one message of the link.
-const BACKLOG: usize = 4;
 /// Most listeners of one process.
 const MAX_LISTENERS: usize = 64;
 
@@ -30,10 +29,10 @@ pub struct GuestProcess {
 enum ProcessListeners {
     Running {
         spec: ProcessSpec,
-        senders: Vec<mpsc::Sender<ProcessNotice>>,
+        listeners: Vec<Arc<ProcessListener>>,
     },
     /// Only the end is kept: command lines may be long.
-    Ended(ProcessExit),
+    Ended(ProcessEnd),
 }
 
 /// Bytes for a process.
@@ -56,7 +55,7 @@ impl GuestProcess {
             closed: tokio::sync::Mutex::new(record.stdin_closed),
             listeners: Mutex::new(ProcessListeners::Running {
                 spec: record.spec,
-                senders: Vec::new(),
+                listeners: Vec::new(),
             }),
         }
     }
@@ -100,43 +99,41 @@ impl GuestProcess {
 
     /// Listens to it, from now on; no replay.
     pub(super) fn listen(&self) -> Result<mpsc::Receiver<ProcessNotice>, ProcessError> {
-        let (sender, notices) = mpsc::channel(BACKLOG);
-        // The channel is empty and has room for these.
-        let _ = sender.try_send(ProcessNotice::Started { pid: self.pid });
+        let (listener, notices) = ProcessListener::new(self.pid);
         match &mut *self.lock() {
-            ProcessListeners::Ended(exit) => {
-                let _ = sender.try_send(ProcessNotice::Ended(*exit));
-            }
-            ProcessListeners::Running { senders, .. } => {
-                senders.retain(|sender| !sender.is_closed());
-                if senders.len() >= MAX_LISTENERS {
+            ProcessListeners::Ended(end) => listener.finish(ProcessNotice::Ended(*end)),
+            ProcessListeners::Running { listeners, .. } => {
+                listeners.retain(|listener| !listener.has_left());
+                if listeners.len() >= MAX_LISTENERS {
                     return Err(ProcessError::TooManyListeners {
                         pid: self.pid,
                         max: MAX_LISTENERS,
                     });
                 }
-                senders.push(sender);
+                listeners.push(Arc::new(listener));
             }
         }
         Ok(notices)
     }
 
     /// Those who listen now.
-    pub(super) fn senders(&self) -> Vec<mpsc::Sender<ProcessNotice>> {
+    pub(super) fn listeners(&self) -> Vec<Arc<ProcessListener>> {
         match &mut *self.lock() {
-            ProcessListeners::Running { senders, .. } => {
-                senders.retain(|sender| !sender.is_closed());
-                senders.clone()
+            ProcessListeners::Running { listeners, .. } => {
+                listeners.retain(|listener| !listener.has_left());
+                listeners.clone()
             }
             ProcessListeners::Ended(_) => Vec::new(),
         }
     }
 
-    /// Ends the process for listeners to come, and returns those it had.
-    pub(super) fn end(&self, exit: ProcessExit) -> Vec<mpsc::Sender<ProcessNotice>> {
-        match std::mem::replace(&mut *self.lock(), ProcessListeners::Ended(exit)) {
-            ProcessListeners::Running { senders, .. } => senders,
-            ProcessListeners::Ended(_) => Vec::new(),
+    /// Ends the process for its listeners, and for those to come.
+    pub(super) fn end(&self, end: ProcessEnd) {
+        let before = std::mem::replace(&mut *self.lock(), ProcessListeners::Ended(end));
+        if let ProcessListeners::Running { listeners, .. } = before {
+            for listener in listeners {
+                listener.finish(ProcessNotice::Ended(end));
+            }
         }
     }
 

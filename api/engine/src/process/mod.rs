@@ -1,7 +1,7 @@
 //! The processes of a sandbox that clients started: who listens, who feeds, how each ended.
 //!
 //! ```text
-//! start, attach ─> pump (one task a process) ──notices──> listeners (bounded channels)
+//! start, attach ─> pump (one task a process) ──notices──> listeners (bounded, slow ones cut off)
 //!                    │ owns the process's stream             └─> a protocol's encoder
 //!                    └─ the table: found by pid or tag, remembered for a while after the end
 //! ```
@@ -10,6 +10,7 @@
 
 mod context;
 mod guest_process;
+mod listener;
 mod notice;
 mod pump;
 mod record;

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use link::OutputChannel;
-use wire::ProcessExit;
+use std::time::Duration;
+use wire::ProcessEnd;
 
 /// What a listener hears of a process, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,7 +16,15 @@ pub enum ProcessNotice {
     /// The process wrote.
     Output(OutputChannel, Bytes),
     /// The process ended; nothing follows.
-    Ended(ProcessExit),
+    Ended(ProcessEnd),
+    /// The listener took nothing for this long while the process wrote, and hears no more of it;
+    /// the process goes on.
+    CutOff {
+        /// The process.
+        pid: u32,
+        /// How long the process was held up.
+        after: Duration,
+    },
     /// What became of the process is not known; nothing follows.
     Lost(String),
 }

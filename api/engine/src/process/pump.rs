@@ -1,7 +1,7 @@
-//! The task that owns a process's stream: it hands each event to every listener in turn and waits
-//! for the slowest, so that a client that does not read blocks the process rather than filling
-//! memory; with no listener it throws the output away. It outlives the client that started the
-//! process.
+//! The task that owns a process's stream: it hands each event to every listener and waits for the
+//! slowest, so that a client that reads slowly holds the process up rather than filling memory; one
+//! that does not read at all is cut off. With no listener it throws the output away. It outlives
+//! the client that started the process.
 
 use crate::process::GuestContext;
 use crate::process::context::settle;
@@ -10,9 +10,8 @@ use crate::process::notice::ProcessNotice;
 use futures_util::future::join_all;
 use link::{LinkError, ProcessEvent, ProcessStream};
 use std::time::Duration;
-use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
-use wire::ProcessExit;
+use wire::ProcessEnd;
 
 /// How long a late listener still learns how a process ended.
 const REMEMBER: Duration = Duration::from_secs(30);
@@ -56,17 +55,17 @@ async fn run(
         () = kill => return,
     };
     match outcome {
-        Ok(exit) => {
-            let last = process.end(exit).into_iter();
-            let last = last.map(|sender| deliver(sender, ProcessNotice::Ended(exit)));
-            tokio::join!(join_all(last), sleep(REMEMBER));
+        Ok(end) => {
+            process.end(end);
+            sleep(REMEMBER).await;
         }
         Err(error) => {
             settle(context.gone(), &error).await;
             let (pid, why) = (process.pid(), error.to_string());
             tracing::warn!(sandbox_id = context.sandbox_id, pid, why, "lost a process");
-            let lost = |sender| deliver(sender, ProcessNotice::Lost(why.clone()));
-            join_all(process.senders().into_iter().map(lost)).await;
+            for listener in process.listeners() {
+                listener.finish(ProcessNotice::Lost(why.clone()));
+            }
         }
     }
 }
@@ -75,20 +74,15 @@ async fn run(
 async fn hand_out(
     process: &GuestProcess,
     stream: &mut ProcessStream,
-) -> Result<ProcessExit, LinkError> {
+) -> Result<ProcessEnd, LinkError> {
     loop {
         match stream.next().await? {
-            ProcessEvent::Exited(exit) => return Ok(exit),
+            ProcessEvent::Exited(end) => return Ok(end),
             ProcessEvent::Output(output, bytes) => {
                 let notice = ProcessNotice::Output(output, bytes);
-                let senders = process.senders().into_iter();
-                join_all(senders.map(|sender| deliver(sender, notice.clone()))).await;
+                let listeners = process.listeners();
+                join_all(listeners.iter().map(|listener| listener.tell(&notice))).await;
             }
         }
     }
-}
-
-/// Tells one listener; one that has left is none of our business.
-async fn deliver(sender: mpsc::Sender<ProcessNotice>, notice: ProcessNotice) {
-    let _ = sender.send(notice).await;
 }

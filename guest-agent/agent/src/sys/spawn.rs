@@ -288,6 +288,14 @@ pub(crate) fn kill(pid: u32, signal: u8) -> Result<()> {
     numbers(nr::KILL, [index(pid), usize::from(signal), 0])
 }
 
+/// Sends a signal to the processes of a group, which its leader's id names.
+pub(crate) fn kill_group(leader: u32, signal: u8) -> Result<()> {
+    numbers(
+        nr::KILL,
+        [index(leader).wrapping_neg(), usize::from(signal), 0],
+    )
+}
+
 /// Kills every process but the first. For the end of the guest.
 pub(crate) fn kill_all() {
     const SIGKILL: usize = 9;

@@ -208,7 +208,7 @@ impl Host {
                 Message::Event(StreamEvent::Started { pid }) => Got::Started(pid),
                 Message::Event(StreamEvent::Opened(e)) => Got::Opened(Entry::of(&e)),
                 Message::Reply(Reply::Done(n)) => Got::Done(n),
-                Message::Reply(Reply::Exited(exit)) => Got::Exited(exit),
+                Message::Reply(Reply::Exited(end)) => Got::Exited(end.exit),
                 Message::Reply(Reply::Entry(e)) => Got::Entry(Entry::of(&e)),
                 Message::Reply(Reply::Error(e)) => {
                     Got::Error(e.code, e.errno, e.message.to_owned())

@@ -1,0 +1,256 @@
+//! The cgroups of commands: each is born in one of its own, below the one of all user processes.
+//!
+//! ```text
+//! free --take--> running --release--> free
+//!                   |  ^                ^ no process is left in it
+//!                   v  |                |
+//!                 outlived by background processes
+//! ```
+//!
+//! So a kill ends all that a command began, what the kernel killed for want of memory is known by
+//! the command it belonged to, and a fork bomb has a share of tasks and processor time. A cgroup is
+//! used again by later commands: making one costs more than starting a process. Some are made at
+//! boot, so that a clone's first commands find theirs.
+
+use crate::sys::file::{O_DIRECTORY, O_PATH, O_RDONLY, O_WRONLY, PathBase, mkdir, open, read_at};
+use crate::sys::{Errno, Fd, write};
+use agent_core::FixedText;
+use core::ffi::CStr;
+
+/// Cgroups at most: those of running commands, and of ended ones with processes in the background.
+const MAX_CGROUPS: usize = 512;
+/// Made at boot.
+const PREPARED: usize = 4;
+/// Of those that background processes hold, so many are looked at when another one is needed.
+const LOOKED_AT: usize = 16;
+
+/// What a cgroup is used for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum CgroupUse {
+    /// Nothing: no process is in it.
+    Free,
+    /// By a command that runs.
+    Running,
+    /// By processes in the background, when it was last looked at.
+    Outlived,
+}
+
+struct CommandCgroup {
+    usage: CgroupUse,
+    dir: Option<Fd>,
+    /// `cgroup.events`.
+    events: Option<Fd>,
+    /// Processes that the kernel had killed for want of memory when the last command ended.
+    oom_kills: u64,
+}
+
+impl CommandCgroup {
+    const NONE: Self = Self {
+        usage: CgroupUse::Free,
+        dir: None,
+        events: None,
+        oom_kills: 0,
+    };
+
+    /// Whether a process is in it. When the kernel does not say, one is.
+    fn is_populated(&self) -> bool {
+        let mut text = [0; 64];
+        let read = self.events.as_ref().map(|file| read_at(file, &mut text, 0));
+        match read {
+            Some(Ok(n)) => !text[..n].starts_with(b"populated 0"),
+            _ => true,
+        }
+    }
+
+    /// Processes in it that the kernel has killed for want of memory since it was made.
+    fn oom_kills(&self) -> u64 {
+        let mut text = [0; 512];
+        let file = self.dir.as_ref().map(|dir| {
+            open(PathBase::At(dir), c"memory.events", O_RDONLY, 0)
+                .and_then(|file| read_at(&file, &mut text, 0))
+        });
+        match file {
+            Some(Ok(n)) => counter(&text[..n], b"oom_kill "),
+            _ => 0,
+        }
+    }
+}
+
+/// The number behind `name` at the begin of a line; 0 without one.
+fn counter(text: &[u8], name: &[u8]) -> u64 {
+    text.split(|&byte| byte == b'\n')
+        .find_map(|line| line.strip_prefix(name))
+        .and_then(|digits| core::str::from_utf8(digits).ok()?.parse().ok())
+        .unwrap_or(0)
+}
+
+/// A command's place in the table; `NONE` where commands have no cgroups.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CgroupPlace(u16);
+
+impl CgroupPlace {
+    /// In no cgroup of its own. All zeros, as a free place of the processes is.
+    pub(crate) const NONE: Self = Self(0);
+
+    fn of(index: usize) -> Self {
+        Self(u16::try_from(index + 1).unwrap_or(0))
+    }
+
+    fn index(self) -> Option<usize> {
+        usize::from(self.0).checked_sub(1)
+    }
+}
+
+/// What is known of a cgroup when its command has ended.
+#[derive(Clone, Copy)]
+pub(crate) struct CgroupEnd {
+    /// Processes that the command began go on, as far as is known.
+    pub(crate) outlived: bool,
+    /// The kernel killed a process of the command for want of memory.
+    pub(crate) out_of_memory: bool,
+}
+
+/// All cgroups of commands.
+pub(crate) struct CgroupTable {
+    /// That of all user processes; `None` where the guest has none: nothing is confined then.
+    user: Option<Fd>,
+    /// Most tasks of one command.
+    tasks: u64,
+    table: [CommandCgroup; MAX_CGROUPS],
+    made: usize,
+    /// Where the next look at outlived ones begins.
+    look: usize,
+}
+
+impl CgroupTable {
+    pub(crate) const fn new() -> Self {
+        Self {
+            user: None,
+            tasks: 0,
+            table: [const { CommandCgroup::NONE }; MAX_CGROUPS],
+            made: 0,
+            look: 0,
+        }
+    }
+
+    /// Commands are born below `user` from now on, each with at most so many tasks.
+    ///
+    /// # Errors
+    /// A cgroup below it cannot be made.
+    pub(crate) fn confine(&mut self, user: Fd, tasks: u64) -> Result<(), Errno> {
+        self.user = Some(user);
+        self.tasks = tasks;
+        while self.made < PREPARED {
+            if let Err(e) = self.make() {
+                self.user = None;
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory of the cgroup of all user processes.
+    pub(crate) fn user(&self) -> Option<&Fd> {
+        self.user.as_ref()
+    }
+
+    /// A cgroup without processes, for a command.
+    ///
+    /// # Errors
+    /// `AGAIN` when processes are in all that there may be, or why none can be made.
+    pub(crate) fn take(&mut self) -> Result<CgroupPlace, Errno> {
+        if self.user.is_none() {
+            return Ok(CgroupPlace::NONE);
+        }
+        let made = &self.table[..self.made];
+        let free = made.iter().position(|c| c.usage == CgroupUse::Free);
+        let index = match free.or_else(|| self.emptied()) {
+            Some(index) => index,
+            None => self.make()?,
+        };
+        self.table[index].usage = CgroupUse::Running;
+        Ok(CgroupPlace::of(index))
+    }
+
+    /// Its directory.
+    pub(crate) fn dir(&self, place: CgroupPlace) -> Option<&Fd> {
+        self.get(place)?.dir.as_ref()
+    }
+
+    /// The command has ended, or was never begun.
+    pub(crate) fn release(&mut self, place: CgroupPlace, failed: bool) -> CgroupEnd {
+        let Some(cgroup) = place.index().and_then(|index| self.table.get_mut(index)) else {
+            return CgroupEnd {
+                outlived: true,
+                out_of_memory: false,
+            };
+        };
+        let outlived = cgroup.is_populated();
+        cgroup.usage = if outlived {
+            CgroupUse::Outlived
+        } else {
+            CgroupUse::Free
+        };
+        let mut out_of_memory = false;
+        if failed {
+            let kills = cgroup.oom_kills();
+            out_of_memory = kills > cgroup.oom_kills;
+            cgroup.oom_kills = kills;
+        }
+        CgroupEnd {
+            outlived,
+            out_of_memory,
+        }
+    }
+
+    /// Kills every process in it; false where that cannot be done.
+    pub(crate) fn kill(&self, place: CgroupPlace) -> bool {
+        self.dir(place)
+            .is_some_and(|dir| put(dir, c"cgroup.kill", "1").is_ok())
+    }
+
+    fn get(&self, place: CgroupPlace) -> Option<&CommandCgroup> {
+        self.table.get(place.index()?)
+    }
+
+    /// One that was outlived and has no process any more; some are looked at, in turn.
+    fn emptied(&mut self) -> Option<usize> {
+        for _ in 0..self.made.min(LOOKED_AT) {
+            self.look = (self.look + 1) % self.made;
+            let cgroup = &self.table[self.look];
+            if cgroup.usage == CgroupUse::Outlived && !cgroup.is_populated() {
+                return Some(self.look);
+            }
+        }
+        None
+    }
+
+    fn make(&mut self) -> Result<usize, Errno> {
+        let user = self.user.as_ref().ok_or(Errno::NOENT)?;
+        let index = self.made;
+        let cgroup = self.table.get_mut(index).ok_or(Errno::AGAIN)?;
+        let name = FixedText::<16>::of(format_args!("c{index}\0"));
+        let name = CStr::from_bytes_until_nul(name.as_str().as_bytes());
+        let name = name.map_err(|_| Errno::NAMETOOLONG)?;
+        match mkdir(PathBase::At(user), name, 0o755) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(e) => return Err(e),
+        }
+        let dir = open(PathBase::At(user), name, O_PATH | O_DIRECTORY, 0)?;
+        put(
+            &dir,
+            c"pids.max",
+            FixedText::<24>::of(format_args!("{}", self.tasks)).as_str(),
+        )?;
+        cgroup.events = Some(open(PathBase::At(&dir), c"cgroup.events", O_RDONLY, 0)?);
+        cgroup.dir = Some(dir);
+        self.made += 1;
+        Ok(index)
+    }
+}
+
+/// Writes to a file of a cgroup.
+pub(crate) fn put(dir: &Fd, name: &CStr, value: &str) -> Result<(), Errno> {
+    let file = open(PathBase::At(dir), name, O_WRONLY, 0)?;
+    write(&file, value.as_bytes()).map(drop)
+}
