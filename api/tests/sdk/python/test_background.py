@@ -62,6 +62,7 @@ def test_a_timeout_ends_all_that_a_command_began(box):
     eventually("none is left", 5, lambda: not processes(box, "sleep 6221"))
 
 
+@pytest.mark.vm  # a terminal's shell gives each job a process group of its own
 def test_a_terminal_is_killed_with_its_programs(box):
     terminal = box.pty.create(e2b.PtySize(rows=24, cols=80), timeout=0)
     box.pty.send_stdin(terminal.pid, b"sleep 6331 & sleep 6331\n")
