@@ -1,12 +1,13 @@
 //! Two sets of records, figure by figure: what got worse, what got better, and what is not there.
 //!
 //! A figure is the median of one value of one scenario. Where instructions are counted it hardly
-//! changes from run to run, so only those places are judged; times of the others are shown.
+//! changes from run to run, so only those places are judged; times of the others are shown. Where
+//! there are several samples, a figure has changed only if it differs by more than they do.
 
 use crate::definition::OURS;
 use crate::output::say;
 use crate::record::{self, COUNTED, Record};
-use crate::statistics::{Statistic, Summary};
+use crate::statistics::{Statistic, Summary, percentile};
 use crate::targets::human;
 use anyhow::{Result, ensure};
 use std::collections::{BTreeMap, BTreeSet};
@@ -159,8 +160,12 @@ fn rows(old: &FigureSet, new: &FigureSet, limit: u64) -> Vec<FigureRow> {
         }
     }
     let row = |key: FigureKey| {
+        let apart = are_apart(old.figures.get(&key), new.figures.get(&key));
         let (old, new) = (old.state(&key), new.state(&key));
-        let change = change(&key.3, &old, &new, limit);
+        let change = match change(&key.3, &old, &new, limit) {
+            FigureChange::Worse | FigureChange::Better if !apart => FigureChange::Within,
+            other => other,
+        };
         FigureRow {
             key,
             old,
@@ -169,6 +174,21 @@ fn rows(old: &FigureSet, new: &FigureSet, limit: u64) -> Vec<FigureRow> {
         }
     };
     keys.into_iter().map(row).collect()
+}
+
+/// Whether two figures differ by more than the samples of each among themselves: the middle halves
+/// of their samples do not overlap. A single sample has no spread, so it is taken at its word.
+fn are_apart(old: Option<&Summary>, new: Option<&Summary>) -> bool {
+    let half = |summary: &Summary| {
+        let quartile = |percent| percentile(&summary.sorted, percent);
+        (summary.count() > 1).then_some((quartile(25_000), quartile(75_000)))
+    };
+    match (old.and_then(half), new.and_then(half)) {
+        (Some((old_low, old_high)), Some((new_low, new_high))) => {
+            old_high < new_low || new_high < old_low
+        }
+        _ => true,
+    }
 }
 
 /// Whether more of it is better: rates, but for work that is done while nobody asks.
@@ -407,6 +427,27 @@ mod test {
 
     fn compare(old: &[Record], new: &[Record]) -> Vec<FigureRow> {
         rows(&FigureSet::new(old), &FigureSet::new(new), 200)
+    }
+
+    #[test]
+    fn what_differs_as_much_from_itself_is_the_same() {
+        let change = |old: &[u64], new: &[u64]| {
+            let records = |values: &[u64]| -> Vec<_> {
+                let of = |value: &u64| record(COUNTED, "x", Some(("exec_insns", *value)));
+                values.iter().map(of).collect()
+            };
+            compare(&records(old), &records(new))[0].change
+        };
+        assert_eq!(change(&[1000, 1100], &[1090, 1200]), FigureChange::Within);
+        assert_eq!(change(&[1000, 1010], &[1090, 1200]), FigureChange::Worse);
+        assert_eq!(change(&[1090, 1200], &[1000, 1010]), FigureChange::Better);
+        assert_eq!(change(&[1000], &[1090, 1200]), FigureChange::Worse);
+        // One sample that is far off hides nothing.
+        let (old, new) = (
+            [1000, 1001, 1002, 1003, 1900],
+            [1100, 1101, 1102, 1103, 1104],
+        );
+        assert_eq!(change(&old, &new), FigureChange::Worse);
     }
 
     #[test]

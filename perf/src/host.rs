@@ -224,6 +224,13 @@ impl Leftovers {
     }
 }
 
+/// By how much each figure grew, from its value before and after; zero for one that shrank.
+pub(crate) fn growth<const N: usize>(
+    figures: [(&'static str, u64, u64); N],
+) -> [(&'static str, u64); N] {
+    figures.map(|(name, before, after)| (name, after.saturating_sub(before)))
+}
+
 /// What the files of a folder take of its disk, KiB: each once, whatever its names. What ends while
 /// this looks is not counted.
 pub(crate) fn folder_kib(folder: &Path) -> Result<u64> {
@@ -278,6 +285,12 @@ mod test {
     fn this_process_has_memory_of_its_own() {
         assert!(private_kib(std::process::id()).unwrap() > 0);
         assert!(available_kib().unwrap() > 0);
+    }
+
+    #[test]
+    fn growth_is_what_came_to_it() {
+        let grown = growth([("a", 3, 10), ("b", 10, 3), ("c", 5, 5)]);
+        assert_eq!(grown, [("a", 7), ("b", 0), ("c", 0)]);
     }
 
     #[test]

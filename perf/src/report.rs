@@ -15,12 +15,16 @@ use crate::targets::{self, JudgedTarget};
 use anyhow::{Context, Result, ensure};
 use plot::escape;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use table::{FigureTable, TableRows, tables};
 
 /// Fewer samples make no curve.
 const LEAST_FOR_PLOT: u64 = 20;
+/// Bytes of notes that are read.
+const MAX_NOTES: u64 = 64 << 10;
 /// What whoever reads the figures should know about whoever made them.
 const BIAS: [&str; 10] = [
     "We wrote both the program and its benchmark, and looked at these figures while we wrote the \
@@ -85,6 +89,7 @@ pub(crate) fn run(args: &ReportArgs) -> Result<ExitCode> {
     let page = ReportPage {
         machines: host::descriptions(&args.results)?,
         summary: targets::summary(&judged, &records),
+        notes: notes(&args.results)?,
         targets: judged,
         tables: tables(&records),
     };
@@ -96,12 +101,25 @@ pub(crate) fn run(args: &ReportArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What whoever ran it says about the run, such as parts that were run again; a line each.
+fn notes(results: &Path) -> Result<Vec<String>> {
+    let path = results.join("notes.txt");
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let mut text = String::new();
+    let file = File::open(&path).with_context(|| format!("Opening {}", path.display()))?;
+    file.take(MAX_NOTES).read_to_string(&mut text)?;
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
 /// A report's parts, before they are text of one kind.
 struct ReportPage {
     machines: Vec<HostDescription>,
     targets: Vec<JudgedTarget>,
     /// How many targets are met, and which are not.
     summary: Vec<String>,
+    notes: Vec<String>,
     tables: Vec<FigureTable>,
 }
 
@@ -152,6 +170,12 @@ impl ReportPage {
         for line in &self.summary {
             let _ = write!(text, "\n{line}\n");
         }
+        if !self.notes.is_empty() {
+            text.push_str("\n## Notes\n\n");
+        }
+        for note in &self.notes {
+            let _ = writeln!(text, "- {note}");
+        }
         text.push_str("\n## Figures\n");
         for table in &self.tables {
             let _ = write!(text, "\n### {}\n\n", table.title());
@@ -172,6 +196,12 @@ impl ReportPage {
         text.push_str(&html_table(&TARGET, &self.target_rows()));
         for line in &self.summary {
             let _ = writeln!(text, "<p>{}</p>", escape(line));
+        }
+        if !self.notes.is_empty() {
+            text.push_str("<h2>Notes</h2>\n");
+        }
+        for note in &self.notes {
+            let _ = writeln!(text, "<p>{}</p>", escape(note));
         }
         for (title, plot) in [
             (
@@ -282,6 +312,8 @@ mod test {
         }
         let failed = Err(anyhow::anyhow!("no"));
         recorder.keep("claim", "hatchery", failed).unwrap();
+        let note = "wall-idle: run again, because its lab failed: a<c";
+        std::fs::write(folder.path().join("notes.txt"), note).unwrap();
         let args = ReportArgs {
             results: folder.path().into(),
             definitions: None,
@@ -300,6 +332,7 @@ mod test {
             assert!(text.contains(lost), "{text}");
         }
         assert!(html.contains("<svg") && html.contains("a&lt;b") && !html.contains("a<b"));
+        assert!(markdown.contains(note) && html.contains("lab failed: a&lt;c"));
     }
 
     #[test]

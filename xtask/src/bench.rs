@@ -260,6 +260,7 @@ fn in_labs(
                 Ok(_) => failed.push(part.name),
                 Err(error) => {
                     eprintln!("{error:#}");
+                    results.note(&format!("{error:#}").replace('\n', " | "))?;
                     failed.push(part.name);
                 }
             }

@@ -50,6 +50,17 @@ impl ServerPlace {
         Ok(Self::Lab(Box::new(lab)))
     }
 
+    /// How its lab has died, with the last lines of its console, if it has; the dead one is ended,
+    /// so that the next to be chosen is fresh.
+    pub(crate) fn death(&self) -> Option<String> {
+        let Self::Lab(lab) = self else { return None };
+        let death = lab.death()?;
+        if let Err(error) = lab.stop() {
+            eprintln!("the lab that died could not be stopped: {error:#}");
+        }
+        Some(death)
+    }
+
     /// Where the distribution is, as programs there see it; copies it into a lab.
     pub(crate) fn install(&self, dist: &Dist) -> Result<PathBuf> {
         match self {

@@ -6,6 +6,7 @@
 #![expect(clippy::print_stdout, reason = "its output is what it is for")]
 
 mod e2e;
+mod rerun;
 pub(crate) mod runner;
 mod server;
 pub(crate) mod sources;

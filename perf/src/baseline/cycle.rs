@@ -124,30 +124,16 @@ pub(super) fn growth(
     let after = Leftovers::now(context.scratch.path())?;
     let mut sample = Sample::new(
         &*bare.value,
-        &[
-            ("cycles", cycles),
-            ("cycles_per_s", per_s(cycles, took_ns)),
-            (
-                "processes_left",
-                after.processes.saturating_sub(before.processes),
-            ),
-            (
-                "descriptors_left",
-                after.descriptors.saturating_sub(before.descriptors),
-            ),
-            (
-                "own_memory_kib",
-                after.own_kib.saturating_sub(before.own_kib),
-            ),
-            (
-                "disk_lost_kib",
-                after.disk_kib.saturating_sub(before.disk_kib),
-            ),
-        ],
+        &[("cycles", cycles), ("cycles_per_s", per_s(cycles, took_ns))],
     );
+    sample.add(&host::growth([
+        ("processes_left", before.processes, after.processes),
+        ("descriptors_left", before.descriptors, after.descriptors),
+        ("own_memory_kib", before.own_kib, after.own_kib),
+        ("disk_lost_kib", before.disk_kib, after.disk_kib),
+    ]));
     if let (Some(before), Some(after)) = (before.available_kib, after.available_kib) {
-        let lost = before.saturating_sub(after);
-        sample.values.insert("memory_lost_kib".into(), lost);
+        sample.add(&host::growth([("memory_lost_kib", after, before)]));
     }
     Ok(sample)
 }

@@ -62,34 +62,21 @@ pub(super) fn cycles(
     }
     let after = ServerUsage::now(server)?;
     let good = u64::from(count) - u64::try_from(failed)?;
-    let sample = Sample::new(
+    let mut sample = Sample::new(
         format!("{good} times exit status 0"),
         &[
             ("cycles", count.into()),
             ("failed", u64::try_from(failed)?),
             ("each_time", took_ns / u64::from(count.max(1))),
-            (
-                "processes_left",
-                after.processes.saturating_sub(before.processes),
-            ),
-            (
-                "descriptors_left",
-                after.descriptors.saturating_sub(before.descriptors),
-            ),
-            (
-                "memory_lost_kib",
-                before.available_kib.saturating_sub(after.available_kib),
-            ),
-            (
-                "server_grown_kib",
-                after.server_kib.saturating_sub(before.server_kib),
-            ),
-            (
-                "disk_lost_kib",
-                after.disk_kib.saturating_sub(before.disk_kib),
-            ),
         ],
     );
+    sample.add(&host::growth([
+        ("processes_left", before.processes, after.processes),
+        ("descriptors_left", before.descriptors, after.descriptors),
+        ("memory_lost_kib", after.available_kib, before.available_kib),
+        ("server_grown_kib", before.server_kib, after.server_kib),
+        ("disk_lost_kib", before.disk_kib, after.disk_kib),
+    ]));
     context.keep(&format!("{name}-growth"), Ok(sample));
     let failed = u32::try_from(failed)?;
     ensure!(

@@ -11,17 +11,17 @@ use super::status::exit_code;
 use crate::dist::Dist;
 use crate::lab::{Lab, LabOptions, OutputStream};
 use crate::service::install_whole_in_lab;
+use crate::test::tally::FLAKY;
 use anyhow::{Context, Result, bail};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
-/// A lab that says nothing for so long has died, or what runs in it has. Where idle time is
-/// skipped, a step is a few seconds of its clock and may be minutes of a busy machine's.
+/// A lab that says nothing for so long, while it had a processor of this machine, has died, or what
+/// runs in it has. Where idle time is skipped, a step is a few seconds of its clock and may be
+/// minutes of this machine's.
 const SILENCE: Duration = Duration::from_secs(400);
-/// How often a part is tried.
-const TRIES: u32 = 3;
 
 /// One run of the suite's program in a lab.
 #[derive(Clone, Debug)]
@@ -59,7 +59,7 @@ pub(super) struct LabBench {
     options: LabOptions,
     dist: Dist,
     up: Option<BenchLab>,
-    /// Parts that were run again in a fresh lab, with the number of tries.
+    /// Parts that were run again in a fresh lab.
     pub(super) again: Vec<String>,
 }
 
@@ -118,7 +118,7 @@ impl LabBench {
         results: Option<&ResultsFolder>,
     ) -> Result<ExitCode> {
         let begin = Instant::now();
-        let (status, tries) = until_it_lives(&part.name, |again| {
+        let (status, died) = until_it_lives(&part.name, |again| {
             if again {
                 self.give_up();
             }
@@ -128,8 +128,14 @@ impl LabBench {
             self.give_up();
         }
         let status = status?;
-        if tries > 1 {
-            self.again.push(format!("{} ({tries} tries)", part.name));
+        if let Some(died) = died {
+            let died = format!("{died:#}").replace('\n', " | ");
+            let note = format!("{}: run again, because its lab failed: {died}", part.name);
+            eprintln!("{FLAKY}{note}");
+            if let Some(results) = results {
+                results.note(&note)?;
+            }
+            self.again.push(part.name.clone());
         }
         eprintln!("{}: {:.0} s", part.name, begin.elapsed().as_secs_f64());
         Ok(exit_code(status))
@@ -160,21 +166,18 @@ impl LabBench {
     }
 }
 
-/// Runs a part, in a fresh lab again when its lab dies; the outcome, and how often it was tried.
-fn until_it_lives<T>(name: &str, mut run: impl FnMut(bool) -> Result<T>) -> (Result<T>, u32) {
-    for tries in 1.. {
-        match run(tries > 1) {
-            Ok(done) => return (Ok(done), tries),
-            Err(error) if tries < TRIES => {
-                eprintln!("{name}: the lab failed, so it is run again in a fresh one: {error:#}");
-            }
-            Err(error) => {
-                let what = format!("{name}: the lab failed {TRIES} times");
-                return (Err(error.context(what)), tries);
-            }
-        }
-    }
-    unreachable!("the last try returns")
+/// Runs a part, in a fresh lab again when its lab dies; the outcome, and how the first lab died.
+fn until_it_lives<T>(
+    name: &str,
+    mut run: impl FnMut(bool) -> Result<T>,
+) -> (Result<T>, Option<anyhow::Error>) {
+    let died = match run(false) {
+        Ok(done) => return (Ok(done), None),
+        Err(error) => error,
+    };
+    eprintln!("{name}: the lab failed, so it is run again in a fresh one: {died:#}");
+    let again = run(true).with_context(|| format!("{name}: the lab failed twice"));
+    (again, Some(died))
 }
 
 impl BenchLab {
@@ -189,8 +192,8 @@ impl BenchLab {
 /// Runs the suite's program with its output passed through, but for what goes to files.
 fn run_suite(lab: &Lab, argv: &[String], mut lines: OutputLines) -> Result<ExitStatus> {
     let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
-    let running = lab.spawn(&argv)?;
-    running.limit_silence(SILENCE)?;
+    let mut running = lab.spawn(&argv)?;
+    running.limit_silence(SILENCE);
     let status = running.wait(|stream, bytes| {
         match stream {
             OutputStream::Stdout => lines.take(bytes)?,
@@ -209,22 +212,29 @@ mod test {
     use super::*;
 
     #[test]
-    fn a_part_whose_lab_dies_is_run_again_in_a_fresh_one() {
+    fn a_part_whose_lab_dies_is_run_again_in_a_fresh_one_once() {
         let mut fresh = Vec::new();
-        let (done, tries) = until_it_lives("x", |again| {
+        let (done, died) = until_it_lives("x", |again| {
             fresh.push(again);
-            if fresh.len() < 3 {
+            if fresh.len() < 2 {
                 bail!("the lab is silent")
             }
             Ok(7)
         });
-        assert_eq!((done.unwrap(), tries), (7, 3));
-        assert_eq!(fresh, [false, true, true]);
-        let (dead, tries) = until_it_lives::<()>("x", |_| bail!("no lab"));
+        assert_eq!(done.unwrap(), 7);
+        assert_eq!(died.unwrap().to_string(), "the lab is silent");
+        assert_eq!(fresh, [false, true]);
+        let (alive, died) = until_it_lives("x", |_| Ok(7));
+        assert!(alive.is_ok_and(|n| n == 7) && died.is_none());
+        let mut tries = 0;
+        let (dead, _) = until_it_lives::<()>("x", |_| {
+            tries += 1;
+            bail!("no lab")
+        });
         let error = format!("{:#}", dead.unwrap_err());
         assert_eq!(
             (tries, error.as_str()),
-            (3, "x: the lab failed 3 times: no lab")
+            (2, "x: the lab failed twice: no lab")
         );
     }
 }

@@ -2,6 +2,8 @@
 
 use crate::dist::{target_dir, workspace};
 use anyhow::{Context, Result};
+use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::Command;
@@ -27,6 +29,13 @@ impl ResultsFolder {
         let _ = std::fs::remove_file(&latest);
         symlink(&name, &latest).with_context(|| format!("Linking {}", latest.display()))?;
         Ok(Self { dir, commit })
+    }
+
+    /// Adds a line to what the report says about this run.
+    pub(super) fn note(&self, line: &str) -> Result<()> {
+        let path = self.dir.join("notes.txt");
+        let mut file = File::options().create(true).append(true).open(&path)?;
+        writeln!(file, "{line}").with_context(|| format!("Writing {}", path.display()))
     }
 }
 

@@ -7,6 +7,7 @@
 use super::frame::{self, CommandRequest, FrameKind, INPUT_WINDOW, MAX_PAYLOAD};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -85,17 +86,14 @@ fn session(connection: &TcpStream, token: &str) -> Result<()> {
     if RUNNING.load(Ordering::Relaxed) > MAX_COMMANDS {
         bail!("{MAX_COMMANDS} commands are running already");
     }
-    if let Some(now) = request.set_clock_ms {
-        set_clock(now)?;
+    if let Some(step_ns) = request.step_clock_ns {
+        step_clock(step_ns)?;
+    }
+    if request.argv.is_empty() {
+        let now = u64::try_from(clock_ns())?.to_le_bytes();
+        return frame::write(&mut &*connection, FrameKind::Stdout, &now);
     }
     let to_host = Arc::new(Mutex::new(connection.try_clone()?));
-    if request.argv.is_empty() {
-        return frame::write(
-            &mut *lock(&to_host),
-            FrameKind::Exited,
-            &0_u32.to_le_bytes(),
-        );
-    }
     let command = ServedCommand::start(&request, &to_host)?;
     command.follow(connection, payload);
     Ok(())
@@ -366,13 +364,21 @@ fn resize(terminal: &File, rows: u16, columns: u16) -> Result<()> {
     rustix::termios::tcsetwinsize(terminal, size).context("Setting the terminal's size")
 }
 
-fn set_clock(now_ms: u64) -> Result<()> {
-    use rustix::time::{ClockId, Timespec, clock_settime};
+/// Adds to the clock, whenever this comes to run.
+fn step_clock(step_ns: i64) -> Result<()> {
+    const SECOND: i128 = 1_000_000_000;
+    let now = clock_ns() + i128::from(step_ns);
     let now = Timespec {
-        tv_sec: i64::try_from(now_ms / 1000)?,
-        tv_nsec: i64::try_from(now_ms % 1000 * 1_000_000)?,
+        tv_sec: i64::try_from(now.div_euclid(SECOND))?,
+        tv_nsec: i64::try_from(now.rem_euclid(SECOND))?,
     };
     clock_settime(ClockId::Realtime, now).context("Setting the lab's clock")
+}
+
+/// Nanoseconds since the epoch.
+fn clock_ns() -> i128 {
+    let now = clock_gettime(ClockId::Realtime);
+    i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -2,13 +2,28 @@
 
 use super::awake::AwakeLab;
 use super::frame::{self, CommandRequest, FrameKind, INPUT_WINDOW, MAX_PAYLOAD};
+use super::ping::AgentAddress;
+use super::watch::LabWatch;
 use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::time::Timespec;
 use std::io::Read;
-use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+/// How long the emulator gets to take a connection.
+const CONNECT: Duration = Duration::from_secs(30);
+/// A frame that has begun comes to its end within this.
+const WITHIN_FRAME: Duration = Duration::from_secs(120);
+/// How often a lab that says nothing is looked at.
+const LOOK: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
 
 /// Which of a command's streams a chunk comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +38,9 @@ pub(crate) enum OutputStream {
 pub(crate) struct LabCommand {
     connection: TcpStream,
     control: CommandControl,
+    watch: LabWatch,
+    /// The longest time without a word of the command.
+    silence: Option<Duration>,
     /// Given back when the command has ended.
     _awake: Option<AwakeLab>,
 }
@@ -41,15 +59,15 @@ struct SharedControl {
 }
 
 impl LabCommand {
-    /// Connects to the agent at this port of loopback and hands it the request.
+    /// Connects to the agent and hands it the request.
     pub(super) fn start(
-        port: u16,
+        agent: &AgentAddress,
         request: &CommandRequest,
+        watch: LabWatch,
         awake: Option<AwakeLab>,
     ) -> Result<Self> {
-        let connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port))
-            .with_context(|| format!("Connecting to the lab's agent at 127.0.0.1:{port}"))?;
-        connection.set_nodelay(true)?;
+        let connection = agent.connect(CONNECT)?;
+        connection.set_read_timeout(Some(WITHIN_FRAME))?;
         let body = serde_json::to_vec(request)?;
         if body.len() > MAX_PAYLOAD {
             bail!(
@@ -69,6 +87,8 @@ impl LabCommand {
         Ok(Self {
             connection,
             control,
+            watch,
+            silence: None,
             _awake: awake,
         })
     }
@@ -78,20 +98,31 @@ impl LabCommand {
         self.control.clone()
     }
 
-    /// Ends with an error if the agent sends nothing for this long.
-    pub(crate) fn limit_silence(&self, limit: Duration) -> Result<()> {
-        self.connection
-            .set_read_timeout(Some(limit))
-            .context("Setting a time limit")
+    /// [`LabCommand::wait`] ends with an error if the command says nothing for this long, without
+    /// the time in which the lab had no processor of this machine.
+    pub(crate) fn limit_silence(&mut self, limit: Duration) {
+        self.silence = Some(limit);
     }
 
-    /// An error of reading, in words if it is that nothing came in time.
+    /// Waits for the next frame to begin.
+    fn readable(&self) -> Result<()> {
+        let mut silence = self.watch.silence();
+        loop {
+            let mut poll = [PollFd::new(&self.connection, PollFlags::IN)];
+            match rustix::event::poll(&mut poll, Some(&LOOK)) {
+                Ok(0) => silence.check(self.silence)?,
+                Ok(_) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error).context("Waiting for the lab"),
+            }
+        }
+    }
+
+    /// An error of reading: a lab that has died, if it has.
     fn explained(&self, error: anyhow::Error) -> anyhow::Error {
-        let io = error.downcast_ref::<std::io::Error>();
-        let silent = io.is_some_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
-        match self.connection.read_timeout() {
-            Ok(Some(limit)) if silent => error.context(format!("The lab was silent for {limit:?}")),
-            _ => error,
+        match self.watch.is_there() {
+            Ok(()) => error.context("The lab's agent broke off: see `lab logs`"),
+            Err(dead) => dead,
         }
     }
 
@@ -105,9 +136,10 @@ impl LabCommand {
     ) -> Result<ExitStatus> {
         let mut payload = Vec::new();
         loop {
-            let read = frame::read(&mut &self.connection, &mut payload);
-            let kind = read.map_err(|error| self.explained(error))?;
-            match kind.context("The lab closed the connection: did it stop? See `lab logs`")? {
+            self.readable()?;
+            let read = frame::read(&mut &self.connection, &mut payload)
+                .and_then(|kind| kind.context("The lab closed the connection"));
+            match read.map_err(|error| self.explained(error))? {
                 FrameKind::Stdout => sink(OutputStream::Stdout, &payload)?,
                 FrameKind::Stderr => sink(OutputStream::Stderr, &payload)?,
                 FrameKind::InputTaken => self

@@ -3,7 +3,7 @@
 use super::client::{CommandControl, OutputStream};
 use super::package::LabKernel;
 use super::state::LabPlace;
-use super::{Lab, LabOptions, agent, bring, qemu};
+use super::{Lab, LabOptions, agent, bring, keeper, qemu};
 use crate::dist::Dist;
 use crate::service;
 use anyhow::{Context, Result, bail};
@@ -41,6 +41,9 @@ enum LabVerb {
     Logs(LabName),
     /// End the lab
     Stop(LabName),
+    /// Forward the lab's ports and keep its clock, for as long as it runs (started with it)
+    #[command(hide = true)]
+    Keep(LabName),
     /// Serve commands (inside the lab)
     #[command(hide = true)]
     Agent,
@@ -117,6 +120,7 @@ pub(crate) fn run(args: &LabArgs) -> Result<ExitCode> {
         LabVerb::Status(name) => return status(name),
         LabVerb::Logs(name) => return logs(name),
         LabVerb::Stop(name) => stop(name)?,
+        LabVerb::Keep(name) => keeper::keep(&name.name)?,
         LabVerb::Agent => agent::serve()?,
         LabVerb::Copy { from, to } => bring::copy(from, to, std::io::stdin().lock())?,
     }
@@ -345,7 +349,7 @@ fn status(name: &LabName) -> Result<ExitCode> {
         println(&format!("{}: not running", name.name))?;
         return Ok(ExitCode::FAILURE);
     };
-    let pid = qemu::process(&lab.place).map_or(0, |pid| pid.as_raw_nonzero().get());
+    let pid = lab.process.as_raw_nonzero();
     let mode = if lab.state.icount {
         "counting instructions"
     } else {
@@ -355,6 +359,16 @@ fn status(name: &LabName) -> Result<ExitCode> {
         "{}: running, process {pid}, {mode}, {} MiB",
         name.name, lab.state.memory_mib
     ))?;
+    if !lab.state.icount {
+        let clock = keeper::look(&lab.agent()?)?;
+        let ms = |ns: i64| std::time::Duration::from_nanos(ns.unsigned_abs()).as_secs_f64() * 1e3;
+        let sign = if clock.offset_ns < 0 { '-' } else { '+' };
+        println(&format!(
+            "  its clock beside this machine's: {sign}{:.1} ms, give or take {:.1} ms",
+            ms(clock.offset_ns),
+            ms(clock.error_ns)
+        ))?;
+    }
     for forward in &lab.state.forwards {
         println(&format!(
             "  127.0.0.1:{} -> lab port {}",

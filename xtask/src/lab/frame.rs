@@ -67,7 +67,8 @@ impl FrameKind {
 pub(super) struct CommandRequest {
     /// Proves that the host side is the one that started this lab.
     pub(super) token: String,
-    /// Program and arguments; empty asks only whether the agent is there.
+    /// Program and arguments; empty asks only for the time, 8 bytes of [`FrameKind::Stdout`]:
+    /// nanoseconds since the epoch.
     pub(super) argv: Vec<String>,
     /// Variables beyond the agent's own.
     pub(super) env: Vec<(String, String)>,
@@ -75,8 +76,8 @@ pub(super) struct CommandRequest {
     pub(super) cwd: Option<String>,
     /// Run on a pseudo-terminal of so many rows and columns.
     pub(super) terminal: Option<(u16, u16)>,
-    /// The host's time since the epoch in milliseconds, for the lab's clock.
-    pub(super) set_clock_ms: Option<u64>,
+    /// Nanoseconds to add to the lab's clock before anything else.
+    pub(super) step_clock_ns: Option<i64>,
 }
 
 /// Reads a frame into `payload`; `None` at the end of the stream.

@@ -5,23 +5,30 @@
 //! of tmpfs: nothing in it survives `lab stop`. This program is its own agent inside.
 //!
 //! `package` fetches the kernel, `root` writes the first root, `qemu` starts the machine, `state`
-//! remembers it, `frame`, `client` and `agent` run commands in it.
+//! remembers it, `frame`, `client` and `agent` run commands in it, `watch` tells a slow one from a
+//! dead one, and `keeper` is the process that forwards ports to it and keeps its clock.
 
 mod agent;
 mod archive;
 mod awake;
 mod bring;
 mod client;
+mod clock;
 mod command;
 mod detect;
 mod frame;
 mod hold;
+mod keeper;
 mod modules;
 mod package;
+mod ping;
 mod qemu;
 mod qmp;
+mod relay;
 mod root;
 mod state;
+mod unix;
+mod watch;
 
 use crate::deps;
 use anyhow::{Context, Result, bail};
@@ -30,14 +37,24 @@ pub(crate) use client::{CommandControl, LabCommand, OutputStream};
 pub(crate) use command::{LabArgs, run};
 pub(crate) use detect::hardware_virtualization;
 use frame::CommandRequest;
+use ping::AgentAddress;
 use qmp::QmpClient;
+use rustix::process::Pid;
 use state::{AGENT_PORT, LabPlace, LabState, PortForward};
 use std::path::Path;
 use std::process::Output;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
+use watch::LabWatch;
 
 /// A lab that does not answer after this long is given up.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// How long a lab gets to answer one question, before it is asked again.
+const ANSWER: Duration = Duration::from_secs(2);
+/// How long a lab gets to show that it is alive, after something in it has failed.
+const ALIVE_LIMIT: Duration = Duration::from_secs(60);
+
+/// A port that is free may be somebody's when the emulator takes it.
+const PORTS_TRIED: u32 = 8;
 
 /// Which lab to use.
 #[derive(Clone, Debug)]
@@ -78,6 +95,7 @@ impl LabOptions {
 pub(crate) struct Lab {
     place: LabPlace,
     state: LabState,
+    process: Pid,
     /// It was started just now.
     pub(crate) fresh: bool,
 }
@@ -91,14 +109,12 @@ impl Lab {
         let place = LabPlace::new(&options.name)?;
         place.make()?;
         let guard = place.lock()?;
-        let running = qemu::process(&place).is_some();
-        let mut lab = if running {
-            Self::join(place, options)?
-        } else {
-            Self::boot(place, options)?
+        let mut lab = match qemu::process(&place) {
+            Some(process) => Self::join(place, process, options)?,
+            None => Self::boot(place, options)?,
         };
+        keeper::ensure(&lab.place, lab.process)?;
         drop(guard);
-        lab.fresh = !running;
         for (host, port) in &options.forwards {
             lab.forward(*host, *port)?;
         }
@@ -108,18 +124,19 @@ impl Lab {
     /// The lab with this name if it runs.
     pub(crate) fn running(name: &str) -> Result<Option<Self>> {
         let place = LabPlace::new(name)?;
-        if qemu::process(&place).is_none() {
+        let Some(process) = qemu::process(&place) else {
             return Ok(None);
-        }
+        };
         let state = place.load()?;
         Ok(Some(Self {
             place,
             state,
+            process,
             fresh: false,
         }))
     }
 
-    fn join(place: LabPlace, options: &LabOptions) -> Result<Self> {
+    fn join(place: LabPlace, process: Pid, options: &LabOptions) -> Result<Self> {
         let state = place.load()?;
         if state.icount != options.icount {
             let mode = if state.icount {
@@ -135,11 +152,10 @@ impl Lab {
         let lab = Self {
             place,
             state,
+            process,
             fresh: false,
         };
-        let awake = lab.awake()?;
-        lab.answers(BOOT_LIMIT, None)?;
-        drop(awake);
+        lab.answers(BOOT_LIMIT)?;
         Ok(lab)
     }
 
@@ -150,59 +166,66 @@ impl Lab {
         root::write(&place.initrd(), &kernel, &state.token)?;
         place.save(&state)?;
         qemu::start(&place, &kernel, &state)?;
+        let ended = || format!("The lab ended at its start:\n{}", place.console_tail(20));
+        let process = qemu::process(&place).with_context(ended)?;
         let lab = Self {
             place,
             state,
+            process,
             fresh: true,
         };
         let awake = lab.awake()?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
-        lab.answers(BOOT_LIMIT, u64::try_from(now.as_millis()).ok())?;
+        lab.answers(BOOT_LIMIT)?;
+        if let Err(error) = keeper::set_clock(&lab.agent()?) {
+            eprintln!("lab: its clock was not set: {error:#}");
+        }
         drop(awake);
         Ok(lab)
     }
 
     /// Ends the lab at once; it has nothing to save.
-    pub(crate) fn stop(self) -> Result<()> {
+    pub(crate) fn stop(&self) -> Result<()> {
         let _guard = self.place.lock()?;
         qemu::stop(&self.place)
     }
 
-    /// Waits until the agent answers.
-    fn answers(&self, limit: Duration, set_clock_ms: Option<u64>) -> Result<()> {
-        let start = Instant::now();
-        loop {
-            let request = CommandRequest {
-                set_clock_ms,
-                ..self.request(&[])
-            };
-            let tried = self.ask(&request);
-            let Err(error) = tried else { return Ok(()) };
-            let console = || self.place.console_tail(20);
-            if qemu::process(&self.place).is_none() {
-                bail!(
-                    "The lab ended while it was starting; its last messages:\n{}",
-                    console()
-                );
-            }
-            if start.elapsed() > limit {
-                let why = format!("The lab does not answer; its last messages:\n{}", console());
-                return Err(error.context(why));
+    /// Waits until the agent answers, at most so long of the lab's own time on this machine.
+    fn answers(&self, limit: Duration) -> Result<()> {
+        let _awake = self.awake()?;
+        let (agent, watch) = (self.agent()?, self.watch()?);
+        let silence = watch.silence();
+        while let Err(error) = agent.time(None, ANSWER) {
+            watch.is_there()?;
+            if silence.lasted() > limit {
+                return Err(watch.dead(&format!("The lab does not answer ({error:#})")));
             }
             std::thread::sleep(Duration::from_millis(100));
         }
+        Ok(())
     }
 
-    fn ask(&self, request: &CommandRequest) -> Result<()> {
-        let running = self.start(request)?;
-        running.limit_silence(Duration::from_secs(2))?;
-        running.wait(|_, _| Ok(())).map(drop)
+    /// How the lab has died, with the last lines of its console; `None` if it is alive.
+    pub(crate) fn death(&self) -> Option<String> {
+        let error = self.answers(ALIVE_LIMIT).err()?;
+        Some(format!("{error:#}"))
     }
 
-    fn agent_port(&self) -> Result<u16> {
-        self.state
+    fn agent(&self) -> Result<AgentAddress> {
+        let port = self
+            .state
             .host_port(AGENT_PORT)
-            .context("This lab has no agent port: stop it")
+            .context("This lab has no agent port: stop it")?;
+        Ok(AgentAddress {
+            port,
+            token: self.state.token.clone(),
+        })
+    }
+
+    /// A lab that counts is not asked whether it is there: that would be counted.
+    fn watch(&self) -> Result<LabWatch> {
+        let agent = self.agent()?;
+        let agent = (!self.state.icount).then_some(agent);
+        Ok(LabWatch::new(&self.place, self.process, agent))
     }
 
     fn request(&self, argv: &[&str]) -> CommandRequest {
@@ -242,7 +265,8 @@ impl Lab {
     }
 
     fn start(&self, request: &CommandRequest) -> Result<LabCommand> {
-        LabCommand::start(self.agent_port()?, request, self.awake()?)
+        let awake = self.awake()?;
+        LabCommand::start(&self.agent()?, request, self.watch()?, awake)
     }
 
     /// A lab that counts runs only while this is held.
@@ -260,23 +284,34 @@ impl Lab {
 
     /// Forwards a port of loopback to a port of the lab, unless it is forwarded so already.
     pub(crate) fn forward(&mut self, host: u16, lab: u16) -> Result<()> {
-        let wanted = PortForward { host, lab };
-        if self.state.forwards.contains(&wanted) || self.try_forward(host, lab)? {
+        let guard = self.place.lock()?;
+        self.state = self.place.load()?; // another process may have added one
+        let same = |forward: &PortForward| (forward.host, forward.lab) == (host, lab);
+        if self.state.forwards.iter().any(same) {
             return Ok(());
         }
-        bail!(
-            "Port {host} of 127.0.0.1 cannot be forwarded to port {lab} of the lab: is it in use?"
-        )
+        let via = match self.state.via(lab) {
+            Some(via) => via,
+            None => self.emulator_port(lab)?,
+        };
+        keeper::forward(&self.place, self.process, host, via)
+            .with_context(|| format!("Forwarding port {host} to port {lab} of the lab"))?;
+        let via = Some(via);
+        self.state.forwards.push(PortForward { host, lab, via });
+        self.place.save(&self.state)?;
+        drop(guard);
+        Ok(())
     }
 
-    fn try_forward(&mut self, host: u16, lab: u16) -> Result<bool> {
-        let _guard = self.place.lock()?;
-        if !QmpClient::connect(&self.place.qmp())?.forward(host, lab)? {
-            return Ok(false);
+    /// A port of loopback that the emulator forwards to a port of the lab.
+    fn emulator_port(&self, lab: u16) -> Result<u16> {
+        let mut qmp = QmpClient::connect(&self.place.qmp())?;
+        for _ in 0..PORTS_TRIED {
+            let port = state::free_port()?;
+            if qmp.forward(port, lab)? {
+                return Ok(port);
+            }
         }
-        self.state = self.place.load()?; // another process may have added one
-        self.state.forwards.push(PortForward { host, lab });
-        self.place.save(&self.state)?;
-        Ok(true)
+        bail!("The emulator takes no port of 127.0.0.1 for port {lab} of the lab")
     }
 }

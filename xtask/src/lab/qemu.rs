@@ -1,5 +1,6 @@
 //! Starts, finds and stops the QEMU process of a lab.
 
+use super::clock;
 use super::package::LabKernel;
 use super::qmp::QmpClient;
 use super::state::{CONSOLE_NAME, LabPlace, LabState, PortForward, QMP_NAME};
@@ -41,7 +42,7 @@ pub(super) fn start(place: &LabPlace, kernel: &LabKernel, state: &LabState) -> R
         .arg(kernel.image())
         .arg("-initrd")
         .arg(place.initrd());
-    command.args(["-append", COMMAND_LINE]);
+    command.args(["-append", &command_line(state.icount)]);
     command.args([
         "-netdev",
         &network(state),
@@ -69,10 +70,21 @@ pub(super) fn start(place: &LabPlace, kernel: &LabKernel, state: &LabState) -> R
     Ok(())
 }
 
+/// The kernel's command line. A clock that counts instructions is what the emulator says it is; the
+/// other runs as this machine's counter does, which the kernel measures badly.
+fn command_line(icount: bool) -> String {
+    match clock::counter_khz() {
+        Some(khz) if !icount => format!("{COMMAND_LINE} tsc_early_khz={khz}"),
+        _ => COMMAND_LINE.to_owned(),
+    }
+}
+
 /// User-mode network; its forwards are of loopback only.
 fn network(state: &LabState) -> String {
-    let forward =
-        |forward: &PortForward| format!(",hostfwd=tcp:127.0.0.1:{}-:{}", forward.host, forward.lab);
+    let forward = |forward: &PortForward| {
+        let host = forward.via.unwrap_or(forward.host);
+        format!(",hostfwd=tcp:127.0.0.1:{host}-:{}", forward.lab)
+    };
     "user,id=net".to_owned() + &state.forwards.iter().map(forward).collect::<String>()
 }
 

@@ -1,10 +1,9 @@
 //! A few words of QEMU's machine protocol: JSON lines over a unix socket.
 
+use super::unix;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
-use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -21,7 +20,7 @@ pub(super) struct QmpClient {
 impl QmpClient {
     /// Connects to the socket of a running QEMU.
     pub(super) fn connect(socket: &Path) -> Result<Self> {
-        let to = connect(socket)
+        let to = unix::connect(socket)
             .with_context(|| format!("Connecting to QEMU at {}", socket.display()))?;
         to.set_read_timeout(Some(Duration::from_secs(10)))?;
         let mut qmp = Self {
@@ -63,17 +62,4 @@ impl QmpClient {
             .context("Reading from QEMU")?;
         serde_json::from_str(&line).with_context(|| format!("QEMU said {line:?}"))
     }
-}
-
-/// Connects by way of the socket's open folder: the path itself may be longer than the 107 bytes
-/// that an address holds.
-fn connect(socket: &Path) -> std::io::Result<UnixStream> {
-    let (Some(folder), Some(name)) = (socket.parent(), socket.file_name()) else {
-        return UnixStream::connect(socket);
-    };
-    let folder = File::open(folder)?;
-    let short = Path::new("/proc/self/fd")
-        .join(folder.as_raw_fd().to_string())
-        .join(name);
-    UnixStream::connect(short)
 }

@@ -17,9 +17,10 @@ pub(super) const QMP_NAME: &str = "qmp.sock";
 /// What the lab's kernel says, in the lab's folder.
 pub(super) const CONSOLE_NAME: &str = "console.log";
 /// Raised with every change to `frame` or to the state file.
-const PROTOCOL: u32 = 1;
+const PROTOCOL: u32 = 2;
 
 /// The folders of a lab.
+#[derive(Clone)]
 pub(super) struct LabPlace {
     /// What tells it from other labs of this workspace.
     pub(super) name: String,
@@ -50,6 +51,8 @@ pub(super) struct LabState {
 pub(super) struct PortForward {
     pub(super) host: u16,
     pub(super) lab: u16,
+    /// The emulator's own port, which the keeper passes connections on to; without, `host` is.
+    pub(super) via: Option<u16>,
 }
 
 impl LabPlace {
@@ -84,6 +87,21 @@ impl LabPlace {
 
     pub(super) fn qmp(&self) -> PathBuf {
         self.dir.join(QMP_NAME)
+    }
+
+    /// Where the keeper is asked for forwards; see `keeper`.
+    pub(super) fn keeper(&self) -> PathBuf {
+        self.dir.join("keeper.sock")
+    }
+
+    /// Locked by the keeper.
+    pub(super) fn keeper_lock(&self) -> PathBuf {
+        self.dir.join("keeper.lock")
+    }
+
+    /// What the keeper says.
+    pub(super) fn keeper_log(&self) -> PathBuf {
+        self.dir.join("keeper.log")
     }
 
     /// Locked by everybody who runs a command; see `awake`.
@@ -154,6 +172,7 @@ impl LabState {
         let agent = PortForward {
             host: free_port()?,
             lab: AGENT_PORT,
+            via: None,
         };
         Ok(Self {
             protocol: PROTOCOL,
@@ -162,6 +181,12 @@ impl LabState {
             memory_mib,
             forwards: vec![agent],
         })
+    }
+
+    /// The emulator's port that leads to a port of the lab, if the keeper uses one already.
+    pub(super) fn via(&self, lab: u16) -> Option<u16> {
+        let to = self.forwards.iter().filter(|forward| forward.lab == lab);
+        to.filter_map(|forward| forward.via).next()
     }
 
     /// The port of loopback that leads to a port of the lab.
@@ -174,7 +199,7 @@ impl LabState {
 }
 
 /// A port of loopback that nobody listens on. Somebody may before it is used: then QEMU says so.
-fn free_port() -> Result<u16> {
+pub(super) fn free_port() -> Result<u16> {
     let listener =
         TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("Looking for a free port")?;
     Ok(listener.local_addr()?.port())

@@ -1,8 +1,9 @@
 //! The stages that need a server: the published SDKs against it, natively and with microVMs.
 
+use super::rerun::{self, PartRun};
 use super::runner::{program, tee};
 use super::server::{MortalServer, free_port};
-use super::tally::Tally;
+use super::tally::{FLAKY, Tally};
 use crate::dist::{Dist, target_dir};
 use crate::lab::LabOptions;
 use crate::sdk::{self, SdkRelease, SdkTarget, TestRound};
@@ -62,12 +63,13 @@ pub(super) fn vm() -> Result<Tally> {
     let log = target_dir().join("test-vm.log");
     let mut tally = Tally::default();
     for (what, run) in PARTS {
-        tally.add(twice(what, |round| {
-            let mut place = ServerPlace::choose(&LabOptions::default())?;
-            let mut service = RunningService::start(&mut place, &dist, free_port()?, &log, CONFIG)?;
-            let tally = run(&target(&place, &service.url), round)?;
-            let lost = service.ended()?;
-            Ok((tally, matches!(place, ServerPlace::Lab(_)), lost))
+        tally.add(in_place(what, |place, round| {
+            let mut service = RunningService::start(place, &dist, free_port()?, &log, CONFIG)?;
+            let mut tally = run(&target(place, &service.url), round)?;
+            if service.ended()? {
+                tally.add(Tally::fail(format!("{what}: the server ended by itself")));
+            }
+            Ok(tally)
         }));
     }
     Ok(tally)
@@ -76,41 +78,40 @@ pub(super) fn vm() -> Result<Tally> {
 /// Faults and leaks: a server of its own, because it is killed.
 pub(super) fn fault() -> Result<Tally> {
     let dist = Dist::ensure()?;
-    Ok(twice("faults", |round| {
-        let mut place = ServerPlace::choose(&LabOptions::default())?;
-        let server = MortalServer::start(&mut place, &dist)?;
-        let mut target = target(&place, &server.url);
+    Ok(in_place("faults", |place, round| {
+        let server = MortalServer::start(place, &dist)?;
+        let mut target = target(place, &server.url);
         server.describe(&mut target);
-        let tally = sdk::pytest(
+        sdk::pytest(
             &target,
             &SdkRelease::Pinned,
             &["-m", "fault or leaks"],
             round,
-        )?;
-        let lab = matches!(place, ServerPlace::Lab(_));
-        Ok((tally, lab, lab && !server.is_there()))
+        )
     }))
 }
 
-/// Runs a part on a server of its own. In the lab it runs once more: all of it when the lab's own
-/// kernel has died, else the tests that failed, if they were few.
-fn twice(what: &str, run: impl Fn(TestRound) -> Result<(Tally, bool, bool)>) -> Tally {
-    let once = |round| match run(round) {
-        Ok(done) => done,
-        Err(error) => (Tally::fail(format!("{what}: {error:#}")), false, false),
-    };
-    let (tally, lab, lost) = once(TestRound::First);
-    if lost {
-        let mut again = once(TestRound::First).0;
-        again.notes.push(format!(
-            "flaky: {what}: run again, because the lab died (its console log says how)"
-        ));
-        again
-    } else if lab {
-        tally.or_again(what, || once(TestRound::Failed).0)
-    } else {
-        tally
-    }
+/// Runs a part where guests run here; see [`rerun::twice`] for what happens if that is a lab.
+fn in_place(what: &str, run: impl Fn(&mut ServerPlace, TestRound) -> Result<Tally>) -> Tally {
+    rerun::twice(what, |round| {
+        match ServerPlace::choose(&LabOptions::default()) {
+            Ok(mut place) => {
+                let tally = run(&mut place, round);
+                let tally = tally.unwrap_or_else(|error| Tally::fail(format!("{what}: {error:#}")));
+                let death = if tally.failed > 0 {
+                    place.death()
+                } else {
+                    None
+                };
+                PartRun {
+                    tally,
+                    in_lab: matches!(place, ServerPlace::Lab(_)),
+                    death,
+                }
+            }
+            Err(error) => PartRun::without_a_lab(format!("{error:#}")),
+        }
+    })
 }
 
 /// One short run of the benchmark command: whether it measures, not what. The targets are judged by
@@ -125,8 +126,11 @@ pub(super) fn bench() -> Result<Tally> {
         "--no-peer",
         "--report-only",
     ]);
-    let (status, _) = tee(&mut command)?;
-    Ok(Tally::of_status(status, "cargo xtask bench boot"))
+    let (status, text) = tee(&mut command)?;
+    let mut tally = Tally::of_status(status, "cargo xtask bench boot");
+    let again = text.lines().filter(|line| line.starts_with(FLAKY));
+    tally.notes.extend(again.map(str::to_owned));
+    Ok(tally)
 }
 
 fn target(place: &ServerPlace, url: &str) -> SdkTarget {

@@ -104,11 +104,6 @@ impl MortalServer {
             .set("HATCHERY_SERVER_START", self.start.as_str());
     }
 
-    /// Whether its host still answers.
-    pub(super) fn is_there(&self) -> bool {
-        self.on_host("true").is_ok()
-    }
-
     fn pid_file(&self) -> String {
         format!("{}/pid", self.dir)
     }

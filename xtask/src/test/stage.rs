@@ -83,8 +83,10 @@ fn summary(name: &str, tally: &Tally, time: Duration) -> String {
          {seconds:>7.1} s"
     );
     for note in notes {
-        text.push_str("\n         ");
-        text.push_str(note);
+        for line in note.lines() {
+            text.push_str("\n         ");
+            text.push_str(line);
+        }
     }
     text
 }

@@ -2,6 +2,9 @@
 
 use std::process::ExitStatus;
 
+/// What the note of something begins with that passed only when it was run again.
+pub(crate) const FLAKY: &str = "flaky: ";
+
 /// Tests counted, and why some did not run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
@@ -65,7 +68,7 @@ impl Tally {
         }
         let mut tally = self;
         let note = format!(
-            "flaky: {what}: {} failed once and passed when run again",
+            "{FLAKY}{what}: {} failed once and passed when run again",
             tally.failed
         );
         tally.passed += tally.failed;
@@ -76,7 +79,7 @@ impl Tally {
 
     /// Whether something in it passed only when it was run again.
     pub(crate) fn is_flaky(&self) -> bool {
-        self.notes.iter().any(|note| note.starts_with("flaky: "))
+        self.notes.iter().any(|note| note.starts_with(FLAKY))
     }
 
     /// Counts a failure if the runner failed without telling of a failed test, or ran nothing.
