@@ -1,4 +1,4 @@
-//! Template images: raw ext4 file systems made from Debian packages.
+//! Template images: raw ext4 file systems made from Debian packages, and from npm's for Node.js.
 //!
 //! A cache entry `image/<name>-<key>/` holds `root.ext4` (sparse, as large as a sandbox's disk) and
 //! `packages` (what is in it). The key covers the recipe and the version of every package, which
@@ -7,6 +7,7 @@
 //! is there. `image build --refresh` asks Debian again, for security updates.
 
 mod build;
+mod node;
 mod recipe;
 mod times;
 

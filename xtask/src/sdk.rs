@@ -125,11 +125,7 @@ fn python_release(release: &SdkRelease) -> Result<Option<(PathBuf, String)>> {
 /// A folder whose `node_modules` has this release, and its version; nothing if it is the pinned
 /// one again.
 fn node_release(release: &SdkRelease) -> Result<Option<(PathBuf, String)>> {
-    for program in ["node", "npm"] {
-        if Command::new(program).arg("--version").output().is_err() {
-            deps::ensure(&[if program == "node" { "nodejs" } else { "npm" }])?;
-        }
-    }
+    deps::ensure_node()?;
     let manifest = fs::read_to_string(sources().join("js/package.json"))?;
     let lock = fs::read_to_string(sources().join("js/package-lock.json"))?;
     let json: serde_json::Value = serde_json::from_str(&manifest).context("js/package.json")?;

@@ -6,9 +6,14 @@ use wire::{MAX_ENV, MAX_PATH, StringList};
 /// The `PATH` of processes that bring none.
 pub const PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// The `LANG` of processes that bring none: UTF-8, in an order and with messages of no country. The
+/// C libraries of today's distributions all know it, and with none at all many programs take text
+/// for ASCII.
+const LANG: &[u8] = b"C.UTF-8";
+
 /// Entries of a process: the base, the defaults and its own.
 const ENTRIES: usize = BASE + 2 * MAX_ENV;
-const BASE: usize = 4;
+const BASE: usize = 5;
 const SCRATCH: usize = 2 * (MAX_PATH + 1) + 1024;
 
 /// A table of NUL-terminated `NAME=value` entries.
@@ -28,7 +33,7 @@ impl ProcessEnvironment {
     }
 
     /// Calls `each` with every entry, terminator included, at most once per name: an entry of `own`
-    /// hides one of `defaults`, which hides `PATH`, `HOME`, `USER` and `LOGNAME`.
+    /// hides one of `defaults`, which hides `PATH`, `LANG`, `HOME`, `USER` and `LOGNAME`.
     pub fn build<'a>(
         &'a mut self,
         user: &UserAccount<'_>,
@@ -39,6 +44,7 @@ impl ProcessEnvironment {
         self.used = 0;
         let base = [
             self.put(b"PATH=", PATH),
+            self.put(b"LANG=", LANG),
             self.put(b"HOME=", user.home),
             self.put(b"USER=", user.name),
             self.put(b"LOGNAME=", user.name),
@@ -104,19 +110,36 @@ fn hidden(entry: &[u8], list: StringList<'_>) -> bool {
 mod test {
     use super::*;
 
+    const USER: UserAccount<'static> = UserAccount {
+        name: b"user",
+        uid: 1,
+        gid: 1,
+        home: b"/home/user",
+        shell: b"",
+    };
+
+    #[test]
+    fn a_language_of_ones_own_wins() {
+        for (defaults, own, lang) in [
+            (b"".as_slice(), b"LANG=\0".as_slice(), "LANG=\0"),
+            (b"LANG=de_DE.UTF-8\0", b"", "LANG=de_DE.UTF-8\0"),
+            (b"LANGUAGE=de\0", b"LC_ALL=C\0", "LANG=C.UTF-8\0"),
+        ] {
+            let mut found = Vec::new();
+            let (defaults, own) = (StringList::Packed(defaults), StringList::Packed(own));
+            ProcessEnvironment::new().build(&USER, defaults, own, |e| {
+                found.extend(e.starts_with(b"LANG=").then(|| e.to_vec()));
+            });
+            assert_eq!(found, [lang.as_bytes()]);
+        }
+    }
+
     #[test]
     fn later_wins() {
-        let user = UserAccount {
-            name: b"user",
-            uid: 1,
-            gid: 1,
-            home: b"/home/user",
-            shell: b"",
-        };
         let defaults = StringList::Packed(b"A=1\0B=2\0HOME=/d\0");
         let own = StringList::Packed(b"B=3\0LOGNAME=me\0");
         let mut found = Vec::new();
-        ProcessEnvironment::new().build(&user, defaults, own, |e| {
+        ProcessEnvironment::new().build(&USER, defaults, own, |e| {
             found.push(String::from_utf8(e.to_vec()).unwrap());
         });
         let path = format!("PATH={}\0", std::str::from_utf8(PATH).unwrap());
@@ -124,6 +147,7 @@ mod test {
             found,
             [
                 &path,
+                "LANG=C.UTF-8\0",
                 "USER=user\0",
                 "A=1\0",
                 "HOME=/d\0",

@@ -8,7 +8,7 @@ use agent_core::{AccountFiles, ProcessEnvironment, UserAccount};
 use core::ffi::CStr;
 use wire::{ErrorCode, MAX_ARGS, MAX_ENV, MAX_GROUPS, StartProcess, Stdin, StringList};
 
-const MAX_ENTRIES: usize = 2 * MAX_ENV + 4;
+const MAX_ENTRIES: usize = 2 * MAX_ENV + 5;
 
 /// The tables a process is started from. One process is started at a time.
 pub(crate) struct ProcessLauncher {

@@ -34,7 +34,7 @@ fn a_program_gets_its_environment_directory_and_nothing_else() {
     let done = host.run("pwd; ls /proc/self/fd; env | sort; cat; umask");
     let text = done.stdout();
     assert!(
-        text.starts_with("/tmp\n0\n1\n2\n3\nHOME=/root\nLOGNAME=root\n"),
+        text.starts_with("/tmp\n0\n1\n2\n3\nHOME=/root\nLANG=C.UTF-8\nLOGNAME=root\n"),
         "{text}"
     );
     assert!(text.ends_with("USER=root\n0022\n"), "{text}");

@@ -1,10 +1,12 @@
 //! What goes into each template image.
 
+use super::node;
 use crate::cache;
 use anyhow::{Result, bail};
 
-/// Version of the steps in `build.rs` and `times.rs`: raise it when they would give another image.
-const STEPS: &str = "1";
+/// Version of the steps in `build.rs`, `node.rs` and `times.rs`: raise it when they would give
+/// another image.
+const STEPS: &str = "2";
 
 /// Debian release of every image.
 pub(super) const SUITE: &str = "bookworm";
@@ -31,17 +33,26 @@ const BASE_PACKAGES: &[&str] = &[
     "curl",
     "git",
     "openssh-client",
+    "rsync",
     "unzip",
     "wget",
     "xz-utils",
     "zip",
-    // what they run
-    "nodejs",
-    "npm",
+    // what they build with; `python3-dev` for packages of pip's that come as sources
+    "g++",
+    "gcc",
+    "libc6-dev",
+    "make",
+    "patch",
+    "python3-dev",
+    // what they run; Node.js is npm's (`node.rs`), and needs this library
+    "libstdc++6",
     "python-is-python3",
     "python3",
     "python3-pip",
     "python3-venv",
+    "sqlite3",
+    "tmux",
     // what they look around with
     "file",
     "jq",
@@ -50,6 +61,7 @@ const BASE_PACKAGES: &[&str] = &[
     "procps",
     "psmisc",
     "ripgrep",
+    "xxd",
     // users and network
     "fuse3",
     "iproute2",
@@ -186,6 +198,11 @@ const BASE_REMOVED: &[&str] = &[
     "/etc/shadow-",
     "/etc/subgid-",
     "/etc/subuid-",
+    // A login shell runs it after its command, and what fails there becomes the command's status.
+    // Root's home has none.
+    "/etc/bash.bash_logout",
+    "/etc/skel/.bash_logout",
+    "/home/user/.bash_logout",
     // Options of the build.
     "/etc/apt/apt.conf.d/99mmdebstrap",
 ];
@@ -238,6 +255,7 @@ impl ImageRecipe {
                 .map(|f| format!("{} {:o} {}", f.path, f.mode, f.content)),
         );
         parts.extend(self.removed.iter().map(ToString::to_string));
+        parts.extend(node::parts().map(String::from));
         parts.push(format!("{} {EPOCH}", self.disk));
         cache::key(parts.iter().map(String::as_bytes))
     }

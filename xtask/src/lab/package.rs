@@ -1,8 +1,9 @@
 //! The lab's kernel: Debian's own package, unpacked but not installed.
 
 use super::modules::{ModuleDependencies, name_of};
+use crate::kernel::output;
 use crate::{cache, deps};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -183,13 +184,7 @@ fn unpack(from: &Path, to: &Path) -> Result<()> {
     run(Command::new("xz").arg("-dc").arg(from).stdout(file))
 }
 
-/// Runs a command that must succeed.
+/// Runs a command that must succeed; what it says is part of the error, and shown only then.
 fn run(command: &mut Command) -> Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("Running {command:?}"))?;
-    if !status.success() {
-        bail!("{command:?} failed ({status})");
-    }
-    Ok(())
+    output(command).map(drop)
 }

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// What runs first; see the comments in it.
 const RC: &str = include_str!("rc");
@@ -148,6 +148,7 @@ fn this_program(beside: &Path) -> Result<Vec<u8>> {
     let strip = Command::new("strip")
         .arg("-o")
         .args([&stripped, &this])
+        .stderr(Stdio::null())
         .status();
     let from = if strip.is_ok_and(|status| status.success()) {
         &stripped
