@@ -1,5 +1,6 @@
 //! Facts that the kernel tells everyone.
 
+use crate::kvm_module::KvmModules;
 use crate::probe::{self, ProbeReport};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, getrlimit};
@@ -12,6 +13,8 @@ pub struct HostFacts {
     pub kernel: String,
     /// The processor says that it can virtualize.
     pub cpu_virtualizes: bool,
+    /// What the kernel's modules for virtual machines were loaded with.
+    pub modules: KvmModules,
     /// The kernel keeps debugfs.
     pub debugfs: bool,
     /// The hard limit of open files; `None` for none.
@@ -99,6 +102,7 @@ pub fn look(question: &HostQuestion) -> HostFacts {
             .to_string_lossy()
             .into_owned(),
         cpu_virtualizes: read("/proc/cpuinfo").is_some_and(|text| virtualizes(&text)),
+        modules: KvmModules::read(Path::new("/sys/module")),
         debugfs: read("/proc/filesystems").is_some_and(|text| has_word(&text, "debugfs")),
         open_files: getrlimit(Resource::Nofile).maximum,
         tasks: task_limit(),

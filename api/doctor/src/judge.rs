@@ -1,5 +1,7 @@
 //! What the facts mean.
 
+mod kvm_module;
+
 use crate::host::HostFacts;
 use crate::probe::{KvmFacts, ProbeOutcome, ProbeReport, UserfaultfdFacts};
 use crate::{Finding, Level};
@@ -32,6 +34,7 @@ pub fn judge(facts: &HostFacts) -> Vec<Finding> {
             "Build or install hatchery-vmm, and name it by `vmm` or --vmm.",
         )),
     }
+    findings.extend(kvm_module::judge(&facts.modules));
     findings.push(debugfs(facts));
     findings.push(open_files(facts));
     findings.push(tasks(facts));

@@ -2,7 +2,7 @@
 //! obscurely.
 //!
 //! ```text
-//! host.rs, probe.rs ──facts──> judge.rs ──findings──> report.rs
+//! host.rs, kvm_module.rs, probe.rs ──facts──> judge.rs ──findings──> report.rs
 //! ```
 //!
 //! Facts are gathered without judgement and judged without looking at the host, so that every rule
@@ -26,6 +26,7 @@
 
 pub mod host;
 pub mod judge;
+pub mod kvm_module;
 pub mod probe;
 pub mod report;
 

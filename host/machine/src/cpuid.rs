@@ -4,14 +4,17 @@
 //! - topology: one socket, one thread per core, `vcpus` cores, and each vCPU's own APIC number;
 //! - on: the hypervisor bit, x2APIC, TSC-deadline timer;
 //! - off: nested virtualization (attack surface and state nobody asked for), performance counters
-//!   (host side channel, state), asynchronous page faults (one more exit per fault, no gain for a
-//!   guest whose memory is resident).
-//!
-//! The processor's name stays: programs choose code by it, and hiding it hides nothing.
+//!   and the debug store (host side channel, state), SGX (enclaves are no memory of ours, so that
+//!   they cannot be saved), asynchronous page faults (one more exit per fault, no gain for a guest
+//!   whose memory is resident);
+//! - the processor's name, which KVM leaves empty, is this host's: programs choose code by it, and
+//!   hiding it hides nothing.
 
-use crate::contract::CpuContract;
+use crate::contract::{CpuContract, XsavePart};
 use crate::error::{Result, ioctl};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use std::arch::x86_64::{__cpuid, CpuidResult};
+use std::collections::BTreeMap;
 
 /// CPUID leaf of KVM's paravirtual features.
 const KVM_FEATURES: u32 = 0x4000_0001;
@@ -23,21 +26,41 @@ const BIT_TSC_DEADLINE: u32 = 1 << 24; // leaf 1 ecx
 const BIT_X2APIC: u32 = 1 << 21; // leaf 1 ecx
 const BIT_VMX: u32 = 1 << 5; // leaf 1 ecx
 const BIT_PDCM: u32 = 1 << 15; // leaf 1 ecx: performance capabilities
+const DEBUG_STORE: u32 = 1 << 2 | 1 << 4; // leaf 1 ecx: DTES64, DS-CPL
+const BIT_DS: u32 = 1 << 21; // leaf 1 edx: the debug store
+const BIT_SGX: u32 = 1 << 2; // leaf 7 ebx
+const BIT_SGX_LC: u32 = 1 << 30; // leaf 7 ecx: SGX launch configuration
 const BIT_HTT: u32 = 1 << 28; // leaf 1 edx: more than one logical processor
 const BIT_CMP_LEGACY: u32 = 1 << 1; // leaf 0x8000_0001 ecx: AMD's word for the same
 const BIT_SVM: u32 = 1 << 2; // leaf 0x8000_0001 ecx
 const AMD_PERFORMANCE: u32 = 1 << 23 | 1 << 24 | 1 << 28; // leaf 0x8000_0001 ecx
 
-/// What this host's KVM can offer.
+/// The leaves with the processor's name, 16 bytes each.
+const NAME: std::ops::RangeInclusive<u32> = 0x8000_0002..=0x8000_0004;
+
+/// What this host's KVM can offer, and the processor's name.
 ///
 /// # Errors
 /// From the ioctl.
 pub(crate) fn supported(kvm: &kvm_ioctls::Kvm) -> Result<CpuId> {
-    kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+    let mut cpuid = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(ioctl(
             "KVM_GET_SUPPORTED_CPUID",
             format!("{KVM_MAX_CPUID_ENTRIES} entries"),
-        ))
+        ))?;
+    for leaf in NAME {
+        name(&mut cpuid, leaf, __cpuid(leaf));
+    }
+    Ok(cpuid)
+}
+
+/// Fills a leaf of the processor's name if KVM says that there is one: it lists them, with zeroes.
+fn name(cpuid: &mut CpuId, leaf: u32, host: CpuidResult) {
+    let mut all = cpuid.as_mut_slice().iter_mut();
+    if let Some(entry) = all.find(|entry| entry.function == leaf) {
+        (entry.eax, entry.ebx, entry.ecx, entry.edx) = (host.eax, host.ebx, host.ecx, host.edx);
+    }
 }
 
 /// One register of a leaf, by its name and its place.
@@ -57,8 +80,11 @@ const FEATURE_WORDS: &[(u32, u32, Register, u32)] = &[
     (0x7, 0, ECX, 1 << 4),
     (0x7, 0, EDX, 0),
     (0x7, 1, EAX, 0),
+    (0x7, 1, EDX, 0),
+    (0x7, 2, EDX, 0),
     (0xd, 0, EAX, 0),
     (0xd, 1, EAX, 0),
+    (0xd, 1, ECX, 0),
     (KVM_FEATURES, 0, EAX, 0),
     (0x8000_0001, 0, ECX, BIT_CMP_LEGACY),
     (0x8000_0001, 0, EDX, 0),
@@ -88,7 +114,23 @@ fn seen(cpuid: &CpuId) -> CpuContract {
         vendor: String::from_utf8_lossy(&vendor).into_owned(),
         features: FEATURE_WORDS.iter().filter_map(word).collect(),
         xsave_size: leaf(0xd, 0).map_or(0, |e| e.ecx),
+        xsave_parts: xsave_parts(cpuid),
     }
+}
+
+/// Sub-leaves of leaf 0xd from 2 on, without those that have no state.
+fn xsave_parts(cpuid: &CpuId) -> BTreeMap<u8, XsavePart> {
+    let entries = cpuid.as_slice().iter();
+    let part = |e: &kvm_cpuid_entry2| {
+        let number = u8::try_from(e.index).ok().filter(|number| *number >= 2)?;
+        let part = XsavePart {
+            size: e.eax,
+            offset: e.ebx,
+            flags: e.ecx,
+        };
+        (e.function == 0xd && part.size != 0).then_some((number, part))
+    };
+    entries.filter_map(part).collect()
 }
 
 /// What vCPU `index` of `count` sees.
@@ -131,6 +173,10 @@ impl Place {
     fn apply(&self, entry: &mut kvm_cpuid_entry2) {
         match entry.function {
             0x1 => self.leaf_1(entry),
+            0x7 if entry.index == 0 => {
+                entry.ebx &= !BIT_SGX;
+                entry.ecx &= !BIT_SGX_LC;
+            }
             // Deterministic caches: cores per package; sharers of this cache (level 3: all).
             0x4 if entry.eax & 0x1f != 0 => {
                 let sharers = if entry.eax >> 5 & 7 >= 3 {
@@ -140,7 +186,8 @@ impl Place {
                 };
                 entry.eax = entry.eax & 0x3fff | sharers << 14 | (self.count - 1) << 26;
             }
-            0xa => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
+            // Performance counters; SGX.
+            0xa | 0x12 => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
             KVM_FEATURES => entry.eax &= !KVM_FEATURES_OFF,
             0x8000_0001 => {
                 entry.ecx &= !(BIT_SVM | AMD_PERFORMANCE | BIT_CMP_LEGACY);
@@ -171,8 +218,8 @@ impl Place {
     fn leaf_1(&self, entry: &mut kvm_cpuid_entry2) {
         entry.ebx = entry.ebx & 0x0000_ffff | self.count << 16 | self.index << 24;
         entry.ecx |= BIT_HYPERVISOR | BIT_TSC_DEADLINE | BIT_X2APIC;
-        entry.ecx &= !(BIT_VMX | BIT_PDCM);
-        entry.edx &= !BIT_HTT;
+        entry.ecx &= !(BIT_VMX | BIT_PDCM | DEBUG_STORE);
+        entry.edx &= !(BIT_HTT | BIT_DS);
         if self.count > 1 {
             entry.edx |= BIT_HTT;
         }
@@ -215,8 +262,10 @@ mod test {
         };
         CpuId::from_entries(&[
             leaf(0, 0x1f, 0),
-            leaf(1, 0, BIT_VMX),
+            leaf(1, 0, BIT_VMX | DEBUG_STORE),
+            leaf(7, 0, BIT_SGX_LC | 1),
             leaf(0xb, 9, 9),
+            leaf(0x12, 1, 0),
             leaf(KVM_FEATURES, u32::MAX, 0),
             leaf(0x8000_0001, 0, BIT_SVM | 1),
             leaf(0x8000_001e, 77, 77),
@@ -253,6 +302,69 @@ mod test {
         assert_eq!(find(&cpuid, 0x8000_0001, 0).ecx, 1);
         assert_eq!(find(&cpuid, KVM_FEATURES, 0).eax & KVM_FEATURES_OFF, 0);
         assert_eq!(find(&cpuid, 0xb, 1).eax, 0);
+    }
+
+    #[test]
+    fn the_debug_store_and_sgx_are_off() {
+        let cpuid = for_vcpu(&host(), 0, 1);
+        let (one, seven, sgx) = (
+            find(&cpuid, 1, 0),
+            find(&cpuid, 7, 0),
+            find(&cpuid, 0x12, 0),
+        );
+        assert_eq!((one.ecx & DEBUG_STORE, one.edx & BIT_DS), (0, 0));
+        assert_eq!((seven.ebx, seven.ecx), (!BIT_SGX, 1));
+        assert_eq!((sgx.eax, sgx.ebx, sgx.ecx, sgx.edx), (0, 0, 0, 0));
+    }
+
+    #[test]
+    fn the_processors_name_is_the_hosts() {
+        let empty = kvm_cpuid_entry2 {
+            function: 0x8000_0002,
+            ..Default::default()
+        };
+        let mut cpuid = CpuId::from_entries(&[empty]).unwrap();
+        let [eax, ebx, ecx, edx] = [1, 2, 3, 4];
+        let host = CpuidResult { eax, ebx, ecx, edx };
+        for leaf in NAME {
+            name(&mut cpuid, leaf, host);
+        }
+        let seen = for_vcpu(&cpuid, 0, 1);
+        let seen = find(&seen, 0x8000_0002, 0);
+        assert_eq!((seen.eax, seen.ebx, seen.ecx, seen.edx), (1, 2, 3, 4));
+        assert_eq!(cpuid.as_slice().len(), 1, "leaves that KVM does not list");
+    }
+
+    #[test]
+    fn the_parts_of_the_xsave_area_are_in_the_contract() {
+        let part = |index, eax, ebx, ecx| kvm_cpuid_entry2 {
+            function: 0xd,
+            index,
+            eax,
+            ebx,
+            ecx,
+            ..Default::default()
+        };
+        let mut host = host();
+        for entry in [
+            part(0, 0x207, 840, 840),
+            part(1, 0xf, 0, 0x1800),
+            part(2, 256, 576, 0),
+            part(3, 0, 0, 0),
+            part(9, 8, 832, 2),
+        ] {
+            host.push(entry).unwrap();
+        }
+        let contract = seen(&for_vcpu(&host, 0, 1));
+        assert_eq!(contract.xsave_size, 840);
+        assert_eq!(contract.features.get("0000000d.1.ecx"), Some(&0x1800));
+        let named = |size, offset, flags| XsavePart {
+            size,
+            offset,
+            flags,
+        };
+        let parts = [(2, named(256, 576, 0)), (9, named(8, 832, 2))];
+        assert_eq!(contract.xsave_parts, BTreeMap::from(parts));
     }
 
     #[test]

@@ -35,7 +35,7 @@ mod vcpu;
 mod vm;
 
 pub use bus::{Bus, BusDevice};
-pub use contract::{CpuContract, CpuMismatch};
+pub use contract::{CpuContract, CpuContractV2, CpuMismatch, XsavePart};
 pub use error::{Error, Result};
 pub use exit::Exit;
 pub use irq::{IrqRoutes, Msi};

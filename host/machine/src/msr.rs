@@ -7,8 +7,9 @@ use kvm_ioctls::VcpuFd;
 use std::sync::Arc;
 use vmm_sys_util::errno;
 
-/// `IA32_MISC_ENABLE`, bit 0: fast string operations.
-const MISC_ENABLE: (u32, u64) = (0x1a0, 1);
+/// `IA32_MISC_ENABLE`, bit 0: fast string operations; bits 11 and 12: no branch trace store, no
+/// event-based sampling, as the CPUID table says too.
+const MISC_ENABLE: (u32, u64) = (0x1a0, 1 << 12 | 1 << 11 | 1);
 /// `IA32_MTRR_DEF_TYPE`: memory type ranges on, everything write-back. Without it Linux takes all
 /// memory for uncacheable and gives up page attributes.
 const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
@@ -22,6 +23,9 @@ pub(crate) const TSC_DEADLINE: u32 = 0x6e0;
 const WALL_CLOCK: [u32; 2] = [0x11, 0x4b56_4d00];
 /// Hyper-V's registers, which no guest of ours is offered.
 const HYPER_V: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4000_01ff;
+/// What nested virtualization could do. Intel's KVM lists them, and refuses them to guests that are
+/// not offered it, or answers zero (from Linux 6.14): they are no state.
+const VMX_CAPABILITIES: std::ops::RangeInclusive<u32> = 0x480..=0x491;
 /// Memory type ranges and their types, which KVM's list lacks.
 const MTRR_VARIABLE: std::ops::RangeInclusive<u32> = 0x200..=0x20f;
 const MTRR_FIXED: [u32; 3] = [0x250, 0x258, 0x259];
@@ -46,8 +50,12 @@ pub(crate) fn saved(kvm: &kvm_ioctls::Kvm) -> Result<Arc<[u32]>> {
     let listed = kvm
         .get_msr_index_list()
         .map_err(ioctl("KVM_GET_MSR_INDEX_LIST", ""))?;
+    Ok(with_state(listed.as_slice()).into())
+}
+
+/// Of the registers that KVM lists, and those that it lacks, the ones with state of a guest of ours.
+fn with_state(listed: &[u32]) -> Vec<u32> {
     let mut all: Vec<u32> = listed
-        .as_slice()
         .iter()
         .copied()
         .chain(MTRR_VARIABLE)
@@ -57,10 +65,17 @@ pub(crate) fn saved(kvm: &kvm_ioctls::Kvm) -> Result<Arc<[u32]>> {
         .chain(MACHINE_CHECK)
         .filter(|i| ![TSC, TSC_DEADLINE].contains(i))
         .filter(|i| !WALL_CLOCK.contains(i) && !HYPER_V.contains(i))
+        .filter(|i| !is_passed_over(*i))
         .collect();
     all.sort_unstable();
     all.dedup();
-    Ok(all.into())
+    all
+}
+
+/// Whether a saved state may have this register, from a program that did not know better, although
+/// it is no state.
+pub(crate) fn is_passed_over(register: u32) -> bool {
+    VMX_CAPABILITIES.contains(&register)
 }
 
 /// Values of these registers, without those that KVM refuses to read: which those are depends on
@@ -101,7 +116,7 @@ pub(crate) fn load(vcpu: &VcpuFd, index: u8, values: &[(u32, u64)]) -> Result<()
     let now = read_readable(vcpu, index, &which)?;
     let other: Vec<_> = values
         .iter()
-        .filter(|value| now.binary_search(value).is_err())
+        .filter(|value| now.binary_search(value).is_err() && !is_passed_over(value.0))
         .copied()
         .collect();
     write_all(vcpu, index, &other)
@@ -178,4 +193,31 @@ fn refused(call: &'static str, index: u8, register: u32, value: Option<u64>) -> 
     let value = value.map_or_else(String::new, |v| format!(" = {v:#x}"));
     let with = format!("vCPU {index}, register {register:#x}{value}");
     ioctl(call, with)(errno::Error::new(libc::EINVAL))
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn what_is_listed_and_cannot_be_read_is_not_asked_for() {
+        let listed = [
+            0x174,
+            TSC,
+            0x480,
+            0x485,
+            0x491,
+            0x4b56_4d01,
+            0x4000_0020,
+            0x277,
+        ];
+        let kept = with_state(&listed);
+        assert!(kept.is_sorted());
+        for register in [0x174, 0x277, 0x4b56_4d01, MTRR_DEF_TYPE.0, 0x400, 0x47f] {
+            assert!(kept.contains(&register), "{register:#x}");
+        }
+        for register in [TSC, 0x480, 0x485, 0x491, 0x4000_0020] {
+            assert!(!kept.contains(&register), "{register:#x}");
+        }
+    }
 }

@@ -146,6 +146,36 @@ fn memory_mapped_reads_and_writes_reach_the_device() {
     );
 }
 
+#[test]
+fn a_guest_sees_the_hosts_name_of_its_processor() {
+    let kvm = kvm_or_skip!();
+    let code = program(&[
+        &[0xb8, 2, 0, 0, 0x80],                // mov eax, 0x80000002
+        &[0x0f, 0xa2],                         // cpuid
+        &[0xa3, 0, 0x20, 0x10, 0, 0, 0, 0, 0], // mov [0x102000], eax
+        &UD2,
+    ]);
+    let (vm, mut vcpus) = machine(&kvm, 1, &code);
+    enter(&vcpus[0], 0);
+    let none = Bus::default();
+    assert_eq!(run(&mut vcpus[0], &none, &none), Exit::Shutdown);
+    let seen = vm.memory().ram().read_obj::<u32>(GuestAddress(0x10_2000));
+    assert_eq!(seen.unwrap(), std::arch::x86_64::__cpuid(0x8000_0002).eax);
+}
+
+#[test]
+fn a_fresh_vcpu_says_that_there_is_no_branch_trace_store_nor_sampling() {
+    let kvm = kvm_or_skip!();
+    let (_vm, vcpus) = machine(&kvm, 1, &UD2);
+    let misc_enable = kvm_bindings::kvm_msr_entry {
+        index: 0x1a0,
+        ..Default::default()
+    };
+    let mut msrs = kvm_bindings::Msrs::from_entries(&[misc_enable]).unwrap();
+    assert_eq!(vcpus[0].fd().get_msrs(&mut msrs).unwrap(), 1);
+    assert_eq!(msrs.as_slice()[0].data, 0x1801);
+}
+
 /// One access, two parts: parking after the first must not lose the second.
 #[test]
 fn settling_finishes_all_parts_of_an_access() {

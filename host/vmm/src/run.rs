@@ -183,15 +183,17 @@ fn converse(service: &OwnedFd, timeout: Duration) -> Result<u64> {
     }
 }
 
-/// What came first over the link, and when on the monotonic clock.
+/// What came first over the link, and when on the monotonic clock. The link is read as a file: this
+/// thread is confined as the machine's are, and those have `read`, not the `recvfrom` of a socket.
 fn first_words(link: OwnedFd) -> Option<(u64, Vec<u8>)> {
     let mut bytes = vec![0; SHOWN];
-    let mut socket = std::os::unix::net::UnixStream::from(link);
-    let n = socket.read(&mut bytes).ok().filter(|n| *n > 0)?;
+    let mut link = File::from(link);
+    let n = link.read(&mut bytes).ok().filter(|n| *n > 0)?;
     let at_ns = machine::monotonic_ns();
     bytes.truncate(n);
     // Keep listening, so that the agent does not lose its link.
-    let _ = std::io::copy(&mut socket, &mut std::io::sink());
+    let mut rest = [0; 4096];
+    while link.read(&mut rest).is_ok_and(|n| n > 0) {}
     Some((at_ns, bytes))
 }
 

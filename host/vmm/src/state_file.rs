@@ -1,7 +1,7 @@
 //! The section file: a machine's state but for its memory and its devices' contents.
 
 use crate::error::SaveError;
-use machine::{CpuContract, VcpuStateV1, VmStateV1};
+use machine::{CpuContract, CpuContractV2, VcpuStateV1, VmStateV1};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use snapshot_format::{FormatError, Section, SectionFile, SectionName};
@@ -13,8 +13,11 @@ use std::os::unix::fs::FileExt;
 /// The processor its guest has seen. A guest keeps in mind what it was offered, and would fail much
 /// later, and anyhow, without it.
 pub(crate) const CPU: &str = "cpu";
-/// Version 1 had the counter's rate too, which each vCPU's state has.
-pub(crate) const CPU_VERSION: u16 = 2;
+/// Version 1, which is refused, had the counter's rate too, which each vCPU's state has.
+pub(crate) const CPU_VERSION: u16 = 3;
+/// The version before, without the parts of the XSAVE area. It is still read: what it does not say
+/// is not compared.
+const CPU_BEFORE: u16 = 2;
 pub(crate) const VM: &str = "vm";
 pub(crate) const VCPUS: &str = "vcpus";
 pub(crate) const IOAPIC: &str = "ioapic";
@@ -55,7 +58,7 @@ impl SavedState {
             [VM, VCPUS, IOAPIC, DEVICES, CPU, TOUCHED, WRITTEN].contains(&name)
         })?;
         Ok(Self {
-            cpu: decode(CPU, sections.get(CPU, CPU_VERSION)?)?,
+            cpu: contract(&sections)?,
             vm: decode(VM, sections.get(VM, VERSION)?)?,
             vcpus: decode(VCPUS, sections.get(VCPUS, VERSION)?)?,
             ioapic: sections.get(IOAPIC, VERSION)?.to_vec(),
@@ -63,6 +66,13 @@ impl SavedState {
             working_set: WorkingSet::of(&sections, pages)?,
         })
     }
+}
+
+fn contract(sections: &SectionFile<'_>) -> Result<CpuContract, SaveError> {
+    if let Ok(before) = sections.get(CPU, CPU_BEFORE) {
+        return decode::<CpuContractV2>(CPU, before).map(CpuContract::from);
+    }
+    decode(CPU, sections.get(CPU, CPU_VERSION)?)
 }
 
 /// Writes a section file: name, version and payload of each section.

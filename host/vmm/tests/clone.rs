@@ -7,7 +7,7 @@ use common::saved::{
 };
 use common::{Machine, RESET, file, kvm, print, refused};
 use control::{Event, ExitCause, Request};
-use machine::CpuContract;
+use machine::{CpuContract, XsavePart};
 use snapshot_memory::BaseMemory;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -75,6 +75,12 @@ fn what_a_clone_changed_is_saved_over_its_base_memory() {
     }
 }
 
+const AVX: XsavePart = XsavePart {
+    size: 256,
+    offset: 576,
+    flags: 0,
+};
+
 #[test]
 fn what_cannot_be_resumed_is_refused() {
     if !kvm() {
@@ -107,6 +113,12 @@ fn what_cannot_be_resumed_is_refused() {
             "00000001.0.ecx",
         ),
         (Box::new(|cpu| cpu.xsave_size = u32::MAX), "XSAVE"),
+        (
+            Box::new(|cpu| {
+                cpu.xsave_parts.insert(62, AVX);
+            }),
+            "part 62",
+        ),
     ] {
         let said = attempt(&sealed, &file(&on_another(&bytes, &seen)));
         assert!(
@@ -150,11 +162,12 @@ fn make_golden() {
             vendor: "AnotherVendor".into(),
             features: [("00000001.0.ecx".into(), 1)].into(),
             xsave_size: 832,
+            xsave_parts: [(2, AVX)].into(),
         };
     });
     let place = concat!(
         env!("CARGO_MANIFEST_DIR"),
-        "/src/state_file/goldens/state-v2"
+        "/src/state_file/goldens/state-v3"
     );
     std::fs::write(place, on_another(&whole(&files.state), &nobodys)).unwrap();
     machine.send(&Request::Stop, &[]);

@@ -1,7 +1,13 @@
 use super::*;
 use crate::host::DiskFacts;
+use crate::kvm_module::KvmModules;
 use crate::probe::{GuestSpeed, ProbeOutcome, ProbeTimes, UserfaultfdFacts};
 use crate::verdict;
+
+#[expect(clippy::unnecessary_wraps, reason = "parameters may be missing")]
+fn word(word: &str) -> Option<String> {
+    Some(word.to_owned())
+}
 
 fn good() -> HostFacts {
     let ok = || ProbeOutcome {
@@ -24,6 +30,12 @@ fn good() -> HostFacts {
     HostFacts {
         kernel: "6.12.1".into(),
         cpu_virtualizes: true,
+        modules: KvmModules {
+            ept: word("Y"),
+            unrestricted_guest: word("Y"),
+            nx_huge_pages: word("N"),
+            l1d_flush: word("not required"),
+        },
         debugfs: false,
         open_files: Some(1 << 20),
         tasks: Some(1 << 20),
@@ -84,6 +96,16 @@ fn a_good_host_is_fine() {
 }
 
 #[test]
+fn a_host_without_intels_module_hears_nothing_of_it() {
+    let mut facts = good();
+    facts.modules = KvmModules::default();
+    let findings = judge(&facts);
+    assert_eq!(verdict(&findings), Level::Fine);
+    let names = ["ept", "unrestricted guest", "cache flush"];
+    assert!(!findings.iter().any(|f| names.contains(&f.name)));
+}
+
+#[test]
 fn what_stops_sandboxes_is_unusable() {
     let cases: [(&str, Change); 9] = [
         ("kvm", |_, p| {
@@ -118,7 +140,7 @@ fn what_stops_sandboxes_is_unusable() {
 
 #[test]
 fn what_only_takes_away_is_degraded() {
-    let cases: [(&str, Change); 8] = [
+    let cases: [(&str, Change); 10] = [
         ("userfaultfd", |f, p| {
             f.lazy = Some(Ok(()));
             p.userfaultfd = UserfaultfdFacts::default();
@@ -133,6 +155,8 @@ fn what_only_takes_away_is_degraded() {
         ("guest speed", |_, p| {
             p.kvm.supervisor_speed = GuestSpeed::default();
         }),
+        ("ept", |f, _| f.modules.ept = word("N")),
+        ("cache flush", |f, _| f.modules.l1d_flush = word("never")),
         ("open files", |f, _| f.open_files = Some(1024)),
         ("processes", |f, _| f.tasks = Some(512)),
         ("overcommit", |f, _| f.overcommit = 2),
@@ -146,7 +170,7 @@ fn what_only_takes_away_is_degraded() {
 
 #[test]
 fn what_is_only_worth_knowing_does_not_spoil_the_verdict() {
-    let cases: [(&str, Change); 6] = [
+    let cases: [(&str, Change); 9] = [
         ("configuration", |f, _| f.has_key = false),
         ("userfaultfd", |_, p| {
             p.userfaultfd = UserfaultfdFacts::default();
@@ -154,6 +178,13 @@ fn what_is_only_worth_knowing_does_not_spoil_the_verdict() {
         ("memory slots", |_, p| {
             p.kvm.times_us.slot_after_full_irqchip = Some(6400.0);
         }),
+        ("unrestricted guest", |f, _| {
+            f.modules.unrestricted_guest = word("N");
+        }),
+        ("executable huge pages", |f, _| {
+            f.modules.nx_huge_pages = word("Y");
+        }),
+        ("cache flush", |f, _| f.modules.l1d_flush = word("always")),
         ("debugfs", |f, _| f.debugfs = true),
         ("memory", |f, _| f.max_sandboxes = 200),
         ("disk", |f, _| {
