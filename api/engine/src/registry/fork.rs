@@ -33,7 +33,7 @@ impl From<Saved> for CaptureTimings {
         Self {
             ahead: Duration::from_nanos(saved.ahead_ns),
             quiesced: Duration::from_nanos(saved.park_ns + saved.write_ns),
-            quiesced_pages: saved.still_pages,
+            quiesced_pages: saved.quiesced_pages,
         }
     }
 }
