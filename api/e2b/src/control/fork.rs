@@ -51,11 +51,7 @@ pub async fn fork(
             Ok(sandbox) => {
                 json!({ "sandbox": CreatedView::new(&sandbox, app.options.domain.as_deref()) })
             }
-            Err(error) => {
-                let error = ApiError::from(error);
-                let code = error.status().as_u16();
-                json!({ "error": { "code": code, "message": error.to_string() } })
-            }
+            Err(error) => json!({ "error": ApiError::from(error).view() }),
         })
         .collect();
     let mut response = json_response(StatusCode::CREATED, &views);
