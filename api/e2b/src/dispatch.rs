@@ -6,12 +6,14 @@ use crate::control::{
 };
 use crate::error::{ApiError, ProxyError, json_response};
 use crate::linger::LingeringBody;
-use crate::ports::{self, PortServer};
+use crate::ports::{self, ENVD_PORT, PortServer};
 use crate::route::{self, RequestTarget, Route};
 use crate::state::AppState;
 use crate::{Body, BodyError, envd};
 use bytes::Bytes;
-use engine::registry::RouteState;
+use engine::error::EngineError;
+use engine::facts::SandboxFacts;
+use engine::registry::{Entrance, SandboxView};
 use engine::sandbox::Sandbox;
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Frame, SizeHint};
@@ -91,7 +93,8 @@ impl AppState {
             Route::TemplateAlias(name) => templates::alias(self, &name),
             Route::NotYet(what, of) => {
                 if let Some(id) = of {
-                    self.sandbox(&id)?;
+                    let missing = || EngineError::no_sandbox(&id);
+                    self.registry.look(&id).ok_or_else(missing)?;
                 }
                 Err(ApiError::NotYet(what))
             }
@@ -121,29 +124,15 @@ impl AppState {
         port: u16,
         request: &Request<LingeringBody>,
     ) -> Result<Arc<Sandbox>, ProxyError> {
-        let id = id.to_owned();
-        let facts = loop {
-            match self.registry.route_state(&id) {
-                RouteState::Running(sandbox) => return Ok(sandbox),
-                RouteState::Quiesced(sandbox) => sandbox.settled().await,
-                RouteState::Pausing(facts) if !facts.lifecycle.auto_resume => {
-                    return Err(ProxyError::Pausing { id });
-                }
-                RouteState::Pausing(facts) | RouteState::Paused(facts) => break facts,
-                RouteState::Missing => return Err(ProxyError::NotFound { id }),
-            }
-        };
-        let token = facts.access_token.as_deref();
-        let allowed = match ports::server_of(port) {
-            PortServer::Envd => envd::admits(token, request),
+        let admits = |facts: &SandboxFacts| match ports::server_of(port) {
+            PortServer::Envd => envd::admits(facts.access_token.as_deref(), request),
             PortServer::Nobody => false,
         };
-        if !allowed {
-            return Err(ProxyError::NotFound { id });
-        }
-        match self.registry.enter(&id).await {
-            Ok(Some(sandbox)) => Ok(sandbox),
-            Ok(None) => Err(ProxyError::NotFound { id }),
+        let id = id.to_owned();
+        match self.registry.enter(&id, admits).await {
+            Ok(Entrance::Open(sandbox)) => Ok(sandbox),
+            Ok(Entrance::Pausing) => Err(ProxyError::Pausing { id }),
+            Ok(Entrance::Closed) => Err(ProxyError::NotFound { id }),
             Err(error) => {
                 let error = ApiError::from(error);
                 Err(ProxyError::NotResumed {
@@ -155,21 +144,17 @@ impl AppState {
         }
     }
 
-    /// A signed file URL that names no sandbox: its own token tells.
+    /// A signed file URL that names no sandbox: its own token tells, in whatever state it is. From
+    /// there on it is as any traffic to it.
     async fn signed(&self, request: Request<LingeringBody>) -> Response<Body> {
         let query = request.uri().query().unwrap_or_default();
         let write = request.method() == hyper::Method::POST;
-        let signed = |sandbox: &Arc<Sandbox>| {
-            let token = sandbox.access_token.as_deref();
+        let signed = |view: &SandboxView| {
+            let token = view.facts.access_token.as_deref();
             token.is_some_and(|token| envd::signature_matches(token, query, write))
         };
-        match self
-            .registry
-            .running()
-            .iter()
-            .find(|sandbox| signed(sandbox))
-        {
-            Some(sandbox) => envd_request(sandbox, request).await,
+        match self.registry.all().into_iter().find(signed) {
+            Some(view) => self.data(&view.facts.id, ENVD_PORT, request).await,
             None => ProxyError::Signature.response(),
         }
     }

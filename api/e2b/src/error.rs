@@ -4,7 +4,7 @@ use crate::{Body, body};
 use engine::error::EngineError;
 use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// What went wrong with a control-plane request. The body is `{"code": <status>, "message": …}`;
 /// the JavaScript SDK decides by the body's code, not by the status (api/PROTOCOL.md §3.3).
@@ -94,16 +94,21 @@ impl ApiError {
         }
     }
 
+    /// What clients read of it: the body of a response, or an entry of a list.
+    #[must_use]
+    pub fn view(&self) -> Value {
+        let mut view = json!({ "code": self.status().as_u16(), "message": self.to_string() });
+        if let Some(code) = self.error_code() {
+            view["error_code"] = code.into();
+        }
+        view
+    }
+
     /// The whole response. `Should-Retry: false` stops the SDKs from repeating what would fail
     /// again (api/PROTOCOL.md §3.5).
     #[must_use]
     pub fn response(&self) -> Response<Body> {
-        let status = self.status();
-        let mut body = json!({ "code": status.as_u16(), "message": self.to_string() });
-        if let Some(code) = self.error_code() {
-            body["error_code"] = code.into();
-        }
-        let mut response = json_response(status, &body);
+        let mut response = json_response(self.status(), &self.view());
         let headers = response.headers_mut();
         let (should, after) = self.retry();
         if let Some(should) = should {
@@ -218,7 +223,7 @@ pub enum ProxyError {
     /// A path of envd that only its control plane may use.
     #[error("{0} is reserved for the control plane")]
     Reserved(&'static str),
-    /// A signed file URL that no running sandbox's token has signed.
+    /// A signed file URL that no sandbox's token has signed.
     #[error("invalid signature")]
     Signature,
 }

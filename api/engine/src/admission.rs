@@ -1,11 +1,10 @@
 //! Whether the host has memory for one more machine.
 //!
 //! Machines take memory as they touch it, so together they may be promised more than there is.
-//! Before the last of it is gone creations, batches, warm VMs and resumptions are refused: what
-//! runs can go on growing then, and the kernel does not have to end one sandbox for the sake of
-//! another. A resumption is weighed with what it loads. Not weighed is what a snapshot or a
-//! checkpoint loads, nor the layers that a fork merges, nor the machine that takes another one's
-//! place in a reset.
+//! Before the last of it is gone creations, batches, warm VMs, forks and resumptions are refused:
+//! what runs can go on growing then, and the kernel does not have to end one sandbox for the sake of
+//! another. Who loads a stored machine is weighed with what is loaded, a fork with what its children
+//! have of their own. Not weighed is the machine that takes another one's place in a reset.
 
 use crate::error::EngineError;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! Where sandboxes begin that do not begin at their template's beginning.
 
-use crate::facts::SandboxOrigin;
+use crate::facts::{KeptState, SandboxOrigin};
 use crate::image::machine_image::MachineImage;
 use crate::process::ProcessRecord;
 use std::sync::Arc;
@@ -28,6 +28,15 @@ pub enum BootSource {
 }
 
 impl BootSource {
+    /// What is kept of a machine.
+    #[must_use]
+    pub const fn of(image: Arc<MachineImage>, kept: KeptState) -> Self {
+        match kept {
+            KeptState::Memory => Self::Image(image),
+            KeptState::Files => Self::Files(image),
+        }
+    }
+
     /// What the machine's disk and size are of; `None`: the template.
     #[must_use]
     pub fn image(&self) -> Option<&Arc<MachineImage>> {

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use support::told::{self, tell};
 use support::{Answer, Server, children, no_more_files_than, open_files, until};
 
 /// These tests count processes of this one, so they run one after the other.
@@ -541,4 +542,57 @@ async fn a_kill_takes_what_is_being_stored() {
     stores(&server, 0).await;
     assert!(server.stop().await);
     assert_eq!(children(), Vec::<String>::new());
+}
+
+/// Whatever memory was kept, it begins anew over its files; what is stored stays until that is done.
+#[tokio::test]
+async fn a_paused_one_boots_over_its_files_if_that_is_asked_for() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let server = told::server(None).await;
+    let made = server.create(json!({})).await;
+    let id = made.id();
+    let past = |checkpoint: String| history(&server, &checkpoint).len();
+    take(&server, &id, "c1").await;
+    let reboot = |memory: bool| {
+        let body = json!({ "timeout": 60, "memory": memory });
+        post(&server, &id, "connect", body)
+    };
+    let pause = |memory: bool| post(&server, &id, "pause", json!({ "memory": memory }));
+    // Its machine goes on with what it was copied from, until it boots.
+    let mut expected = 1;
+    for (kept, wanted) in [(true, true), (true, false), (true, true), (false, false)] {
+        assert_eq!(pause(kept).await.status, 204);
+        tell(&server, "refuse");
+        let refused = reboot(wanted).await;
+        assert_eq!(refused.status, 500, "{refused:?}");
+        assert_eq!(server.get(&id).await.json()["state"], "paused");
+        tell(&server, "");
+        let resumed = reboot(wanted).await;
+        assert_eq!((resumed.status, resumed.json()), (201, made.json()));
+        works(&server, &id).await;
+        expected = if wanted { expected + 1 } else { 1 };
+        assert_eq!(
+            past(take(&server, &id, &format!("{kept}-{expected}")).await),
+            expected
+        );
+        let names: Vec<_> = tree(&server, &id).await;
+        assert_eq!(names[0], pairs(&[("c1", "")])[0], "its checkpoints stay");
+        assert_eq!(
+            delete(&server, &id, &format!("{kept}-{expected}")).await,
+            204
+        );
+    }
+    // One that runs is not booted anew.
+    let before = children();
+    let there = reboot(false).await;
+    assert_eq!((there.status, there.json()), (200, made.json()));
+    assert_eq!(children(), before);
+    // The older request knows the field, too.
+    assert_eq!(pause(true).await.status, 204);
+    let resumed = post(&server, &id, "resume", json!({ "memory": false })).await;
+    assert_eq!(resumed.status, 201, "{resumed:?}");
+    assert_eq!(past(take(&server, &id, "last").await), 1);
+    assert_eq!(reset(&server, &id, "c1").await, 204);
+    works(&server, &id).await;
+    assert!(server.stop().await);
 }

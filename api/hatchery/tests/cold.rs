@@ -61,7 +61,7 @@ fn open(dir: &Path, lazy: bool) -> ImageVault {
 
 fn get(vault: &ImageVault, id: &SnapshotId) -> MachineImage {
     vault
-        .get(id, KeptState::Memory, &base(), |_| Ok(()))
+        .get(id, (KeptState::Memory, &base()), |_| Ok(()), |_| Ok(()))
         .unwrap()
 }
 

@@ -98,6 +98,15 @@ async fn a_paused_sandbox_has_no_machine_and_comes_back_as_it_was() {
         let list = "/v2/sandboxes?state=paused&metadata=a%3Db";
         let list = server.api("GET", list, Value::Null).await.json();
         assert_eq!(list[0]["sandboxID"], json!(id), "{list}");
+        for (method, what, status) in [
+            ("GET", "metrics", 200),
+            ("GET", "logs", 200),
+            ("PUT", "network", 501),
+        ] {
+            let path = format!("/sandboxes/{id}/{what}");
+            let there = server.api(method, &path, Value::Null).await;
+            assert_eq!(there.status, status, "it is there: {there:?}");
+        }
         let resumed = connect(&server, &id).await;
         assert_eq!(resumed.status, 201, "{resumed:?}");
         assert_eq!(resumed.json(), made.json(), "the token too");

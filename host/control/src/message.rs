@@ -43,7 +43,7 @@ pub struct Saved {
     /// Pages of memory that were written, 4 KiB each.
     pub memory_pages: u64,
     /// How many pages of memory were looked at while the machine was paused.
-    pub still_pages: u64,
+    pub quiesced_pages: u64,
     /// Blocks of all disks that were written, 4 KiB each.
     pub disk_blocks: u64,
 }

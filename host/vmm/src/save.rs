@@ -100,7 +100,7 @@ pub(crate) fn write(
         park_ns: ns(task.paused - task.pausing),
         write_ns: ns(task.paused.elapsed()),
         memory_pages: copied.stored,
-        still_pages: copied.paused,
+        quiesced_pages: copied.paused,
         disk_blocks,
     };
     Ok((saved, copied.watches))

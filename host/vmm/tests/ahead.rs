@@ -92,7 +92,7 @@ fn a_machine_that_writes_all_the_time_is_saved_as_it_was_at_one_time() {
     assert!(saved.ahead_ns > 0, "{saved:?}");
     assert!(saved.memory_pages >= BUSY_PAGES + CALM_PAGES, "{saved:?}");
     // What was written once was copied before.
-    assert!(saved.still_pages <= BUSY_PAGES + 64, "{saved:?}");
+    assert!(saved.quiesced_pages <= BUSY_PAGES + 64, "{saved:?}");
     start(&first);
     // A copy of it, over memory that it shares, is saved twice more.
     let shared = base_memory(vec![&files.memory]);

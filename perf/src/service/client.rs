@@ -82,7 +82,7 @@ impl ApiClient {
     }
 
     /// Makes children of a sandbox that all go on where it stands; and how many pages of it were
-    /// copied while it stood still.
+    /// copied while it was quiesced.
     pub(crate) fn fork(
         &mut self,
         id: &str,
@@ -104,10 +104,10 @@ impl ApiClient {
             children.len()
         );
         let header = answer.field("server-timing").unwrap_or_default();
-        let still = header.split_once("still-pages;desc=\"");
-        let still = still.and_then(|(_, rest)| rest.split('"').next()?.parse().ok());
-        let still = still.context("A fork does not say how many pages it copied")?;
-        Ok((children, steps(&answer), still))
+        let quiesced = header.split_once("quiesced-pages;desc=\"");
+        let quiesced = quiesced.and_then(|(_, rest)| rest.split('"').next()?.parse().ok());
+        let quiesced = quiesced.context("A fork does not say how many pages it copied")?;
+        Ok((children, steps(&answer), quiesced))
     }
 
     /// Puts a sandbox back to where it began.

@@ -11,7 +11,7 @@
 //! sandbox with its line, with mode `all` every sandbox with the summary, or none. The rest is
 //! ended.
 
-use crate::control::create::{CreateRequest, IdempotencyClaim, find};
+use crate::control::create::{CreateRequest, IdempotencyClaim, find, known_one};
 use crate::control::view::CreatedView;
 use crate::error::ApiError;
 use crate::linger::LingeringBody;
@@ -76,11 +76,7 @@ pub async fn handle(
         )));
     }
     let wanted: CreateRequest = parse_json(&body)?;
-    let (template, restore_point) = find(app, &wanted.template_id).await?;
-    let new = NewSandbox {
-        restore_point,
-        ..wanted.check(&app.options, template, ApiVersion::V2)?
-    };
+    let (template, asked) = wanted.check(&app.options, ApiVersion::V2)?;
     let claim = match head.headers.get("idempotency-key") {
         None => None,
         Some(key) => {
@@ -92,8 +88,10 @@ pub async fn handle(
             }
         }
     };
+    let new = NewSandbox::new(find(app, &template).await?, asked)?;
     let partial = mode == BatchMode::Any;
     let places = app.registry.reserve_batch(&new, count, partial).await?;
+    let new = app.registry.load_source(new).await?;
     tracing::info!(count, room = places.len(), ?mode, "batch");
     let (lines, receiver) = mpsc::unbounded_channel();
     let job = BatchJob {
@@ -171,10 +169,7 @@ impl BatchJob {
         let full = ApiError::from(EngineError::TooManySandboxes { max });
         let mut failed = self.count - places.len();
         for index in places.len()..self.count {
-            self.say(
-                &json!({ "index": index, "error": error(&full) }),
-                Vec::new(),
-            );
+            self.say(&json!({ "index": index, "error": full.view() }), Vec::new());
         }
         let creations = places.into_iter().enumerate().map(|(index, place)| {
             let new = new.clone();
@@ -214,7 +209,7 @@ impl BatchJob {
                 }
                 Err(why) => {
                     failed += 1;
-                    let why = error(&why.into());
+                    let why = ApiError::from(why).view();
                     self.say(&json!({ "index": index, "error": why }), Vec::new());
                     if self.mode == BatchMode::All {
                         break Some(why);
@@ -250,14 +245,6 @@ impl BatchJob {
         let text = Bytes::from(format!("{line}\n"));
         let _ = self.lines.send(BatchLine { text, with });
     }
-}
-
-fn error(why: &ApiError) -> Value {
-    let mut error = json!({ "code": why.status().as_u16(), "message": why.to_string() });
-    if let Some(word) = why.error_code() {
-        error["error_code"] = word.into();
-    }
-    error
 }
 
 /// The response's body: a line is the client's when it is taken from here.
@@ -307,17 +294,17 @@ fn again(app: &AppState, known: &str, count: usize, mode: BatchMode) -> Response
     for (index, id) in known.split(',').filter_map(|one| one.split_once(':')) {
         let index: usize = index.parse().unwrap_or(count);
         if let Some(line) = lines.get_mut(index) {
-            *line = Some(match app.sandbox(id) {
-                Ok(sandbox) => {
-                    json!({ "index": index, "sandbox": CreatedView::new(&sandbox, domain) })
+            *line = Some(match known_one(app, id) {
+                Ok(view) => {
+                    json!({ "index": index, "sandbox": CreatedView::new(&view.facts, domain) })
                 }
-                Err(why) => json!({ "index": index, "error": error(&why) }),
+                Err(why) => json!({ "index": index, "error": why.view() }),
             });
         }
     }
     let missing = || ApiError::Conflict("It was not made, or not delivered, the first time".into());
     let filled = lines.into_iter().enumerate().map(|(index, line)| {
-        line.unwrap_or_else(|| json!({ "index": index, "error": error(&missing()) }))
+        line.unwrap_or_else(|| json!({ "index": index, "error": missing().view() }))
     });
     let filled: Vec<Value> = filled.collect();
     let created = filled.iter().filter(|line| line["error"].is_null()).count();

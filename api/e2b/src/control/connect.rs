@@ -2,12 +2,14 @@
 
 use crate::Body;
 use crate::control::create::seconds;
+use crate::control::pause::kept;
 use crate::control::view::CreatedView;
 use crate::error::{ApiError, json_response};
 use crate::linger::LingeringBody;
 use crate::route::ApiVersion;
 use crate::state::AppState;
 use engine::error::EngineError;
+use engine::facts::KeptState;
 use engine::timings::StepTimings;
 use hyper::header::HeaderValue;
 use hyper::{Request, Response, StatusCode};
@@ -17,13 +19,15 @@ use std::sync::Arc;
 #[derive(Deserialize)]
 struct ConnectRequest {
     timeout: Option<i64>,
+    /// False: a paused sandbox boots over its files, whatever memory is kept of it.
+    memory: Option<bool>,
 }
 
 /// What a resumption gives when its client does not say, seconds.
 const RESUME_TIMEOUT: i64 = 15;
 
 /// Answers with the sandbox, its token included: 200 if it was running, whose time to live is only
-/// ever extended; 201 if it was paused, which gets a new one.
+/// ever extended, and which is not booted anew; 201 if it was paused, which gets a new one.
 ///
 /// # Errors
 /// [`ApiError::Invalid`], and those of [`engine::registry::SandboxRegistry::connect`].
@@ -41,7 +45,7 @@ pub async fn handle(
             return Err(ApiError::Invalid("The field timeout is missing".into()));
         }
     };
-    answer(app, id, timeout).await
+    answer(app, id, (kept(wanted.memory), timeout)).await
 }
 
 /// `POST /sandboxes/{id}/resume`, which old clients use.
@@ -57,13 +61,18 @@ pub async fn resume(
     if app.registry.look(id).is_some_and(|s| s.paused.is_none()) {
         return Err(ApiError::Conflict(format!("Sandbox {id:?} is running")));
     }
-    answer(app, id, wanted.timeout.unwrap_or(RESUME_TIMEOUT)).await
+    let timeout = wanted.timeout.unwrap_or(RESUME_TIMEOUT);
+    answer(app, id, (kept(wanted.memory), timeout)).await
 }
 
-async fn answer(app: &Arc<AppState>, id: &str, timeout: i64) -> Result<Response<Body>, ApiError> {
+async fn answer(
+    app: &Arc<AppState>,
+    id: &str,
+    (wanted, timeout): (KeptState, i64),
+) -> Result<Response<Body>, ApiError> {
     let mut timings = StepTimings::default();
-    let time = seconds(timeout, 0, &app.options)?;
-    let (sandbox, resumed) = match app.registry.connect(id, time, &mut timings).await {
+    let how = (wanted, seconds(timeout, 0, &app.options)?);
+    let (sandbox, resumed) = match app.registry.connect(id, how, &mut timings).await {
         Err(EngineError::SandboxNotFound(_)) => {
             return Err(app.registry.why_missing(id).await.into());
         }

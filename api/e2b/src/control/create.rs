@@ -10,9 +10,7 @@ use crate::route::ApiVersion;
 use crate::state::{AppState, parse_json};
 use engine::error::EngineError;
 use engine::facts::{KeptState, LifecyclePolicy, TimeoutAction};
-use engine::registry::NewSandbox;
-use engine::restore_point::RestorePoint;
-use engine::template::Template;
+use engine::registry::{AskedSandbox, CreationSource, NewSandbox, SandboxView};
 use engine::timings::StepTimings;
 use hyper::header::HeaderValue;
 use hyper::{Request, Response, StatusCode};
@@ -22,15 +20,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Most entries of `metadata` and of `envVars`.
-const MAX_ENTRIES: usize = 512;
+/// Most entries of `metadata`.
+const MAX_METADATA: usize = 512;
 
 /// The body. Fields that are not here are ignored, as the SDKs expect.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct CreateRequest {
     #[serde(rename = "templateID")]
-    pub(super) template_id: String,
+    template_id: String,
     timeout: Option<i64>,
     auto_pause: Option<bool>,
     auto_pause_memory: Option<bool>,
@@ -62,11 +60,7 @@ pub async fn handle(
     let key = head.headers.get("idempotency-key").cloned();
     let body = app.body(body).await?;
     let wanted: CreateRequest = parse_json(&body)?;
-    let (template, restore_point) = find(app, &wanted.template_id).await?;
-    let new = NewSandbox {
-        restore_point,
-        ..wanted.check(&app.options, template, version)?
-    };
+    let (template, asked) = wanted.check(&app.options, version)?;
     timings.step("request");
 
     let claim = match key {
@@ -75,12 +69,13 @@ pub async fn handle(
             Ok(claim) => Some(claim),
             Err(known) => {
                 tracing::info!(sandbox_id = known, "creation asked again");
-                let sandbox = app.sandbox(&known)?;
-                let view = CreatedView::new(&sandbox, app.options.domain.as_deref());
+                let known = known_one(app, &known)?;
+                let view = CreatedView::new(&known.facts, app.options.domain.as_deref());
                 return Ok(json_response(StatusCode::CREATED, &view));
             }
         },
     };
+    let new = NewSandbox::new(find(app, &template).await?, asked)?;
     let sandbox = app.registry.create(new, &mut timings).await?;
     if let Some(claim) = claim {
         claim.settle(&sandbox.id);
@@ -93,18 +88,18 @@ pub async fn handle(
     Ok(response)
 }
 
-/// The template of this name, or the one under the snapshot of this name and where that stood.
-pub(super) async fn find(
-    app: &AppState,
-    name: &str,
-) -> Result<(Arc<Template>, Option<Arc<RestorePoint>>), ApiError> {
-    if let Some(template) = app.template(name) {
-        return Ok((template, None));
+/// The template of this name, or the snapshot, which is loaded by whoever makes a sandbox of it.
+pub(super) async fn find(app: &AppState, name: &str) -> Result<CreationSource, ApiError> {
+    match app.template(name) {
+        Some(template) => Ok(CreationSource::Template(template)),
+        None => Ok(app.registry.snapshot_source(name).await?),
     }
-    let point = app.registry.snapshot_point(name).await?;
-    let template = app.registry.templates().get(&point.origin.base);
-    let missing = || EngineError::no_template(name);
-    Ok((template.ok_or_else(missing)?, Some(point)))
+}
+
+/// The sandbox that a key has given, in whatever state it is now.
+pub(super) fn known_one(app: &AppState, id: &str) -> Result<SandboxView, ApiError> {
+    let missing = || EngineError::no_sandbox(id);
+    Ok(app.registry.look(id).ok_or_else(missing)?)
 }
 
 impl CreateRequest {
@@ -128,13 +123,12 @@ impl CreateRequest {
         })
     }
 
-    /// Whether it can be had.
+    /// Whether it can be had; the name of its template or snapshot, and what else is asked for.
     pub(super) fn check(
         self,
         options: &ServerOptions,
-        template: Arc<Template>,
         version: ApiVersion,
-    ) -> Result<NewSandbox, ApiError> {
+    ) -> Result<(String, AskedSandbox), ApiError> {
         let default_timeout = match version {
             ApiVersion::V1 => 15,
             ApiVersion::V2 => 300,
@@ -148,22 +142,27 @@ impl CreateRequest {
             return Err(ApiError::NotYet("Workload identity (iam)"));
         }
         check_network(self.network.as_ref())?;
-        let metadata = bounded("metadata", self.metadata.unwrap_or_default())?;
-        let env = bounded("envVars", self.env_vars.unwrap_or_default())?;
+        let metadata = self.metadata.unwrap_or_default();
+        if metadata.len() > MAX_METADATA {
+            return Err(ApiError::Invalid(format!(
+                "metadata has {} entries, over {MAX_METADATA}",
+                metadata.len()
+            )));
+        }
+        let env = self.env_vars.unwrap_or_default();
         if let Some(key) = env.iter().find_map(|(key, value)| bad_variable(key, value)) {
             return Err(ApiError::Invalid(format!(
                 "envVars: {key:?} is empty, has a '=', or it or its value has a NUL byte"
             )));
         }
-        Ok(NewSandbox {
-            template,
+        let asked = AskedSandbox {
             lifecycle,
             metadata,
             env,
             // From v2 on there is no choice.
             secure: version == ApiVersion::V2 || self.secure.unwrap_or(false),
-            restore_point: None,
-        })
+        };
+        Ok((self.template_id, asked))
     }
 }
 
@@ -199,19 +198,6 @@ fn is_empty(value: &Value) -> bool {
         Value::String(text) => text.is_empty(),
         Value::Bool(_) | Value::Number(_) => false,
     }
-}
-
-fn bounded(
-    name: &str,
-    map: BTreeMap<String, String>,
-) -> Result<BTreeMap<String, String>, ApiError> {
-    if map.len() > MAX_ENTRIES {
-        let count = map.len();
-        return Err(ApiError::Invalid(format!(
-            "{name} has {count} entries, over {MAX_ENTRIES}"
-        )));
-    }
-    Ok(map)
 }
 
 fn bad_variable<'a>(key: &'a str, value: &str) -> Option<&'a str> {

@@ -51,11 +51,7 @@ pub async fn fork(
             Ok(sandbox) => {
                 json!({ "sandbox": CreatedView::new(&sandbox, app.options.domain.as_deref()) })
             }
-            Err(error) => {
-                let error = ApiError::from(error);
-                let code = error.status().as_u16();
-                json!({ "error": { "code": code, "message": error.to_string() } })
-            }
+            Err(error) => json!({ "error": ApiError::from(error).view() }),
         })
         .collect();
     let mut response = json_response(StatusCode::CREATED, &views);
@@ -69,8 +65,10 @@ pub async fn fork(
 /// was copied while it ran and that it was quiesced, and pages that were copied in the latter.
 fn timing(copied: CaptureTimings) -> Option<HeaderValue> {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
-    let (ahead, still) = (ms(copied.ahead), ms(copied.quiesced));
+    let (ahead, quiesced) = (ms(copied.ahead), ms(copied.quiesced));
     let pages = copied.quiesced_pages;
-    let text = format!("ahead;dur={ahead:.3}, still;dur={still:.3}, still-pages;desc=\"{pages}\"");
+    let text = format!(
+        "ahead;dur={ahead:.3}, quiesced;dur={quiesced:.3}, quiesced-pages;desc=\"{pages}\""
+    );
     text.try_into().ok()
 }

@@ -30,7 +30,8 @@ pub fn logs(
     id: &str,
     version: ApiVersion,
 ) -> Result<Response<Body>, ApiError> {
-    app.sandbox(id)?;
+    let missing = || EngineError::no_sandbox(id);
+    app.registry.look(id).ok_or_else(missing)?;
     let none = match version {
         ApiVersion::V1 => json!({ "logs": [], "logEntries": [] }),
         ApiVersion::V2 => json!({ "logs": [] }),

@@ -22,7 +22,7 @@ const BOUND: Duration = Duration::from_secs(5);
 /// Most sandboxes of one question.
 const MAX_IDS: usize = 100;
 
-/// Measurements of one sandbox: one, or none if its guest does not answer.
+/// Measurements of one sandbox: one, or none if it does not run or its guest does not answer.
 ///
 /// # Errors
 /// [`engine::error::EngineError::SandboxNotFound`], [`ApiError::Invalid`].
@@ -32,14 +32,16 @@ pub async fn of_one(
     query: Option<&str>,
 ) -> Result<Response<Body>, ApiError> {
     let query = parse(query)?;
-    let sandbox = app.sandbox(id)?;
+    let sandbox = match app.sandbox(id) {
+        Err(_) if app.registry.look(id).is_some() => None,
+        other => Some(other?),
+    };
     let now = Timestamp::now().as_second();
     let bound = |key| query.get(key).and_then(|text| text.parse::<i64>().ok());
     let wanted = bound("end").is_none_or(|end| now <= end);
-    let sample = if wanted {
-        measure(&sandbox).await
-    } else {
-        None
+    let sample = match sandbox.filter(|_| wanted) {
+        Some(sandbox) => measure(&sandbox).await,
+        None => None,
     };
     Ok(json_response(
         StatusCode::OK,

@@ -26,10 +26,14 @@ pub async fn handle(
     request: Request<LingeringBody>,
 ) -> Result<Response<Body>, ApiError> {
     let wanted: PauseRequest = app.json(request.into_body()).await?;
-    let kept = match wanted.memory {
-        Some(false) => KeptState::Files,
-        _ => KeptState::Memory,
-    };
-    app.registry.pause(id, kept).await?;
+    app.registry.pause(id, kept(wanted.memory)).await?;
     Ok(no_content())
+}
+
+/// What the field `memory` of a request asks for: everything, unless it is false.
+pub(super) const fn kept(memory: Option<bool>) -> KeptState {
+    match memory {
+        Some(false) => KeptState::Files,
+        Some(true) | None => KeptState::Memory,
+    }
 }

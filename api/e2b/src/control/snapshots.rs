@@ -2,12 +2,12 @@
 //! (api/PROTOCOL.md §4.10).
 
 use crate::Body;
+use crate::control::pause::kept;
 use crate::error::{ApiError, json_response};
 use crate::linger::LingeringBody;
 use crate::query::QueryString;
 use crate::state::{AppState, no_content};
 use engine::error::EngineError;
-use engine::facts::KeptState;
 use engine::store::snapshots::SandboxSnapshot;
 use hyper::header::HeaderValue;
 use hyper::{Request, Response, StatusCode};
@@ -34,14 +34,8 @@ pub async fn take(
     request: Request<LingeringBody>,
 ) -> Result<Response<Body>, ApiError> {
     let wanted: SnapshotRequest = app.json(request.into_body()).await?;
-    let kept = match wanted.memory {
-        Some(false) => KeptState::Files,
-        _ => KeptState::Memory,
-    };
-    let taken = app
-        .registry
-        .take_snapshot(id, wanted.name.as_deref(), kept)
-        .await?;
+    let (name, kept) = (wanted.name.as_deref(), kept(wanted.memory));
+    let taken = app.registry.take_snapshot(id, name, kept).await?;
     Ok(json_response(StatusCode::CREATED, &view(&taken)))
 }
 

@@ -1,8 +1,7 @@
 //! A sandbox as clients see it, in its three sizes.
 
-use engine::facts::{KeptState, TimeoutAction};
+use engine::facts::{KeptState, SandboxFacts, TimeoutAction};
 use engine::registry::SandboxView;
-use engine::sandbox::Sandbox;
 use jiff::{Timestamp, Unit};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -33,7 +32,7 @@ pub struct CreatedView<'a> {
 impl<'a> CreatedView<'a> {
     /// Of this sandbox, under this domain.
     #[must_use]
-    pub fn new(sandbox: &'a Sandbox, domain: Option<&'a str>) -> Self {
+    pub fn new(sandbox: &'a SandboxFacts, domain: Option<&'a str>) -> Self {
         Self {
             template_id: &sandbox.origin.template_id,
             sandbox_id: &sandbox.id,

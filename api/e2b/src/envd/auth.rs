@@ -6,6 +6,7 @@ use crate::query::QueryString;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use hyper::{HeaderMap, Method, header};
+use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 /// The words of a refused call; tests of the SDKs compare them.
@@ -28,13 +29,14 @@ pub(super) fn token_ok(token: Option<&str>, headers: &HeaderMap) -> bool {
 }
 
 /// Whether a request shows that it may use the sandbox with this token, by the token or by a signed
-/// URL; the request itself is checked again when it is served.
+/// URL that is not expired; the request itself is checked again when it is served.
 #[must_use]
 pub fn admits<B>(token: Option<&str>, request: &hyper::Request<B>) -> bool {
-    let query = request.uri().query().unwrap_or_default();
-    let write = request.method() == Method::POST;
-    let signed = |token| request.uri().path() == "/files" && signature_matches(token, query, write);
-    token_ok(token, request.headers()) || token.is_some_and(signed)
+    let query = FileQuery::parse(request.uri().query().unwrap_or_default());
+    let (headers, method) = (request.headers(), request.method());
+    let now = Timestamp::now().as_second();
+    let signed = |query: FileQuery| query.authorize(token, headers, method, now).is_ok();
+    token_ok(token, headers) || request.uri().path() == "/files" && query.is_some_and(signed)
 }
 
 fn header_token(headers: &HeaderMap) -> Option<&[u8]> {

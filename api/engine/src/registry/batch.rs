@@ -2,7 +2,8 @@
 
 use crate::error::EngineError;
 use crate::ids;
-use crate::registry::create::{NewSandbox, no_entropy};
+use crate::registry::create::no_entropy;
+use crate::registry::new_sandbox::{CreationSource, NewSandbox};
 use crate::registry::reserve::{Preallocated, SandboxReservation};
 use crate::registry::sandboxes::SandboxRegistry;
 use std::sync::Arc;
@@ -34,8 +35,10 @@ impl SandboxRegistry {
         let ids = ids.collect::<Result<Vec<_>, _>>();
         let ids = ids.map_err(|error| no_entropy(&error))?;
         let entries = self.reserve_all(ids, partial)?;
-        let pool = self.pools.of(&like.template);
-        let pool = pool.filter(|_| like.restore_point.is_none());
+        let pool = match &like.source {
+            CreationSource::Template(template) => self.pools.of(template),
+            CreationSource::Snapshot(..) | CreationSource::Loaded(..) => None,
+        };
         let mut reserved = Vec::with_capacity(entries.len());
         let full = || EngineError::TooManySandboxes { max: self.max };
         let fill = async {
@@ -59,5 +62,21 @@ impl SandboxRegistry {
             Err(error) if !partial || reserved.is_empty() => Err(error),
             _ => Ok(reserved),
         }
+    }
+
+    /// The same sandbox with the snapshot loaded that it goes on at: once for all of a batch, when
+    /// there is room for them.
+    ///
+    /// # Errors
+    /// [`EngineError::NoMemory`]; [`EngineError::StartFailed`] for one that cannot be loaded.
+    pub async fn load_source(&self, new: NewSandbox) -> Result<NewSandbox, EngineError> {
+        let CreationSource::Snapshot(template, snapshot) = &new.source else {
+            return Ok(new);
+        };
+        let point = self.snapshot_point(snapshot).await?;
+        Ok(NewSandbox {
+            source: CreationSource::Loaded(Arc::clone(template), point),
+            ..new
+        })
     }
 }

@@ -9,6 +9,7 @@
 use crate::error::{EngineError, chain};
 use crate::facts::{KeptState, SandboxFacts, SandboxOrigin};
 use crate::registry::capture::{CapturedSandbox, failed};
+use crate::registry::load::{StoredMachine, not_loaded};
 use crate::registry::sandboxes::SandboxRegistry;
 use crate::restore_point::{BootSource, RestorePoint};
 use crate::sandbox::Sandbox;
@@ -17,7 +18,7 @@ use crate::store::checkpoint_tree::{
     CheckpointListing, CheckpointReservation, CheckpointTree, CheckpointView,
 };
 use crate::store::vault::{ImageVault, VaultError};
-use crate::store::{checkpoint_node, checkpoint_record, vault};
+use crate::store::{checkpoint_node, checkpoint_record};
 use snapshot_format::BaseImage;
 use snapshot_store::{SnapshotId, StoreError};
 use std::sync::Arc;
@@ -187,26 +188,24 @@ impl SandboxRegistry {
         facts: &SandboxFacts,
         node: &CheckpointNode,
     ) -> Result<Arc<RestorePoint>, EngineError> {
-        let template = self.template_of(&facts.origin)?;
-        let (stored, kept) = (node.stored.clone(), node.kept);
-        let image = self.in_vault(move |vault| {
-            let base = vault::look(&template.name, &template.image)?;
-            vault.get(&stored, kept, &base, checkpoint_record::readable)
-        });
-        let image = image.await;
-        let image = image.map_err(|error| match error {
+        let machine = StoredMachine {
+            stored: node.stored.clone(),
+            kept: node.kept,
+            template: self.template_of(&facts.origin)?,
+            readable: checkpoint_record::readable,
+            // The delta layer takes memory in each machine that begins here, in the place of what a
+            // machine that is reset has now: who forks weighs it.
+            weigh: |weight| Some(weight.base_memory()).filter(|bytes| *bytes > 0),
+        };
+        let image = self.load(machine).await.map_err(|error| match error {
             // Deleted just now: it goes from the store first, and then from the tree.
             VaultError::Store(StoreError::NoSnapshot(_)) => {
                 EngineError::no_checkpoint(&facts.id, &node.id)
             }
-            other => EngineError::StartFailed(chain(&other)),
-        });
-        let image = Arc::new(image?);
+            other => not_loaded(other, EngineError::StartFailed),
+        })?;
         Ok(Arc::new(RestorePoint {
-            source: match kept {
-                KeptState::Memory => BootSource::Image(image),
-                KeptState::Files => BootSource::Files(image),
-            },
+            source: BootSource::of(image, node.kept),
             processes: node.processes.clone(),
             origin: SandboxOrigin {
                 forked: true,

@@ -3,17 +3,16 @@
 
 use crate::error::{EngineError, chain};
 use crate::facts::KeptState;
-use crate::launch::plan::LaunchPlan;
 use crate::machine::handle::VmProcess;
-use crate::machine::name::MachineName;
+use crate::registry::bring_up::LaunchSource;
+use crate::registry::load::{StoredMachine, not_loaded};
+use crate::registry::reserve::Preallocated;
 use crate::registry::running::{SandboxHistory, running_sandbox};
 use crate::registry::sandboxes::SandboxRegistry;
 use crate::registry::table::ResumeStart;
-use crate::registry::view::RouteState;
-use crate::restore_point::BootSource;
+use crate::restore_point::{BootSource, RestorePoint};
 use crate::sandbox::{Sandbox, SandboxDeadline};
 use crate::store::paused::{PausedSandbox, readable, stored_name};
-use crate::store::vault;
 use crate::timings::StepTimings;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,6 +20,8 @@ use std::time::{Duration, Instant};
 impl SandboxRegistry {
     /// A running sandbox, which is given at least `time` from now, or a paused one resumed with
     /// `time` to live, and whether it was resumed by this call. Waits for one that is being paused.
+    /// A paused one goes on with what is kept of it, or with `wanted`, if that is less: of its files
+    /// alone it boots, whatever memory is kept. One that runs is not booted anew.
     ///
     /// # Errors
     /// [`EngineError::SandboxNotFound`], [`EngineError::TooManySandboxes`],
@@ -28,7 +29,7 @@ impl SandboxRegistry {
     pub async fn connect(
         self: &Arc<Self>,
         id: &str,
-        time: Duration,
+        (wanted, time): (KeptState, Duration),
         timings: &mut StepTimings,
     ) -> Result<(Arc<Sandbox>, bool), EngineError> {
         loop {
@@ -51,7 +52,11 @@ impl SandboxRegistry {
             let (registry, mut steps) = (Arc::clone(self), timings.clone());
             let work = tokio::spawn(async move {
                 let begin = Instant::now();
-                let resumed = registry.resume(&paused, time, &mut steps).await;
+                let kept = match wanted {
+                    KeptState::Memory => paused.kept,
+                    KeptState::Files => KeptState::Files,
+                };
+                let resumed = registry.resume(&paused, (kept, time), &mut steps).await;
                 registry
                     .metrics
                     .done("resume", resumed.is_ok(), begin.elapsed());
@@ -69,14 +74,14 @@ impl SandboxRegistry {
     async fn resume(
         self: &Arc<Self>,
         paused: &Arc<PausedSandbox>,
-        time: Duration,
+        how: (KeptState, Duration),
         timings: &mut StepTimings,
     ) -> Result<Arc<Sandbox>, EngineError> {
         let mut closing = self.closing.subscribe();
         let made = tokio::select! {
             biased;
             _ = closing.wait_for(|closing| *closing) => Err(EngineError::ShuttingDown),
-            made = self.rebuild(paused, time, timings) => made,
+            made = self.bring_back(paused, how, timings) => made,
         };
         let (sandbox, machine) = match made {
             Ok(made) => made,
@@ -103,86 +108,59 @@ impl SandboxRegistry {
         }
         self.follow(&sandbox, machine);
         let timing = timings.header();
-        tracing::info!(sandbox_id = sandbox.id, timing, "sandbox resumed");
+        let kept = how.0;
+        tracing::info!(sandbox_id = sandbox.id, ?kept, timing, "sandbox resumed");
         Ok(sandbox)
     }
 
-    /// A machine that goes on where the sandbox was paused, and has taken its identity anew.
-    async fn rebuild(
+    /// A machine that goes on where the sandbox was paused, or boots over its files, and has taken
+    /// its identity anew.
+    async fn bring_back(
         &self,
-        paused: &Arc<PausedSandbox>,
-        time: Duration,
+        paused: &PausedSandbox,
+        (kept, time): (KeptState, Duration),
         timings: &mut StepTimings,
     ) -> Result<(Arc<Sandbox>, VmProcess), EngineError> {
         let facts = &paused.facts;
-        let name = &facts.origin.base;
-        let template = self.template_of(&facts.origin)?;
-        let failed = |error: String| EngineError::ResumeFailed(error);
-        let stored = stored_name(&facts.id).map_err(|error| failed(chain(&error)))?;
-        let weighed = stored.clone();
-        let weight = self.in_vault(move |vault| vault.weight(&weighed)).await;
-        let weight = weight.map_err(|error| failed(chain(&error)))?;
-        self.admission.check_for(weight)?;
-        let slot = self.slot().await?;
+        let slot = Preallocated::Slot(self.slot().await?);
         timings.step("slot");
-        let (name, path, kept) = (name.clone(), template.image.clone(), paused.kept);
-        let image = self.in_vault(move |vault| {
-            let base = vault::look(&name, &path)?;
-            vault.get(&stored, kept, &base, readable)
-        });
-        let image = image.await.map_err(|error| failed(chain(&error)))?;
-        timings.step("load");
-        let image = Arc::new(image);
-        let plan = LaunchPlan {
-            name: MachineName::new(&facts.id),
+        let stored = stored_name(&facts.id);
+        let template = self.template_of(&facts.origin)?;
+        let machine = StoredMachine {
+            stored: stored.map_err(|error| EngineError::ResumeFailed(chain(&error)))?,
+            kept,
             template: Arc::clone(&template),
-            source: match paused.kept {
-                KeptState::Memory => BootSource::Image(image),
-                KeptState::Files => BootSource::Files(image),
-            },
-            trial: false,
-            slot,
+            readable,
+            weigh: |weight| Some(weight.machine()),
         };
-        let launched = self.launcher.launch(plan, timings).await;
-        let mut launched = launched.map_err(|error| failed(error.to_string()))?;
-        let identity =
-            self.take_identity(&facts.id, &mut launched.machine, &launched.link, &facts.env);
-        identity.await.map_err(failed)?;
-        timings.step("identity");
+        let image = self.load(machine).await;
+        let image = image.map_err(|error| not_loaded(error, EngineError::ResumeFailed))?;
+        timings.step("load");
+        let point = RestorePoint {
+            source: BootSource::of(image, kept),
+            processes: match kept {
+                KeptState::Memory => paused.processes.clone(),
+                KeptState::Files => Vec::new(),
+            },
+            origin: facts.origin.clone(),
+        };
+        let source = LaunchSource {
+            template: &template,
+            restore_point: Some(&point),
+        };
+        let made = self.bring_up(&facts.id, source, &facts.env, Some(slot), timings);
+        let made = made.await.map_err(|error| match error {
+            EngineError::StartFailed(why) => EngineError::ResumeFailed(why),
+            other => other,
+        })?;
         let deadline = SandboxDeadline::after(time);
         let past = SandboxHistory {
             restore_point: paused.restore_point.clone(),
             tree: Arc::clone(&paused.tree),
         };
-        let (sandbox, machine) = running_sandbox(Arc::clone(facts), launched, deadline, past);
-        if paused.kept == KeptState::Memory {
-            sandbox.processes.attach_all(&paused.processes).await;
-            timings.step("processes");
-        }
+        let (sandbox, machine) = running_sandbox(Arc::clone(facts), made.launched, deadline, past);
+        sandbox.processes.attach_all(&point.processes).await;
+        timings.step("processes");
         Ok((sandbox, machine))
-    }
-
-    /// The sandbox that traffic may resume; `None` if it may not.
-    ///
-    /// # Errors
-    /// As [`SandboxRegistry::connect`].
-    pub async fn enter(self: &Arc<Self>, id: &str) -> Result<Option<Arc<Sandbox>>, EngineError> {
-        /// The least time that traffic gives a sandbox.
-        const LEAST: Duration = Duration::from_secs(300);
-        let facts = loop {
-            match self.route_state(id) {
-                RouteState::Running(sandbox) => return Ok(Some(sandbox)),
-                RouteState::Quiesced(sandbox) => sandbox.settled().await,
-                RouteState::Pausing(facts) | RouteState::Paused(facts)
-                    if facts.lifecycle.auto_resume =>
-                {
-                    break facts;
-                }
-                _ => return Ok(None),
-            }
-        };
-        let time = facts.lifecycle.timeout.max(LEAST);
-        let (sandbox, _) = self.connect(id, time, &mut StepTimings::default()).await?;
-        Ok(Some(sandbox))
     }
 }

@@ -1,37 +1,18 @@
 //! Create: from what a client asks for to a sandbox that runs.
 
 use crate::error::EngineError;
-use crate::facts::{LifecyclePolicy, SandboxFacts, SandboxOrigin};
+use crate::facts::{SandboxFacts, SandboxOrigin};
 use crate::ids;
 use crate::registry::bring_up::{IdentifiedMachine, LaunchSource};
-use crate::registry::reserve::SandboxReservation;
+use crate::registry::new_sandbox::{AskedSandbox, CreationSource, NewSandbox};
+use crate::registry::reserve::{Preallocated, SandboxReservation};
 use crate::registry::running::{SandboxHistory, running_sandbox};
 use crate::registry::sandboxes::SandboxRegistry;
-use crate::restore_point::RestorePoint;
 use crate::sandbox::{Sandbox, SandboxDeadline};
-use crate::template::Template;
 use crate::timings::StepTimings;
 use jiff::Timestamp;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
-
-/// What a creation asks for, already checked.
-#[derive(Clone, Debug)]
-pub struct NewSandbox {
-    /// From which template.
-    pub template: Arc<Template>,
-    /// Time to live, and what happens then.
-    pub lifecycle: LifecyclePolicy,
-    /// The client's labels.
-    pub metadata: BTreeMap<String, String>,
-    /// The client's environment.
-    pub env: BTreeMap<String, String>,
-    /// Whether the data plane asks for a token.
-    pub secure: bool,
-    /// Where it goes on; `None`: at its template's beginning.
-    pub restore_point: Option<Arc<RestorePoint>>,
-}
 
 impl SandboxRegistry {
     /// Makes a sandbox. Answers only when its agent has taken its identity: no tenant code can run
@@ -87,6 +68,17 @@ impl SandboxRegistry {
         }
     }
 
+    /// Whether there is memory for it to begin. A snapshot that has to be loaded is weighed when it
+    /// is.
+    fn admit(&self, source: &CreationSource) -> Result<(), EngineError> {
+        match source {
+            CreationSource::Snapshot(_, snapshot) if self.snapshots.ready(snapshot).is_none() => {
+                Ok(())
+            }
+            _ => self.admission.check(),
+        }
+    }
+
     /// Until its end the reservation is the entry in the table.
     async fn make(
         self: &Arc<Self>,
@@ -94,24 +86,43 @@ impl SandboxRegistry {
         new: NewSandbox,
         timings: &mut StepTimings,
     ) -> Result<(Arc<Sandbox>, &'static str), EngineError> {
-        self.admission.check()?;
+        self.admit(&new.source)?;
         let SandboxReservation {
             entry,
-            preallocated,
+            mut preallocated,
         } = reservation;
         let id = entry.id.clone();
-        let access_token = new.secure.then(ids::token).transpose();
+        let NewSandbox { source, asked } = new;
+        let AskedSandbox {
+            lifecycle,
+            metadata,
+            env,
+            secure,
+        } = asked;
+        let access_token = secure.then(ids::token).transpose();
         let access_token = access_token.map_err(|error| no_entropy(&error))?;
-        let origin = match &new.restore_point {
-            Some(point) => point.origin.clone(),
-            None => SandboxOrigin::of(&new.template),
+        let template = source.template();
+        let restore_point = match &source {
+            CreationSource::Template(_) => None,
+            CreationSource::Loaded(_, point) => Some(Arc::clone(point)),
+            CreationSource::Snapshot(_, snapshot) => {
+                if preallocated.is_none() {
+                    preallocated = Some(Preallocated::Slot(self.slot().await?));
+                    timings.step("slot");
+                }
+                let point = self.snapshot_point(snapshot).await?;
+                timings.step("load");
+                Some(point)
+            }
         };
-        let env = self
-            .variables
-            .environment(&id, &origin.template_id, new.env);
+        let origin = match &restore_point {
+            Some(point) => point.origin.clone(),
+            None => SandboxOrigin::of(template),
+        };
+        let env = self.variables.environment(&id, &origin.template_id, env);
         let source = LaunchSource {
-            template: &new.template,
-            restore_point: new.restore_point.as_deref(),
+            template,
+            restore_point: restore_point.as_deref(),
         };
         let made = self.bring_up(&id, source, &env, preallocated, timings);
         let IdentifiedMachine { launched, way } = made.await?;
@@ -121,16 +132,16 @@ impl SandboxRegistry {
                 disk_size_mb: launched.disk_size >> 20,
                 ..origin
             },
-            metadata: new.metadata,
+            metadata,
             env,
             access_token,
-            default_user: new.template.default_user.clone(),
-            default_workdir: new.template.default_workdir.clone(),
+            default_user: template.default_user.clone(),
+            default_workdir: template.default_workdir.clone(),
             started_at: Timestamp::now(),
-            lifecycle: new.lifecycle,
+            lifecycle,
         };
         let deadline = SandboxDeadline::after(facts.lifecycle.timeout);
-        let history = SandboxHistory::of(new.restore_point);
+        let history = SandboxHistory::of(restore_point);
         let (sandbox, machine) = running_sandbox(Arc::new(facts), launched, deadline, history);
         if let Some(point) = &sandbox.machine.restore_point {
             sandbox.processes.attach_all(&point.processes).await;

@@ -1,8 +1,8 @@
 //! Fork: more sandboxes that go on where one is now, or was at a checkpoint.
 
 use crate::error::{EngineError, chain};
-use crate::facts::{LifecyclePolicy, SandboxFacts, SandboxOrigin};
-use crate::registry::create::NewSandbox;
+use crate::facts::{SandboxFacts, SandboxOrigin};
+use crate::registry::new_sandbox::{CreationSource, NewSandbox};
 use crate::registry::sandboxes::SandboxRegistry;
 use crate::restore_point::{BootSource, RestorePoint};
 use crate::sandbox::Sandbox;
@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 const AT_ONCE: usize = 8;
 /// From so many machines on it is worth to merge their memory's layers once for all.
 const MERGE: usize = 3;
+/// Bytes of a page of memory.
+const PAGE: u64 = 4096;
 
 /// How a running sandbox was copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +35,7 @@ impl From<Saved> for CaptureTimings {
         Self {
             ahead: Duration::from_nanos(saved.ahead_ns),
             quiesced: Duration::from_nanos(saved.park_ns + saved.write_ns),
-            quiesced_pages: saved.still_pages,
+            quiesced_pages: saved.quiesced_pages,
         }
     }
 }
@@ -48,7 +50,8 @@ impl SandboxRegistry {
     ///
     /// # Errors
     /// [`EngineError::SandboxNotFound`], [`EngineError::CheckpointNotFound`],
-    /// [`EngineError::Conflict`], [`EngineError::PauseFailed`]: there are no children.
+    /// [`EngineError::Conflict`], [`EngineError::NoMemory`], [`EngineError::PauseFailed`]: there are
+    /// no children.
     pub async fn fork(
         self: &Arc<Self>,
         id: &str,
@@ -57,28 +60,23 @@ impl SandboxRegistry {
         timeout: Duration,
     ) -> Result<(ForkedChildren, Option<CaptureTimings>), EngineError> {
         let begin = Instant::now();
-        let (facts, point, saved) = match checkpoint {
+        let (facts, point, pages, saved) = match checkpoint {
             None => {
+                self.admission.check()?;
                 let (facts, point, saved) = self.present(id).await?;
-                (facts, point, Some(saved))
+                (facts, point, saved.memory_pages, Some(saved.into()))
             }
             Some(word) => {
                 let (facts, tree) = self.tree_of(id)?;
-                let (_, point) = self.checkpoint_point(&facts, &tree, word).await?;
-                (facts, point, None)
+                let (node, point) = self.checkpoint_point(&facts, &tree, word).await?;
+                (facts, point, node.pages, None)
             }
         };
-        let child = NewSandbox {
-            template: self.template_of(&facts.origin)?,
-            lifecycle: LifecyclePolicy {
-                timeout,
-                ..facts.lifecycle
-            },
-            metadata: facts.metadata.clone(),
-            env: self.variables.asked(&facts.env),
-            secure: facts.access_token.is_some(),
-            restore_point: Some(for_many(point, count).await?),
-        };
+        self.admission.check_for(weight(&point, pages, count))?;
+        let template = self.template_of(&facts.origin)?;
+        let source = CreationSource::Loaded(template, for_many(point, count).await?);
+        let env = self.variables.asked(&facts.env);
+        let child = NewSandbox::child(&facts, env, source, timeout);
         // A task of its own: a client that leaves finds all of them.
         let registry = Arc::clone(self);
         let work = tokio::spawn(async move {
@@ -99,7 +97,7 @@ impl SandboxRegistry {
     async fn present(
         self: &Arc<Self>,
         id: &str,
-    ) -> Result<(Arc<SandboxFacts>, Arc<RestorePoint>, CaptureTimings), EngineError> {
+    ) -> Result<(Arc<SandboxFacts>, Arc<RestorePoint>, Saved), EngineError> {
         let captured = self.capture(id).await?;
         let facts = Arc::clone(&captured.busy.sandbox.facts);
         let point = RestorePoint {
@@ -110,7 +108,27 @@ impl SandboxRegistry {
                 ..facts.origin.clone()
             },
         };
-        Ok((facts, Arc::new(point), captured.saved.into()))
+        Ok((facts, Arc::new(point), captured.saved))
+    }
+}
+
+/// Bytes that are taken at once when so many machines begin at a restore point whose delta layer has
+/// so many pages.
+fn weight(point: &RestorePoint, pages: u64, count: usize) -> u64 {
+    match &point.source {
+        BootSource::Image(image) if image.delta.is_some() => {
+            weight_of(pages, count, || image.base_memory.resident_bytes())
+        }
+        _ => 0,
+    }
+}
+
+/// Each has the layer as its own, or all of them share one merged memory.
+fn weight_of(pages: u64, count: usize, base_memory: impl FnOnce() -> u64) -> u64 {
+    let delta = pages.saturating_mul(PAGE);
+    match count {
+        0..MERGE => delta.saturating_mul(count as u64),
+        _ => delta.saturating_add(base_memory()),
     }
 }
 
@@ -132,4 +150,15 @@ async fn for_many(
         processes: point.processes.clone(),
         origin: point.origin.clone(),
     }))
+}
+
+#[cfg(test)]
+mod test {
+    use super::weight_of;
+
+    #[test]
+    fn children_are_weighed_one_by_one_until_they_share() {
+        let weighed = [1, 2, 3, 100].map(|count| weight_of(10, count, || 1_000_000));
+        assert_eq!(weighed, [40_960, 81_920, 1_040_960, 1_040_960]);
+    }
 }

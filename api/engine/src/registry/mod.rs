@@ -11,9 +11,10 @@
 //!
 //! | verb | file | what it calls |
 //! |---|---|---|
-//! | create | `create` | `reserve`, `bring_up` (`claim`), `take_identity`, `running` |
+//! | create | `new_sandbox`, `create` | `reserve`, `load`, `bring_up` (`claim`), `take_identity`, `running` |
 //! | create many | `batch` | `reserve` |
-//! | pause, connect, kill | `pause`, `connect`, `kill` | `capture`; `bring_up`; `table` |
+//! | pause, connect, kill | `pause`, `connect`, `kill` | `capture`; `load`, `bring_up`; `table` |
+//! | traffic | `enter` | `connect` |
 //! | fork, snapshot, checkpoint | `fork`, `snapshot`, `checkpoint` | `capture` |
 //! | reset | `reset` | `in_place`, else `bring_up` |
 //! | at the deadline, at the machine's end | `lifecycle` | `pause`, `kill` |
@@ -25,11 +26,14 @@ mod checkpoint;
 mod claim;
 mod connect;
 mod create;
+mod enter;
 mod entry;
 mod fork;
 mod in_place;
 mod kill;
 mod lifecycle;
+mod load;
+mod new_sandbox;
 mod pause;
 mod recover;
 mod reserve;
@@ -44,8 +48,11 @@ mod transitions;
 mod unreadable;
 mod view;
 
-pub use create::NewSandbox;
+pub use enter::Entrance;
 pub use fork::CaptureTimings;
+pub use new_sandbox::{
+    AskedSandbox, CreationSource, MAX_VARIABLE_BYTES, MAX_VARIABLES, NewSandbox,
+};
 pub use reserve::SandboxReservation;
 pub use sandboxes::{EndReason, SandboxRegistry};
-pub use view::{RouteState, SandboxView};
+pub use view::SandboxView;

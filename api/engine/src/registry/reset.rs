@@ -116,7 +116,8 @@ impl SandboxRegistry {
             )));
         }
         if point.is_none() && old.origin.template_id != old.origin.base {
-            point = Some(self.snapshot_point(&old.origin.template_id).await?);
+            let snapshot = self.find_snapshot(&old.origin.template_id).await?;
+            point = Some(self.snapshot_point(&snapshot).await?);
         }
         Ok((Vec::new(), point))
     }

@@ -3,12 +3,13 @@
 use crate::error::{EngineError, chain};
 use crate::facts::{KeptState, SandboxOrigin};
 use crate::ids;
+use crate::registry::load::{StoredMachine, not_loaded};
+use crate::registry::new_sandbox::CreationSource;
 use crate::registry::sandboxes::SandboxRegistry;
 use crate::restore_point::{BootSource, RestorePoint};
 use crate::store::snapshots::{
     MAX_NAME, MAX_SNAPSHOTS, SandboxSnapshot, readable, snapshot_id, stored_name,
 };
-use crate::store::vault;
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::time::Instant;
@@ -65,7 +66,9 @@ impl SandboxRegistry {
             },
             id: snapshot_id,
             kept,
+            env: self.variables.asked(&captured.busy.sandbox.env),
             processes: captured.processes,
+            loading: Arc::default(),
         });
         let (registry, own) = (Arc::clone(self), Arc::clone(&snapshot));
         let image = captured.image;
@@ -153,43 +156,73 @@ impl SandboxRegistry {
         Ok(true)
     }
 
-    /// Where sandboxes begin that are made from a snapshot.
+    /// What a creation begins with that names a snapshot. Nothing of it is loaded.
     ///
     /// # Errors
-    /// [`EngineError::TemplateNotFound`]; [`EngineError::StartFailed`] for one that cannot be
-    /// loaded.
-    pub async fn snapshot_point(&self, id: &str) -> Result<Arc<RestorePoint>, EngineError> {
-        let missing = || EngineError::no_template(id);
-        let own = snapshot_id(id).ok_or_else(missing)?;
-        let Some(snapshot) = self.snapshots.find(&own) else {
-            let unreadable = self.unreadable_snapshot(&own).await;
-            return Err(unreadable.map_or_else(missing, |(_, why)| EngineError::StartFailed(why)));
-        };
-        if let Some(point) = self.snapshots.ready(&snapshot) {
+    /// [`EngineError::TemplateNotFound`]; [`EngineError::StartFailed`] for one that cannot be read,
+    /// or whose template is not there any more.
+    pub async fn snapshot_source(&self, name: &str) -> Result<CreationSource, EngineError> {
+        let snapshot = self.find_snapshot(name).await?;
+        let template = self.template_of(&snapshot.origin);
+        let template = template.map_err(|error| EngineError::StartFailed(error.to_string()))?;
+        Ok(CreationSource::Snapshot(template, snapshot))
+    }
+
+    /// The snapshot of this name.
+    ///
+    /// # Errors
+    /// As [`SandboxRegistry::snapshot_source`].
+    pub(super) async fn find_snapshot(
+        &self,
+        name: &str,
+    ) -> Result<Arc<SandboxSnapshot>, EngineError> {
+        let missing = || EngineError::no_template(name);
+        let id = snapshot_id(name).ok_or_else(missing)?;
+        if let Some(snapshot) = self.snapshots.find(&id) {
+            return Ok(snapshot);
+        }
+        let unreadable = self.unreadable_snapshot(&id).await;
+        Err(unreadable.map_or_else(missing, |(_, why)| EngineError::StartFailed(why)))
+    }
+
+    /// Where sandboxes begin that are made from a snapshot. Who comes while another one loads it
+    /// waits, and has what that one has loaded.
+    ///
+    /// # Errors
+    /// [`EngineError::NoMemory`]; [`EngineError::StartFailed`] for one that cannot be loaded.
+    pub(super) async fn snapshot_point(
+        &self,
+        snapshot: &Arc<SandboxSnapshot>,
+    ) -> Result<Arc<RestorePoint>, EngineError> {
+        if let Some(point) = self.snapshots.ready(snapshot) {
             return Ok(point);
         }
-        let failed = |error: String| EngineError::StartFailed(error);
-        let template = self.template_of(&snapshot.origin)?;
-        let (stored, kept) = (snapshot.stored.clone(), snapshot.kept);
-        let image = self.in_vault(move |vault| {
-            let base = vault::look(&template.name, &template.image)?;
-            vault.get(&stored, kept, &base, readable)
-        });
-        let image = Arc::new(image.await.map_err(|error| failed(chain(&error)))?);
-        let (source, processes) = match kept {
-            KeptState::Files => (BootSource::Files(image), Vec::new()),
-            KeptState::Memory => {
-                let merged = image.merged().await;
-                let merged = merged.map_err(|error| failed(chain(&error)))?;
-                (BootSource::Image(merged), snapshot.processes.clone())
-            }
+        let _one = snapshot.loading.lock().await;
+        if let Some(point) = self.snapshots.ready(snapshot) {
+            return Ok(point);
+        }
+        let kept = snapshot.kept;
+        let machine = StoredMachine {
+            stored: snapshot.stored.clone(),
+            kept,
+            template: self.template_of(&snapshot.origin)?,
+            readable,
+            weigh: |weight| Some(weight.merged()),
         };
+        let image = self.load(machine).await;
+        let mut image = image.map_err(|error| not_loaded(error, EngineError::StartFailed))?;
+        let mut processes = Vec::new();
+        if kept == KeptState::Memory {
+            let merged = image.merged().await;
+            image = merged.map_err(|error| EngineError::StartFailed(chain(&error)))?;
+            processes.clone_from(&snapshot.processes);
+        }
         let point = Arc::new(RestorePoint {
-            source,
+            source: BootSource::of(image, kept),
             processes,
             origin: snapshot.origin.clone(),
         });
-        self.snapshots.keep_ready(&snapshot, &point);
+        self.snapshots.keep_ready(snapshot, &point);
         Ok(point)
     }
 }

@@ -61,8 +61,7 @@ impl SandboxRegistry {
     }
 
     /// What traffic to a sandbox meets.
-    #[must_use]
-    pub fn route_state(&self, id: &str) -> RouteState {
+    pub(super) fn route_state(&self, id: &str) -> RouteState {
         let table = self.table();
         let entry = table.get(id);
         match (self.transition(entry, SandboxRequest::Traffic), entry) {

@@ -44,7 +44,7 @@ impl SandboxView {
 
 /// What traffic to a sandbox meets.
 #[derive(Debug)]
-pub enum RouteState {
+pub(super) enum RouteState {
     /// It runs.
     Running(Arc<Sandbox>),
     /// It is quiesced for a moment: [`Sandbox::settled`], then look again.

@@ -24,7 +24,8 @@ pub struct CheckpointNode {
     pub kept: KeptState,
     pub(super) name: Option<String>,
     pub(super) created_at: Timestamp,
-    pub(super) pages: u64,
+    /// Pages of memory that differ from what the sandbox began with, 4 KiB each.
+    pub pages: u64,
     pub(super) blocks: u64,
     /// What is stored for it and not for its template.
     pub(super) blobs: Vec<BlobRef>,

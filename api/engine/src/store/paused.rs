@@ -7,7 +7,7 @@ use crate::image::machine_image::MachineShape;
 use crate::process::{ProcessRecord, ProcessRecordV1};
 use crate::restore_point::RestorePoint;
 use crate::store::checkpoint_tree::CheckpointTree;
-use crate::store::record::record_version;
+use crate::store::record::{bad_env, record_version};
 use crate::store::vault::StoredHeader;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,7 @@ pub const PREFIX: &str = "paused-";
 const VERSION: u32 = 1;
 /// Most bytes of a token, user, folder or template name that is read back.
 const MAX_TEXT: usize = 4096;
-/// Most processes, metadata entries and variables that are read back.
+/// Most processes, metadata entries and checkpoints that are read back.
 const MAX_ENTRIES: usize = 4096;
 
 /// A sandbox without a machine; that is in the store.
@@ -252,16 +252,12 @@ impl SandboxRecordV1 {
                 return Err(invalid(what, text.map_or("", String::as_str)));
             }
         }
-        let entries = self.metadata.len().max(self.env.len());
-        let entries = entries.max(self.processes.len());
+        let entries = self.metadata.len().max(self.processes.len());
         if entries.max(self.checkpoints.len()) > MAX_ENTRIES {
             return Err(invalid("number of entries", entries));
         }
-        let bad = |(key, value): &(&String, &String)| {
-            key.is_empty() || key.contains(['=', '\0']) || value.contains('\0')
-        };
-        match self.env.iter().find(bad) {
-            Some((key, _)) => Err(invalid("variable", key)),
+        match bad_env(&self.env) {
+            Some(why) => Err(invalid("environment", why)),
             None => Ok(()),
         }
     }

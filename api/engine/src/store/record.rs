@@ -2,6 +2,10 @@
 //! anything else.
 
 use serde::Deserialize;
+use std::collections::BTreeMap;
+
+/// Most variables that are read back.
+const MAX_VARIABLES: usize = 4096;
 
 /// The version of a record, whatever else is in it.
 ///
@@ -13,4 +17,20 @@ pub fn record_version(bytes: &[u8]) -> Result<u32, serde_json::Error> {
         version: u32,
     }
     serde_json::from_slice(bytes).map(|VersionOnly { version }| version)
+}
+
+/// What is wrong with the variables of a record, in words.
+#[must_use]
+pub fn bad_env(env: &BTreeMap<String, String>) -> Option<String> {
+    if env.len() > MAX_VARIABLES {
+        return Some(format!("it has {} variables", env.len()));
+    }
+    let bad = |(name, value): &(&String, &String)| {
+        name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')
+    };
+    let (name, _) = env.iter().find(bad)?;
+    Some(format!(
+        "it has a bad variable: {:?}",
+        name.chars().take(200).collect::<String>()
+    ))
 }

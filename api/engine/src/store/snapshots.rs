@@ -4,7 +4,7 @@ use crate::error::chain;
 use crate::facts::{KeptState, SandboxOrigin};
 use crate::process::{ProcessRecord, ProcessRecordV1};
 use crate::restore_point::RestorePoint;
-use crate::store::record::record_version;
+use crate::store::record::{bad_env, record_version};
 use crate::store::restore_points::RestorePointCache;
 use crate::store::vault::{ImageVault, StoredHeader};
 use jiff::Timestamp;
@@ -16,8 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Names of snapshots in the store begin with it.
 const PREFIX: &str = "snapshot-";
-/// [`SnapshotRecordV1::version`].
-const VERSION: u32 = 1;
+/// [`SnapshotRecordV2::version`].
+const VERSION: u32 = 2;
 /// Most snapshots.
 pub const MAX_SNAPSHOTS: usize = 1000;
 /// Most characters of a name or tag.
@@ -38,14 +38,35 @@ pub struct SandboxSnapshot {
     pub origin: SandboxOrigin,
     /// What is kept.
     pub kept: KeptState,
+    /// The variables that its sandbox was created with, which sandboxes that begin at it have too.
+    pub env: BTreeMap<String, String>,
     /// The processes that clients had started.
     pub processes: Vec<ProcessRecord>,
     /// Its name in the store.
     pub stored: SnapshotId,
+    /// Held by whoever loads it, so that it is not loaded twice at the same time.
+    pub(crate) loading: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// The record as it lies on the disk, JSON.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SnapshotRecordV2 {
+    version: u32,
+    id: String,
+    sandbox_id: String,
+    base: String,
+    cpu_count: u8,
+    memory_mb: u32,
+    disk_size_mb: u64,
+    files_only: bool,
+    taken_at_us: i64,
+    env: BTreeMap<String, String>,
+    processes: Vec<ProcessRecordV1>,
+}
+
+/// The same as the first version wrote it: without variables.
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SnapshotRecordV1 {
     version: u32,
@@ -58,6 +79,40 @@ struct SnapshotRecordV1 {
     files_only: bool,
     taken_at_us: i64,
     processes: Vec<ProcessRecordV1>,
+}
+
+impl From<SnapshotRecordV1> for SnapshotRecordV2 {
+    fn from(record: SnapshotRecordV1) -> Self {
+        Self {
+            version: record.version,
+            id: record.id,
+            sandbox_id: record.sandbox_id,
+            base: record.base,
+            cpu_count: record.cpu_count,
+            memory_mb: record.memory_mb,
+            disk_size_mb: record.disk_size_mb,
+            files_only: record.files_only,
+            taken_at_us: record.taken_at_us,
+            env: BTreeMap::new(),
+            processes: record.processes,
+        }
+    }
+}
+
+impl SnapshotRecordV2 {
+    /// Of any version that this program knows.
+    fn read(bytes: &[u8]) -> Result<Self, String> {
+        let text = |error: serde_json::Error| error.to_string();
+        match record_version(bytes).map_err(text)? {
+            1 => serde_json::from_slice::<SnapshotRecordV1>(bytes)
+                .map(Into::into)
+                .map_err(text),
+            VERSION => serde_json::from_slice(bytes).map_err(text),
+            other => Err(format!(
+                "its version is {other}, this program reads up to {VERSION}"
+            )),
+        }
+    }
 }
 
 /// All snapshots by id, and the last ones that sandboxes began at.
@@ -140,7 +195,7 @@ impl SandboxSnapshot {
     /// # Errors
     /// When it does not encode.
     pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
-        serde_json::to_vec(&SnapshotRecordV1 {
+        serde_json::to_vec(&SnapshotRecordV2 {
             version: VERSION,
             id: self.id.clone(),
             sandbox_id: self.sandbox_id.clone(),
@@ -150,20 +205,14 @@ impl SandboxSnapshot {
             disk_size_mb: self.origin.disk_size_mb,
             files_only: self.kept == KeptState::Files,
             taken_at_us: self.taken_at.as_microsecond(),
+            env: self.env.clone(),
             processes: self.processes.iter().map(Into::into).collect(),
         })
     }
 
     /// Reads a record; what passes is a snapshot that this server could have taken.
     fn decode(header: &StoredHeader) -> Result<Self, String> {
-        let version = record_version(&header.record).map_err(|error| error.to_string())?;
-        if version != VERSION {
-            return Err(format!(
-                "its version is {version}, this program reads {VERSION}"
-            ));
-        }
-        let record: SnapshotRecordV1 =
-            serde_json::from_slice(&header.record).map_err(|error| error.to_string())?;
+        let record = SnapshotRecordV2::read(&header.record)?;
         let own = stored_name(&record.id).is_ok_and(|own| own == header.id);
         if !own || snapshot_id(&record.id).as_ref() != Some(&record.id) {
             return Err("its id is not of its name".into());
@@ -177,6 +226,9 @@ impl SandboxSnapshot {
         }
         if record.processes.len() > MAX_PROCESSES {
             return Err(format!("it has {} processes", record.processes.len()));
+        }
+        if let Some(why) = bad_env(&record.env) {
+            return Err(why);
         }
         let taken_at = Timestamp::from_microsecond(record.taken_at_us);
         Ok(Self {
@@ -196,8 +248,10 @@ impl SandboxSnapshot {
                 true => KeptState::Files,
                 false => KeptState::Memory,
             },
+            env: record.env,
             processes: record.processes.into_iter().map(Into::into).collect(),
             stored: header.id.clone(),
+            loading: Arc::default(),
         })
     }
 }

@@ -4,6 +4,7 @@
 //! memory are stored once, however many images are over it. Everything here blocks: call it away
 //! from the runtime.
 
+use crate::error::EngineError;
 use crate::facts::KeptState;
 use crate::files;
 use crate::image::base_memory::BaseMemory;
@@ -63,9 +64,64 @@ pub enum VaultError {
         /// Last change now.
         found_ns: u64,
     },
+    /// There is no memory for what has to be loaded.
+    #[error(transparent)]
+    NotAdmitted(EngineError),
     /// The task that does it broke.
     #[error("The work was given up")]
     GivenUp,
+}
+
+/// Memory that is loaded with a stored machine, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoadWeight {
+    /// Its delta layer.
+    delta: u64,
+    /// The layers under it.
+    base: u64,
+    /// What of these is not in memory yet.
+    missing: u64,
+}
+
+impl LoadWeight {
+    /// Of layers, newest first; the base memory may be in use already, or the machine may leave all
+    /// of them where they are.
+    fn of(layers: &[BlobRef], in_use: bool, cold: bool) -> Self {
+        let size = |layers: &[BlobRef]| layers.iter().map(|layer| layer.size).sum();
+        let (delta, base) = match layers {
+            [delta, base @ ..] if !base.is_empty() && !cold => (delta.size, size(base)),
+            all => (0, size(all)),
+        };
+        let missing = if in_use { 0 } else { base };
+        Self {
+            delta,
+            base,
+            missing,
+        }
+    }
+
+    /// For the machine to go on: it has the delta layer as its own.
+    #[must_use]
+    pub const fn machine(self) -> u64 {
+        self.delta + self.missing
+    }
+
+    /// For the base memory to be there, whoever begins over it.
+    #[must_use]
+    pub const fn base_memory(self) -> u64 {
+        self.missing
+    }
+
+    /// For all of its memory to be merged to one of its own.
+    #[must_use]
+    pub const fn merged(self) -> u64 {
+        let whole = if self.delta == 0 {
+            0
+        } else {
+            self.delta + self.base
+        };
+        whole + self.missing
+    }
 }
 
 /// Images on a disk.
@@ -218,16 +274,17 @@ impl ImageVault {
 
     /// Has an image back, everything in it checked against its digest; without its memory if only
     /// files are asked for. `base` is the image under its disk as it is now; `own` says what is
-    /// wrong with the record, which may be another's.
+    /// wrong with the record, which may be another's; `admit` whether there is memory for what has
+    /// to be loaded, before it is.
     ///
     /// # Errors
-    /// What is missing, damaged or changed.
+    /// What is missing, damaged or changed, or why it is not admitted.
     pub fn get(
         &self,
         id: &SnapshotId,
-        kept: KeptState,
-        base: &BaseImage,
+        (kept, base): (KeptState, &BaseImage),
         own: impl FnOnce(&StoredHeader) -> Result<(), String>,
+        admit: impl FnOnce(LoadWeight) -> Result<(), EngineError>,
     ) -> Result<MachineImage, VaultError> {
         let (manifest, _lease) = self.store.load(id)?;
         own(&self.header_of(id, &manifest)?).map_err(VaultError::Invalid)?;
@@ -246,6 +303,13 @@ impl ImageVault {
             [delta, layers @ ..] if !layers.is_empty() => (Some(delta), layers),
             all => (None, all),
         };
+        let in_use = self.in_use(layers).is_some();
+        let cold = self.lazy && manifest.memory.len() <= LONGEST && !in_use;
+        let weight = match kept {
+            KeptState::Memory => LoadWeight::of(&manifest.memory, in_use, cold),
+            KeptState::Files => LoadWeight::default(),
+        };
+        admit(weight).map_err(VaultError::NotAdmitted)?;
         let checked = |blob: &BlobRef| -> Result<Arc<File>, VaultError> {
             Ok(Arc::new(self.store.open_blob(blob)?))
         };
@@ -257,7 +321,6 @@ impl ImageVault {
         let flat = File::from(flat);
         snapshot_store::unpack(&*checked(disk)?, shape.disk_size, &flat)?;
         // All layers are one memory then, over which the machine is saved next.
-        let cold = self.lazy && manifest.memory.len() <= LONGEST && self.in_use(layers).is_none();
         let (delta, layers) = match delta {
             Some(_) if cold => (None, manifest.memory.as_slice()),
             delta => (delta, layers),
@@ -270,20 +333,6 @@ impl ImageVault {
             shape,
             link: AgentLink::Broken,
         })
-    }
-
-    /// Bytes of memory that have to be loaded for a stored machine to go on.
-    ///
-    /// # Errors
-    /// There is no such machine, or its manifest cannot be read.
-    pub fn weight(&self, id: &SnapshotId) -> Result<u64, VaultError> {
-        let (manifest, _lease) = self.store.load(id)?;
-        let all = manifest.memory.as_slice();
-        let missing = match all {
-            [_, layers @ ..] if !layers.is_empty() && self.in_use(layers).is_some() => &all[..1],
-            all => all,
-        };
-        Ok(missing.iter().map(|layer| layer.size).sum())
     }
 
     fn in_use(&self, layers: &[BlobRef]) -> Option<Arc<BaseMemory>> {
@@ -459,4 +508,33 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn file(what: &'static str) -> impl FnOnce(std::io::Error) -> VaultError {
     move |source| VaultError::File { what, source }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn layers(sizes: &[u64]) -> Vec<BlobRef> {
+        let layer = |size: &u64| BlobRef {
+            digest: Digest([0; 32]),
+            size: *size,
+        };
+        sizes.iter().map(layer).collect()
+    }
+
+    #[test]
+    fn what_is_in_memory_already_is_not_weighed() {
+        let weighed = |sizes: &[u64], in_use, cold| {
+            let weight = LoadWeight::of(&layers(sizes), in_use, cold);
+            [weight.machine(), weight.base_memory(), weight.merged()]
+        };
+        // A machine over a base memory of two layers, nobody else there: merged it is there twice.
+        assert_eq!(weighed(&[1, 20, 300], false, false), [321, 320, 641]);
+        assert_eq!(weighed(&[1, 20, 300], true, false), [1, 0, 321]);
+        // All of its memory is one layer: there is nothing to merge.
+        assert_eq!(weighed(&[300], false, false), [300, 300, 300]);
+        assert_eq!(weighed(&[300], true, false), [0, 0, 0]);
+        // A pager brings it: all layers are the base memory, whatever is over it.
+        assert_eq!(weighed(&[1, 20, 300], false, true), [321, 321, 321]);
+    }
 }

@@ -123,6 +123,36 @@ def test_files_only():
         box.kill()
 
 
+def reboot(box):
+    limits = {"timeout": int(patient(300)), "request_timeout": patient(60)}
+    return e2b.Sandbox.connect(box.sandbox_id, on_resume="reboot", **limits)
+
+
+def test_a_reboot_leaves_the_memory_behind():
+    """Paused in full, it boots over its disk; one that runs is not booted anew."""
+    box = create(envs={"MINE": "yes"})
+    try:
+        counter(box)
+        boot_id = run(box, "cat /proc/sys/kernel/random/boot_id").stdout
+        run(box, "echo kept > /home/user/kept; sync; echo lost > /dev/shm/lost")
+        assert box.pause(request_timeout=patient(60))
+        again = reboot(box)
+        assert again.sandbox_id == box.sandbox_id
+        assert run(again, "cat /home/user/kept; cat /dev/shm/lost || true").stdout == "kept\n"
+        second = run(again, "cat /proc/sys/kernel/random/boot_id").stdout
+        assert second != boot_id
+        assert again.commands.list() == []
+        assert run(again, "echo $MINE $(hostname)").stdout == f"yes {box.sandbox_id}\n"
+        run(again, "echo new > /dev/shm/new")
+        reboot(again)
+        assert run(again, "cat /dev/shm/new").stdout == "new\n", "it ran: nothing has changed"
+        assert again.pause(request_timeout=patient(60))
+        again = resume(again)
+        assert run(again, "cat /dev/shm/new /proc/sys/kernel/random/boot_id").stdout == "new\n" + second
+    finally:
+        box.kill()
+
+
 def test_a_paused_one_is_killed():
     box = create()
     assert box.pause(request_timeout=patient(60))

@@ -24,6 +24,9 @@
 //! | `wrong` | another identity is acknowledged than was given |
 //! | `agentdies` | the agent is killed when it is to take an identity |
 //! | `vanish` | this program is killed when the agent is to take an identity |
+//! | `slowsave` | takes a second to be saved |
+//! | `heavy` | has written 2 MiB of memory whenever it is saved |
+//! | `vast` | says that it has written 4 PiB |
 //! | `savedies` | this program is killed when it has been saved, before it says so |
 //! | `told` | what the file `PROGRAM.mode` says, with PROGRAM the name that it is started by |
 //!
@@ -36,7 +39,7 @@ mod saved;
 
 use control::{
     BootSource, Configured, Descriptors, DeviceReset, DeviceSpec, Event, ExitCause, ExitReport,
-    FdName, Request, Reset, ResetSpec, Role, SaveSpec, SavedLink, VmSpec, VmStats,
+    FdName, Request, Reset, ResetSpec, Role, SaveSpec, Saved, SavedLink, VmSpec, VmStats,
 };
 use relay::RelayLie;
 use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group};
@@ -324,15 +327,23 @@ fn serve(
 
 fn save(mode: &str, machine: &FakeMachine, to: &SaveSpec, fds: &[OwnedFd]) -> Event {
     machine.signal(Signal::STOP);
+    let pages = if mode == "heavy" { 512 } else { 1 };
+    if mode == "slowsave" {
+        std::thread::sleep(Duration::from_secs(1));
+    }
     let saved = match mode {
         "nosave" => Err("asked not to save".into()),
-        _ => machine.start.save(&machine.spec, to, fds),
+        _ => machine.start.save(&machine.spec, to, fds, pages),
     };
     match saved {
         Ok(_) if mode == "savedies" => {
             let killed = kill_process(getpid(), Signal::KILL);
             unreachable!("killed: {killed:?}")
         }
+        Ok(saved) if mode == "vast" => Event::Saved(Saved {
+            memory_pages: 1 << 40,
+            ..saved
+        }),
         Ok(saved) => Event::Saved(saved),
         Err(error) => {
             machine.signal(Signal::CONT);

@@ -51,7 +51,7 @@ impl FakeStart {
         let agent = SectionFile::parse(&bytes)?.get("fake", 1)?;
         let mut history = text(&file(memory)?, 0)?;
         if let Some(layer) = layer {
-            // Its only page comes after the index, which is padded to a page.
+            // Its first page comes after the index, which is padded to a page.
             history = text(&file(layer)?, 4096)?;
         }
         let parent = spec.disks().next().and_then(|disk| disk.parent);
@@ -72,12 +72,13 @@ impl FakeStart {
         })
     }
 
-    /// Writes what [`FakeStart::new`] reads.
+    /// Writes what [`FakeStart::new`] reads, in the first of so many pages of memory.
     pub(crate) fn save(
         &self,
         spec: &VmSpec,
         to: &SaveSpec,
         fds: &[OwnedFd],
+        pages: u32,
     ) -> Result<Saved, Box<dyn Error>> {
         let file = |name: FdName| -> Result<File, Box<dyn Error>> {
             let fd = fds
@@ -111,7 +112,7 @@ impl FakeStart {
             file(*disk)?.write_all_at(&page, 0)?;
         }
         Ok(Saved {
-            memory_pages: 1,
+            memory_pages: pages.into(),
             disk_blocks: 1,
             ..Saved::default()
         })
