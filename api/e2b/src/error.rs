@@ -285,7 +285,7 @@ mod test {
     use super::*;
     use http_body_util::BodyExt;
 
-    async fn parts(response: Response<Body>) -> (u16, Option<String>, serde_json::Value) {
+    async fn parts(response: Response<Body>) -> (u16, Option<String>, Value) {
         let (head, body) = response.into_parts();
         let bytes = body.collect().await.unwrap().to_bytes();
         let retry = head

@@ -2,9 +2,10 @@
 //!
 //! Machines take memory as they touch it, so together they may be promised more than there is.
 //! Before the last of it is gone creations, batches, warm VMs, forks and resumptions are refused:
-//! what runs can go on growing then, and the kernel does not have to end one sandbox for the sake of
-//! another. Who loads a stored machine is weighed with what is loaded, a fork with what its children
-//! have of their own. Not weighed is the machine that takes another one's place in a reset.
+//! what runs can go on growing then, and the kernel does not have to end one sandbox for the sake
+//! of another. Who loads a stored machine is weighed with what is loaded, a fork with what its
+//! children have of their own. Not weighed is the machine that takes another one's place in a
+//! reset.
 
 use crate::error::EngineError;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
 //! A creation is checked, claimed by its key and admitted before anything is loaded for it. A
-//! damaged snapshot shows the order: its damage is told to nobody who is refused for another reason.
+//! damaged snapshot shows the order: its damage is told to nobody who is refused for another
+//! reason.
 
 #![allow(
     clippy::unwrap_used,

@@ -544,7 +544,8 @@ async fn a_kill_takes_what_is_being_stored() {
     assert_eq!(children(), Vec::<String>::new());
 }
 
-/// Whatever memory was kept, it begins anew over its files; what is stored stays until that is done.
+/// Whatever memory was kept, it begins anew over its files; what is stored stays until that is
+/// done.
 #[tokio::test]
 async fn a_paused_one_boots_over_its_files_if_that_is_asked_for() {
     let _alone = ONE_AT_A_TIME.lock().await;

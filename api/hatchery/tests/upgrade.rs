@@ -1,7 +1,8 @@
 //! What an older server stored is read: `goldens/v1/` is the data folder that the first version of
 //! every record was written to (a sandbox paused with its memory, with a process, two checkpoints;
 //! two snapshots of it, one of its files only; a sandbox of a snapshot, paused with its files
-//! only).
+//! only). `goldens/v2/` has a snapshot with the variables of its sandbox, which the second version
+//! of its record has.
 
 #![allow(
     clippy::unwrap_used,
@@ -38,9 +39,13 @@ fn copy(from: &Path, to: &Path) {
 
 /// A server that finds the folder of an older one, and the image that was under its disks.
 async fn server() -> Server {
+    server_of("v1").await
+}
+
+async fn server_of(version: &str) -> Server {
     let dir = tempfile::tempdir().unwrap();
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/v1");
-    copy(&golden, &dir.path().join("data"));
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
+    copy(&goldens.join(version), &dir.path().join("data"));
     let image = std::fs::File::create_new(dir.path().join("base.ext4")).unwrap();
     image.set_len(1 << 20).unwrap();
     let changed = SystemTime::UNIX_EPOCH + IMAGE_CHANGED;
@@ -116,4 +121,26 @@ async fn an_older_servers_machines_go_on() {
         "and is stored again"
     );
     assert!(server.stop().await);
+}
+
+/// Snapshots of the first version have no variables to give, those of the second have.
+#[tokio::test]
+async fn an_older_servers_snapshots_give_what_variables_they_have() {
+    for (version, template, expected) in [
+        ("v1", "kept:v1", Value::Null),
+        ("v2", "kept:v2", json!("blue")),
+    ] {
+        let server = server_of(version).await;
+        let made = server.create(json!({ "templateID": template })).await;
+        let (id, made) = (made.id(), made.json());
+        let headers = [
+            ("e2b-sandbox-id", id.as_str()),
+            ("e2b-sandbox-port", "49983"),
+            ("x-access-token", made["envdAccessToken"].as_str().unwrap()),
+        ];
+        let variables = server.send("GET", "/envs", &headers, "").await.json();
+        assert_eq!(variables["TEAM"], expected, "{template}");
+        assert_eq!(variables["E2B_TEMPLATE_ID"], template);
+        assert!(server.stop().await);
+    }
 }

@@ -53,7 +53,8 @@ pub(crate) fn saved(kvm: &kvm_ioctls::Kvm) -> Result<Arc<[u32]>> {
     Ok(with_state(listed.as_slice()).into())
 }
 
-/// Of the registers that KVM lists, and those that it lacks, the ones with state of a guest of ours.
+/// Of the registers that KVM lists, and those that it lacks, the ones with state of a guest of
+/// ours.
 fn with_state(listed: &[u32]) -> Vec<u32> {
     let mut all: Vec<u32> = listed
         .iter()

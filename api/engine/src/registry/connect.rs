@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 impl SandboxRegistry {
     /// A running sandbox, which is given at least `time` from now, or a paused one resumed with
     /// `time` to live, and whether it was resumed by this call. Waits for one that is being paused.
-    /// A paused one goes on with what is kept of it, or with `wanted`, if that is less: of its files
-    /// alone it boots, whatever memory is kept. One that runs is not booted anew.
+    /// A paused one goes on with what is kept of it, or with `wanted`, if that is less: of its
+    /// files alone it boots, whatever memory is kept. One that runs is not booted anew.
     ///
     /// # Errors
     /// [`EngineError::SandboxNotFound`], [`EngineError::TooManySandboxes`],

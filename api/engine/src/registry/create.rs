@@ -8,6 +8,7 @@ use crate::registry::new_sandbox::{AskedSandbox, CreationSource, NewSandbox};
 use crate::registry::reserve::{Preallocated, SandboxReservation};
 use crate::registry::running::{SandboxHistory, running_sandbox};
 use crate::registry::sandboxes::SandboxRegistry;
+use crate::restore_point::RestorePoint;
 use crate::sandbox::{Sandbox, SandboxDeadline};
 use crate::timings::StepTimings;
 use jiff::Timestamp;
@@ -79,6 +80,28 @@ impl SandboxRegistry {
         }
     }
 
+    /// Where it goes on from, if it does not begin with its template: loaded once it has a slot.
+    async fn creation_point(
+        &self,
+        source: &CreationSource,
+        preallocated: &mut Option<Preallocated>,
+        timings: &mut StepTimings,
+    ) -> Result<Option<Arc<RestorePoint>>, EngineError> {
+        match source {
+            CreationSource::Template(_) => Ok(None),
+            CreationSource::Loaded(_, point) => Ok(Some(Arc::clone(point))),
+            CreationSource::Snapshot(_, snapshot) => {
+                if preallocated.is_none() {
+                    *preallocated = Some(Preallocated::Slot(self.slot().await?));
+                    timings.step("slot");
+                }
+                let point = self.snapshot_point(snapshot).await?;
+                timings.step("load");
+                Ok(Some(point))
+            }
+        }
+    }
+
     /// Until its end the reservation is the entry in the table.
     async fn make(
         self: &Arc<Self>,
@@ -102,19 +125,9 @@ impl SandboxRegistry {
         let access_token = secure.then(ids::token).transpose();
         let access_token = access_token.map_err(|error| no_entropy(&error))?;
         let template = source.template();
-        let restore_point = match &source {
-            CreationSource::Template(_) => None,
-            CreationSource::Loaded(_, point) => Some(Arc::clone(point)),
-            CreationSource::Snapshot(_, snapshot) => {
-                if preallocated.is_none() {
-                    preallocated = Some(Preallocated::Slot(self.slot().await?));
-                    timings.step("slot");
-                }
-                let point = self.snapshot_point(snapshot).await?;
-                timings.step("load");
-                Some(point)
-            }
-        };
+        let restore_point = self
+            .creation_point(&source, &mut preallocated, timings)
+            .await?;
         let origin = match &restore_point {
             Some(point) => point.origin.clone(),
             None => SandboxOrigin::of(template),

@@ -1,5 +1,5 @@
-//! Enter: traffic comes to a sandbox. It finds it running, waits while it is quiesced, and resumes a
-//! paused one if it may.
+//! Enter: traffic comes to a sandbox. It finds it running, waits while it is quiesced, and resumes
+//! a paused one if it may.
 
 use crate::error::EngineError;
 use crate::facts::{KeptState, SandboxFacts};

@@ -50,8 +50,8 @@ impl SandboxRegistry {
     ///
     /// # Errors
     /// [`EngineError::SandboxNotFound`], [`EngineError::CheckpointNotFound`],
-    /// [`EngineError::Conflict`], [`EngineError::NoMemory`], [`EngineError::PauseFailed`]: there are
-    /// no children.
+    /// [`EngineError::Conflict`], [`EngineError::NoMemory`], [`EngineError::PauseFailed`]: there
+    /// are no children.
     pub async fn fork(
         self: &Arc<Self>,
         id: &str,
@@ -112,8 +112,8 @@ impl SandboxRegistry {
     }
 }
 
-/// Bytes that are taken at once when so many machines begin at a restore point whose delta layer has
-/// so many pages.
+/// Bytes that are taken at once when so many machines begin at a restore point whose delta layer
+/// has so many pages.
 fn weight(point: &RestorePoint, pages: u64, count: usize) -> u64 {
     match &point.source {
         BootSource::Image(image) if image.delta.is_some() => {

@@ -1,7 +1,7 @@
 //! States as each version wrote them, in `goldens/`: this version's is read and would be written so
-//! again, byte for byte; the one before is read; others are refused in words. They are named by the version of the section
-//! that changed last, `cpu`. When any section's version is raised, keep the last golden and make
-//! another:
+//! again, byte for byte; the one before is read; others are refused in words. They are named by the
+//! version of the section that changed last, `cpu`. When any section's version is raised, keep the
+//! last golden and make another:
 //!
 //! ```text
 //! cargo test -p vmm --test clone -- --ignored make_golden

@@ -90,10 +90,11 @@ impl FakeStart {
         let line = format!("{}.{}", spec.sandbox_id, self.saves.get());
         let mut page = format!("{}{line}\n", self.history).into_bytes();
         page.resize(PAGE, 0);
-        let index = LayerIndex::new(u64::from(spec.memory_mib) << 8, [(0, 1, true)])?;
+        let index = LayerIndex::new(u64::from(spec.memory_mib) << 8, [(0, pages, true)])?;
         let mut memory = file(to.memory)?;
         let (header, table) = index.encode();
-        memory.write_all(&[&header[..], &page, &table].concat())?;
+        let rest = vec![0; (usize::try_from(pages)? - 1) * PAGE];
+        memory.write_all(&[&header[..], &page, &rest, &table].concat())?;
         let section = Section {
             name: SectionName::new("fake")?,
             version: 1,
