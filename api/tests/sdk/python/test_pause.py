@@ -20,8 +20,8 @@ while True:
     with open("/tmp/count.new", "w") as file:
         file.write(f"{n} {token} {os.getpid()}")
     os.rename("/tmp/count.new", "/tmp/count")
-    time.sleep(0.2)
-"""
+    time.sleep(PERIOD)
+""".replace("PERIOD", str(patient(0.1)))  # twenty of them at once must leave a slow host time for others
 
 
 def counter(box):
