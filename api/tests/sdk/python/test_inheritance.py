@@ -23,7 +23,8 @@ def variables(box):
 
 
 def is_policy(info, on_timeout, auto_resume):
-    return (info.lifecycle.on_timeout, info.lifecycle.auto_resume) == (on_timeout, auto_resume)
+    policy = info.lifecycle
+    return (policy["on_timeout"], policy["auto_resume"]) == (on_timeout, auto_resume)
 
 
 def lives(info, seconds):
