@@ -7,19 +7,18 @@
 //! kernel's panic and the line.
 
 use crate::agent::Agent;
-use crate::cgroups::{CgroupTable, put};
+use crate::cgroups::{CgroupTable, put_number};
 use crate::identity::{GENERATION, MACHINE_ID};
 use crate::link::HostLink;
 use crate::sys::file::{
     O_CREAT, O_DIRECTORY, O_PATH, O_RDWR, O_WRONLY, PathBase, chmod, mkdir, open, replace, symlink,
-    sync,
+    sync, write_setting,
 };
 use crate::sys::system::{
     MS_BIND, MS_MOVE, MS_NOATIME, MS_NODEV, MS_NOEXEC, MS_NOSUID, chdir, chroot, log, loopback_up,
     mount,
 };
-use crate::sys::{Errno, Fd, spawn, system, write};
-use agent_core::FixedText;
+use crate::sys::{Errno, spawn, system};
 use core::ffi::CStr;
 use wire::boot_flags;
 
@@ -199,7 +198,7 @@ fn set_up() {
         ));
     }
     for (path, value) in SETTINGS {
-        if let Err(e) = write_file(path, value) {
+        if let Err(e) = write_setting(PathBase::Cwd, path, value) {
             log(format_args!(
                 "cannot write {value} to {path:?}: errno {}",
                 e.0
@@ -229,14 +228,22 @@ fn identity_files() -> Result<(), Errno> {
 /// down; and its processes together weigh as much as the agent alone. A command may have a quarter
 /// of the tasks: while one uses up its share, others begin.
 fn make_cgroups(cgroups: &mut CgroupTable) -> Result<(), Errno> {
-    write_file(c"/sys/fs/cgroup/cgroup.subtree_control", CONTROLLERS)?;
+    write_setting(
+        PathBase::Cwd,
+        c"/sys/fs/cgroup/cgroup.subtree_control",
+        CONTROLLERS,
+    )?;
     mkdir(PathBase::Cwd, CGROUP, 0o755)?;
     let cgroup = open(PathBase::Cwd, CGROUP, O_PATH | O_DIRECTORY, 0)?;
     let memory = system::memory_bytes()?;
     let (bytes, tasks) = user_limits(memory);
-    write_number(&cgroup, c"memory.max", bytes)?;
-    write_number(&cgroup, c"pids.max", tasks)?;
-    put(&cgroup, c"cgroup.subtree_control", CONTROLLERS)?;
+    put_number(&cgroup, c"memory.max", bytes)?;
+    put_number(&cgroup, c"pids.max", tasks)?;
+    write_setting(
+        PathBase::At(&cgroup),
+        c"cgroup.subtree_control",
+        CONTROLLERS,
+    )?;
     cgroups.confine(cgroup, tasks / 4)
 }
 
@@ -248,14 +255,4 @@ fn user_limits(memory: u64) -> (u64, u64) {
     let bytes = memory.saturating_sub(16 * MIB + memory / 32).max(16 * MIB);
     let tasks = (memory / (128 * 1024) / 4 * 3).clamp(256, 24_576);
     (bytes, tasks)
-}
-
-fn write_number(dir: &Fd, name: &CStr, value: u64) -> Result<(), Errno> {
-    let value = FixedText::<24>::of(format_args!("{value}"));
-    put(dir, name, value.as_str())
-}
-
-fn write_file(path: &CStr, value: &str) -> Result<(), Errno> {
-    let file = open(PathBase::Cwd, path, O_WRONLY, 0)?;
-    write(&file, value.as_bytes()).map(drop)
 }

@@ -12,8 +12,11 @@
 //! used again by later commands: making one costs more than starting a process. Some are made at
 //! boot, so that a clone's first commands find theirs.
 
-use crate::sys::file::{O_DIRECTORY, O_PATH, O_RDONLY, O_WRONLY, PathBase, mkdir, open, read_at};
-use crate::sys::{Errno, Fd, write};
+use crate::sys::file::{
+    O_DIRECTORY, O_PATH, O_RDONLY, PathBase, mkdir, open, read_at, write_setting,
+};
+use crate::sys::{Errno, Fd};
+use crate::sysinfo::{contents, field};
 use agent_core::FixedText;
 use core::ffi::CStr;
 
@@ -64,24 +67,11 @@ impl CommandCgroup {
 
     /// Processes in it that the kernel has killed for want of memory since it was made.
     fn oom_kills(&self) -> u64 {
+        let Some(dir) = &self.dir else { return 0 };
         let mut text = [0; 512];
-        let file = self.dir.as_ref().map(|dir| {
-            open(PathBase::At(dir), c"memory.events", O_RDONLY, 0)
-                .and_then(|file| read_at(&file, &mut text, 0))
-        });
-        match file {
-            Some(Ok(n)) => counter(&text[..n], b"oom_kill "),
-            _ => 0,
-        }
+        let events = contents(PathBase::At(dir), c"memory.events", &mut text);
+        field(events, b"oom_kill ")
     }
-}
-
-/// The number behind `name` at the begin of a line; 0 without one.
-fn counter(text: &[u8], name: &[u8]) -> u64 {
-    text.split(|&byte| byte == b'\n')
-        .find_map(|line| line.strip_prefix(name))
-        .and_then(|digits| core::str::from_utf8(digits).ok()?.parse().ok())
-        .unwrap_or(0)
 }
 
 /// A command's place in the table; `NONE` where commands have no cgroups.
@@ -206,7 +196,7 @@ impl CgroupTable {
     /// Kills every process in it; false where that cannot be done.
     pub(crate) fn kill(&self, place: CgroupPlace) -> bool {
         self.dir(place)
-            .is_some_and(|dir| put(dir, c"cgroup.kill", "1").is_ok())
+            .is_some_and(|dir| write_setting(PathBase::At(dir), c"cgroup.kill", "1").is_ok())
     }
 
     fn get(&self, place: CgroupPlace) -> Option<&CommandCgroup> {
@@ -237,11 +227,7 @@ impl CgroupTable {
             Err(e) => return Err(e),
         }
         let dir = open(PathBase::At(user), name, O_PATH | O_DIRECTORY, 0)?;
-        put(
-            &dir,
-            c"pids.max",
-            FixedText::<24>::of(format_args!("{}", self.tasks)).as_str(),
-        )?;
+        put_number(&dir, c"pids.max", self.tasks)?;
         cgroup.events = Some(open(PathBase::At(&dir), c"cgroup.events", O_RDONLY, 0)?);
         cgroup.dir = Some(dir);
         self.made += 1;
@@ -249,8 +235,8 @@ impl CgroupTable {
     }
 }
 
-/// Writes to a file of a cgroup.
-pub(crate) fn put(dir: &Fd, name: &CStr, value: &str) -> Result<(), Errno> {
-    let file = open(PathBase::At(dir), name, O_WRONLY, 0)?;
-    write(&file, value.as_bytes()).map(drop)
+/// Writes a number to a file of a cgroup.
+pub(crate) fn put_number(dir: &Fd, name: &CStr, value: u64) -> Result<(), Errno> {
+    let value = FixedText::<24>::of(format_args!("{value}"));
+    write_setting(PathBase::At(dir), name, value.as_str())
 }

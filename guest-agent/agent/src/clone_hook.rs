@@ -5,9 +5,9 @@
 //! as the state of Python's `random` or of OpenSSL, only they can renew: the hook tells them to.
 
 use crate::cgroups::CgroupTable;
-use crate::sys::Errno;
 use crate::sys::file::{O_RDWR, PathBase, open, stat};
 use crate::sys::spawn::{SpawnPlan, SpawnStack, spawn, wait_at_most};
+use crate::sys::{Errno, Fd};
 use agent_core::FixedText;
 use core::ffi::CStr;
 use wire::{ProcessExit, ProcessLimits};
@@ -44,7 +44,7 @@ pub(crate) fn run(cgroups: &mut CgroupTable, generation: u64) -> Result<(), Iden
 }
 
 #[inline(never)] // its buffers shall not be in the stack of every claim
-fn run_it(cgroup: Option<&crate::sys::Fd>, generation: u64) -> Result<ProcessExit, Errno> {
+fn run_it(cgroup: Option<&Fd>, generation: u64) -> Result<ProcessExit, Errno> {
     let generation = FixedText::<48>::of(format_args!("HATCHERY_GENERATION={generation}\0"));
     let argv = [HOOK.as_ptr().cast(), core::ptr::null()];
     let env = [

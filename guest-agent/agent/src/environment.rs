@@ -11,8 +11,8 @@ pub const PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
 /// for ASCII.
 const LANG: &[u8] = b"C.UTF-8";
 
-/// Entries of a process: the base, the defaults and its own.
-const ENTRIES: usize = BASE + 2 * MAX_ENV;
+/// Most entries of a process: the base, the defaults and its own.
+pub const MAX_ENTRIES: usize = BASE + 2 * MAX_ENV;
 const BASE: usize = 5;
 const SCRATCH: usize = 2 * (MAX_PATH + 1) + 1024;
 
@@ -50,7 +50,7 @@ impl ProcessEnvironment {
             self.put(b"LOGNAME=", user.name),
         ];
         let scratch = &self.scratch;
-        let mut left = ENTRIES;
+        let mut left = MAX_ENTRIES;
         for entry in base.into_iter().flatten().filter_map(|r| scratch.get(r)) {
             if !hidden(entry, defaults) && !hidden(entry, own) {
                 each(entry);

@@ -4,11 +4,9 @@ use crate::path::PathBuffer;
 use crate::sys::file::{O_RDWR, PathBase, open, open_pty, pipe, set_nonblocking, set_window};
 use crate::sys::spawn::{SpawnPlan, SpawnStack, SpawnStage, spawn};
 use crate::sys::{Errno, Fd};
-use agent_core::{AccountFiles, ProcessEnvironment, UserAccount};
+use agent_core::{AccountFiles, MAX_ENTRIES, ProcessEnvironment, UserAccount};
 use core::ffi::CStr;
-use wire::{ErrorCode, MAX_ARGS, MAX_ENV, MAX_GROUPS, StartProcess, Stdin, StringList};
-
-const MAX_ENTRIES: usize = 2 * MAX_ENV + 5;
+use wire::{ErrorCode, MAX_ARGS, MAX_GROUPS, StartProcess, Stdin, StringList};
 
 /// The tables a process is started from. One process is started at a time.
 pub(crate) struct ProcessLauncher {

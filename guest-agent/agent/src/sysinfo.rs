@@ -35,7 +35,7 @@ pub(crate) fn figures(cgroup: Option<&Fd>) -> Sysinfo {
 }
 
 /// The front of a small file.
-fn contents<'a>(dir: PathBase<'_>, path: &CStr, buffer: &'a mut [u8]) -> &'a [u8] {
+pub(crate) fn contents<'a>(dir: PathBase<'_>, path: &CStr, buffer: &'a mut [u8]) -> &'a [u8] {
     let Ok(file) = open(dir, path, O_RDONLY, 0) else {
         return &[];
     };
@@ -44,7 +44,7 @@ fn contents<'a>(dir: PathBase<'_>, path: &CStr, buffer: &'a mut [u8]) -> &'a [u8
 }
 
 /// The number after a name at the begin of a line.
-fn field(text: &[u8], name: &[u8]) -> u64 {
+pub(crate) fn field(text: &[u8], name: &[u8]) -> u64 {
     text.split(|&b| b == b'\n')
         .find_map(|line| line.strip_prefix(name))
         .map_or(0, number)

@@ -1,6 +1,6 @@
 //! Files and directories.
 
-use super::{CWD, Errno, Fd, Result, at, call, fd, nr, plain, signed};
+use super::{CWD, Errno, Fd, Result, at, call, fd, fill, nr, plain, signed, write};
 use core::ffi::CStr;
 
 pub(crate) const O_RDONLY: usize = 0;
@@ -191,20 +191,13 @@ pub(crate) fn truncate(file: &Fd) -> Result<()> {
 
 /// Reads from a place of the file; the position stays.
 pub(crate) fn read_at(file: &Fd, buf: &mut [u8], offset: usize) -> Result<usize> {
-    // SAFETY: the kernel writes at most `buf.len()` bytes to `buf`.
-    unsafe {
-        call(
-            nr::PREAD64,
-            [
-                file.arg(),
-                buf.as_mut_ptr().expose_provenance(),
-                buf.len(),
-                offset,
-                0,
-                0,
-            ],
-        )
-    }
+    fill(nr::PREAD64, file, buf, offset)
+}
+
+/// Opens a small file that is there, as those of the kernel's settings, and writes to it.
+pub(crate) fn write_setting(dir: PathBase<'_>, path: &CStr, value: &str) -> Result<()> {
+    let file = open(dir, path, O_WRONLY, 0)?;
+    write(&file, value.as_bytes()).map(drop)
 }
 
 /// Does `work` on files with the rights of this user and group, and no more.
@@ -240,20 +233,7 @@ pub(crate) const DT_DIR: u8 = 4;
 
 /// Reads directory entries into `buf`; 0 at the end.
 pub(crate) fn getdents(dir: &Fd, buf: &mut [u8]) -> Result<usize> {
-    // SAFETY: the kernel writes at most `buf.len()` bytes to `buf`.
-    unsafe {
-        call(
-            nr::GETDENTS64,
-            [
-                dir.arg(),
-                buf.as_mut_ptr().expose_provenance(),
-                buf.len(),
-                0,
-                0,
-                0,
-            ],
-        )
-    }
+    fill(nr::GETDENTS64, dir, buf, 0)
 }
 
 /// The entry at the front of what [`getdents`] read, and what follows it.

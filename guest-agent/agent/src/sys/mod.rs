@@ -166,21 +166,16 @@ fn fd(v: usize) -> Fd {
     Fd(i32::try_from(v).unwrap_or(-1))
 }
 
+/// A call with a descriptor that fills the front of `buf`, and says how much of it; `last` is a
+/// number.
+fn fill(n: usize, fd: &Fd, buf: &mut [u8], last: usize) -> Result<usize> {
+    let at = buf.as_mut_ptr().expose_provenance();
+    // SAFETY: used in this module for calls that write at most `buf.len()` bytes to `buf`.
+    unsafe { call(n, [fd.arg(), at, buf.len(), last, 0, 0]) }
+}
+
 pub(crate) fn read(fd: &Fd, buf: &mut [u8]) -> Result<usize> {
-    // SAFETY: the kernel writes at most `buf.len()` bytes to `buf`.
-    unsafe {
-        call(
-            nr::READ,
-            [
-                fd.arg(),
-                buf.as_mut_ptr().expose_provenance(),
-                buf.len(),
-                0,
-                0,
-                0,
-            ],
-        )
-    }
+    fill(nr::READ, fd, buf, 0)
 }
 
 pub(crate) fn write(fd: &Fd, buf: &[u8]) -> Result<usize> {
