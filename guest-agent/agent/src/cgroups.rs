@@ -16,7 +16,7 @@ use crate::sys::file::{
     O_DIRECTORY, O_PATH, O_RDONLY, PathBase, mkdir, open, read_at, write_setting,
 };
 use crate::sys::{Errno, Fd};
-use crate::sysinfo::{contents, field};
+use crate::sysinfo::field;
 use agent_core::FixedText;
 use core::ffi::CStr;
 
@@ -43,7 +43,9 @@ struct CommandCgroup {
     dir: Option<Fd>,
     /// `cgroup.events`.
     events: Option<Fd>,
-    /// Processes that the kernel had killed for want of memory when the last command ended.
+    /// `memory.events`.
+    memory: Option<Fd>,
+    /// Processes that the kernel had killed for want of memory when the command began.
     oom_kills: u64,
 }
 
@@ -52,6 +54,7 @@ impl CommandCgroup {
         usage: CgroupUse::Free,
         dir: None,
         events: None,
+        memory: None,
         oom_kills: 0,
     };
 
@@ -67,10 +70,12 @@ impl CommandCgroup {
 
     /// Processes in it that the kernel has killed for want of memory since it was made.
     fn oom_kills(&self) -> u64 {
-        let Some(dir) = &self.dir else { return 0 };
         let mut text = [0; 512];
-        let events = contents(PathBase::At(dir), c"memory.events", &mut text);
-        field(events, b"oom_kill ")
+        let read = self.memory.as_ref().map(|file| read_at(file, &mut text, 0));
+        match read {
+            Some(Ok(n)) => field(&text[..n], b"oom_kill "),
+            _ => 0,
+        }
     }
 }
 
@@ -158,7 +163,11 @@ impl CgroupTable {
             Some(index) => index,
             None => self.make()?,
         };
-        self.table[index].usage = CgroupUse::Running;
+        let cgroup = &mut self.table[index];
+        cgroup.usage = CgroupUse::Running;
+        // What was killed before is no command's to come: of one that ended well all the same, or
+        // in the background.
+        cgroup.oom_kills = cgroup.oom_kills();
         Ok(CgroupPlace::of(index))
     }
 
@@ -181,15 +190,9 @@ impl CgroupTable {
         } else {
             CgroupUse::Free
         };
-        let mut out_of_memory = false;
-        if failed {
-            let kills = cgroup.oom_kills();
-            out_of_memory = kills > cgroup.oom_kills;
-            cgroup.oom_kills = kills;
-        }
         CgroupEnd {
             outlived,
-            out_of_memory,
+            out_of_memory: failed && cgroup.oom_kills() > cgroup.oom_kills,
         }
     }
 
@@ -229,6 +232,7 @@ impl CgroupTable {
         let dir = open(PathBase::At(user), name, O_PATH | O_DIRECTORY, 0)?;
         put_number(&dir, c"pids.max", self.tasks)?;
         cgroup.events = Some(open(PathBase::At(&dir), c"cgroup.events", O_RDONLY, 0)?);
+        cgroup.memory = Some(open(PathBase::At(&dir), c"memory.events", O_RDONLY, 0)?);
         cgroup.dir = Some(dir);
         self.made += 1;
         Ok(index)

@@ -5,7 +5,8 @@ use crate::sys::event::Epoll;
 use crate::sys::{Errno, Fd, read};
 use crate::tokens::of_drain;
 
-/// Pipes kept open; one more closes the oldest, whose writers get an error then.
+/// Pipes kept open; one more closes another one, the oldest unless places were used again, whose
+/// writers get an error then.
 const MAX_DRAINS: usize = 1024;
 /// Bytes thrown away at once.
 pub(crate) const DISCARD: usize = 8 * 1024;
@@ -18,8 +19,8 @@ struct OutputDrain {
 /// All pipes that are emptied.
 pub(crate) struct DrainTable {
     table: [OutputDrain; MAX_DRAINS],
-    /// Takes the next pipe if no place below is free.
-    oldest: usize,
+    /// Where the next pipe goes when no place is free: round and round.
+    next: usize,
     /// No place at or beyond is in use.
     high: usize,
     /// Some may have bytes.
@@ -35,7 +36,7 @@ impl DrainTable {
                     ready: false,
                 }
             }; MAX_DRAINS],
-            oldest: 0,
+            next: 0,
             high: 0,
             ready: false,
         }
@@ -47,8 +48,9 @@ impl DrainTable {
         let place = free.unwrap_or(if self.high < MAX_DRAINS {
             self.high
         } else {
-            self.oldest = (self.oldest + 1) % MAX_DRAINS;
-            self.oldest
+            let next = self.next;
+            self.next = (next + 1) % MAX_DRAINS;
+            next
         });
         // A pipe that cannot be watched is closed.
         if epoll.change(&pipe, of_drain(place), false, true).is_ok() {

@@ -35,7 +35,7 @@ pub(crate) fn figures(cgroup: Option<&Fd>) -> Sysinfo {
 }
 
 /// The front of a small file.
-pub(crate) fn contents<'a>(dir: PathBase<'_>, path: &CStr, buffer: &'a mut [u8]) -> &'a [u8] {
+fn contents<'a>(dir: PathBase<'_>, path: &CStr, buffer: &'a mut [u8]) -> &'a [u8] {
     let Ok(file) = open(dir, path, O_RDONLY, 0) else {
         return &[];
     };

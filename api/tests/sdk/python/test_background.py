@@ -115,6 +115,10 @@ def test_users_are_numbers_too(box):
 def test_out_of_memory_is_told(fresh):
     """Also of a program that the command's shell began; a command after it is not blamed."""
     hungry = "python3 -c 'b = []\nwhile True: b.append(bytearray(1 << 20))'"
+    assert run(fresh, f"{hungry}; echo on", timeout=patient(60)).stdout == "on\n", "it ended well all the same"
+    with pytest.raises(e2b.CommandExitException) as caught:
+        run(fresh, "exit 3")
+    assert caught.value.error == "exit status 3", "that was the command before"
     with pytest.raises(e2b.CommandExitException) as caught:
         run(fresh, f"{hungry}; exit $?", timeout=patient(60))
     assert caught.value.error.startswith("exit status 137: out of memory"), caught.value
