@@ -11,7 +11,6 @@ use crate::route::{self, RequestTarget, Route};
 use crate::state::AppState;
 use crate::{Body, BodyError, envd};
 use bytes::Bytes;
-use engine::error::EngineError;
 use engine::facts::SandboxFacts;
 use engine::registry::{Entrance, SandboxView};
 use engine::sandbox::Sandbox;
@@ -93,8 +92,7 @@ impl AppState {
             Route::TemplateAlias(name) => templates::alias(self, &name),
             Route::NotYet(what, of) => {
                 if let Some(id) = of {
-                    let missing = || EngineError::no_sandbox(&id);
-                    self.registry.look(&id).ok_or_else(missing)?;
+                    self.look(&id)?;
                 }
                 Err(ApiError::NotYet(what))
             }

@@ -6,7 +6,8 @@ use crate::error::ApiError;
 use crate::linger::LingeringBody;
 use crate::options::ServerOptions;
 use bytes::Bytes;
-use engine::registry::SandboxRegistry;
+use engine::error::EngineError;
+use engine::registry::{SandboxRegistry, SandboxView};
 use engine::sandbox::Sandbox;
 use engine::template::Template;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -46,6 +47,15 @@ impl AppState {
     #[must_use]
     pub fn template(&self, name: &str) -> Option<Arc<Template>> {
         self.registry.templates().find(template_name(name)?)
+    }
+
+    /// A sandbox in whatever state it is, or 404.
+    ///
+    /// # Errors
+    /// [`engine::error::EngineError::SandboxNotFound`].
+    pub fn look(&self, id: &str) -> Result<SandboxView, ApiError> {
+        let missing = || EngineError::no_sandbox(id);
+        Ok(self.registry.look(id).ok_or_else(missing)?)
     }
 
     /// A running sandbox, or 404.

@@ -45,6 +45,12 @@ impl IdentityVariables {
     }
 }
 
+/// Whether a process can have this variable: a name without `=`, and no NUL byte.
+#[must_use]
+pub fn is_variable(name: &str, value: &str) -> bool {
+    !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0')
+}
+
 #[cfg(test)]
 mod test {
     use super::*;

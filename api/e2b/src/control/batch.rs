@@ -11,7 +11,7 @@
 //! sandbox with its line, with mode `all` every sandbox with the summary, or none. The rest is
 //! ended.
 
-use crate::control::create::{CreateRequest, IdempotencyClaim, find, known_one};
+use crate::control::create::{CreateRequest, IdempotencyClaim, find};
 use crate::control::view::CreatedView;
 use crate::error::ApiError;
 use crate::linger::LingeringBody;
@@ -294,7 +294,7 @@ fn again(app: &AppState, known: &str, count: usize, mode: BatchMode) -> Response
     for (index, id) in known.split(',').filter_map(|one| one.split_once(':')) {
         let index: usize = index.parse().unwrap_or(count);
         if let Some(line) = lines.get_mut(index) {
-            *line = Some(match known_one(app, id) {
+            *line = Some(match app.look(id) {
                 Ok(view) => {
                     json!({ "index": index, "sandbox": CreatedView::new(&view.facts, domain) })
                 }

@@ -8,9 +8,9 @@ use crate::linger::LingeringBody;
 use crate::options::ServerOptions;
 use crate::route::ApiVersion;
 use crate::state::{AppState, parse_json};
-use engine::error::EngineError;
+use engine::environment::is_variable;
 use engine::facts::{KeptState, LifecyclePolicy, TimeoutAction};
-use engine::registry::{AskedSandbox, CreationSource, NewSandbox, SandboxView};
+use engine::registry::{AskedSandbox, CreationSource, NewSandbox};
 use engine::timings::StepTimings;
 use hyper::header::HeaderValue;
 use hyper::{Request, Response, StatusCode};
@@ -69,7 +69,7 @@ pub async fn handle(
             Ok(claim) => Some(claim),
             Err(known) => {
                 tracing::info!(sandbox_id = known, "creation asked again");
-                let known = known_one(app, &known)?;
+                let known = app.look(&known)?;
                 let view = CreatedView::new(&known.facts, app.options.domain.as_deref());
                 return Ok(json_response(StatusCode::CREATED, &view));
             }
@@ -94,12 +94,6 @@ pub(super) async fn find(app: &AppState, name: &str) -> Result<CreationSource, A
         Some(template) => Ok(CreationSource::Template(template)),
         None => Ok(app.registry.snapshot_source(name).await?),
     }
-}
-
-/// The sandbox that a key has given, in whatever state it is now.
-pub(super) fn known_one(app: &AppState, id: &str) -> Result<SandboxView, ApiError> {
-    let missing = || EngineError::no_sandbox(id);
-    Ok(app.registry.look(id).ok_or_else(missing)?)
 }
 
 impl CreateRequest {
@@ -150,7 +144,7 @@ impl CreateRequest {
             )));
         }
         let env = self.env_vars.unwrap_or_default();
-        if let Some(key) = env.iter().find_map(|(key, value)| bad_variable(key, value)) {
+        if let Some((key, _)) = env.iter().find(|(key, value)| !is_variable(key, value)) {
             return Err(ApiError::Invalid(format!(
                 "envVars: {key:?} is empty, has a '=', or it or its value has a NUL byte"
             )));
@@ -198,10 +192,6 @@ fn is_empty(value: &Value) -> bool {
         Value::String(text) => text.is_empty(),
         Value::Bool(_) | Value::Number(_) => false,
     }
-}
-
-fn bad_variable<'a>(key: &'a str, value: &str) -> Option<&'a str> {
-    (key.is_empty() || key.contains(['=', '\0']) || value.contains('\0')).then_some(key)
 }
 
 /// A time to live, checked against the operator's limit.

@@ -5,7 +5,6 @@ use crate::control::view::DetailView;
 use crate::error::{ApiError, json_response};
 use crate::route::ApiVersion;
 use crate::state::AppState;
-use engine::error::EngineError;
 use hyper::{Response, StatusCode};
 use serde_json::json;
 use std::sync::Arc;
@@ -13,10 +12,9 @@ use std::sync::Arc;
 /// Everything about one sandbox.
 ///
 /// # Errors
-/// [`EngineError::SandboxNotFound`].
+/// [`engine::error::EngineError::SandboxNotFound`].
 pub fn handle(app: &Arc<AppState>, id: &str) -> Result<Response<Body>, ApiError> {
-    let missing = || EngineError::no_sandbox(id);
-    let seen = app.registry.look(id).ok_or_else(missing)?;
+    let seen = app.look(id)?;
     let view = DetailView::new(&seen, app.options.domain.as_deref());
     Ok(json_response(StatusCode::OK, &view))
 }
@@ -24,14 +22,13 @@ pub fn handle(app: &Arc<AppState>, id: &str) -> Result<Response<Body>, ApiError>
 /// Logs of the sandbox's envd, of which this one keeps none: the list is truly empty.
 ///
 /// # Errors
-/// [`EngineError::SandboxNotFound`].
+/// [`engine::error::EngineError::SandboxNotFound`].
 pub fn logs(
     app: &Arc<AppState>,
     id: &str,
     version: ApiVersion,
 ) -> Result<Response<Body>, ApiError> {
-    let missing = || EngineError::no_sandbox(id);
-    app.registry.look(id).ok_or_else(missing)?;
+    app.look(id)?;
     let none = match version {
         ApiVersion::V1 => json!({ "logs": [], "logEntries": [] }),
         ApiVersion::V2 => json!({ "logs": [] }),

@@ -1,6 +1,7 @@
 //! The envelope of every record in the store: JSON with a version, which is looked at before
 //! anything else.
 
+use crate::environment::is_variable;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -25,10 +26,7 @@ pub fn bad_env(env: &BTreeMap<String, String>) -> Option<String> {
     if env.len() > MAX_VARIABLES {
         return Some(format!("it has {} variables", env.len()));
     }
-    let bad = |(name, value): &(&String, &String)| {
-        name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')
-    };
-    let (name, _) = env.iter().find(bad)?;
+    let (name, _) = env.iter().find(|(name, value)| !is_variable(name, value))?;
     Some(format!(
         "it has a bad variable: {:?}",
         name.chars().take(200).collect::<String>()

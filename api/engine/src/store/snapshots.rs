@@ -8,7 +8,7 @@ use crate::store::record::{bad_env, record_version};
 use crate::store::restore_points::RestorePointCache;
 use crate::store::vault::{ImageVault, StoredHeader};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 use snapshot_store::{SnapshotId, StoreError};
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Names of snapshots in the store begin with it.
 const PREFIX: &str = "snapshot-";
-/// [`SnapshotRecordV2::version`].
+/// [`SnapshotRecord::version`].
 const VERSION: u32 = 2;
 /// Most snapshots.
 pub const MAX_SNAPSHOTS: usize = 1000;
@@ -51,7 +51,7 @@ pub struct SandboxSnapshot {
 /// The record as it lies on the disk, JSON.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct SnapshotRecordV2 {
+struct SnapshotRecord {
     version: u32,
     id: String,
     sandbox_id: String,
@@ -61,57 +61,36 @@ struct SnapshotRecordV2 {
     disk_size_mb: u64,
     files_only: bool,
     taken_at_us: i64,
-    env: BTreeMap<String, String>,
+    /// From version 2 on.
+    #[serde(default, deserialize_with = "present")]
+    env: Option<BTreeMap<String, String>>,
     processes: Vec<ProcessRecordV1>,
 }
 
-/// The same as the first version wrote it: without variables.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SnapshotRecordV1 {
-    version: u32,
-    id: String,
-    sandbox_id: String,
-    base: String,
-    cpu_count: u8,
-    memory_mb: u32,
-    disk_size_mb: u64,
-    files_only: bool,
-    taken_at_us: i64,
-    processes: Vec<ProcessRecordV1>,
+/// A field that may be missing, but not null.
+fn present<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<BTreeMap<String, String>>, D::Error> {
+    Deserialize::deserialize(from).map(Some)
 }
 
-impl From<SnapshotRecordV1> for SnapshotRecordV2 {
-    fn from(record: SnapshotRecordV1) -> Self {
-        Self {
-            version: record.version,
-            id: record.id,
-            sandbox_id: record.sandbox_id,
-            base: record.base,
-            cpu_count: record.cpu_count,
-            memory_mb: record.memory_mb,
-            disk_size_mb: record.disk_size_mb,
-            files_only: record.files_only,
-            taken_at_us: record.taken_at_us,
-            env: BTreeMap::new(),
-            processes: record.processes,
-        }
-    }
-}
-
-impl SnapshotRecordV2 {
+impl SnapshotRecord {
     /// Of any version that this program knows.
     fn read(bytes: &[u8]) -> Result<Self, String> {
         let text = |error: serde_json::Error| error.to_string();
-        match record_version(bytes).map_err(text)? {
-            1 => serde_json::from_slice::<SnapshotRecordV1>(bytes)
-                .map(Into::into)
-                .map_err(text),
-            VERSION => serde_json::from_slice(bytes).map_err(text),
-            other => Err(format!(
-                "its version is {other}, this program reads up to {VERSION}"
-            )),
+        let version = record_version(bytes).map_err(text)?;
+        if !(1..=VERSION).contains(&version) {
+            return Err(format!(
+                "its version is {version}, this program reads up to {VERSION}"
+            ));
         }
+        let record: Self = serde_json::from_slice(bytes).map_err(text)?;
+        if record.env.is_some() == (version == 1) {
+            return Err(format!(
+                "version {version} of a record has variables, or none, where another one has"
+            ));
+        }
+        Ok(record)
     }
 }
 
@@ -195,7 +174,7 @@ impl SandboxSnapshot {
     /// # Errors
     /// When it does not encode.
     pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
-        serde_json::to_vec(&SnapshotRecordV2 {
+        serde_json::to_vec(&SnapshotRecord {
             version: VERSION,
             id: self.id.clone(),
             sandbox_id: self.sandbox_id.clone(),
@@ -205,14 +184,14 @@ impl SandboxSnapshot {
             disk_size_mb: self.origin.disk_size_mb,
             files_only: self.kept == KeptState::Files,
             taken_at_us: self.taken_at.as_microsecond(),
-            env: self.env.clone(),
+            env: Some(self.env.clone()),
             processes: self.processes.iter().map(Into::into).collect(),
         })
     }
 
     /// Reads a record; what passes is a snapshot that this server could have taken.
     fn decode(header: &StoredHeader) -> Result<Self, String> {
-        let record = SnapshotRecordV2::read(&header.record)?;
+        let record = SnapshotRecord::read(&header.record)?;
         let own = stored_name(&record.id).is_ok_and(|own| own == header.id);
         if !own || snapshot_id(&record.id).as_ref() != Some(&record.id) {
             return Err("its id is not of its name".into());
@@ -227,7 +206,8 @@ impl SandboxSnapshot {
         if record.processes.len() > MAX_PROCESSES {
             return Err(format!("it has {} processes", record.processes.len()));
         }
-        if let Some(why) = bad_env(&record.env) {
+        let env = record.env.unwrap_or_default();
+        if let Some(why) = bad_env(&env) {
             return Err(why);
         }
         let taken_at = Timestamp::from_microsecond(record.taken_at_us);
@@ -248,7 +228,7 @@ impl SandboxSnapshot {
                 true => KeptState::Files,
                 false => KeptState::Memory,
             },
-            env: record.env,
+            env,
             processes: record.processes.into_iter().map(Into::into).collect(),
             stored: header.id.clone(),
             loading: Arc::default(),
