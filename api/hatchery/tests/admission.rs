@@ -29,13 +29,6 @@ async fn delete(server: &Server, path: &str) -> u16 {
     server.api("DELETE", path, Value::Null).await.status
 }
 
-/// The same folder with another server.
-async fn again(server: Server, mode: &str, limits: LimitsFile) -> Server {
-    let (dir, clean) = server.close().await;
-    assert!(clean);
-    Server::start_in(dir, mode, limits, None).await
-}
-
 fn few(max_sandboxes: usize) -> LimitsFile {
     LimitsFile {
         max_sandboxes: Some(max_sandboxes),
@@ -82,7 +75,7 @@ async fn with_snapshot(mode: &str) -> Server {
 
 #[tokio::test]
 async fn a_snapshot_is_loaded_after_everything_else() {
-    let server = again(with_snapshot("").await, "", few(1)).await;
+    let server = with_snapshot("").await.again("", few(1)).await;
     let file = memory(&server, "snapshot-");
     damage(&file);
     let shot = json!({ "templateID": "shot", "timeout": 60 });
@@ -172,7 +165,7 @@ async fn what_is_loaded_is_weighed() {
     let taken = post(&server, &id, "checkpoints", json!({ "name": "c" })).await;
     assert_eq!(taken.status, 201, "{taken:?}");
     assert_eq!(post(&server, &id, "pause", json!({})).await.status, 204);
-    let server = again(server, "heavy", short_of_memory()).await;
+    let server = server.again("heavy", short_of_memory()).await;
     for name in ["snapshot-", "paused-", "checkpoint-"] {
         damage(&memory(&server, name));
     }

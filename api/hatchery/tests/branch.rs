@@ -143,10 +143,7 @@ async fn a_snapshot_outlives_its_sandbox_and_the_server() {
     works(&server, &id).await;
     assert_eq!(kill(&server, &id).await, 204);
 
-    let (dir, clean) = server.close().await;
-    assert!(clean);
-    let clones = None;
-    let server = Server::start_in(dir, "", LimitsFile::default(), clones).await;
+    let server = server.again("", LimitsFile::default()).await;
     for name in ["one", "one:default", "team/one", &other] {
         let made = server.create(json!({ "templateID": name })).await;
         works(&server, &made.id()).await;

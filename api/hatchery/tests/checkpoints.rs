@@ -130,13 +130,6 @@ fn history(server: &Server, checkpoint: &str) -> Vec<String> {
     lines.map(str::to_owned).collect()
 }
 
-async fn again(server: Server, limits: LimitsFile) -> Server {
-    let (dir, clean) = server.close().await;
-    assert!(clean);
-    let clones = None;
-    Server::start_in(dir, "", limits, clones).await
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sandbox_goes_back_to_any_moment_and_its_tree_grows_there() {
     let _alone = ONE_AT_A_TIME.lock().await;
@@ -355,7 +348,7 @@ async fn a_tree_survives_its_sandbox_s_sleep_and_the_server() {
     assert_eq!(post(&server, &id, "pause", json!({})).await.status, 204);
     assert_eq!(listing(&server, &id).await, before);
 
-    let server = again(server, LimitsFile::default()).await;
+    let server = server.again("", LimitsFile::default()).await;
     stores(&server, 4).await;
     assert_eq!(listing(&server, &id).await, before);
     let resumed = post(&server, &id, "connect", json!({ "timeout": 60 })).await;
@@ -372,7 +365,7 @@ async fn a_tree_survives_its_sandbox_s_sleep_and_the_server() {
         max_checkpoints: Some(1),
         ..LimitsFile::default()
     };
-    let server = again(server, few).await;
+    let server = server.again("", few).await;
     assert_eq!(
         tree(&server, &id).await.len(),
         4,
@@ -421,7 +414,7 @@ async fn a_child_goes_back_to_its_first_moment_after_a_restart() {
     }
     let path = "/templates/shot";
     assert_eq!(server.api("DELETE", path, Value::Null).await.status, 204);
-    let server = again(server, LimitsFile::default()).await;
+    let server = server.again("", LimitsFile::default()).await;
     for id in [&made, &child] {
         for _ in 0..2 {
             let resumed = post(&server, id, "connect", json!({ "timeout": 60 })).await;

@@ -48,6 +48,11 @@ fn expected(made: &Value, a: &str, b: &str) -> Value {
     })
 }
 
+/// Its processes have these variables.
+async fn has(server: &Server, made: &Value, a: &str, b: &str) {
+    assert_eq!(variables(server, made).await, expected(made, a, b));
+}
+
 async fn detail(server: &Server, made: &Value) -> Value {
     server.get(made["sandboxID"].as_str().unwrap()).await.json()
 }
@@ -74,12 +79,6 @@ fn policy(auto_resume: bool, on_timeout: &str) -> Value {
     json!({ "autoResume": auto_resume, "onTimeout": on_timeout })
 }
 
-async fn again(server: Server) -> Server {
-    let (dir, clean) = server.close().await;
-    assert!(clean);
-    Server::start_in(dir, "", LimitsFile::default(), None).await
-}
-
 #[tokio::test]
 async fn a_fork_has_everything_but_the_time_to_live() {
     let server = Server::start().await;
@@ -92,10 +91,7 @@ async fn a_fork_has_everything_but_the_time_to_live() {
         json!({ "timeout": 60, "checkpoint": "c" }),
     ] {
         let child = first_child(&post(&server, &id, "fork", body).await);
-        assert_eq!(
-            variables(&server, &child).await,
-            expected(&child, "parent", "parent")
-        );
+        has(&server, &child, "parent", "parent").await;
         let seen = detail(&server, &child).await;
         assert_eq!(seen["metadata"], json!({ "of": "parent" }));
         assert_eq!(seen["lifecycle"], policy(true, PAUSES));
@@ -120,13 +116,10 @@ async fn a_snapshot_gives_its_variables_and_nothing_else() {
         let taken = post(&server, &made.id(), "snapshots", body).await;
         assert_eq!(taken.status, 201, "{taken:?}");
     }
-    let server = again(server).await;
+    let server = server.again("", LimitsFile::default()).await;
     for name in ["full", "files"] {
         let plain = server.create(json!({ "templateID": name })).await.json();
-        assert_eq!(
-            variables(&server, &plain).await,
-            expected(&plain, "parent", "parent")
-        );
+        has(&server, &plain, "parent", "parent").await;
         let seen = detail(&server, &plain).await;
         assert_eq!(seen["metadata"], json!({}), "they are the request's");
         assert_eq!(seen["lifecycle"], policy(false, KILLS));
@@ -138,10 +131,7 @@ async fn a_snapshot_gives_its_variables_and_nothing_else() {
         });
         let made = server.create(own).await;
         let (id, made) = (made.id(), made.json());
-        assert_eq!(
-            variables(&server, &made).await,
-            expected(&made, "parent", "own")
-        );
+        has(&server, &made, "parent", "own").await;
         let seen = detail(&server, &made).await;
         assert_eq!(seen["metadata"], json!({ "of": "own" }));
         assert_eq!(seen["lifecycle"], policy(false, PAUSES));
@@ -149,10 +139,7 @@ async fn a_snapshot_gives_its_variables_and_nothing_else() {
         let taken = post(&server, &id, "snapshots", json!({ "name": "next" })).await;
         assert_eq!(taken.status, 201, "{taken:?}");
         let next = server.create(json!({ "templateID": "next" })).await.json();
-        assert_eq!(
-            variables(&server, &next).await,
-            expected(&next, "parent", "own")
-        );
+        has(&server, &next, "parent", "own").await;
     }
     assert!(server.stop().await);
 }
@@ -167,14 +154,11 @@ async fn a_resumed_one_is_what_it_was_with_a_new_time_to_live() {
         let done = post(&server, &id, "pause", json!({ "memory": memory })).await;
         assert_eq!(done.status, 204, "{done:?}");
         if restart {
-            server = again(server).await;
+            server = server.again("", LimitsFile::default()).await;
         }
         let resumed = post(&server, &id, "connect", json!({ "timeout": 60 })).await;
         assert_eq!((resumed.status, resumed.json()), (201, made.clone()));
-        assert_eq!(
-            variables(&server, &made).await,
-            expected(&made, "parent", "parent")
-        );
+        has(&server, &made, "parent", "parent").await;
         let mut after = detail(&server, &made).await;
         assert!((50..=60).contains(&seconds_left(&server, &made).await));
         after["endAt"] = before["endAt"].clone();
@@ -210,10 +194,7 @@ async fn a_reset_or_saved_one_stays_what_it_is() {
             let done = post(&server, &id, what, body).await;
             assert_eq!(done.status, status, "{what}: {done:?}");
             assert_eq!(detail(&server, &made).await, before, "{what}");
-            assert_eq!(
-                variables(&server, &made).await,
-                expected(&made, "parent", "parent")
-            );
+            has(&server, &made, "parent", "parent").await;
         }
         assert!(server.stop().await);
     }

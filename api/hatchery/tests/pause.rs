@@ -61,13 +61,6 @@ async fn works(server: &Server, id: &str) {
     assert!(metrics[0]["memTotal"].as_u64().unwrap() > 0, "{metrics}");
 }
 
-async fn again(server: Server) -> Server {
-    let (dir, clean) = server.close().await;
-    assert!(clean);
-    let clones = None;
-    Server::start_in(dir, "", LimitsFile::default(), clones).await
-}
-
 fn files(server: &Server, folder: &str) -> Vec<PathBuf> {
     let folder = server.dir.path().join("data/snapshots").join(folder);
     let entries = std::fs::read_dir(folder).unwrap();
@@ -132,16 +125,17 @@ async fn a_paused_sandbox_outlives_the_server() {
     let made = server.create(json!({ "envVars": { "A": "1" } })).await;
     let (id, running) = (made.id(), server.create(json!({})).await.id());
     assert_eq!(pause(&server, &id).await, 204);
-    let server = again(again(server).await).await;
+    let server = server.again("", LimitsFile::default()).await;
+    let server = server.again("", LimitsFile::default()).await;
     assert_eq!(state(&server, &running).await, "gone");
     assert_eq!(state(&server, &id).await, "paused");
     assert_eq!(connect(&server, &id).await.json(), made.json());
     works(&server, &id).await;
     assert_eq!(pause(&server, &id).await, 204);
-    let server = again(server).await;
+    let server = server.again("", LimitsFile::default()).await;
     assert_eq!(kill(&server, &id).await, 204);
     stores_nothing(&server).await;
-    let server = again(server).await;
+    let server = server.again("", LimitsFile::default()).await;
     assert_eq!(state(&server, &id).await, "gone");
     assert!(server.stop().await);
 }

@@ -164,6 +164,13 @@ impl Server {
         (self.dir, clean)
     }
 
+    /// Shuts the server down, with nothing left over, and starts another one in its folder.
+    pub(crate) async fn again(self, mode: &str, limits: LimitsFile) -> Self {
+        let (dir, clean) = self.close().await;
+        assert!(clean);
+        Self::start_in(dir, mode, limits, None).await
+    }
+
     /// A control-plane request with the key.
     pub(crate) async fn api(&self, method: &str, path: &str, body: Value) -> Answer {
         let body = if body.is_null() {
