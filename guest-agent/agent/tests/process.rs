@@ -366,25 +366,29 @@ fn a_descendant_writes_on_after_the_end_without_an_error() {
     let at = dir.path().display();
     // More than a pipe holds, and each write must succeed: SIGPIPE is not even ignored.
     let script = format!(
-        "(sleep 0.2; head -c 1000000 /dev/zero && echo line && echo error >&2 && echo > {at}/done) &
+        "mkfifo {at}/done
+         (sleep 0.2; head -c 1000000 /dev/zero && echo line && echo error >&2 && echo done > {at}/done) &
          echo started"
     );
     assert_eq!(host.run(&script).stdout(), "started\n");
-    let begun = Instant::now();
-    while !dir.path().join("done").exists() {
-        assert!(begun.elapsed() < support::WAIT, "the writer has ended");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    assert_eq!(host.run("echo ok").stdout(), "ok\n");
+    // Waits for the writer to come to its end.
+    let done = host.run(&format!("timeout 20 cat {at}/done"));
+    assert_eq!(done.stdout(), "done\n", "the writer has ended");
     // The pipes are closed when the last writer is gone.
     let open = format!("ls /proc/{}/fd | wc -l", host.agent.id());
     let before: u32 = host.run(&open).stdout().trim().parse().unwrap();
     for _ in 0..20 {
         host.run("(sleep 0.05; echo late) & true");
     }
-    std::thread::sleep(Duration::from_millis(500));
-    let after: u32 = host.run(&open).stdout().trim().parse().unwrap();
-    assert!(after <= before + 4, "{before} to {after} descriptors");
+    let begun = Instant::now();
+    loop {
+        let after: u32 = host.run(&open).stdout().trim().parse().unwrap();
+        if after <= before + 4 {
+            break;
+        }
+        let waited = begun.elapsed() < support::WAIT;
+        assert!(waited, "{before} to {after} descriptors");
+    }
 }
 
 #[test]

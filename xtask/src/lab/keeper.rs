@@ -253,7 +253,7 @@ mod test {
             gate: RelayGate::new(),
         };
         let lab = Pid::from_raw(7).unwrap();
-        let free = super::super::state::free_port().unwrap();
+        let free = super::super::free_port().unwrap();
         let ask = |text: &str| answer(text, lab, &relays).map_err(|error| format!("{error:#}"));
         ask(r#"{"lab":7,"relay":null}"#).unwrap();
         ask(&format!(r#"{{"lab":7,"relay":[{free},1]}}"#)).unwrap();

@@ -40,6 +40,7 @@ use frame::CommandRequest;
 use ping::AgentAddress;
 use qmp::QmpClient;
 use rustix::process::Pid;
+pub(crate) use state::free_port;
 use state::{AGENT_PORT, LabPlace, LabState, PortForward};
 use std::path::Path;
 use std::process::Output;
@@ -307,7 +308,7 @@ impl Lab {
     fn emulator_port(&self, lab: u16) -> Result<u16> {
         let mut qmp = QmpClient::connect(&self.place.qmp())?;
         for _ in 0..PORTS_TRIED {
-            let port = state::free_port()?;
+            let port = free_port()?;
             if qmp.forward(port, lab)? {
                 return Ok(port);
             }

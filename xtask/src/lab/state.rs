@@ -198,8 +198,9 @@ impl LabState {
     }
 }
 
-/// A port of loopback that nobody listens on. Somebody may before it is used: then QEMU says so.
-pub(super) fn free_port() -> Result<u16> {
+/// A port of loopback that nobody listens on. Somebody may before it is used: then
+/// whoever was to use it says so.
+pub(crate) fn free_port() -> Result<u16> {
     let listener =
         TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("Looking for a free port")?;
     Ok(listener.local_addr()?.port())

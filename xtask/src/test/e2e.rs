@@ -2,10 +2,10 @@
 
 use super::rerun::{self, PartRun};
 use super::runner::{program, tee};
-use super::server::{MortalServer, free_port};
+use super::server::MortalServer;
 use super::tally::{FLAKY, Tally};
 use crate::dist::{Dist, target_dir};
-use crate::lab::LabOptions;
+use crate::lab::{LabOptions, free_port};
 use crate::sdk::{self, SdkRelease, SdkTarget, TestRound};
 use crate::service::{API_KEY, RunningService, ServerPlace};
 use anyhow::Result;

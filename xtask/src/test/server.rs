@@ -2,11 +2,12 @@
 
 use super::runner::{cargo, program, tee};
 use crate::dist::{Dist, target_dir};
+use crate::lab::free_port;
 use crate::sdk::SdkTarget;
 use crate::service::{API_KEY, LAB_DIST, ServerPlace};
 use anyhow::{Context, Result, bail};
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -174,13 +175,6 @@ fn answers(port: u16) -> bool {
         Ok(head == *b"HTTP/1.1 2")
     };
     ask().unwrap_or(false)
-}
-
-/// A port of loopback that nobody listens on.
-pub(super) fn free_port() -> Result<u16> {
-    let listener =
-        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("Looking for a free port")?;
-    Ok(listener.local_addr()?.port())
 }
 
 /// The programs as the server looks for them, with the stand-in for `hatchery-vmm`.

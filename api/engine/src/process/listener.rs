@@ -1,7 +1,7 @@
 //! One listener of a process: a bounded channel, with room kept for the last word.
 
 use crate::process::notice::ProcessNotice;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{self, OwnedPermit};
@@ -61,7 +61,7 @@ impl ProcessListener {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<OwnedPermit<ProcessNotice>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<OwnedPermit<ProcessNotice>>> {
         // Nothing panics while it holds the lock.
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
