@@ -12,8 +12,10 @@ pub const PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
 const LANG: &[u8] = b"C.UTF-8";
 
 /// Most entries of a process: the base, the defaults and its own.
-pub const MAX_ENTRIES: usize = BASE + 2 * MAX_ENV;
-const BASE: usize = 5;
+pub const MAX_ENTRIES: usize = BASE_ENTRIES + 2 * MAX_ENV;
+/// Those that every process has, unless it or the defaults bring their own: `PATH`, `LANG`, `HOME`,
+/// `USER` and `LOGNAME`.
+pub const BASE_ENTRIES: usize = 5;
 const SCRATCH: usize = 2 * (MAX_PATH + 1) + 1024;
 
 /// A table of NUL-terminated `NAME=value` entries.

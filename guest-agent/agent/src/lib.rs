@@ -17,7 +17,7 @@ mod session;
 mod text;
 
 pub use accounts::{AccountFiles, UserAccount};
-pub use environment::{MAX_ENTRIES, PATH, ProcessEnvironment};
+pub use environment::{BASE_ENTRIES, MAX_ENTRIES, PATH, ProcessEnvironment};
 pub use input::{FatalError, HostAction, HostInput};
 pub use session::{OUT_BUFFER, Session};
 pub use text::FixedText;

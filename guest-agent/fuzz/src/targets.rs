@@ -1,7 +1,7 @@
 //! The targets: what the agent and the service say to each other, and what the agent reads in a
 //! guest.
 
-use agent_core::{AccountFiles, HostAction, HostInput, ProcessEnvironment, Session};
+use agent_core::{AccountFiles, BASE_ENTRIES, HostAction, HostInput, ProcessEnvironment, Session};
 use wire::fuzz::{fuzz_frames, fuzz_records, fuzz_request};
 use wire::{
     DataChannel, FrameBuffer, MAX_FRAME, MAX_GROUPS, MAX_STREAMS, Message, Reply, Request,
@@ -134,7 +134,7 @@ fn fuzz_environment(bytes: &[u8]) {
         entries += 1;
     });
     assert!(
-        entries <= 4 + defaults.count() + own.count(),
+        entries <= BASE_ENTRIES + defaults.count() + own.count(),
         "{entries} entries"
     );
 }
