@@ -9,11 +9,14 @@
 //! - A ring dropped with operations in flight cancels them and waits; if the kernel does not answer
 //!   within a second, what they point to is leaked rather than freed.
 //!
+//! The kernel takes only the operations that are here: see [`restriction`].
+//!
 //! The ring has a single issuer and runs its completions only inside [`IoRing::enter`], so one
 //! system call per turn submits, waits and collects.
 #![expect(unsafe_code, reason = "submission entries and in-flight memory")]
 
 mod pool;
+mod restriction;
 
 use crate::Memory;
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
@@ -143,8 +146,10 @@ impl fmt::Debug for IoRing {
     }
 }
 
+/// A ring that takes nothing before [`restriction::enable`].
 fn build() -> io::Result<IoUring> {
     IoUring::builder()
+        .setup_r_disabled()
         .setup_single_issuer()
         .setup_defer_taskrun()
         // Says when completions wait to be worked on: an enter that does not wait would otherwise
@@ -163,6 +168,7 @@ impl IoRing {
             .submitter()
             .register_iowq_max_workers(&mut [IO_WORKERS, 1])?;
         let pool = Pool::new(&uring)?;
+        restriction::enable(&uring)?;
         let (ops, free, spare_ops) = (Vec::new(), Vec::new(), Vec::new());
         Ok(Self {
             uring,
