@@ -16,6 +16,7 @@ mod lexer;
 mod licences;
 mod lines;
 mod lints;
+mod log_lines;
 mod modules;
 mod names;
 mod pages;

@@ -71,7 +71,11 @@ def said(box, words):
 
 
 def all_is_there(box):
-    return said(box, "all memory is there")
+    return said(box, "all memory is loaded")
+
+
+def ends_of(box):
+    return said(box, "sandbox ended by itself")
 
 
 def counted():
@@ -111,8 +115,8 @@ def test_the_pager_is_killed_under_a_sandbox_that_runs(lazy):
     assert not isinstance(error, e2b.CommandExitException), error
     is_gone(victim)
     eventually("its VM process is reaped", 10, lambda: vm_pids() == others)
-    ends = said(victim, "sandbox ended")
-    assert len(ends) == 1 and "the pager that brings this machine's memory failed: it is gone" in ends[0], ends
+    ends = ends_of(victim)
+    assert len(ends) == 1 and "the pager of this machine's memory failed: it is gone" in ends[0], ends
     whole.commands.send_stdin(handle.pid, "unharmed\n")
     assert handle.wait().stdout == "unharmed\n"
 
