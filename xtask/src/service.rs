@@ -16,6 +16,15 @@ use std::time::{Duration, Instant};
 pub(crate) const API_KEY: &str = "e2b_0123456789abcdef0123456789abcdef01234567";
 /// Where the programs are in the lab: on tmpfs, because a cold read over 9p is slow.
 pub(crate) const LAB_DIST: &str = "/opt/hatchery";
+/// What is copied there.
+pub(crate) const PROGRAMS: &[&str] = &[
+    "hatchery",
+    "hatchery-vmm",
+    "hatchery-pager",
+    "hatchery-agent",
+    "hatchery-bench",
+    "vmlinux",
+];
 /// The server's port in the lab.
 const LAB_PORT: u16 = 3000;
 /// A server that is not healthy after this long is given up.
@@ -75,13 +84,17 @@ pub(crate) fn install_in_lab(lab: &Lab, dist: &Dist) -> Result<PathBuf> {
     let image = in_cache(dist)?;
     let script = format!(
         "mkdir -p {LAB_DIST} && cd /dist || exit 1
-         for f in hatchery hatchery-vmm hatchery-pager hatchery-agent hatchery-bench vmlinux; do
+         for f in {2}; do
              [ -e {LAB_DIST}/$f ] && [ ! $f -nt {LAB_DIST}/$f ] && continue
              cp -p $f {LAB_DIST}/.new && mv {LAB_DIST}/.new {LAB_DIST}/$f || exit 1
          done
-         [ -e {1} ] && ln -sf {1} {LAB_DIST}/base.ext4 || ln -sf /image/{0} {LAB_DIST}/base.ext4",
+         for image in {1} /image/{0} /dist/base.ext4; do
+             [ -e $image ] && exec ln -sf $image {LAB_DIST}/base.ext4
+         done
+         echo no base image && exit 1",
         image.display(),
-        lab_copy(image)
+        lab_copy(image),
+        PROGRAMS.join(" ")
     );
     let done = lab.exec(&["sh", "-c", &script])?;
     if !done.status.success() {

@@ -1,9 +1,11 @@
 //! `cargo xtask lab …`.
 
+use super::bochs::MAX_MEMORY_MIB;
 use super::client::{CommandControl, OutputStream};
-use super::package::LabKernel;
+use super::intel_model::IntelModel;
+use super::package::{AMD, LabKernel};
 use super::state::LabPlace;
-use super::{Lab, LabOptions, agent, bring, keeper, qemu};
+use super::{Lab, LabOptions, agent, bring, emulator, keeper};
 use crate::dist::Dist;
 use crate::service;
 use anyhow::{Context, Result, bail};
@@ -66,19 +68,25 @@ struct LabName {
 
 #[derive(clap::Args)]
 struct StartArgs {
-    /// Which lab; `icount` with --icount, else `lab`
+    /// Which lab; `icount` with --icount, `intel` with --intel, else `lab`
     #[arg(long)]
     name: Option<String>,
     /// One processor whose clock counts instructions (1 ns each), and idle time is skipped
     #[arg(long)]
     icount: bool,
-    /// Memory, in MiB
+    /// An Intel processor, emulated by Bochs: slower, one at a time, at most 2048 MiB
     #[arg(
         long,
-        default_value_t = LabOptions::default().memory_mib,
-        value_parser = clap::value_parser!(u32).range(512..),
+        value_enum,
+        value_name = "MODEL",
+        num_args = 0..=1,
+        default_missing_value = "icelake",
+        conflicts_with = "icount",
     )]
-    memory: u32,
+    intel: Option<IntelModel>,
+    /// Memory, in MiB: 8192, or 2048 with --intel
+    #[arg(long, value_parser = clap::value_parser!(u32).range(512..))]
+    memory: Option<u32>,
     /// Forward a port of 127.0.0.1 to a port of the lab
     #[arg(long, value_name = "HOST:LAB", value_parser = forward)]
     forward: Vec<(u16, u16)>,
@@ -128,25 +136,24 @@ pub(crate) fn run(args: &LabArgs) -> Result<ExitCode> {
 }
 
 fn build() -> Result<()> {
-    let kernel = LabKernel::ensure()?;
+    let kernel = LabKernel::ensure(AMD)?;
     eprintln!("lab: kernel {} is ready", kernel.release);
     Ok(())
 }
 
 fn start(args: &StartArgs) -> Result<()> {
     let begin = Instant::now();
-    let default = if args.icount {
-        LabOptions::counting()
-    } else {
-        LabOptions::default()
+    let mut options = match args.intel {
+        Some(model) => LabOptions::intel(model),
+        None if args.icount => LabOptions::counting(),
+        None => LabOptions::default(),
     };
-    let name = args.name.clone().unwrap_or(default.name);
-    let options = LabOptions {
-        name,
-        icount: args.icount,
-        memory_mib: args.memory,
-        forwards: args.forward.clone(),
-    };
+    if args.intel.is_some() && args.memory.is_some_and(|memory| memory > MAX_MEMORY_MIB) {
+        bail!("Bochs gives a machine at most {MAX_MEMORY_MIB} MiB");
+    }
+    options.name = args.name.clone().unwrap_or(options.name);
+    options.memory_mib = args.memory.unwrap_or(options.memory_mib);
+    options.forwards.clone_from(&args.forward);
     let lab = Lab::ensure(&options)?;
     if lab.fresh {
         eprintln!(
@@ -339,7 +346,18 @@ fn copy(lab: &Lab, file: &Path, to: &str) -> Result<()> {
 
 fn install(name: &LabName) -> Result<()> {
     let lab = find(name)?;
-    let place = service::install_in_lab(&lab, &Dist::ensure()?)?;
+    let dist = Dist::ensure()?;
+    let place = service::install_in_lab(&lab, &dist)?;
+    if lab.intel_model().is_some() {
+        // Its disk is as it was when the lab started.
+        for program in service::PROGRAMS {
+            copy(
+                &lab,
+                &dist.dir.join(program),
+                &format!("{}/{program}", place.display()),
+            )?;
+        }
+    }
     eprintln!("lab: the programs are in {}", place.display());
     Ok(())
 }
@@ -355,8 +373,9 @@ fn status(name: &LabName) -> Result<ExitCode> {
     } else {
         "in real time"
     };
+    let processor = lab.state.intel.map_or("AMD".into(), |m| m.to_string());
     println(&format!(
-        "{}: running, process {pid}, {mode}, {} MiB",
+        "{}: running, process {pid}, {processor}, {mode}, {} MiB",
         name.name, lab.state.memory_mib
     ))?;
     if !lab.state.icount {
@@ -388,12 +407,12 @@ fn logs(name: &LabName) -> Result<ExitCode> {
 
 fn stop(name: &LabName) -> Result<()> {
     let place = LabPlace::new(&name.name)?;
-    if qemu::process(&place).is_none() {
+    if emulator::process(&place).is_none() {
         eprintln!("lab: {:?} does not run", name.name);
         return Ok(());
     }
     let _guard = place.lock()?;
-    qemu::stop(&place)
+    emulator::stop(&place)
 }
 
 fn println(line: &str) -> Result<()> {

@@ -8,7 +8,7 @@ use super::clock::ClockSample;
 use super::ping::AgentAddress;
 use super::relay::{self, RelayGate};
 use super::state::{AGENT_PORT, LabPlace};
-use super::{qemu, unix};
+use super::{emulator, unix};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit, setsid};
 use serde::{Deserialize, Serialize};
@@ -109,7 +109,7 @@ pub(super) fn keep(name: &str) -> Result<()> {
     let _ = setsid(); // the terminal's Ctrl-C is not for it
     let lock = File::create(place.keeper_lock()).context("Opening the keeper's lock")?;
     lock.lock().context("Waiting for an earlier keeper")?;
-    let lab = qemu::process(&place).context("The lab does not run")?;
+    let lab = emulator::process(&place).context("The lab does not run")?;
     let state = place.load()?;
     raise_open_files()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -135,7 +135,7 @@ pub(super) fn keep(name: &str) -> Result<()> {
     });
     let agent = agent.filter(|_| !state.icount);
     let mut clock = Instant::now();
-    while qemu::process(&place) == Some(lab) {
+    while emulator::process(&place) == Some(lab) {
         std::thread::sleep(LOOK);
         if let Some(agent) = agent.as_ref().filter(|_| clock.elapsed() > CLOCK_PERIOD) {
             match set_clock(agent) {

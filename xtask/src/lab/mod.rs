@@ -1,23 +1,29 @@
 //! The lab: an emulated host with hardware virtualization, for machines without.
 //!
 //! QEMU emulates an AMD processor with nested paging in software; on it runs Debian's own kernel
-//! with `kvm_amd`, so that everything that needs a true KVM runs there unchanged. It is a machine
-//! of tmpfs: nothing in it survives `lab stop`. This program is its own agent inside.
+//! with `kvm_amd`, so that everything that needs a true KVM runs there unchanged. Bochs emulates an
+//! Intel processor, more slowly, for what only `kvm_intel` and XSAVE have. A lab is a machine of
+//! tmpfs: nothing in it survives `lab stop`. This program is its own agent inside.
 //!
-//! `package` fetches the kernel, `root` writes the first root, `qemu` starts the machine, `state`
-//! remembers it, `frame`, `client` and `agent` run commands in it, `watch` tells a slow one from a
-//! dead one, and `keeper` is the process that forwards ports to it and keeps its clock.
+//! `package` fetches the kernel, `root` writes the first root, `qemu` or `bochs` starts the
+//! machine, `emulator` finds its process, `state` remembers it, `frame`, `client` and `agent` run
+//! commands in it, `watch` tells a slow one from a dead one, and `keeper` is the process that
+//! forwards ports to it and keeps its clock.
 
 mod agent;
 mod archive;
 mod awake;
+mod bochs;
 mod bring;
 mod client;
 mod clock;
 mod command;
 mod detect;
+mod emulator;
+mod files_disk;
 mod frame;
 mod hold;
+mod intel_model;
 mod keeper;
 mod modules;
 mod package;
@@ -37,6 +43,7 @@ pub(crate) use client::{CommandControl, LabCommand, OutputStream};
 pub(crate) use command::{LabArgs, run};
 pub(crate) use detect::hardware_virtualization;
 use frame::CommandRequest;
+use intel_model::IntelModel;
 use ping::AgentAddress;
 use qmp::QmpClient;
 use rustix::process::Pid;
@@ -49,8 +56,12 @@ use watch::LabWatch;
 
 /// A lab that does not answer after this long is given up.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// The same for one in Bochs, which takes a minute on a machine with nothing else to do.
+const INTEL_BOOT_LIMIT: Duration = Duration::from_secs(400);
 /// How long a lab gets to answer one question, before it is asked again.
 const ANSWER: Duration = Duration::from_secs(2);
+/// The same for one in Bochs.
+const INTEL_ANSWER: Duration = Duration::from_secs(10);
 /// How long a lab gets to show that it is alive, after something in it has failed.
 const ALIVE_LIMIT: Duration = Duration::from_secs(60);
 
@@ -64,6 +75,8 @@ pub(crate) struct LabOptions {
     pub(crate) name: String,
     /// One processor, and a clock that counts instructions.
     pub(crate) icount: bool,
+    /// An Intel processor instead of AMD's, emulated by Bochs.
+    pub(crate) intel: Option<IntelModel>,
     /// Memory in MiB; taken from this machine only as it is used.
     pub(crate) memory_mib: u32,
     /// Pairs of a port of loopback and a port of the lab.
@@ -75,6 +88,7 @@ impl Default for LabOptions {
         Self {
             name: "lab".to_owned(),
             icount: false,
+            intel: None,
             memory_mib: 8192,
             forwards: Vec::new(),
         }
@@ -87,6 +101,16 @@ impl LabOptions {
         Self {
             name: "icount".to_owned(),
             icount: true,
+            ..Self::default()
+        }
+    }
+
+    /// A lab with an Intel processor, beside the others.
+    pub(crate) fn intel(model: IntelModel) -> Self {
+        Self {
+            name: "intel".to_owned(),
+            intel: Some(model),
+            memory_mib: bochs::MAX_MEMORY_MIB,
             ..Self::default()
         }
     }
@@ -110,7 +134,7 @@ impl Lab {
         let place = LabPlace::new(&options.name)?;
         place.make()?;
         let guard = place.lock()?;
-        let mut lab = match qemu::process(&place) {
+        let mut lab = match emulator::process(&place) {
             Some(process) => Self::join(place, process, options)?,
             None => Self::boot(place, options)?,
         };
@@ -125,7 +149,7 @@ impl Lab {
     /// The lab with this name if it runs.
     pub(crate) fn running(name: &str) -> Result<Option<Self>> {
         let place = LabPlace::new(name)?;
-        let Some(process) = qemu::process(&place) else {
+        let Some(process) = emulator::process(&place) else {
             return Ok(None);
         };
         let state = place.load()?;
@@ -150,25 +174,41 @@ impl Lab {
                 place.name
             );
         }
+        if state.intel != options.intel {
+            bail!(
+                "The lab {:?} runs with another processor: stop it or choose another name",
+                place.name
+            );
+        }
         let lab = Self {
             place,
             state,
             process,
             fresh: false,
         };
-        lab.answers(BOOT_LIMIT)?;
+        lab.answers(lab.boot_limit())?;
         Ok(lab)
     }
 
     fn boot(place: LabPlace, options: &LabOptions) -> Result<Self> {
-        deps::ensure(&["qemu-system-x86", "busybox-static"])?;
-        let kernel = package::LabKernel::ensure()?;
-        let state = LabState::new(options.icount, options.memory_mib)?;
-        root::write(&place.initrd(), &kernel, &state.token)?;
-        place.save(&state)?;
-        qemu::start(&place, &kernel, &state)?;
+        let mut state = LabState::new(options.icount, options.memory_mib, options.intel)?;
+        if let Some(model) = options.intel {
+            let forwards = options.forwards.iter();
+            let forwards = forwards.map(|&(host, lab)| PortForward {
+                host,
+                lab,
+                via: None,
+            });
+            state.forwards.extend(forwards);
+            let kernel = Self::prepare(&place, &state, package::INTEL)?;
+            bochs::start(&place, &kernel, &state, model)?;
+        } else {
+            deps::ensure(&["qemu-system-x86"])?;
+            let kernel = Self::prepare(&place, &state, package::AMD)?;
+            qemu::start(&place, &kernel, &state)?;
+        }
         let ended = || format!("The lab ended at its start:\n{}", place.console_tail(20));
-        let process = qemu::process(&place).with_context(ended)?;
+        let process = emulator::process(&place).with_context(ended)?;
         let lab = Self {
             place,
             state,
@@ -176,7 +216,7 @@ impl Lab {
             fresh: true,
         };
         let awake = lab.awake()?;
-        lab.answers(BOOT_LIMIT)?;
+        lab.answers(lab.boot_limit())?;
         if let Err(error) = keeper::set_clock(&lab.agent()?) {
             eprintln!("lab: its clock was not set: {error:#}");
         }
@@ -184,10 +224,43 @@ impl Lab {
         Ok(lab)
     }
 
+    /// Writes what a lab begins with.
+    fn prepare(
+        place: &LabPlace,
+        state: &LabState,
+        modules: &'static package::ModuleSet,
+    ) -> Result<package::LabKernel> {
+        deps::ensure(&["busybox-static"])?;
+        let kernel = package::LabKernel::ensure(modules)?;
+        root::write(&place.initrd(), &kernel, &state.token)?;
+        place.save(state)?;
+        Ok(kernel)
+    }
+
+    fn boot_limit(&self) -> Duration {
+        match self.state.intel {
+            Some(_) => INTEL_BOOT_LIMIT,
+            None => BOOT_LIMIT,
+        }
+    }
+
+    /// How long it gets to answer one question.
+    fn answer_limit(&self) -> Duration {
+        match self.state.intel {
+            Some(_) => INTEL_ANSWER,
+            None => ANSWER,
+        }
+    }
+
+    /// The Intel processor that this lab emulates, if it does.
+    fn intel_model(&self) -> Option<IntelModel> {
+        self.state.intel
+    }
+
     /// Ends the lab at once; it has nothing to save.
     pub(crate) fn stop(&self) -> Result<()> {
         let _guard = self.place.lock()?;
-        qemu::stop(&self.place)
+        emulator::stop(&self.place)
     }
 
     /// Waits until the agent answers, at most so long of the lab's own time on this machine.
@@ -195,7 +268,7 @@ impl Lab {
         let _awake = self.awake()?;
         let (agent, watch) = (self.agent()?, self.watch()?);
         let silence = watch.silence();
-        while let Err(error) = agent.time(None, ANSWER) {
+        while let Err(error) = agent.time(None, self.answer_limit()) {
             watch.is_there()?;
             if silence.lasted() > limit {
                 return Err(watch.dead(&format!("The lab does not answer ({error:#})")));
@@ -290,6 +363,13 @@ impl Lab {
         let same = |forward: &PortForward| (forward.host, forward.lab) == (host, lab);
         if self.state.forwards.iter().any(same) {
             return Ok(());
+        }
+        if self.state.intel.is_some() {
+            bail!(
+                "Bochs forwards ports from its start only: stop the lab {:?}, and start it with \
+                 --forward {host}:{lab}",
+                self.place.name
+            );
         }
         let via = match self.state.via(lab) {
             Some(via) => via,

@@ -10,34 +10,64 @@ use std::process::{Command, Stdio};
 /// The package that always depends on the newest 6.12 kernel of this Debian.
 const META: &str = "linux-image-6.12-amd64";
 
-/// Loaded when the lab boots: the machine's own devices, files, and KVM.
-pub(super) const BOOT: &[&str] = &[
-    "virtio_pci",
-    "virtio_blk",
-    "virtio_net",
-    "virtio_rng",
-    "9pnet_virtio",
-    "9p",
-    "ccp",
-    "kvm",
-    "kvm_amd",
-    "tun",
-];
+/// The modules that a lab's machine needs.
+#[derive(Debug)]
+pub(super) struct ModuleSet {
+    /// Loaded when the lab boots: the machine's own devices, files, and KVM.
+    boot: &'static [&'static str],
+    /// Found by `modprobe` or by the kernel itself when something in the lab asks for them.
+    on_demand: &'static [&'static str],
+    /// Without debug data and signature. Bochs takes half a minute to check the signatures.
+    stripped: bool,
+}
 
-/// Found by `modprobe` or by the kernel itself when something in the lab asks for them.
-const ON_DEMAND: &[&str] = &[
-    "ext4",
-    "erofs",
-    "overlay",
-    "fuse",
-    "loop",
-    "vsock",
-    "vhost_vsock",
-    "vhost_net",
-    "veth",
-    "bridge",
-    "af_packet",
-];
+/// QEMU's machine with an AMD processor.
+pub(super) const AMD: &ModuleSet = &ModuleSet {
+    boot: &[
+        "virtio_pci",
+        "virtio_blk",
+        "virtio_net",
+        "virtio_rng",
+        "9pnet_virtio",
+        "9p",
+        "ccp",
+        "kvm",
+        "kvm_amd",
+        "tun",
+    ],
+    on_demand: &[
+        "ext4",
+        "erofs",
+        "overlay",
+        "fuse",
+        "loop",
+        "vsock",
+        "vhost_vsock",
+        "vhost_net",
+        "veth",
+        "bridge",
+        "af_packet",
+    ],
+    stripped: false,
+};
+
+/// Bochs' machine with an Intel processor.
+pub(super) const INTEL: &ModuleSet = &ModuleSet {
+    boot: &[
+        "scsi_mod",
+        "sd_mod",
+        "ata_piix",
+        "e1000",
+        "af_packet",
+        "crc32c_generic",
+        "ext4",
+        "kvm",
+        "kvm_intel",
+        "tun",
+    ],
+    on_demand: &["erofs", "overlay", "loop"],
+    stripped: true,
+};
 
 /// An unpacked kernel: `vmlinuz` and a `modules` tree, both immutable.
 pub(super) struct LabKernel {
@@ -45,6 +75,7 @@ pub(super) struct LabKernel {
     pub(super) dir: PathBuf,
     /// As `uname -r` prints it.
     pub(super) release: String,
+    set: &'static ModuleSet,
 }
 
 impl LabKernel {
@@ -52,8 +83,8 @@ impl LabKernel {
     ///
     /// # Errors
     /// Without the package's index or the package; or if a module is missing in it.
-    pub(super) fn ensure() -> Result<Self> {
-        deps::ensure(&["kmod", "xz-utils"])?;
+    pub(super) fn ensure(set: &'static ModuleSet) -> Result<Self> {
+        deps::ensure(&["kmod", "xz-utils", "binutils"])?;
         let package = match resolve()? {
             Some(package) => package,
             None => {
@@ -62,11 +93,12 @@ impl LabKernel {
             }
         };
         let release = package.trim_start_matches("linux-image-").to_owned();
-        let lists = [BOOT.join(" "), ON_DEMAND.join(" ")];
-        let inputs = ["lab kernel 1", &package, &lists[0], &lists[1]];
-        let key = cache::key(inputs.map(str::as_bytes));
-        let dir = cache::entry("lab", &key, |dir| build(dir, &package, &release))?;
-        Ok(Self { dir, release })
+        let lists = [set.boot.join(" "), set.on_demand.join(" ")];
+        let mut inputs = vec!["lab kernel 1", &package, &lists[0], &lists[1]];
+        inputs.extend(set.stripped.then_some("stripped"));
+        let key = cache::key(inputs.into_iter().map(str::as_bytes));
+        let dir = cache::entry("lab", &key, |dir| build(dir, &package, &release, set))?;
+        Ok(Self { dir, release, set })
     }
 
     /// The modules to load at boot, in order, as paths below `/lib/modules/<release>`.
@@ -74,7 +106,7 @@ impl LabKernel {
         let tree = self.modules();
         let order = dependencies(&tree)?;
         Ok(order
-            .load_order(BOOT)?
+            .load_order(self.set.boot)?
             .into_iter()
             .map(str::to_owned)
             .collect())
@@ -112,7 +144,7 @@ fn apt_update() -> Result<()> {
     run(Command::new("apt-get").args(["-qq", "update"]))
 }
 
-fn build(dir: &Path, package: &str, release: &str) -> Result<()> {
+fn build(dir: &Path, package: &str, release: &str, set: &ModuleSet) -> Result<()> {
     eprintln!("lab: fetching Debian's {package} (about 100 MB)");
     let download = || {
         run(Command::new("apt-get")
@@ -135,12 +167,13 @@ fn build(dir: &Path, package: &str, release: &str) -> Result<()> {
     let from = all.join("lib/modules").join(release);
     let root = dir.join("root");
     let to = root.join("lib/modules").join(release);
-    let wanted: Vec<_> = BOOT.iter().chain(ON_DEMAND).copied().collect();
+    let wanted: Vec<_> = set.boot.iter().chain(set.on_demand).copied().collect();
     for path in dependencies(&from)?.load_order(&wanted)? {
-        unpack(
-            &from.join(path),
-            &to.join(Path::new(path).with_file_name(name_of(path) + ".ko")),
-        )?;
+        let module = to.join(Path::new(path).with_file_name(name_of(path) + ".ko"));
+        unpack(&from.join(path), &module)?;
+        if set.stripped {
+            run(Command::new("strip").arg("--strip-debug").arg(&module))?;
+        }
     }
     for list in [
         "modules.builtin",

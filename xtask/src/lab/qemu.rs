@@ -1,15 +1,11 @@
-//! Starts, finds and stops the QEMU process of a lab.
+//! Starts the QEMU process of a lab.
 
 use super::clock;
 use super::package::LabKernel;
-use super::qmp::QmpClient;
 use super::state::{CONSOLE_NAME, LabPlace, LabState, PortForward, QMP_NAME};
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
-use serde_json::json;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 /// The lab kernel's command line. `tsc=reliable`: QEMU's counter is, but does not say so, and
 /// without it every clock read is a slow device access. `debugfs=off`: what `doctor` recommends,
@@ -109,44 +105,4 @@ fn prefixed(prefix: &str, path: &Path) -> Result<String> {
         .to_str()
         .with_context(|| format!("{} is not plain text", path.display()))?;
     Ok(format!("{prefix}{}", path.replace(',', ",,")))
-}
-
-/// The lab's QEMU process, if it runs. A stale file, or one whose number another process has
-/// since been given, counts as none.
-pub(super) fn process(place: &LabPlace) -> Option<Pid> {
-    let text = std::fs::read_to_string(place.pid_file()).ok()?;
-    let pid = Pid::from_raw(text.trim().parse().ok()?)?;
-    test_kill_process(pid).ok()?;
-    let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).ok()?;
-    let expected = place.pid_file();
-    line.split(|byte| *byte == 0)
-        .any(|argument| argument == expected.as_os_str().as_encoded_bytes())
-        .then_some(pid)
-}
-
-/// Ends the lab at once; it has nothing to save.
-pub(super) fn stop(place: &LabPlace) -> Result<()> {
-    let Some(pid) = process(place) else {
-        return Ok(());
-    };
-    let asked =
-        QmpClient::connect(&place.qmp()).and_then(|mut qmp| qmp.execute("quit", &json!({})));
-    if asked.is_err() || !gone_within(place, Duration::from_secs(5)) {
-        let _ = kill_process(pid, Signal::KILL);
-        if !gone_within(place, Duration::from_secs(10)) {
-            bail!("QEMU (process {}) does not end", pid.as_raw_nonzero());
-        }
-    }
-    Ok(())
-}
-
-fn gone_within(place: &LabPlace, limit: Duration) -> bool {
-    let start = Instant::now();
-    while start.elapsed() < limit {
-        if process(place).is_none() {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    false
 }

@@ -1,5 +1,6 @@
 //! Where a lab keeps its files, and what it remembers about itself.
 
+use super::intel_model::IntelModel;
 use crate::cache;
 use crate::dist::target_dir;
 use anyhow::{Context, Result, bail};
@@ -17,7 +18,7 @@ pub(super) const QMP_NAME: &str = "qmp.sock";
 /// What the lab's kernel says, in the lab's folder.
 pub(super) const CONSOLE_NAME: &str = "console.log";
 /// Raised with every change to `frame` or to the state file.
-const PROTOCOL: u32 = 2;
+const PROTOCOL: u32 = 3;
 
 /// The folders of a lab.
 #[derive(Clone)]
@@ -42,6 +43,9 @@ pub(super) struct LabState {
     protocol: u32,
     pub(super) token: String,
     pub(super) icount: bool,
+    /// The Intel processor that Bochs emulates; `None` for QEMU's AMD.
+    #[serde(default)]
+    pub(super) intel: Option<IntelModel>,
     pub(super) memory_mib: u32,
     pub(super) forwards: Vec<PortForward>,
 }
@@ -83,6 +87,15 @@ impl LabPlace {
 
     pub(super) fn pid_file(&self) -> PathBuf {
         self.dir.join("qemu.pid")
+    }
+
+    pub(super) fn bochs_pid_file(&self) -> PathBuf {
+        self.dir.join("bochs.pid")
+    }
+
+    /// Bochs' configuration.
+    pub(super) fn bochsrc(&self) -> PathBuf {
+        self.dir.join("bochsrc")
     }
 
     pub(super) fn qmp(&self) -> PathBuf {
@@ -168,7 +181,7 @@ impl LabPlace {
 
 impl LabState {
     /// A lab to be, with a new token and a port for its agent.
-    pub(super) fn new(icount: bool, memory_mib: u32) -> Result<Self> {
+    pub(super) fn new(icount: bool, memory_mib: u32, intel: Option<IntelModel>) -> Result<Self> {
         let agent = PortForward {
             host: free_port()?,
             lab: AGENT_PORT,
@@ -178,6 +191,7 @@ impl LabState {
             protocol: PROTOCOL,
             token: token()?,
             icount,
+            intel,
             memory_mib,
             forwards: vec![agent],
         })

@@ -4,8 +4,8 @@
 //! be silent for minutes. So a silence counts without the time in which the emulator's processor
 //! waited for one of this machine's, and who is silent for long is asked whether it is there.
 
+use super::emulator;
 use super::ping::AgentAddress;
-use super::qemu;
 use super::state::LabPlace;
 use anyhow::{Result, anyhow, bail};
 use rustix::process::Pid;
@@ -44,7 +44,7 @@ impl LabWatch {
     /// # Errors
     /// If the process has ended, with its last messages.
     pub(super) fn is_there(&self) -> Result<()> {
-        if qemu::process(&self.place) == Some(self.process) {
+        if emulator::process(&self.place) == Some(self.process) {
             return Ok(());
         }
         Err(self.dead("The lab's process has ended"))
