@@ -49,10 +49,10 @@ impl SdkTarget {
         self
     }
 
-    fn apply(&self, command: &mut Command) {
+    /// Has a program find the server, and nothing that the user has set for another one.
+    pub(crate) fn apply(&self, command: &mut Command) {
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy();
-            // What the user has set for servers of their own must not leak in.
             if name.starts_with("E2B_") || name == "HATCHERY_TIME_SCALE" {
                 command.env_remove(&*name);
             }

@@ -26,7 +26,7 @@ pub(crate) const PROGRAMS: &[&str] = &[
     "vmlinux",
 ];
 /// The server's port in the lab.
-const LAB_PORT: u16 = 3000;
+pub(crate) const LAB_PORT: u16 = 3000;
 /// A server that is not healthy after this long is given up.
 const HEALTH_LIMIT: Duration = Duration::from_secs(60);
 /// A server ends all its sandboxes within this.

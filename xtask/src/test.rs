@@ -6,6 +6,7 @@
 #![expect(clippy::print_stdout, reason = "its output is what it is for")]
 
 mod e2e;
+mod intel;
 mod rerun;
 pub(crate) mod runner;
 mod server;
@@ -61,31 +62,36 @@ const STAGES: &[TestStage] = &[
         run: e2e::fault,
     },
     TestStage {
+        name: "intel",
+        about: "smoke, and AVX-512 state over pause, fork, reset, on kvm_intel",
+        run: intel::short,
+    },
+    TestStage {
         name: "bench",
         about: "one short run of the benchmark suite",
         run: e2e::bench,
     },
 ];
 
+/// Stages that run only when they are named.
+const NAMED: &[TestStage] = &[TestStage {
+    name: "intel-long",
+    about: "SDK suites of branches, checkpoints, pauses, life cycles, on kvm_intel",
+    run: intel::long,
+}];
+
 /// Runs the stages.
 pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     if args.list {
         for stage in STAGES {
-            println!("{:<8} {}", stage.name, stage.about);
+            println!("{:<10} {}", stage.name, stage.about);
+        }
+        for stage in NAMED {
+            println!("{:<10} {}; only when named", stage.name, stage.about);
         }
         return Ok(ExitCode::SUCCESS);
     }
-    if let Some(unknown) = args
-        .only
-        .iter()
-        .find(|only| STAGES.iter().all(|stage| stage.name != **only))
-    {
-        bail!("There is no stage {unknown:?}: `cargo xtask test --list` names them");
-    }
-    let chosen = |stage: &&TestStage| {
-        args.only.is_empty() || args.only.iter().any(|only| only == stage.name)
-    };
-    let stages: Vec<_> = STAGES.iter().filter(chosen).collect();
+    let stages = chosen(&args.only)?;
     deps::ensure(deps::TO_BUILD)?;
     let mut total = Tally::default();
     let mut rounds = vec![StageRounds::default(); stages.len()];
@@ -109,5 +115,22 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    })
+}
+
+/// Every stage but those that want to be named, or those that are.
+fn chosen(only: &[String]) -> Result<Vec<&'static TestStage>> {
+    let all = || STAGES.iter().chain(NAMED);
+    if let Some(unknown) = only
+        .iter()
+        .find(|only| all().all(|stage| stage.name != **only))
+    {
+        bail!("There is no stage {unknown:?}: `cargo xtask test --list` names them");
+    }
+    let named = |stage: &&TestStage| only.iter().any(|only| only == stage.name);
+    Ok(if only.is_empty() {
+        STAGES.iter().collect()
+    } else {
+        all().filter(named).collect()
     })
 }

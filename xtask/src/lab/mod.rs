@@ -43,7 +43,7 @@ pub(crate) use client::{CommandControl, LabCommand, OutputStream};
 pub(crate) use command::{LabArgs, run};
 pub(crate) use detect::hardware_virtualization;
 use frame::CommandRequest;
-use intel_model::IntelModel;
+pub(crate) use intel_model::IntelModel;
 use ping::AgentAddress;
 use qmp::QmpClient;
 use rustix::process::Pid;

@@ -4,7 +4,7 @@ use super::rerun::{self, PartRun};
 use super::runner::{program, tee};
 use super::server::MortalServer;
 use super::tally::{FLAKY, Tally};
-use crate::dist::{Dist, target_dir};
+use crate::dist::{Dist, cargo, target_dir};
 use crate::lab::{LabOptions, free_port};
 use crate::sdk::{self, SdkRelease, SdkTarget, TestRound};
 use crate::service::{API_KEY, RunningService, ServerPlace};
@@ -36,12 +36,13 @@ pub(super) fn native() -> Result<Tally> {
 }
 
 /// A part of the stages with microVMs: its name, and what it runs.
-type SuitePart = (&'static str, fn(&SdkTarget, TestRound) -> Result<Tally>);
+type SuitePart = (&'static str, fn(&mut SdkTarget, TestRound) -> Result<Tally>);
 
 /// All SDK suites and the README's programs, with microVMs.
 pub(super) fn vm() -> Result<Tally> {
     const PARTS: [SuitePart; 6] = [
         ("Python", |target, round| {
+            add_register_holder(target)?;
             let ordinary = ["-m", "not fault and not leaks"];
             sdk::pytest(target, &SdkRelease::Pinned, &ordinary, round)
         }),
@@ -65,7 +66,7 @@ pub(super) fn vm() -> Result<Tally> {
     for (what, run) in PARTS {
         tally.add(in_place(what, |place, round| {
             let mut service = RunningService::start(place, &dist, free_port()?, &log, CONFIG)?;
-            let mut tally = run(&target(place, &service.url), round)?;
+            let mut tally = run(&mut target(place, &service.url), round)?;
             if service.ended()? {
                 tally.add(Tally::fail(format!("{what}: the server ended by itself")));
             }
@@ -93,24 +94,31 @@ pub(super) fn fault() -> Result<Tally> {
 
 /// Runs a part where guests run here; see [`rerun::twice`] for what happens if that is a lab.
 fn in_place(what: &str, run: impl Fn(&mut ServerPlace, TestRound) -> Result<Tally>) -> Tally {
-    rerun::twice(what, |round| {
-        match ServerPlace::choose(&LabOptions::default()) {
-            Ok(mut place) => {
-                let tally = run(&mut place, round);
-                let tally = tally.unwrap_or_else(|error| Tally::fail(format!("{what}: {error:#}")));
-                let death = if tally.failed > 0 {
-                    place.death()
-                } else {
-                    None
-                };
-                PartRun {
-                    tally,
-                    in_lab: matches!(place, ServerPlace::Lab(_)),
-                    death,
-                }
+    in_chosen(what, || ServerPlace::choose(&LabOptions::default()), run)
+}
+
+/// Runs a part in the place that `choose` gives, which is asked again for a second run.
+pub(super) fn in_chosen(
+    what: &str,
+    choose: impl Fn() -> Result<ServerPlace>,
+    run: impl Fn(&mut ServerPlace, TestRound) -> Result<Tally>,
+) -> Tally {
+    rerun::twice(what, |round| match choose() {
+        Ok(mut place) => {
+            let tally = run(&mut place, round);
+            let tally = tally.unwrap_or_else(|error| Tally::fail(format!("{what}: {error:#}")));
+            let death = if tally.failed > 0 {
+                place.death()
+            } else {
+                None
+            };
+            PartRun {
+                tally,
+                in_lab: matches!(place, ServerPlace::Lab(_)),
+                death,
             }
-            Err(error) => PartRun::without_a_lab(format!("{error:#}")),
         }
+        Err(error) => PartRun::without_a_lab(format!("{error:#}")),
     })
 }
 
@@ -133,7 +141,16 @@ pub(super) fn bench() -> Result<Tally> {
     Ok(tally)
 }
 
-fn target(place: &ServerPlace, url: &str) -> SdkTarget {
+/// Builds what holds values in registers, for the suites that ask for it.
+pub(super) fn add_register_holder(target: &mut SdkTarget) -> Result<()> {
+    cargo(&["--release", "-p", "register-holder"])?;
+    let holder = target_dir().join("release/register-holder");
+    target.set("HATCHERY_REGISTER_HOLDER", holder.display().to_string());
+    Ok(())
+}
+
+/// The suites' settings for a server at `url`.
+pub(super) fn target(place: &ServerPlace, url: &str) -> SdkTarget {
     let mut target = SdkTarget::new(url, API_KEY);
     if matches!(place, ServerPlace::Lab(_)) {
         target

@@ -41,6 +41,7 @@ const OURS: &[(&str, &str, &[&str])] = &[
         &["snapshot-format", "snapshot-memory", "snapshot-store"],
     ),
     ("api-fuzz", "api/fuzz", &["e2b", "engine"]),
+    ("register-holder", "api/tests/register-holder", &[]),
     (
         "engine",
         "api/engine",
