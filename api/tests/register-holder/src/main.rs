@@ -89,7 +89,10 @@ fn width() -> Width {
 
 /// Fills registers from `$from`, waits, and stores them to `$to`.
 macro_rules! hold {
-    ($from:expr, $to:expr, $move:literal, $register:literal, [$($n:literal)*], $($mask:literal)*) => {
+    (
+        $from:expr, $to:expr,
+        $move:literal, $register:literal, [$($n:literal)*], $($mask:literal)*
+    ) => {
         // SAFETY: both are 2 KiB of vectors and 64 bytes of masks, aligned to 64 bytes; the caller
         // has seen that the processor has these registers, and each is named as changed.
         unsafe {
