@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 /// What cargo needs to build the workspace: `userfaultfd` reads the kernel's headers with libclang.
 pub(crate) const TO_BUILD: &[&str] = &["libclang1-14", "linux-libc-dev"];
@@ -15,6 +16,9 @@ pub(crate) fn ensure(packages: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
+    // Apt gives up at once when another one runs.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     eprintln!("installing {}", missing.join(" "));
     let install = ["install", "-y", "--no-install-recommends"];
     // A fresh machine has no lists yet: what apt says about that is no error.

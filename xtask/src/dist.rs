@@ -4,6 +4,7 @@ use crate::{deps, image, kernel};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 /// The template image that every distribution carries.
 pub(crate) const BASE: &str = "base";
@@ -40,6 +41,9 @@ impl Dist {
     /// # Errors
     /// The first build that fails.
     pub(crate) fn ensure() -> Result<Self> {
+        // Stages that run side by side ask for the same.
+        static TURN: Mutex<()> = Mutex::new(());
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = target_dir().join("dist");
         std::fs::create_dir_all(&dir).with_context(|| format!("Creating {}", dir.display()))?;
         let built = release()?;

@@ -30,12 +30,17 @@ pub(crate) enum SdkRelease {
 #[derive(Clone, Debug)]
 pub(crate) struct SdkTarget {
     env: Vec<(&'static str, String)>,
+    /// Where pytest remembers what failed there.
+    memory: PathBuf,
 }
 
 impl SdkTarget {
-    /// The server at `url` that accepts `key`.
-    pub(crate) fn new(url: &str, key: &str) -> Self {
-        let mut target = Self { env: Vec::new() };
+    /// The server at `url` that accepts `key`; `name` is that of where it runs.
+    pub(crate) fn new(name: &str, url: &str, key: &str) -> Self {
+        let mut target = Self {
+            env: Vec::new(),
+            memory: target_dir().join(format!("pytest-{name}")),
+        };
         target
             .set("E2B_API_URL", url)
             .set("E2B_SANDBOX_URL", url)
@@ -183,10 +188,7 @@ pub(crate) fn pytest(
     let mut command = Command::new(python);
     command
         .args(["-m", "pytest", "--quiet", "--color=no", "-o"])
-        .arg(format!(
-            "cache_dir={}",
-            target_dir().join("pytest").display()
-        ))
+        .arg(format!("cache_dir={}", target.memory.display()))
         .args(args);
     if round == TestRound::Failed {
         command.args(["--last-failed", "--last-failed-no-failures=none"]);

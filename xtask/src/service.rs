@@ -59,6 +59,14 @@ impl ServerPlace {
         Ok(Self::Lab(Box::new(lab)))
     }
 
+    /// `host`, or that of the lab.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Host => "host",
+            Self::Lab(lab) => lab.name(),
+        }
+    }
+
     /// How its lab has died, with the last lines of its console, if it has; the dead one is ended,
     /// so that the next to be chosen is fresh.
     pub(crate) fn death(&self) -> Option<String> {

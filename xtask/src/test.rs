@@ -49,26 +49,31 @@ const STAGES: &[TestStage] = &[
     TestStage {
         name: "native",
         about: "SDK suites, agent as an ordinary process",
+        beside: false,
         run: e2e::native,
     },
     TestStage {
         name: "vm",
         about: "SDK suites and README programs, in microVMs",
+        beside: false,
         run: e2e::vm,
     },
     TestStage {
         name: "fault",
         about: "killed VMs, kernels, servers; leaks",
+        beside: true,
         run: e2e::fault,
     },
     TestStage {
         name: "intel",
         about: "smoke, and AVX-512 state over pause, fork, reset, on kvm_intel",
+        beside: true,
         run: intel::short,
     },
     TestStage {
         name: "bench",
         about: "one short run of the benchmark suite",
+        beside: false,
         run: e2e::bench,
     },
 ];
@@ -77,6 +82,7 @@ const STAGES: &[TestStage] = &[
 const NAMED: &[TestStage] = &[TestStage {
     name: "intel-long",
     about: "SDK suites of branches, checkpoints, pauses, life cycles, on kvm_intel",
+    beside: false,
     run: intel::long,
 }];
 

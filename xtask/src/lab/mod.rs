@@ -116,6 +116,11 @@ impl LabOptions {
     }
 }
 
+/// Ends the lab with this name, if it runs.
+pub(crate) fn stop(name: &str) -> Result<()> {
+    Lab::running(name)?.map_or(Ok(()), |lab| lab.stop())
+}
+
 /// A lab that runs and answers. It keeps running when this is dropped.
 pub(crate) struct Lab {
     place: LabPlace,
@@ -235,6 +240,11 @@ impl Lab {
         root::write(&place.initrd(), &kernel, &state.token)?;
         place.save(state)?;
         Ok(kernel)
+    }
+
+    /// What it is called by `--name`.
+    pub(crate) fn name(&self) -> &str {
+        &self.place.name
     }
 
     fn boot_limit(&self) -> Duration {

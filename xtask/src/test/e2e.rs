@@ -5,7 +5,7 @@ use super::runner::{program, tee};
 use super::server::MortalServer;
 use super::tally::{FLAKY, Tally};
 use crate::dist::{Dist, cargo, target_dir};
-use crate::lab::{LabOptions, free_port};
+use crate::lab::{self, LabOptions, free_port};
 use crate::sdk::{self, SdkRelease, SdkTarget, TestRound};
 use crate::service::{API_KEY, RunningService, ServerPlace};
 use anyhow::Result;
@@ -13,6 +13,8 @@ use std::process::Command;
 
 /// The templates that the suites use.
 const CONFIG: &str = include_str!("../../../api/tests/sdk/server.toml");
+/// The lab of the faults, beside that of the other suites.
+const FAULT_LAB: &str = "fault";
 /// How much more patience the tests need in the lab.
 const LAB_SCALE: &str = "10";
 /// The large file of the suites in the lab, MiB; the README's programs move 100 MiB all the same.
@@ -27,7 +29,7 @@ pub(super) fn native() -> Result<Tally> {
         ));
     }
     let server = MortalServer::start_native()?;
-    let mut target = SdkTarget::new(&server.url, API_KEY);
+    let mut target = SdkTarget::new("native", &server.url, API_KEY);
     target.set("HATCHERY_NATIVE", "1");
     server.describe(&mut target);
     let mut tally = sdk::pytest(&target, &SdkRelease::Pinned, &[], TestRound::First)?;
@@ -79,7 +81,12 @@ pub(super) fn vm() -> Result<Tally> {
 /// Faults and leaks: a server of its own, because it is killed.
 pub(super) fn fault() -> Result<Tally> {
     let dist = Dist::ensure()?;
-    Ok(in_place("faults", |place, round| {
+    let options = LabOptions {
+        name: FAULT_LAB.to_owned(),
+        ..LabOptions::default()
+    };
+    let choose = || ServerPlace::choose(&options);
+    let tally = in_chosen("faults", choose, |place, round| {
         let server = MortalServer::start(place, &dist)?;
         let mut target = target(place, &server.url);
         server.describe(&mut target);
@@ -89,7 +96,9 @@ pub(super) fn fault() -> Result<Tally> {
             &["-m", "fault or leaks"],
             round,
         )
-    }))
+    });
+    lab::stop(FAULT_LAB)?;
+    Ok(tally)
 }
 
 /// Runs a part where guests run here; see [`rerun::twice`] for what happens if that is a lab.
@@ -151,7 +160,7 @@ pub(super) fn add_register_holder(target: &mut SdkTarget) -> Result<()> {
 
 /// The suites' settings for a server at `url`.
 pub(super) fn target(place: &ServerPlace, url: &str) -> SdkTarget {
-    let mut target = SdkTarget::new(url, API_KEY);
+    let mut target = SdkTarget::new(place.name(), url, API_KEY);
     if matches!(place, ServerPlace::Lab(_)) {
         target
             .set("HATCHERY_TIME_SCALE", LAB_SCALE)

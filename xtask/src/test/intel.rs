@@ -8,7 +8,7 @@ use super::e2e;
 use super::runner::tee;
 use super::tally::Tally;
 use crate::dist::{Dist, target_dir, workspace};
-use crate::lab::{IntelModel, Lab, LabOptions, free_port};
+use crate::lab::{self, IntelModel, Lab, LabOptions, free_port};
 use crate::sdk::{self, SdkRelease, SdkTarget, TestRound};
 use crate::service::{LAB_PORT, RunningService, ServerPlace};
 use anyhow::Result;
@@ -71,16 +71,12 @@ fn in_intel_lab(
         forwards: vec![(port, LAB_PORT)],
         ..LabOptions::intel(model)
     };
-    stop_lab()?;
+    lab::stop(NAME)?;
     let choose = || Ok(ServerPlace::Lab(Box::new(Lab::ensure(&options)?)));
     let tally = e2e::in_chosen(what, choose, |place, round| {
         let service = RunningService::start(place, &dist, port, &log, CONFIG)?;
         tests(&mut e2e::target(place, &service.url), round)
     });
-    stop_lab()?;
+    lab::stop(NAME)?;
     Ok(tally)
-}
-
-fn stop_lab() -> Result<()> {
-    Lab::running(NAME)?.map_or(Ok(()), |lab| lab.stop())
 }

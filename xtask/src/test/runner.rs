@@ -3,6 +3,7 @@
 use super::tally::Tally;
 use crate::dist::workspace;
 use anyhow::{Context, Result};
+use std::cell::Cell;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, ExitStatus, Stdio};
 
@@ -40,6 +41,27 @@ pub(crate) fn check(args: &[&str]) -> Result<Tally> {
     ))
 }
 
+thread_local! {
+    /// What begins each line that this thread shows.
+    static LABEL: Cell<&'static str> = const { Cell::new("") };
+}
+
+/// Has what this thread shows begin with `label`, because another thread shows something too.
+pub(super) fn label_lines(label: &'static str) {
+    LABEL.set(label);
+}
+
+/// Prints a line, with the thread's label before it.
+fn show(line: &[u8]) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let label = LABEL.get();
+    if !label.is_empty() {
+        write!(out, "{label}| ")?;
+    }
+    out.write_all(line)?;
+    out.flush()
+}
+
 /// Runs a command; shows what it prints while it prints it, and returns it too.
 pub(crate) fn tee(command: &mut Command) -> Result<(ExitStatus, String)> {
     let (reader, writer) = std::io::pipe()?;
@@ -52,12 +74,10 @@ pub(crate) fn tee(command: &mut Command) -> Result<(ExitStatus, String)> {
         .with_context(|| format!("Running {command:?}"))?;
     command.stdout(Stdio::null()).stderr(Stdio::null()); // drops our ends of the pipe
     let mut text = String::new();
-    let mut out = std::io::stdout().lock();
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
     while reader.read_until(b'\n', &mut line)? > 0 {
-        out.write_all(&line)?;
-        out.flush()?;
+        show(&line)?;
         text.push_str(&String::from_utf8_lossy(&line));
         line.clear();
     }

@@ -47,12 +47,17 @@ impl MortalServer {
                 let dir = Path::new(LAB_DIST).join("test-fault");
                 let start = start_script(&programs, &format!("0.0.0.0:{LAB_PORT}"), &dir, "");
                 let program = program()?;
-                Self::launch(
-                    &[&program, "lab", "exec", "--", "sh", "-c"],
-                    start,
-                    &dir,
-                    port,
-                )
+                let exec = [
+                    &program,
+                    "lab",
+                    "exec",
+                    "--name",
+                    lab.name(),
+                    "--",
+                    "sh",
+                    "-c",
+                ];
+                Self::launch(&exec, start, &dir, port)
             }
         }
     }

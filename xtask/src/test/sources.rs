@@ -16,36 +16,42 @@ use std::process::Stdio;
 pub(crate) const FMT: TestStage = TestStage {
     name: "fmt",
     about: "formatting",
+    beside: false,
     run: fmt,
 };
 /// Lints.
 pub(crate) const CLIPPY: TestStage = TestStage {
     name: "clippy",
     about: "clippy over everything, without warnings",
+    beside: false,
     run: clippy,
 };
 /// Tests.
 pub(crate) const UNIT: TestStage = TestStage {
     name: "unit",
     about: "unit, property and integration tests",
+    beside: false,
     run: unit,
 };
 /// Documentation, and the examples in it.
 pub(crate) const DOC: TestStage = TestStage {
     name: "doc",
     about: "documentation without warnings, and the examples in it",
+    beside: false,
     run: doc,
 };
 /// Documentation.
 pub(crate) const DOC_WARNINGS: TestStage = TestStage {
     name: "doc",
     about: "documentation without warnings",
+    beside: false,
     run: doc_warnings,
 };
 /// The house's rules.
 pub(crate) const TIDY: TestStage = TestStage {
     name: "tidy",
     about: "the house's rules: structure, licences, dependencies",
+    beside: false,
     run: tidy,
 };
 

@@ -2,8 +2,11 @@
 
 #![expect(clippy::print_stdout, reason = "its output is what it is for")]
 
+use super::runner::label_lines;
 use super::tally::Tally;
+use crate::lab;
 use anyhow::Result;
+use std::panic::resume_unwind;
 use std::time::{Duration, Instant};
 
 /// A group of checks with a name.
@@ -12,6 +15,9 @@ pub(crate) struct TestStage {
     pub(crate) name: &'static str,
     /// What it checks.
     pub(crate) about: &'static str,
+    /// It has a lab of its own: where guests run in labs, it runs while the last stage before it
+    /// does that has none. A lab takes one processor.
+    pub(crate) beside: bool,
     /// Runs it.
     pub(crate) run: fn() -> Result<Tally>,
 }
@@ -45,27 +51,53 @@ impl StageRounds {
 
 /// Runs each stage, prints the summary, and returns the sum.
 pub(crate) fn run_all(stages: &[&TestStage], rounds: &mut [StageRounds]) -> Tally {
-    let mut lines = Vec::new();
+    let done = run_each(stages, !lab::hardware_virtualization().usable);
     let mut total = Tally::default();
-    for (index, stage) in stages.iter().enumerate() {
-        println!(
-            "\n== [{}/{}] {}: {}",
-            index + 1,
-            stages.len(),
-            stage.name,
-            stage.about
-        );
-        let start = Instant::now();
-        let tally = (stage.run)().unwrap_or_else(|error| Tally::fail(format!("{error:#}")));
-        lines.push(summary(stage.name, &tally, start.elapsed()));
-        println!("== {}", lines[index].lines().next().unwrap_or_default());
+    let mut lines = Vec::new();
+    for (index, (tally, line)) in done.into_iter().enumerate() {
         if let Some(rounds) = rounds.get_mut(index) {
             rounds.note(&tally);
         }
         total.add(tally);
+        lines.push(line);
     }
     println!("\n{}\n", lines.join("\n"));
     total
+}
+
+/// Runs each stage; those that may run beside another one do so if guests run in labs.
+fn run_each(stages: &[&TestStage], in_labs: bool) -> Vec<(Tally, String)> {
+    let mut done = Vec::new();
+    while let Some((first, rest)) = stages[done.len()..].split_first() {
+        let beside = rest.iter().take_while(|stage| stage.beside && in_labs);
+        let beside: Vec<_> = beside.collect();
+        let all = stages.len();
+        let at = done.len() + 1;
+        std::thread::scope(|scope| {
+            let others = scope.spawn(|| {
+                let numbered = beside.iter().zip(at + 1..);
+                let run = |(stage, n): (&&&TestStage, _)| {
+                    label_lines(stage.name);
+                    run_one(stage, n, all)
+                };
+                numbered.map(run).collect()
+            });
+            done.push(run_one(first, at, all));
+            let others: Vec<_> = others.join().unwrap_or_else(|panic| resume_unwind(panic));
+            done.extend(others);
+        });
+    }
+    done
+}
+
+/// Runs one stage of `all`; its tally and summary.
+fn run_one(stage: &TestStage, number: usize, all: usize) -> (Tally, String) {
+    println!("\n== [{number}/{all}] {}: {}", stage.name, stage.about);
+    let start = Instant::now();
+    let tally = (stage.run)().unwrap_or_else(|error| Tally::fail(format!("{error:#}")));
+    let summary = summary(stage.name, &tally, start.elapsed());
+    println!("== {}", summary.lines().next().unwrap_or_default());
+    (tally, summary)
 }
 
 /// One line with a stage's counts and time, and its notes below.
@@ -89,4 +121,58 @@ fn summary(name: &str, tally: &Tally, time: Duration) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use std::sync::mpsc::{self, Receiver, Sender};
+    use std::sync::{LazyLock, Mutex};
+
+    /// From the stage beside to the one that waits for it.
+    type Word = (Mutex<Sender<()>>, Mutex<Receiver<()>>);
+    static WORD: LazyLock<Word> = LazyLock::new(|| {
+        let (sender, receiver) = mpsc::channel();
+        (Mutex::new(sender), Mutex::new(receiver))
+    });
+
+    fn tells() -> Result<Tally> {
+        WORD.0.lock().unwrap().send(())?;
+        Ok(Tally::default())
+    }
+
+    fn waits() -> Result<Tally> {
+        let heard = WORD.1.lock().unwrap().recv_timeout(Duration::from_secs(20));
+        let passed = u64::from(heard.is_ok());
+        Ok(Tally {
+            passed,
+            ..Tally::default()
+        })
+    }
+
+    const fn stage(name: &'static str, beside: bool, run: fn() -> Result<Tally>) -> TestStage {
+        TestStage {
+            name,
+            about: "",
+            beside,
+            run,
+        }
+    }
+
+    #[test]
+    fn stages_with_labs_of_their_own_run_beside_another_and_are_told_in_order() {
+        let first = stage("first", false, || Ok(Tally::default()));
+        let (waits, tells) = (stage("waits", false, waits), stage("tells", true, tells));
+        let fails = stage("fails", true, || anyhow::bail!("no"));
+        let done = run_each(&[&first, &waits, &tells, &fails, &first], true);
+        let names = done.iter().map(|(_, line)| line.split(' ').next().unwrap());
+        let names: Vec<_> = names.collect();
+        assert_eq!(names, ["first", "waits", "tells", "fails", "first"]);
+        let counts = done.iter().map(|(tally, _)| (tally.passed, tally.failed));
+        let counts: Vec<_> = counts.collect();
+        assert_eq!(counts, [(0, 0), (1, 0), (0, 0), (0, 1), (0, 0)]);
+        // On a host that runs guests itself: each after the other.
+        let done = run_each(&[&tells, &waits], false);
+        assert_eq!(done[1].0.passed, 1);
+    }
 }
