@@ -34,6 +34,7 @@ mod core;
 mod error;
 mod exit;
 mod file;
+mod freezer;
 mod hello;
 mod io;
 mod process;
@@ -45,6 +46,7 @@ mod test;
 mod types;
 
 use crate::core::StreamNews;
+use crate::freezer::Freezer;
 use crate::shared::LinkState;
 use bytes::BytesMut;
 pub use error::{AgentRefusal, LinkError};
@@ -96,12 +98,22 @@ impl fmt::Debug for GuestIdentity {
 #[derive(Debug)]
 struct LinkGuard {
     shared: Arc<LinkState>,
+    freezer: Freezer,
 }
 
 impl Drop for LinkGuard {
     fn drop(&mut self) {
         self.shared.close("nobody holds the link any more");
     }
+}
+
+/// A connection at rest: see [`Link::rest`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkRest {
+    /// The id of the stream that was opened last; 0 before the first.
+    last_stream: u32,
+    /// The agent can stop processes.
+    can_freeze: bool,
 }
 
 /// A cheap handle; clones share the connection, which ends with the last of them.
@@ -119,30 +131,40 @@ impl Link {
     pub async fn connect(mut stream: UnixStream) -> Result<(Self, AgentHello), LinkError> {
         let mut buffer = BytesMut::with_capacity(MAX_FRAME);
         let hello = hello::exchange(&mut stream, &mut buffer).await?;
-        Ok((Self::drive(stream, buffer, 0), hello))
+        let freezer = Freezer::new(hello.flags & wire::boot_flags::FREEZER != 0);
+        Ok((Self::drive(stream, buffer, 0, freezer), hello))
     }
 
     /// Goes on with a connection whose greeting is over: the agent on the other side was saved when
-    /// nothing was under way, and `last_stream` is what [`Link::last_stream`] said then.
+    /// nothing was under way, and `rest` is what [`Link::rest`] said then.
     #[must_use]
-    pub fn resume(stream: UnixStream, last_stream: u32) -> Self {
-        Self::drive(stream, BytesMut::with_capacity(MAX_FRAME), last_stream)
+    pub fn resume(stream: UnixStream, rest: LinkRest) -> Self {
+        let buffer = BytesMut::with_capacity(MAX_FRAME);
+        Self::drive(
+            stream,
+            buffer,
+            rest.last_stream,
+            Freezer::new(rest.can_freeze),
+        )
     }
 
-    fn drive(stream: UnixStream, buffer: BytesMut, last_stream: u32) -> Self {
+    fn drive(stream: UnixStream, buffer: BytesMut, last_stream: u32, freezer: Freezer) -> Self {
         let (shared, queue) = LinkState::new(last_stream);
         let (read_half, write_half) = stream.into_split();
         tokio::spawn(io::read(shared.clone(), read_half, buffer));
         tokio::spawn(io::write(shared.clone(), queue, write_half));
         Self {
-            guard: Arc::new(LinkGuard { shared }),
+            guard: Arc::new(LinkGuard { shared, freezer }),
         }
     }
 
-    /// The id of the stream that was opened last; 0 before the first.
+    /// What a connection is to know that goes on where this one is now, with nothing under way.
     #[must_use]
-    pub fn last_stream(&self) -> u32 {
-        self.guard.shared.last_id()
+    pub fn rest(&self) -> LinkRest {
+        LinkRest {
+            last_stream: self.guard.shared.last_id(),
+            can_freeze: self.guard.freezer.is_usable(),
+        }
     }
 
     /// Completes when the connection has ended for good.
@@ -238,6 +260,7 @@ impl Link {
             tag: command.tag.as_bytes(),
             limits: wire::ProcessLimits::default(),
         });
+        let _turn = self.guard.freezer.start().await;
         let mut stream = self.open(&request).await?;
         match stream.news("a process start").await? {
             StreamNews::Started { pid } => Ok(ProcessStream::new(stream, pid)),
@@ -463,6 +486,33 @@ impl Link {
     /// The link closed.
     pub async fn sync(&self) -> Result<(), LinkError> {
         self.done("a sync", &Request::Sync).await.map(drop)
+    }
+
+    /// Stops every process of the guest until [`Link::thaw`], which is to be called however this
+    /// ends; or until a new identity, in a machine that begins as this one is when it is saved. Of
+    /// an agent that cannot do it ([`wire::boot_flags::FREEZER`]) nothing is asked.
+    ///
+    /// # Errors
+    /// The link closed, or the guest's kernel refused.
+    pub async fn freeze(&self) -> Result<(), LinkError> {
+        if !self.guard.freezer.is_usable() {
+            return Ok(());
+        }
+        self.guard.freezer.hold().await;
+        self.done("a freeze", &Request::Freeze).await.map(drop)
+    }
+
+    /// Lets the guest's processes go on; nothing if they were not stopped.
+    ///
+    /// # Errors
+    /// The link closed, or the guest's kernel refused.
+    pub async fn thaw(&self) -> Result<(), LinkError> {
+        let Some(turn) = self.guard.freezer.release() else {
+            return Ok(());
+        };
+        let thawed = self.done("a thaw", &Request::Thaw).await;
+        drop(turn);
+        thawed.map(drop)
     }
 
     /// Powers the guest off; the link closes soon after.

@@ -63,6 +63,17 @@ impl Agent {
         }
     }
 
+    /// The next request on any stream, when the end of an earlier one may be told first.
+    async fn next_open(&mut self) -> (u32, Vec<u8>) {
+        loop {
+            match self.heard().await {
+                Some(Said::Request { stream, bytes }) => return (stream, bytes),
+                Some(Said::Reset { .. }) => {}
+                other => panic!("{other:?} where a request was expected"),
+            }
+        }
+    }
+
     /// The stream of the next request.
     async fn request(&mut self) -> u32 {
         match self.heard().await {
@@ -73,11 +84,15 @@ impl Agent {
 }
 
 fn hello(version: u16) -> Message<'static> {
+    hello_with(version, wire::boot_flags::FREEZER)
+}
+
+fn hello_with(version: u16, flags: u32) -> Message<'static> {
     Message::Hello(wire::Hello {
         version,
         agent: "fake",
         generation: 0,
-        flags: 0,
+        flags,
         agent_start_ns: 1,
         ready_ns: 2,
     })
@@ -118,6 +133,72 @@ async fn started(link: &Link, agent: &mut Agent, pid: u32) -> (ProcessStream, u3
         .tell(id, &Message::Event(StreamEvent::Started { pid }))
         .await;
     (start.await.unwrap().unwrap(), id)
+}
+
+#[tokio::test]
+async fn a_start_waits_while_processes_are_stopped_and_a_freeze_for_starts_under_way() {
+    let (link, mut agent) = pair().await;
+    let done = Message::Reply(Reply::Done(0));
+    let ask = |link: &Link| {
+        let link = link.clone();
+        tokio::spawn(async move { link.freeze().await })
+    };
+    let begin = |link: &Link| {
+        let link = link.clone();
+        tokio::spawn(async move {
+            let argv = vec!["x".into()];
+            let command = ProcessCommand {
+                argv,
+                ..ProcessCommand::default()
+            };
+            link.start(&command).await.map(|_| ())
+        })
+    };
+    let silence = Duration::from_millis(50);
+
+    let first = begin(&link);
+    let start = agent.request().await;
+    let freeze = ask(&link);
+    assert!(timeout(silence, agent.heard()).await.is_err(), "too early");
+    let event = Message::Event(StreamEvent::Started { pid: 7 });
+    agent.tell(start, &event).await;
+    first.await.unwrap().unwrap();
+    let asked = agent.next_open().await;
+    assert_eq!(asked.1, [18], "a freeze");
+    agent.tell(asked.0, &done).await;
+    freeze.await.unwrap().unwrap();
+
+    let second = begin(&link);
+    assert!(timeout(silence, agent.heard()).await.is_err(), "too early");
+    let thaw = {
+        let link = link.clone();
+        tokio::spawn(async move { link.thaw().await })
+    };
+    let asked = agent.next_open().await;
+    assert_eq!(asked.1, [19], "a thaw");
+    agent.tell(asked.0, &done).await;
+    thaw.await.unwrap().unwrap();
+    let start = agent.next_open().await.0;
+    agent.tell(start, &event).await;
+    second.await.unwrap().unwrap();
+    // Nothing is stopped, so nothing is asked.
+    link.thaw().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_agent_that_cannot_stop_processes_is_not_asked_to() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut agent = Agent {
+        socket: theirs,
+        buffer: Box::default(),
+    };
+    agent.tell(0, &hello_with(PROTOCOL_VERSION, 0)).await;
+    let (link, _) = Link::connect(ours).await.unwrap();
+    link.freeze().await.unwrap();
+    link.thaw().await.unwrap();
+    assert_eq!(agent.heard().await, Some(Said::Hello));
+    drop(link);
+    assert_eq!(agent.heard().await, None);
 }
 
 #[tokio::test]

@@ -109,7 +109,7 @@ pub(crate) fn run(agent: &mut Agent, start_ns: u64) -> ! {
     set_up();
     agent.tasks.identity.look();
     match make_cgroups(&mut agent.tasks.cgroups) {
-        Ok(()) => flags |= boot_flags::CGROUP,
+        Ok(()) => flags |= boot_flags::CGROUP | boot_flags::FREEZER,
         Err(e) => log(format_args!(
             "user processes are not confined: errno {}",
             e.0

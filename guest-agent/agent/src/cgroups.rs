@@ -7,11 +7,16 @@
 //!                 outlived by background processes
 //! ```
 //!
+//! All of them can be stopped at once, for the time in which the machine is saved ([`freeze`]).
+//!
+//! [`freeze`]: CgroupTable::freeze
+//!
 //! So a kill ends all that a command began, what the kernel killed for want of memory is known by
 //! the command it belonged to, and a fork bomb has a share of tasks and processor time. A cgroup is
 //! used again by later commands: making one costs more than starting a process. Some are made at
 //! boot, so that a clone's first commands find theirs.
 
+use crate::sys::event::{Epoll, EpollEvent, monotonic_ns};
 use crate::sys::file::{
     O_DIRECTORY, O_PATH, O_RDONLY, PathBase, mkdir, open, read_at, write_setting,
 };
@@ -26,6 +31,11 @@ const MAX_CGROUPS: usize = 512;
 const PREPARED: usize = 4;
 /// Of those that background processes hold, so many are looked at when another one is needed.
 const LOOKED_AT: usize = 16;
+
+/// The file of a cgroup that stops the processes in it.
+const FREEZE: &CStr = c"cgroup.freeze";
+/// Processes that run stop within this; what has not waits in the kernel.
+const FREEZE_LIMIT_MS: u32 = 250;
 
 /// What a cgroup is used for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -115,6 +125,8 @@ pub(crate) struct CgroupTable {
     made: usize,
     /// Where the next look at outlived ones begins.
     look: usize,
+    /// All user processes are stopped.
+    frozen: bool,
 }
 
 impl CgroupTable {
@@ -125,6 +137,7 @@ impl CgroupTable {
             table: [const { CommandCgroup::NONE }; MAX_CGROUPS],
             made: 0,
             look: 0,
+            frozen: false,
         }
     }
 
@@ -200,6 +213,51 @@ impl CgroupTable {
     pub(crate) fn kill(&self, place: CgroupPlace) -> bool {
         self.dir(place)
             .is_some_and(|dir| write_setting(PathBase::At(dir), c"cgroup.kill", "1").is_ok())
+    }
+
+    /// Whether all user processes are stopped: none can be started then.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.frozen
+    }
+
+    /// Stops all user processes, and returns when they have: one that waits in the kernel for
+    /// longer stops when it would return from there, before its own code goes on.
+    ///
+    /// # Errors
+    /// Why they are not stopped; they all go on.
+    pub(crate) fn freeze(&mut self) -> Result<(), Errno> {
+        let user = self.user.as_ref().ok_or(Errno::NOENT)?;
+        let events = open(PathBase::At(user), c"cgroup.events", O_RDONLY, 0)?;
+        let changes = Epoll::new()?;
+        changes.add_notified(&events)?;
+        write_setting(PathBase::At(user), FREEZE, "1")?;
+        self.frozen = true;
+        let begin = monotonic_ns();
+        loop {
+            let mut text = [0; 64];
+            let read = read_at(&events, &mut text, 0).unwrap_or(0);
+            let stopped = field(&text[..read], b"frozen ") == 1;
+            let spent = monotonic_ns().saturating_sub(begin) / 1_000_000;
+            let left = FREEZE_LIMIT_MS.saturating_sub(u32::try_from(spent).unwrap_or(u32::MAX));
+            if stopped || left == 0 {
+                return Ok(());
+            }
+            changes.wait(&mut [EpollEvent::default()], Some(left));
+        }
+    }
+
+    /// Lets them go on, if they are stopped.
+    ///
+    /// # Errors
+    /// Why they are not.
+    pub(crate) fn thaw(&mut self) -> Result<(), Errno> {
+        if !self.frozen {
+            return Ok(());
+        }
+        let user = self.user.as_ref().ok_or(Errno::NOENT)?;
+        write_setting(PathBase::At(user), FREEZE, "0")?;
+        self.frozen = false;
+        Ok(())
     }
 
     fn get(&self, place: CgroupPlace) -> Option<&CommandCgroup> {

@@ -75,7 +75,8 @@ impl GuestIdentity {
     }
 
     /// Takes a new one, or sets the clock again for the one that it has. Randomness first: nothing
-    /// that follows may use the old. The template's hook last: it finds everything else done.
+    /// that follows may use the old. Processes that were stopped when the machine was saved go on
+    /// when everything else is done. The template's hook last: it may ask them for something.
     ///
     /// # Errors
     /// At the first part that fails; the generation changes only when all have succeeded.
@@ -96,6 +97,7 @@ impl GuestIdentity {
         room.ok_or(IdentityError::Change(Errno::TOOBIG))?
             .copy_from_slice(env);
         self.env_len = env.len();
+        cgroups.thaw().map_err(IdentityError::Change)?;
         if !self.borrowed {
             clone_hook::run(cgroups, new.generation)?;
         }

@@ -136,6 +136,8 @@ impl TaskTable {
                 sync();
                 session.reply(slot, &Reply::Done(0));
             }
+            Request::Freeze => finish(session, slot, self.cgroups.freeze(), "stop processes"),
+            Request::Thaw => finish(session, slot, self.cgroups.thaw(), "thaw processes"),
             Request::Shutdown => {
                 self.shutdown = true;
                 session.reply(slot, &Reply::Done(0));
@@ -243,6 +245,11 @@ impl TaskTable {
         session: &mut Session,
         epoll: &Epoll,
     ) {
+        if self.cgroups.is_frozen() {
+            // It would be stopped before it is the program, and this one waits for that.
+            let why = format_args!("all processes are stopped: the machine is being saved");
+            return session.fail(slot, ErrorCode::Busy, 0, why);
+        }
         let Some(i) = self.procs.vacancy() else {
             return session.fail(slot, ErrorCode::Busy, 0, format_args!("too many processes"));
         };

@@ -60,7 +60,7 @@ fn answer(action: &HostAction<'_>, session: &mut Session) {
             assert!(slot < MAX_STREAMS, "slot {slot}");
             match request {
                 Request::Stat { .. } => session.reply(slot, &Reply::Done(0)),
-                Request::Sync => session.forget(slot),
+                Request::Sync | Request::Freeze | Request::Thaw => session.forget(slot),
                 _ => {}
             }
         }

@@ -50,6 +50,8 @@ pub mod boot_flags {
     pub const CGROUP: u32 = 1 << 1;
     /// This connection follows an earlier one of the same agent: its streams are gone.
     pub const RECONNECT: u32 = 1 << 2;
+    /// It can stop user processes: [`crate::Request::Freeze`].
+    pub const FREEZER: u32 = 1 << 3;
 }
 
 /// A decoded frame.

@@ -235,6 +235,13 @@ pub enum Request<'a> {
     Sync,
     /// Powers the guest off. `Reply(Done(0))`, then the connection ends.
     Shutdown,
+    /// Stops every process but the agent's own until [`Request::Thaw`], or until a new identity is
+    /// taken: before a machine is saved, so that in machines that begin as it was then no process
+    /// goes on before they have an identity. Meanwhile no process can be started (`Busy`).
+    /// `Reply(Done(0))`. Of agents with [`crate::boot_flags::FREEZER`].
+    Freeze,
+    /// Lets processes go on. `Reply(Done(0))`, also when they were not stopped.
+    Thaw,
 }
 
 impl<'a> Request<'a> {
@@ -253,7 +260,12 @@ impl<'a> Request<'a> {
                 w.u32(*pid)?;
                 w.u8(*signal)?;
             }
-            Self::ListProcesses | Self::Sysinfo | Self::Sync | Self::Shutdown => {}
+            Self::ListProcesses
+            | Self::Sysinfo
+            | Self::Sync
+            | Self::Shutdown
+            | Self::Freeze
+            | Self::Thaw => {}
             Self::Attach { pid } => w.u32(*pid)?,
             Self::Resize { pid, size } => {
                 w.u32(*pid)?;
@@ -343,6 +355,8 @@ impl<'a> Request<'a> {
             15 => Self::Sync,
             16 => Self::Shutdown,
             17 => Self::Attach { pid: r.u32()? },
+            18 => Self::Freeze,
+            19 => Self::Thaw,
             v => {
                 return Err(DecodeError::Invalid {
                     field: "request",
@@ -373,6 +387,8 @@ impl<'a> Request<'a> {
             Self::Sync => 15,
             Self::Shutdown => 16,
             Self::Attach { .. } => 17,
+            Self::Freeze => 18,
+            Self::Thaw => 19,
         }
     }
 }

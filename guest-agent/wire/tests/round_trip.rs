@@ -115,6 +115,8 @@ proptest! {
             }),
             Request::Sysinfo,
             Request::Sync,
+            Request::Freeze,
+            Request::Thaw,
             Request::Shutdown,
         ] {
             request_survives(&request);

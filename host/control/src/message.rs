@@ -17,8 +17,11 @@ pub enum Request {
     Start,
     /// Pause the machine and write all of its state. Answered by [`Event::Saved`], after
     /// which it is paused until [`Request::Start`] or [`Request::Stop`]; or by
-    /// [`Event::SaveFailed`], after which it runs on as before.
+    /// [`Event::SaveFailed`], after which it runs on as before. With [`SaveSpec::ahead`] it first
+    /// answers [`Event::CopiedAhead`], and is not paused before [`Request::Pause`].
     Save(SaveSpec),
+    /// Go on with a save whose memory was copied ahead.
+    Pause,
     /// Reset the machine to a restore point over the same base memory, with another link. Answered
     /// by [`Event::Reset`], after which it is paused as one that has just been configured is; or by
     /// [`Event::ResetFailed`], after which it is as it was before. When it fails half way the
@@ -68,6 +71,9 @@ pub enum Event {
     Configured(Configured),
     /// Counters, as asked.
     Stats(VmStats),
+    /// What can be copied of the machine's memory while it runs has been, or nothing can; it runs
+    /// on until [`Request::Pause`].
+    CopiedAhead,
     /// The machine is saved and paused.
     Saved(Saved),
     /// The machine could not be saved and runs on.

@@ -82,7 +82,8 @@ pub struct SaveSpec {
     /// base image's, each block at its place), in the order of [`VmSpec::devices`].
     pub contents: Vec<FdName>,
     /// Whether memory is to be copied ahead while the machine runs, so that it is paused only for
-    /// what it writes meanwhile. All in all that is more work.
+    /// what it writes meanwhile. All in all that is more work. Before it is paused the service has
+    /// its word: [`crate::Request::Pause`].
     pub ahead: bool,
 }
 

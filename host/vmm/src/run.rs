@@ -169,7 +169,7 @@ fn converse(service: &OwnedFd, timeout: Duration) -> Result<u64> {
                 say(&format!("ended: {:?}\n{:#?}", report.cause, report.stats));
                 return Ok(report.stats.first_run_ns);
             }
-            Some((event @ (Event::Saved(_) | Event::Reset(_)), _)) => {
+            Some((event @ (Event::CopiedAhead | Event::Saved(_) | Event::Reset(_)), _)) => {
                 bail!("Nobody asked for {event:?}")
             }
             Some((

@@ -5,6 +5,9 @@
 //!               ^                  │ Save, Reset
 //!               │                  ├──> Copying ahead ──failed──> Running
 //!               │                  │         v
+//!               │                  │    Copied ahead
+//!               │                  │         │ Pause
+//!               │                  │         v
 //!               ├─────written──────┼──> Saving ──failed──> Running
 //!               └─────reset────────┴──> Resetting ──failed──> the last word
 //! ```
@@ -51,6 +54,8 @@ enum Phase {
     Running,
     /// It runs, and is copied between the devices' turns.
     Copying(SaveTask),
+    /// It runs, what could be copied has been, and the service says when it is to be paused.
+    Copied(SaveTask),
     /// The vCPUs are parked; the devices finish what is in flight.
     Saving(SaveTask),
     /// The vCPUs are parked; the devices drop what is in flight.
@@ -63,6 +68,7 @@ impl std::fmt::Debug for Phase {
             Self::Paused => "paused",
             Self::Running => "running",
             Self::Copying(_) => "being copied",
+            Self::Copied(_) => "about to be paused",
             Self::Saving(_) => "being saved",
             Self::Resetting(_) => "being reset",
         })
@@ -182,6 +188,11 @@ impl Supervisor {
                     Err(error) => self.resume_unsaved(&error),
                 }
             }
+            (Request::Pause, Phase::Copied(_)) => {
+                if let Phase::Copied(task) = std::mem::replace(&mut self.phase, Phase::Running) {
+                    self.pause(task, control);
+                }
+            }
             (Request::Reset(spec), Phase::Paused | Phase::Running) => {
                 match self.prepare_reset(spec, fds) {
                     Ok(target) => {
@@ -204,7 +215,7 @@ impl Supervisor {
                 let message = format!("A machine cannot be saved while it is {phase:?}");
                 self.send(&Event::SaveFailed { message });
             }
-            (Request::Configure(_) | Request::Start, phase) => {
+            (Request::Configure(_) | Request::Start | Request::Pause, phase) => {
                 let message = format!("{request:?} while {phase:?}");
                 self.send(&Event::Failed { message });
             }
@@ -221,19 +232,29 @@ impl Supervisor {
     fn save(&mut self, mut task: SaveTask, ahead: bool, control: &mut LoopControl) {
         // Demand-paged memory, and that of a trial run, is watched by another userfaultfd already.
         let free = self.machine.demand_paged.is_none() && self.machine.trial.is_none();
-        if ahead && free {
-            match task.memory.start_ahead(&self.machine) {
-                Ok(()) => {
-                    self.phase = Phase::Copying(task);
-                    return;
-                }
+        if !ahead {
+            return self.pause(task, control);
+        }
+        let started = free
+            && match task.memory.start_ahead(&self.machine) {
+                Ok(()) => true,
                 Err(error) => {
                     let why = format!("memory is not copied ahead: {}", chain(&error));
                     self.log.line("warn", &why);
+                    false
                 }
-            }
+            };
+        if started {
+            self.phase = Phase::Copying(task);
+        } else {
+            self.copied_ahead(task);
         }
-        self.pause(task, control);
+    }
+
+    /// The service is told, and says when the machine is to be paused.
+    fn copied_ahead(&mut self, task: SaveTask) {
+        self.phase = Phase::Copied(task);
+        self.send(&Event::CopiedAhead);
     }
 
     /// Parks every vCPU, and then quiesces the devices.
@@ -311,13 +332,13 @@ impl LoopHost for Supervisor {
         }
     }
 
-    fn tick(&mut self, _now: Instant, control: &mut LoopControl) {
+    fn tick(&mut self, _now: Instant, _control: &mut LoopControl) {
         let Phase::Copying(mut task) = std::mem::replace(&mut self.phase, Phase::Running) else {
             return;
         };
         match task.copy_slice(&self.machine) {
             Ok(false) => self.phase = Phase::Copying(task),
-            Ok(true) => self.pause(task, control),
+            Ok(true) => self.copied_ahead(task),
             Err(error) => self.resume_unsaved(&error),
         }
     }

@@ -127,14 +127,19 @@ fn what_comes_out_of_turn_is_refused_and_the_save_goes_on() {
     machine.send(&Request::Save(spec.clone()), &files);
     machine.send(&Request::Start, &[]);
     machine.send(&Request::Save(spec), &files);
+    machine.send(&Request::Pause, &[]);
     let mut events = Vec::new();
     let seen = |events: &[Event], is: fn(&Event) -> bool| events.iter().any(is);
     while !seen(&events, |e| matches!(e, Event::Saved(_)))
         || !seen(&events, |e| matches!(e, Event::SaveFailed { .. }))
     {
-        events.push(machine.receive().unwrap());
+        let event = machine.receive().unwrap();
+        if matches!(event, Event::CopiedAhead) {
+            machine.send(&Request::Pause, &[]);
+        }
+        events.push(event);
     }
-    // Started too early or not.
+    // Started, or paused, too early or not.
     events.retain(|e| !matches!(e, Event::Failed { .. }));
-    assert_eq!(events.len(), 2, "{events:?}");
+    assert_eq!(events.len(), 3, "{events:?}");
 }

@@ -14,6 +14,8 @@ use tokio::time::timeout;
 
 /// How long saving a machine may take.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a guest may take to stop its processes, or to let them go on.
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a guest may take to write its files out.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -28,8 +30,40 @@ pub async fn sync(link: &Link) -> Result<(), String> {
     }
 }
 
-/// Saves a machine that began at `base_memory`, or booted if there is none. With `ahead` most is
-/// copied while it runs, which takes longer but lets it stand still for a shorter time. It stands
+/// Has a guest's processes stop.
+///
+/// # Errors
+/// Why they did not, in words: [`Link::thaw`] is to be called all the same.
+pub async fn freeze(link: &Link) -> Result<(), String> {
+    match timeout(FREEZE_TIMEOUT, link.freeze()).await {
+        Ok(done) => done.map_err(|error| chain(&error)),
+        Err(_) => Err("The guest does not stop its processes".into()),
+    }
+}
+
+/// Lets a guest's processes go on. One that does not has them stand still, which is told.
+pub async fn thaw(id: &str, link: &Link) {
+    let error = match timeout(FREEZE_TIMEOUT, link.thaw()).await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) if error.is_closed() => return,
+        Ok(Err(error)) => chain(&error),
+        Err(_) => "no answer".into(),
+    };
+    tracing::warn!(sandbox_id = id, error, "processes are not thawed");
+}
+
+/// How a machine is saved.
+#[derive(Clone, Copy, Debug)]
+pub struct CaptureMode<'a> {
+    /// Most is copied while it runs, which takes longer but lets it stand still for a shorter time.
+    pub ahead: bool,
+    /// Its processes are stopped just before: in machines that begin at the image they go on when
+    /// these have an identity; in the machine itself, with [`Link::thaw`], which is to be called
+    /// however the save ends.
+    pub freeze: Option<&'a Link>,
+}
+
+/// Saves a machine that began at `base_memory`, or booted if there is none. It stands
 /// still when this returns: [`MachineHandle::start`] lets it go on. Its agent's connection, which
 /// may be in use, is broken in machines that begin at the image; in the machine itself it goes on.
 ///
@@ -40,7 +74,7 @@ pub async fn capture(
     machine: &MachineHandle,
     base_memory: Option<&Arc<BaseMemory>>,
     shape: MachineShape,
-    ahead: bool,
+    mode: CaptureMode<'_>,
 ) -> Result<(MachineImage, Saved), ImageError> {
     let (memory, state, disk) = (file(layer_dir)?, file(layer_dir)?, file(layer_dir)?);
     let copy = |file: &File| {
@@ -52,9 +86,15 @@ pub async fn capture(
         memory: fds.add(copy(&memory)?),
         state: fds.add(copy(&state)?),
         contents: vec![fds.add(copy(&disk)?)],
-        ahead,
+        ahead: mode.ahead,
     };
-    let saved = match timeout(SAVE_TIMEOUT, machine.save(spec, fds.into())).await {
+    let freeze = async {
+        match mode.freeze {
+            Some(link) => freeze(link).await,
+            None => Ok(()),
+        }
+    };
+    let saved = match timeout(SAVE_TIMEOUT, machine.save(spec, fds.into(), freeze)).await {
         Ok(Ok(saved)) => saved,
         Ok(Err(why)) => return Err(ImageError::Save(why)),
         Err(_) => {

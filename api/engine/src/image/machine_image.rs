@@ -3,6 +3,7 @@
 use crate::files;
 use crate::image::base_memory::{BaseMemory, again};
 use control::SavedLink;
+use link::LinkRest;
 use snapshot_memory::{MemoryError, WorkingSet};
 use std::fs::File;
 use std::io::Write as _;
@@ -40,8 +41,8 @@ pub enum ImageError {
 pub enum AgentLink {
     /// It goes on, after this stream: nothing was under way when the machine was saved.
     Kept {
-        /// The last stream that was opened on it.
-        last_stream: u32,
+        /// What the service has to know of it.
+        rest: LinkRest,
     },
     /// It broke; the agent says Hello again.
     Broken,

@@ -170,13 +170,42 @@ impl MachineHandle {
     }
 
     /// Brings the machine to a halt and has its state written to `files`, which `spec` assigns.
-    /// Then it stands still until [`MachineHandle::start`]. One saving at a time.
+    /// Then it stands still until [`MachineHandle::start`]. One saving at a time. `before_pause` is
+    /// what has to happen in the guest just before.
     ///
     /// # Errors
-    /// Why it could not be saved, in the VM process's words; it then runs on.
-    pub async fn save(&self, spec: SaveSpec, files: Vec<OwnedFd>) -> Result<Saved, String> {
-        let saved = self.order(spec, files, MachineCommand::Save).await;
-        saved.unwrap_or_else(|| Err("the machine has ended".into()))
+    /// Why it could not be saved, in the VM process's words; it then runs on. Or why what comes
+    /// before did not happen; it then runs on, or stands still.
+    pub async fn save(
+        &self,
+        spec: SaveSpec,
+        files: Vec<OwnedFd>,
+        before_pause: impl Future<Output = Result<(), String>>,
+    ) -> Result<Saved, String> {
+        let ended = || "the machine has ended".to_owned();
+        let ahead = spec.ahead;
+        let (copied, is_copied) = oneshot::channel();
+        let ask = |order| MachineCommand::Save(order, copied);
+        if !ahead {
+            before_pause.await?;
+            let saved = self.order(spec, files, ask).await;
+            return saved.unwrap_or_else(|| Err(ended()));
+        }
+        let pause = async {
+            if is_copied.await.is_err() {
+                return Ok(()); // the save is over: its outcome tells why
+            }
+            let ready = before_pause.await;
+            let commands = self.0.upgrade().ok_or_else(ended)?;
+            commands
+                .send(MachineCommand::Pause)
+                .await
+                .map_err(|_| ended())?;
+            ready
+        };
+        let (saved, ready) = tokio::join!(self.order(spec, files, ask), pause);
+        let saved = saved.unwrap_or_else(|| Err(ended()))?;
+        ready.map(|()| saved)
     }
 
     /// Has the machine reset to what `files` hold, which `spec` assigns. Then it
@@ -196,7 +225,7 @@ impl MachineHandle {
         &self,
         spec: S,
         files: Vec<OwnedFd>,
-        command: fn(Box<MachineOrder<S, T>>) -> MachineCommand,
+        command: impl FnOnce(Box<MachineOrder<S, T>>) -> MachineCommand,
     ) -> Option<Result<T, String>> {
         let commands = self.0.upgrade()?;
         let (outcome, receiver) = oneshot::channel();

@@ -89,11 +89,13 @@ impl MachineTask {
                         waiting.stats = Some(reply);
                         Request::Stats
                     }
-                    Some(MachineCommand::Save(save)) => {
+                    Some(MachineCommand::Save(save, copied)) => {
                         waiting.save = Some(save.outcome);
+                        waiting.copied = Some(copied);
                         files = save.files;
                         Request::Save(save.spec)
                     }
+                    Some(MachineCommand::Pause) => Request::Pause,
                     Some(MachineCommand::Reset(reset)) => {
                         waiting.reset = Some(reset.outcome);
                         files = reset.files;
@@ -134,15 +136,14 @@ impl MachineTask {
                     let _ = reply.send(counters);
                 }
             }
-            Event::Saved(saved) => {
-                if let Some(reply) = waiting.save.take() {
-                    let _ = reply.send(Ok(saved));
+            Event::CopiedAhead => {
+                if let Some(reply) = waiting.copied.take() {
+                    let _ = reply.send(());
                 }
             }
+            Event::Saved(saved) => waiting.saved(Ok(saved)),
             Event::SaveFailed { message } => {
-                if let Some(reply) = waiting.save.take() {
-                    let _ = reply.send(Err(message.chars().take(2048).collect()));
-                }
+                waiting.saved(Err(message.chars().take(2048).collect()));
             }
             Event::Reset(reset) => {
                 if let Some(reply) = waiting.reset.take() {

@@ -1,17 +1,19 @@
 //! A template's template VM: booted once, warmed, saved at rest, and cloned from then on.
 
 use crate::error::chain;
-use crate::image::capture::{capture, sync};
+use crate::image::capture::{CaptureMode, capture, freeze, sync};
 use crate::image::machine_image::{AgentLink, ImageError, MachineImage, MachineShape};
 use crate::launch::error::LaunchError;
 use crate::launch::identity::identify;
 use crate::launch::launcher::MachineLauncher;
 use crate::launch::plan::{LaunchPlan, LaunchedMachine};
+use crate::machine::handle::MachineHandle;
 use crate::machine::name::MachineName;
 use crate::pool::warm_up::{WarmUpError, first_command, warm};
 use crate::restore_point::BootSource;
 use crate::template::Template;
 use crate::timings::StepTimings;
+use control::Saved;
 use link::Link;
 use snapshot_memory::PageRange;
 use std::collections::BTreeMap;
@@ -21,6 +23,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// How long the guest is left alone before it is saved, so that nothing is under way.
 const REST: Duration = Duration::from_millis(200);
+
+/// Nothing in it runs, or it is not to be stopped for that.
+const AS_IT_IS: CaptureMode<'_> = CaptureMode {
+    ahead: false,
+    freeze: None,
+};
 
 /// The generation of a copy that nobody gets: below all that sandboxes have.
 const TRIAL: u64 = 1;
@@ -106,13 +114,11 @@ async fn build(
     let saved = match warm(&link, template).await {
         Ok(()) => {
             write_out(&link, template).await;
-            tokio::time::sleep(REST).await;
-            let saved = capture(&launcher.layer_dir, &machine.handle(), None, shape, false).await;
-            saved.map_err(TemplateVmError::from)
+            save_at_rest(launcher, template, (&machine.handle(), &link), shape).await
         }
         Err(error) => Err(error.into()),
     };
-    let last_stream = link.last_stream();
+    let rest = link.rest();
     if saved.is_err() {
         machine.give_up(&id).await;
     } else {
@@ -128,9 +134,24 @@ async fn build(
         "template ready to be cloned"
     );
     Ok(MachineImage {
-        link: AgentLink::Kept { last_stream },
+        link: AgentLink::Kept { rest },
         ..image
     })
+}
+
+/// Saves a template's machine once nothing moves in it. A process of the template is stopped until
+/// a clone has its identity.
+async fn save_at_rest(
+    launcher: &MachineLauncher,
+    template: &Template,
+    (machine, link): (&MachineHandle, &Link),
+    shape: MachineShape,
+) -> Result<(MachineImage, Saved), TemplateVmError> {
+    if template.start_cmd.is_some() {
+        freeze(link).await.map_err(ImageError::Save)?;
+    }
+    tokio::time::sleep(REST).await;
+    Ok(capture(&launcher.layer_dir, machine, None, shape, AS_IT_IS).await?)
 }
 
 /// Has the machine write its files to its disk: what it has not written, each copy would write to
@@ -154,7 +175,7 @@ async fn learn(
     template_vm: &Arc<MachineImage>,
     (name, slot): (MachineName, OwnedSemaphorePermit),
 ) -> Result<Arc<MachineImage>, TemplateVmError> {
-    let AgentLink::Kept { last_stream } = template_vm.link else {
+    let AgentLink::Kept { rest } = template_vm.link else {
         return Err(TemplateVmError::GivenUp);
     };
     let id = name.to_string();
@@ -168,7 +189,7 @@ async fn learn(
     let built = launcher.build(plan, &mut StepTimings::default()).await?;
     let mut machine = built.machine;
     machine.start().await;
-    let link = Link::resume(built.stream, last_stream);
+    let link = Link::resume(built.stream, rest);
     let tried = async {
         let identity = identify(&link, &id, TRIAL, &BTreeMap::new(), launcher.boot_timeout).await;
         identity.map_err(TemplateVmError::Identity)?;
@@ -180,7 +201,7 @@ async fn learn(
             &machine.handle(),
             base_memory,
             shape,
-            false,
+            AS_IT_IS,
         )
         .await?;
         Ok(trial)

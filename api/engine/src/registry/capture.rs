@@ -1,7 +1,7 @@
 //! Saving a sandbox's machine, and what there is for it in the vault.
 
 use crate::error::{EngineError, chain};
-use crate::image::capture::{capture, sync};
+use crate::image::capture::{CaptureMode, capture, sync, thaw};
 use crate::image::machine_image::{ImageError, MachineImage};
 use crate::process::ProcessRecord;
 use crate::registry::sandboxes::{EndReason, SandboxRegistry};
@@ -40,6 +40,7 @@ impl SandboxRegistry {
             let saved = registry.save(sandbox, true).await;
             let processes = sandbox.processes.records();
             sandbox.machine.handle.start().await;
+            thaw(&sandbox.id, &sandbox.link).await;
             if !registry.go_on(sandbox) {
                 return Err(EngineError::no_sandbox(&sandbox.id));
             }
@@ -71,7 +72,10 @@ impl SandboxRegistry {
             &body.handle,
             base_memory,
             body.shape,
-            ahead,
+            CaptureMode {
+                ahead,
+                freeze: Some(&sandbox.link),
+            },
         )
         .await
     }

@@ -67,11 +67,11 @@ impl SandboxRegistry {
         machine.name().assign(id);
         machine.start().await;
         // The identity is on its way before the first instruction has run.
-        let last_stream = match warm_vm.template_vm.link {
-            AgentLink::Kept { last_stream } => last_stream,
+        let rest = match warm_vm.template_vm.link {
+            AgentLink::Kept { rest } => rest,
             AgentLink::Broken => return Err("A template VM's link is not kept".into()),
         };
-        let link = Link::resume(stream, last_stream);
+        let link = Link::resume(stream, rest);
         timings.step("claim");
         self.take_identity(id, &mut machine, &link, env).await?;
         timings.step("identity");

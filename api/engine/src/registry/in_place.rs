@@ -97,7 +97,7 @@ impl SandboxRegistry {
     ) -> Result<Link, String> {
         machine.start().await;
         let link = match image.link {
-            AgentLink::Kept { last_stream } => Link::resume(stream, last_stream),
+            AgentLink::Kept { rest } => Link::resume(stream, rest),
             AgentLink::Broken => {
                 let link = self.launcher.hello(machine, stream).await;
                 link.map_err(|error| error.to_string())?

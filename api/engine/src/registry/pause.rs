@@ -3,6 +3,7 @@
 
 use crate::error::{EngineError, chain};
 use crate::facts::KeptState;
+use crate::image::capture::thaw;
 use crate::registry::capture::{failed, or_ended};
 use crate::registry::sandboxes::{EndReason, SandboxRegistry};
 use crate::registry::table::BusySandbox;
@@ -52,6 +53,7 @@ impl SandboxRegistry {
                 self.metrics.done("pause", false, begin.elapsed());
                 tracing::warn!(sandbox_id = sandbox.id, %error, "not paused");
                 sandbox.machine.handle.start().await;
+                thaw(&sandbox.id, &sandbox.link).await;
                 if !self.go_on(sandbox) {
                     return Err(EngineError::no_sandbox(&sandbox.id));
                 }

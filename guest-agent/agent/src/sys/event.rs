@@ -3,7 +3,9 @@
 use super::{Errno, Fd, Result, call, fd, nr, plain};
 
 const EPOLL_CLOEXEC: usize = 0o2_000_000;
+const EPOLL_CTL_ADD: usize = 1;
 const EPOLLIN: u32 = 1;
+const EPOLLPRI: u32 = 2;
 const EPOLLOUT: u32 = 4;
 const EPOLLERR: u32 = 8;
 const EPOLLHUP: u32 = 16;
@@ -48,21 +50,23 @@ impl Epoll {
 
     /// Watches a descriptor until it is closed.
     pub(crate) fn add(&self, what: &Fd, token: u64, write: bool, read: bool) -> Result<()> {
-        const EPOLL_CTL_ADD: usize = 1;
-        self.control(EPOLL_CTL_ADD, what, token, write, read)
+        self.control(EPOLL_CTL_ADD, what, token, interest(write, read))
+    }
+
+    /// Watches a file of the kernel's that tells of its changes (`EPOLLPRI`).
+    pub(crate) fn add_notified(&self, what: &Fd) -> Result<()> {
+        self.control(EPOLL_CTL_ADD, what, 0, EPOLLPRI)
     }
 
     /// Watches a descriptor for something else from now on.
     pub(crate) fn change(&self, what: &Fd, token: u64, write: bool, read: bool) -> Result<()> {
         const EPOLL_CTL_MOD: usize = 3;
-        self.control(EPOLL_CTL_MOD, what, token, write, read)
+        self.control(EPOLL_CTL_MOD, what, token, interest(write, read))
     }
 
-    fn control(&self, how: usize, what: &Fd, token: u64, write: bool, read: bool) -> Result<()> {
-        let read = if read { EPOLLIN | EPOLLRDHUP } else { 0 };
-        let write = if write { EPOLLOUT } else { 0 };
+    fn control(&self, how: usize, what: &Fd, token: u64, interest: u32) -> Result<()> {
         let event = EpollEvent {
-            events: EPOLLET | read | write,
+            events: EPOLLET | interest,
             token,
         };
         let at = (&raw const event).expose_provenance();
@@ -83,6 +87,12 @@ impl Epoll {
         }
         .unwrap_or(0)
     }
+}
+
+const fn interest(write: bool, read: bool) -> u32 {
+    let read = if read { EPOLLIN | EPOLLRDHUP } else { 0 };
+    let write = if write { EPOLLOUT } else { 0 };
+    read | write
 }
 
 /// Blocks every signal, and returns a descriptor that is readable when a child has ended.
@@ -145,8 +155,16 @@ pub(crate) fn wall_ns() -> u64 {
     clock(CLOCK_REALTIME)
 }
 
-/// Sets the wall clock.
+/// How far the wall clock may be ahead, and is slowed down instead of set.
+const SLOWED_NS: u64 = 500_000_000;
+
+/// Sets the wall clock. One that is a little ahead is slowed down until it is right, so that no
+/// program sees it go back: in a copy of a machine whose clock has drifted.
 pub(crate) fn set_wall_ns(ns: u64) -> Result<()> {
+    let ahead = wall_ns().saturating_sub(ns);
+    if ahead > 0 && ahead <= SLOWED_NS {
+        return slow_down(ahead);
+    }
     let time = [ns / 1_000_000_000, ns % 1_000_000_000];
     // SAFETY: the kernel reads one `struct timespec`.
     unsafe {
@@ -163,6 +181,18 @@ pub(crate) fn set_wall_ns(ns: u64) -> Result<()> {
         )
     }
     .map(drop)
+}
+
+/// Has the kernel take so much off the wall clock, half a millisecond a second.
+fn slow_down(ns: u64) -> Result<()> {
+    const ADJ_OFFSET_SINGLESHOT: i64 = 0x8001;
+    // `struct timex`: modes, offset in microseconds, and what is not used here.
+    let mut request = [0i64; 26];
+    request[0] = ADJ_OFFSET_SINGLESHOT;
+    request[1] = -i64::try_from(ns / 1000).unwrap_or(0);
+    let at = request.as_mut_ptr().expose_provenance();
+    // SAFETY: the kernel reads and writes one 208-byte `struct timex`.
+    unsafe { call(nr::ADJTIMEX, [at, 0, 0, 0, 0, 0]) }.map(drop)
 }
 
 const AF_VSOCK: usize = 40;

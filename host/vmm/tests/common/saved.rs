@@ -35,6 +35,10 @@ pub(crate) fn save_as(machine: &Machine, ahead: bool) -> (Files, Saved) {
     };
     let (spec, fds) = save_spec(&files, ahead);
     machine.send(&Request::Save(spec), &fds);
+    if ahead {
+        assert!(matches!(machine.receive(), Some(Event::CopiedAhead)));
+        machine.send(&Request::Pause, &[]);
+    }
     match machine.receive() {
         Some(Event::Saved(saved)) => (files, saved),
         other => panic!("{other:?}"),

@@ -272,6 +272,7 @@ fn serve(
             let _ = sender.send(VmNews::Over);
         });
     }
+    let mut copied = None;
     loop {
         match news.recv()? {
             VmNews::Over if machine.agent.is_none() => {
@@ -308,7 +309,15 @@ fn serve(
                         return Ok(ExitCause::GuestPanic);
                     }
                 }
+                Request::Save(to) if to.ahead => {
+                    copied = Some((to, fds));
+                    say(&Event::CopiedAhead)?;
+                }
                 Request::Save(to) => say(&save(mode, machine, &to, &fds))?,
+                Request::Pause => {
+                    let (to, fds) = copied.take().ok_or("Pause without a save")?;
+                    say(&save(mode, machine, &to, &fds))?;
+                }
                 Request::Reset(to) => say(&reset(mode, machine, &to, &fds))?,
                 Request::Stats => {
                     let cpu_ns = u64::try_from(begin.elapsed().as_nanos())?;
