@@ -1,5 +1,7 @@
 //! A connection that must not dawdle: once a request's first byte is there, its whole head must
-//! follow in time. How long a connection may rest between requests is hyper's own limit.
+//! follow in time. How long an HTTP/1 connection may rest between requests is hyper's own limit. An
+//! HTTP/2 connection that rests is ended here: a client that only answers pings would keep its
+//! place for ever.
 
 use crate::{Body, BodyError};
 use bytes::Bytes;
@@ -73,24 +75,42 @@ impl hyper::body::Body for HeldConnection {
     }
 }
 
-/// A stream that fails when a head takes longer than `bound`.
+/// How long a connection may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PaceLimits {
+    /// For a head.
+    pub(crate) head: Duration,
+    /// Between requests over HTTP/2.
+    pub(crate) rest: Duration,
+}
+
+/// A stream that fails when it is over its limits.
 #[derive(Debug)]
 pub(crate) struct PacedStream<T> {
     inner: T,
     pace: Arc<ConnectionPace>,
-    bound: Duration,
+    limits: PaceLimits,
     head: Option<Pin<Box<Sleep>>>,
+    rest: Option<Pin<Box<Sleep>>>,
 }
 
 impl<T> PacedStream<T> {
-    pub(crate) fn new(inner: T, pace: Arc<ConnectionPace>, bound: Duration) -> Self {
+    pub(crate) fn new(inner: T, pace: Arc<ConnectionPace>, limits: PaceLimits) -> Self {
         // The first request must begin soon, too.
         Self {
             inner,
             pace,
-            bound,
-            head: Some(Box::pin(sleep(bound))),
+            limits,
+            head: Some(Box::pin(sleep(limits.head))),
+            rest: None,
         }
+    }
+
+    /// Whether it has rested for too long. Whoever polls is woken when it has.
+    fn has_rested(&mut self, context: &mut Context<'_>) -> bool {
+        let limit = self.limits.rest;
+        let rest = self.rest.get_or_insert_with(|| Box::pin(sleep(limit)));
+        rest.as_mut().poll(context).is_ready()
     }
 }
 
@@ -100,15 +120,21 @@ impl<T: AsyncRead + Unpin> AsyncRead for PacedStream<T> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let pace = &self.pace;
-        if pace.http2.load(Ordering::Relaxed) || pace.requests.load(Ordering::Relaxed) > 0 {
+        let http2 = self.pace.http2.load(Ordering::Relaxed);
+        let busy = self.pace.requests.load(Ordering::Relaxed) > 0;
+        if busy {
+            self.rest = None;
+        } else if http2 && self.has_rested(context) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        if http2 || busy {
             self.head = None;
             return Pin::new(&mut self.inner).poll_read(context, buffer);
         }
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.inner).poll_read(context, buffer);
         if read.is_ready() && buffer.filled().len() > before && self.head.is_none() {
-            self.head = Some(Box::pin(sleep(self.bound)));
+            self.head = Some(Box::pin(sleep(self.limits.head)));
         }
         let late = self
             .head
@@ -158,11 +184,46 @@ mod test {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     const BOUND: Duration = Duration::from_secs(10);
+    const LIMITS: PaceLimits = PaceLimits {
+        head: BOUND,
+        rest: Duration::from_secs(100),
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn an_http2_connection_that_only_answers_pings_is_cut_off() {
+        let (mut client, server) = duplex(64);
+        let pace = Arc::default();
+        let mut server = PacedStream::new(server, Arc::clone(&pace), LIMITS);
+        tokio::spawn(async move {
+            loop {
+                sleep(BOUND).await;
+                if client.write_all(b"p").await.is_err() {
+                    return;
+                }
+            }
+        });
+        let busy = BusyConnection::begin(&pace, Version::HTTP_2);
+        let begin = tokio::time::Instant::now();
+        while begin.elapsed() < LIMITS.rest * 3 {
+            assert_eq!(server.read_u8().await.unwrap(), b'p');
+        }
+        drop(busy);
+        let rested = tokio::time::Instant::now();
+        let error = loop {
+            match server.read_u8().await {
+                Ok(byte) => assert_eq!(byte, b'p'),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(rested.elapsed() <= LIMITS.rest + BOUND);
+        assert!(rested.elapsed() >= LIMITS.rest);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_head_that_dribbles_is_cut_off() {
         let (mut client, server) = duplex(64);
-        let mut server = PacedStream::new(server, Arc::default(), BOUND);
+        let mut server = PacedStream::new(server, Arc::default(), LIMITS);
         client.write_all(b"G").await.unwrap();
         assert_eq!(server.read_u8().await.unwrap(), b'G');
         let error = server.read_u8().await.unwrap_err();
@@ -173,7 +234,7 @@ mod test {
     async fn a_request_may_take_its_time_and_the_next_head_may_not() {
         let (mut client, server) = duplex(64);
         let pace = Arc::default();
-        let mut server = PacedStream::new(server, Arc::clone(&pace), BOUND);
+        let mut server = PacedStream::new(server, Arc::clone(&pace), LIMITS);
         let busy = BusyConnection::begin(&pace, Version::HTTP_11);
         let writer = tokio::spawn(async move {
             sleep(BOUND * 10).await;

@@ -2,7 +2,7 @@
 
 use crate::accept::accept;
 use crate::linger::LingeringBody;
-use crate::pace::{BusyConnection, ConnectionPace, PacedStream};
+use crate::pace::{BusyConnection, ConnectionPace, PaceLimits, PacedStream};
 use crate::state::AppState;
 use hyper::Request;
 use hyper::body::Incoming;
@@ -98,8 +98,11 @@ fn connection(
     let _ = sockopt::set_tcp_keepidle(&stream, Duration::from_secs(60));
     let app = Arc::clone(app);
     let pace = Arc::<ConnectionPace>::default();
-    let bound = app.options.header_timeout;
-    let stream = PacedStream::new(stream, Arc::clone(&pace), bound);
+    let limits = PaceLimits {
+        head: app.options.header_timeout,
+        rest: app.options.idle_timeout,
+    };
+    let stream = PacedStream::new(stream, Arc::clone(&pace), limits);
     let service = service_fn(move |request: Request<Incoming>| {
         let request = request.map(LingeringBody::from);
         let app = Arc::clone(&app);

@@ -63,6 +63,9 @@ pub enum LinkError {
     /// More came than this server is willing to hold.
     #[error("The answer has more than {0} entries; ask for less, for example a smaller depth")]
     TooMany(usize),
+    /// The same, of few entries that are long.
+    #[error("The answer has more than {0} bytes; ask for less, for example a smaller depth")]
+    TooLarge(usize),
 }
 
 impl LinkError {

@@ -68,6 +68,8 @@ use wire::{
 
 /// Most entries of a listing that are held at once.
 pub const MAX_ENTRIES: usize = 100_000;
+/// Most bytes of them, as the agent sends them: some long names are as much as many short ones.
+pub const MAX_LISTING: usize = 16 << 20;
 
 /// Who a fresh guest is to be. Sent once before any tenant code runs.
 #[derive(Clone)]
@@ -341,7 +343,7 @@ impl Link {
     /// order.
     ///
     /// # Errors
-    /// No such directory, more than [`MAX_ENTRIES`], or the link closed.
+    /// No such directory, more than [`MAX_ENTRIES`] or [`MAX_LISTING`], or the link closed.
     pub async fn list_dir(&self, path: &[u8], depth: u32) -> Result<Vec<FileEntry>, LinkError> {
         self.records(&Request::ListDir { path, depth }, |bytes, all| {
             for record in Records::<EntryInfo<'_>>::new(bytes) {
@@ -358,10 +360,14 @@ impl Link {
         parse: impl Fn(&[u8], &mut Vec<T>) -> Result<(), wire::DecodeError>,
     ) -> Result<Vec<T>, LinkError> {
         let mut stream = self.open(request).await?;
-        let mut all = Vec::new();
+        let (mut all, mut taken) = (Vec::new(), 0);
         while let Some((channel, bytes)) = stream.data().await {
             if channel != DataChannel::Records {
                 continue;
+            }
+            taken += bytes.len();
+            if taken > MAX_LISTING {
+                return Err(LinkError::TooLarge(MAX_LISTING));
             }
             parse(&bytes, &mut all).map_err(|why| LinkError::Unexpected {
                 request: "a listing",

@@ -1,4 +1,7 @@
 //! The bytes of one stream between the reader task and a consumer, bounded by the stream's window.
+//!
+//! What is kept is a small multiple of that, whatever a guest sends: small payloads are copied into
+//! the segment before them.
 
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
@@ -6,8 +9,9 @@ use wire::DataChannel;
 
 /// Longest piece handed to a consumer (api/PROTOCOL.md §7.8).
 const PIECE: usize = 32 * 1024;
-/// Payloads below this are copied, so that a byte never pins a whole read buffer.
-const SMALL: usize = 4 * 1024;
+/// Payloads below this are copied: a slice keeps the whole read buffer that it is in, so that what
+/// is kept is at most four times what was sent.
+const SMALL: usize = 16 * 1024;
 /// From so many segments on, a frame joins the last segment of its channel even when one of another
 /// channel lies between: a guest that writes single bytes to stdout and stderr in turn must not
 /// cost an allocation each. Only the order *between* channels can suffer, and only in a backlog.
@@ -22,11 +26,6 @@ pub(crate) struct ReceiveQueue {
 impl ReceiveQueue {
     /// Adds a frame's payload. The caller has accounted for its bytes.
     pub(crate) fn push(&mut self, channel: DataChannel, payload: BytesMut) {
-        // Records never span frames, so they must not be cut or joined.
-        if channel == DataChannel::Records {
-            self.segments.push_back((channel, payload));
-            return;
-        }
         let crowded = self.segments.len() >= SEGMENTS;
         let last = if crowded {
             self.segments
@@ -52,6 +51,7 @@ impl ReceiveQueue {
     pub(crate) fn pop(&mut self) -> Option<(DataChannel, Bytes)> {
         let (channel, bytes) = self.segments.front_mut()?;
         let channel = *channel;
+        // Records never span frames, so they must not be cut.
         if bytes.len() > PIECE && channel != DataChannel::Records {
             return Some((channel, bytes.split_to(PIECE).freeze()));
         }
@@ -65,6 +65,28 @@ impl ReceiveQueue {
 mod test {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn single_bytes_of_records_cost_little_and_are_not_cut() {
+        let mut queue = ReceiveQueue::default();
+        let sent = 200_000;
+        for _ in 0..sent {
+            // As the reader has it: a slice of a larger buffer.
+            let mut buffer = BytesMut::zeroed(64);
+            queue.push(DataChannel::Records, buffer.split_to(1));
+        }
+        assert!(queue.segments.len() <= SEGMENTS + 1);
+        let kept: usize = queue.segments.iter().map(|(_, b)| b.capacity()).sum();
+        assert!(kept <= 4 * sent, "{kept} bytes for {sent}");
+        let mut whole = ReceiveQueue::default();
+        whole.push(DataChannel::Records, BytesMut::zeroed(PIECE));
+        whole.push(DataChannel::Records, BytesMut::zeroed(7));
+        let pieces: Vec<_> = std::iter::from_fn(|| whole.pop()).collect();
+        assert_eq!(
+            pieces.iter().map(|(_, b)| b.len()).collect::<Vec<_>>(),
+            [PIECE, 7]
+        );
+    }
 
     proptest! {
         #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use wire::{
-    DataChannel, ErrorCode, FrameBuffer, FrameKind, INPUT_WINDOW, MAX_PAYLOAD, Message,
+    DataChannel, ErrorCode, FileKind, FrameBuffer, FrameKind, INPUT_WINDOW, MAX_PAYLOAD, Message,
     OUTPUT_WINDOW, PROTOCOL_VERSION, ProcessExit, Reply, ReplyError, RequestPart, ResetCode,
     StreamEvent,
 };
@@ -326,6 +326,54 @@ async fn a_slow_reader_stalls_nobody_and_is_granted_what_it_reads() {
         }
     }
     assert_eq!(granted, OUTPUT_WINDOW);
+}
+
+#[tokio::test]
+async fn a_listing_of_few_long_names_is_bounded_too() {
+    let (link, mut agent) = pair().await;
+    let listing = {
+        let link = link.clone();
+        tokio::spawn(async move { link.list_dir(b"/", 1).await })
+    };
+    let id = agent.request().await;
+    let path = [b"/", vec![b'x'; 4000].as_slice()].concat();
+    let entry = EntryInfo {
+        path: &path,
+        kind: FileKind::File,
+        target_kind: FileKind::File,
+        size: 0,
+        mode: 0,
+        target_mode: 0,
+        uid: 0,
+        gid: 0,
+        owner: b"",
+        group: b"",
+        modified_ns: 0,
+        symlink_target: b"",
+    };
+    let mut record = vec![0; MAX_PAYLOAD];
+    let length = wire::Record::write(&entry, &mut record).unwrap();
+    let records = record[..length].repeat(7);
+    let message = Message::Data {
+        channel: DataChannel::Records,
+        bytes: &records,
+    };
+    let (mut sent, mut window) = (0, OUTPUT_WINDOW as usize);
+    loop {
+        while window >= records.len() {
+            agent.tell(id, &message).await;
+            window -= records.len();
+            sent += records.len();
+        }
+        match agent.heard().await {
+            Some(Said::Credit { stream, bytes }) if stream == id => window += bytes as usize,
+            Some(Said::Reset { stream, .. }) if stream == id => break,
+            other => panic!("{other:?} after {sent} bytes"),
+        }
+        assert!(sent < 2 * MAX_LISTING, "{sent} bytes were taken");
+    }
+    let error = listing.await.unwrap().unwrap_err();
+    assert!(matches!(error, LinkError::TooLarge(MAX_LISTING)), "{error}");
 }
 
 #[tokio::test]

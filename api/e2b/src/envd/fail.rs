@@ -13,7 +13,9 @@ pub(super) async fn connect(sandbox: &Sandbox, error: LinkError) -> ConnectError
     settle(sandbox.gone(), &error).await;
     let code = match &error {
         LinkError::Closed(_) => ConnectCode::Unavailable,
-        LinkError::Busy | LinkError::TooMany(_) => ConnectCode::ResourceExhausted,
+        LinkError::Busy | LinkError::TooMany(_) | LinkError::TooLarge(_) => {
+            ConnectCode::ResourceExhausted
+        }
         LinkError::Unsendable(_) => ConnectCode::InvalidArgument,
         LinkError::Refused(refusal) => refused(refusal.code),
         LinkError::Version { .. } | LinkError::Reset { .. } | LinkError::Unexpected { .. } => {

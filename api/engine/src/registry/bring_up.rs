@@ -67,7 +67,7 @@ impl SandboxRegistry {
         }
         if template.start_cmd.is_some() {
             let why = "Its template has a start_cmd, which only clones have running, and there is \
-                       no machine to copy: the log says why";
+                       no template VM to clone: the log says why";
             return Err(EngineError::StartFailed(why.into()));
         }
         let boot = (template, &BootSource::Boot);

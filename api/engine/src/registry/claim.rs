@@ -47,7 +47,7 @@ impl SandboxRegistry {
             }
             Err(error) => {
                 let template = pool.template_name();
-                tracing::warn!(sandbox_id = id, template, error, "copy failed");
+                tracing::warn!(sandbox_id = id, template, error, "clone failed");
                 pool.failed();
                 self.metrics.claimed(ahead, false);
                 Ok(None)
