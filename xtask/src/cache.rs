@@ -72,17 +72,17 @@ fn entry_in(dir: &Path, key: &str, build: impl FnOnce(&Path) -> Result<()>) -> R
 mod test {
     use super::*;
     use anyhow::bail;
+    use std::sync::Barrier;
     use std::sync::atomic::{AtomicU32, Ordering};
-    use std::time::Duration;
 
     #[test]
     fn an_entry_is_built_once_whoever_asks_at_the_same_time() {
         let dir = tempfile::tempdir().unwrap();
-        let builds = AtomicU32::new(0);
+        let (builds, together) = (AtomicU32::new(0), Barrier::new(4));
         let ask = || {
+            together.wait();
             entry_in(dir.path(), "key", |partial| {
                 builds.fetch_add(1, Ordering::SeqCst);
-                std::thread::sleep(Duration::from_millis(50));
                 Ok(std::fs::write(partial.join("made"), "")?)
             })
         };

@@ -107,15 +107,23 @@ fn install(from: &Path, to: &Path) -> Result<()> {
     }
     let fresh = to.with_extension(format!("new{}", std::process::id()));
     let _ = std::fs::remove_file(&fresh);
-    if std::fs::hard_link(from, &fresh).is_err() {
-        // Across file systems. `cp` keeps the holes of an image.
-        let copied = Command::new("cp")
-            .arg("--sparse=always")
-            .args([from, &fresh])
-            .status()?;
-        if !copied.success() {
-            bail!("Copying {} to {} failed", from.display(), fresh.display());
-        }
-    }
+    link_or_copy(from, &fresh)?;
     std::fs::rename(&fresh, to).with_context(|| format!("Installing {}", to.display()))
+}
+
+/// Makes `to` another name of the file `from`, or a copy across file systems: with its time, and
+/// with the holes of an image.
+pub(crate) fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
+    if std::fs::hard_link(from, to).is_ok() {
+        return Ok(());
+    }
+    let copied = Command::new("cp")
+        .args(["-p", "--sparse=always"])
+        .args([from, to])
+        .status()
+        .context("Running cp")?;
+    if !copied.success() {
+        bail!("Copying {} to {} failed", from.display(), to.display());
+    }
+    Ok(())
 }

@@ -4,6 +4,7 @@
 //! `api/tests/sdk/js/package-lock.json`; environments are built once and kept in the cache.
 
 use crate::dist::{target_dir, workspace};
+use crate::kernel::output;
 use crate::test::runner::tee;
 use crate::test::tally::Tally;
 use crate::{cache, deps};
@@ -277,17 +278,4 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
         bail!("{command:?} failed ({status}): see its messages above");
     }
     Ok(())
-}
-
-fn output(command: &mut Command) -> Result<String> {
-    let done = command
-        .output()
-        .with_context(|| format!("Running {command:?}"))?;
-    if !done.status.success() {
-        bail!(
-            "{command:?} failed: {}",
-            String::from_utf8_lossy(&done.stderr).trim()
-        );
-    }
-    Ok(String::from_utf8_lossy(&done.stdout).into_owned())
 }

@@ -11,9 +11,10 @@
 
 use super::intel_model::IntelModel;
 use super::package::LabKernel;
-use super::state::{CONSOLE_NAME, LabPlace, LabState, PortForward};
+use super::state::{CONSOLE_NAME, LabPlace, LabState, PortForward, tail};
 use super::{emulator, files_disk};
 use crate::deps;
+use crate::kernel::output;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use std::fs::{self, File};
@@ -92,25 +93,18 @@ pub(super) fn start(
         .process_group(0)
         .spawn()
         .context("Running Bochs")?;
+    // Nothing tells when the shell has become Bochs.
     let begin = Instant::now();
     while emulator::process(place).is_none() {
         if begin.elapsed() > START_LIMIT {
             bail!(
                 "Bochs did not start; its log ends with:\n{}",
-                log_tail(place)
+                tail(&place.dir.join(LOG_NAME), 20)
             );
         }
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
-}
-
-/// The last lines that Bochs said of itself.
-pub(super) fn log_tail(place: &LabPlace) -> String {
-    let text = fs::read(place.dir.join(LOG_NAME)).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let lines: Vec<_> = text.lines().rev().take(20).collect();
-    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
 }
 
 /// A CD that boots the lab's kernel.
@@ -134,20 +128,14 @@ fn cd(place: &LabPlace, kernel: &LabKernel, model: IntelModel) -> Result<PathBuf
     );
     write(&tree.join("isolinux.cfg"), &menu)?;
     let cd = place.dir.join("cd.iso");
-    let made = Command::new("genisoimage")
-        .args(["-quiet", "-o"])
-        .arg(&cd)
-        .args(["-b", "isolinux.bin", "-c", "boot.cat"])
-        .args(["-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"])
-        .arg(&tree)
-        .output()
-        .context("Running genisoimage")?;
-    if !made.status.success() {
-        bail!(
-            "genisoimage failed: {}",
-            String::from_utf8_lossy(&made.stderr).trim()
-        );
-    }
+    output(
+        Command::new("genisoimage")
+            .args(["-quiet", "-o"])
+            .arg(&cd)
+            .args(["-b", "isolinux.bin", "-c", "boot.cat"])
+            .args(["-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"])
+            .arg(&tree),
+    )?;
     // The token is in the copy of the first root.
     fs::remove_dir_all(&tree).with_context(|| format!("Removing {}", tree.display()))?;
     restrict(&cd)?;

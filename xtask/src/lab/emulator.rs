@@ -2,11 +2,13 @@
 
 use super::qmp::QmpClient;
 use super::state::LabPlace;
-use anyhow::{Result, bail};
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::OwnedFd;
+use rustix::io::{Errno, retry_on_intr};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, test_kill_process};
 use serde_json::json;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 /// The lab's process, if it runs. A stale file, or one whose number another process has since been
 /// given, counts as none.
@@ -31,25 +33,28 @@ pub(super) fn stop(place: &LabPlace) -> Result<()> {
     let Some(pid) = process(place) else {
         return Ok(());
     };
+    let end = match pidfd_open(pid, PidfdFlags::empty()) {
+        Err(Errno::SRCH) => return Ok(()),
+        opened => opened.context("Watching the lab's process")?,
+    };
     // Bochs has no such socket.
     let asked =
         QmpClient::connect(&place.qmp()).and_then(|mut qmp| qmp.execute("quit", &json!({})));
-    if asked.is_err() || !gone_within(place, Duration::from_secs(5)) {
+    if asked.is_err() || !gone_within(&end, 5)? {
         let _ = kill_process(pid, Signal::KILL);
-        if !gone_within(place, Duration::from_secs(10)) {
+        if !gone_within(&end, 10)? {
             bail!("The lab's process {} does not end", pid.as_raw_nonzero());
         }
     }
     Ok(())
 }
 
-fn gone_within(place: &LabPlace, limit: Duration) -> bool {
-    let start = Instant::now();
-    while start.elapsed() < limit {
-        if process(place).is_none() {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    false
+/// Whether a process ends within so many seconds.
+fn gone_within(end: &OwnedFd, seconds: i64) -> Result<bool> {
+    let limit = Timespec {
+        tv_sec: seconds,
+        tv_nsec: 0,
+    };
+    let ended = retry_on_intr(|| poll(&mut [PollFd::new(end, PollFlags::IN)], Some(&limit)));
+    Ok(ended.context("Waiting for the lab's end")? > 0)
 }

@@ -1,6 +1,8 @@
 //! The Intel lab's disk with files: Bochs has no folders to share.
 
-use anyhow::{Context, Result, bail};
+use crate::dist::link_or_copy;
+use crate::kernel::output;
+use anyhow::{Context, Result};
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -21,17 +23,11 @@ pub(super) fn write(disk: &Path, folder: &Path, staging: &Path) -> Result<()> {
     // Its tables grow with its size, of which the files with holes take less than it says.
     let size = (bytes + bytes / 16 + ROOM).next_multiple_of(CYLINDER);
     file.set_len(size)?;
-    let made = Command::new("mke2fs")
-        .args(["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d"])
-        .args([staging, disk])
-        .output()
-        .context("Running mke2fs")?;
-    if !made.status.success() {
-        bail!(
-            "mke2fs failed: {}",
-            String::from_utf8_lossy(&made.stderr).trim()
-        );
-    }
+    output(
+        Command::new("mke2fs")
+            .args(["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d"])
+            .args([staging, disk]),
+    )?;
     fs::remove_dir_all(staging).with_context(|| format!("Removing {}", staging.display()))
 }
 
@@ -44,17 +40,7 @@ fn stage(folder: &Path, staging: &Path) -> Result<u64> {
         if !metadata.is_file() {
             continue;
         }
-        let to = staging.join(entry.file_name());
-        if fs::hard_link(entry.path(), &to).is_err() {
-            let copied = Command::new("cp")
-                .args(["-p", "--sparse=always"])
-                .args([&entry.path(), &to])
-                .status()
-                .context("Running cp")?;
-            if !copied.success() {
-                bail!("Copying {} failed", entry.path().display());
-            }
-        }
+        link_or_copy(&entry.path(), &staging.join(entry.file_name()))?;
         bytes += metadata.blocks() * 512;
     }
     Ok(bytes)
@@ -67,7 +53,8 @@ mod test {
 
     #[test]
     fn a_disk_is_whole_cylinders_and_keeps_holes() {
-        let top = std::env::temp_dir().join(format!("lab-disk-{}", std::process::id()));
+        let top = tempfile::tempdir().unwrap();
+        let top = top.path();
         let folder = top.join("folder");
         fs::create_dir_all(&folder).unwrap();
         let sparse = File::create(folder.join("base.ext4")).unwrap();
@@ -85,6 +72,5 @@ mod test {
             .unwrap();
         let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
         assert!(listed.contains("8589934592"), "{listed}");
-        fs::remove_dir_all(&top).unwrap();
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The agent's port inside the lab.
 pub(super) const AGENT_PORT: u16 = 1;
@@ -132,10 +132,7 @@ impl LabPlace {
 
     /// The last lines of the lab's console.
     pub(super) fn console_tail(&self, lines: usize) -> String {
-        let text = fs::read(self.console()).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let skip = text.lines().count().saturating_sub(lines);
-        text.lines().skip(skip).collect::<Vec<_>>().join("\n")
+        tail(&self.console(), lines)
     }
 
     /// Waits until nobody else starts, stops or changes this lab; released when dropped.
@@ -177,6 +174,14 @@ impl LabPlace {
         serde_json::to_writer(file, state)?;
         fs::rename(&fresh, &path).with_context(|| format!("Writing {}", path.display()))
     }
+}
+
+/// The last lines of a log; empty if there is none.
+pub(super) fn tail(log: &Path, lines: usize) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let skip = text.lines().count().saturating_sub(lines);
+    text.lines().skip(skip).collect::<Vec<_>>().join("\n")
 }
 
 impl LabState {

@@ -69,22 +69,18 @@ pub(crate) fn run_all(stages: &[&TestStage], rounds: &mut [StageRounds]) -> Tall
 fn run_each(stages: &[&TestStage], in_labs: bool) -> Vec<(Tally, String)> {
     let mut done = Vec::new();
     while let Some((first, rest)) = stages[done.len()..].split_first() {
-        let beside = rest.iter().take_while(|stage| stage.beside && in_labs);
-        let beside: Vec<_> = beside.collect();
-        let all = stages.len();
-        let at = done.len() + 1;
+        let (all, at) = (stages.len(), done.len() + 1);
         std::thread::scope(|scope| {
             let others = scope.spawn(|| {
-                let numbered = beside.iter().zip(at + 1..);
-                let run = |(stage, n): (&&&TestStage, _)| {
+                let beside = rest.iter().take_while(|stage| stage.beside && in_labs);
+                let run = |(stage, n): (&&TestStage, _)| {
                     label_lines(stage.name);
                     run_one(stage, n, all)
                 };
-                numbered.map(run).collect()
+                beside.zip(at + 1..).map(run).collect::<Vec<_>>()
             });
             done.push(run_one(first, at, all));
-            let others: Vec<_> = others.join().unwrap_or_else(|panic| resume_unwind(panic));
-            done.extend(others);
+            done.extend(others.join().unwrap_or_else(|panic| resume_unwind(panic)));
         });
     }
     done
