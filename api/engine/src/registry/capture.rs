@@ -39,14 +39,7 @@ impl SandboxRegistry {
             let sandbox = &busy.sandbox;
             let saved = registry.save(sandbox, true).await;
             let processes = sandbox.processes.records();
-            sandbox.machine.handle.start().await;
-            thaw(&sandbox.id, &sandbox.link).await;
-            if !registry.go_on(sandbox) {
-                return Err(EngineError::no_sandbox(&sandbox.id));
-            }
-            if *registry.closing.borrow() {
-                registry.end(sandbox, &EndReason::Shutdown);
-            }
+            registry.run_on(sandbox).await?;
             let (image, saved) = saved.map_err(|error| or_ended(sandbox, failed(&error)))?;
             Ok(CapturedSandbox {
                 busy,
@@ -57,6 +50,23 @@ impl SandboxRegistry {
         });
         let lost = |_| EngineError::PauseFailed("The work was given up".into());
         work.await.map_err(lost)?
+    }
+
+    /// Lets a sandbox run again whose machine was saved, or was not: its vCPUs, its processes, its
+    /// traffic.
+    ///
+    /// # Errors
+    /// [`EngineError::SandboxNotFound`]: it was killed meanwhile.
+    pub(super) async fn run_on(&self, sandbox: &Arc<Sandbox>) -> Result<(), EngineError> {
+        sandbox.machine.handle.start().await;
+        thaw(&sandbox.id, &sandbox.link).await;
+        if !self.go_on(sandbox) {
+            return Err(EngineError::no_sandbox(&sandbox.id));
+        }
+        if *self.closing.borrow() {
+            self.end(sandbox, &EndReason::Shutdown);
+        }
+        Ok(())
     }
 
     /// Saves its machine; see [`capture`].

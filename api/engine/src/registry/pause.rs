@@ -3,9 +3,8 @@
 
 use crate::error::{EngineError, chain};
 use crate::facts::KeptState;
-use crate::image::capture::thaw;
 use crate::registry::capture::{failed, or_ended};
-use crate::registry::sandboxes::{EndReason, SandboxRegistry};
+use crate::registry::sandboxes::SandboxRegistry;
 use crate::registry::table::BusySandbox;
 use crate::registry::transitions::BusyReason;
 use crate::sandbox::Sandbox;
@@ -52,14 +51,7 @@ impl SandboxRegistry {
                 self.collect_garbage();
                 self.metrics.done("pause", false, begin.elapsed());
                 tracing::warn!(sandbox_id = sandbox.id, %error, "not paused");
-                sandbox.machine.handle.start().await;
-                thaw(&sandbox.id, &sandbox.link).await;
-                if !self.go_on(sandbox) {
-                    return Err(EngineError::no_sandbox(&sandbox.id));
-                }
-                if *self.closing.borrow() {
-                    self.end(sandbox, &EndReason::Shutdown);
-                }
+                self.run_on(sandbox).await?;
                 Err(error)
             }
         }
