@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use wire::{
-    DataChannel, ErrorCode, FileKind, FrameBuffer, FrameKind, INPUT_WINDOW, MAX_PAYLOAD, Message,
+    DataChannel, ErrorCode, FrameBuffer, FrameKind, INPUT_WINDOW, MAX_PAYLOAD, Message,
     OUTPUT_WINDOW, PROTOCOL_VERSION, ProcessExit, Reply, ReplyError, RequestPart, ResetCode,
     StreamEvent,
 };
@@ -139,10 +139,6 @@ async fn started(link: &Link, agent: &mut Agent, pid: u32) -> (ProcessStream, u3
 async fn a_start_waits_while_processes_are_stopped_and_a_freeze_for_starts_under_way() {
     let (link, mut agent) = pair().await;
     let done = Message::Reply(Reply::Done(0));
-    let ask = |link: &Link| {
-        let link = link.clone();
-        tokio::spawn(async move { link.freeze().await })
-    };
     let begin = |link: &Link| {
         let link = link.clone();
         tokio::spawn(async move {
@@ -158,7 +154,10 @@ async fn a_start_waits_while_processes_are_stopped_and_a_freeze_for_starts_under
 
     let first = begin(&link);
     let start = agent.request().await;
-    let freeze = ask(&link);
+    let freeze = {
+        let link = link.clone();
+        tokio::spawn(async move { link.freeze().await })
+    };
     assert!(timeout(silence, agent.heard()).await.is_err(), "too early");
     let event = Message::Event(StreamEvent::Started { pid: 7 });
     agent.tell(start, &event).await;
@@ -339,17 +338,7 @@ async fn a_listing_of_few_long_names_is_bounded_too() {
     let path = [b"/", vec![b'x'; 4000].as_slice()].concat();
     let entry = EntryInfo {
         path: &path,
-        kind: FileKind::File,
-        target_kind: FileKind::File,
-        size: 0,
-        mode: 0,
-        target_mode: 0,
-        uid: 0,
-        gid: 0,
-        owner: b"",
-        group: b"",
-        modified_ns: 0,
-        symlink_target: b"",
+        ..EntryInfo::default()
     };
     let mut record = vec![0; MAX_PAYLOAD];
     let length = wire::Record::write(&entry, &mut record).unwrap();

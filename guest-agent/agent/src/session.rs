@@ -394,15 +394,8 @@ mod test {
             path: &path,
             kind: FileKind::Symlink,
             target_kind: FileKind::File,
-            size: 0,
-            mode: 0,
-            target_mode: 0,
-            uid: 0,
-            gid: 0,
-            owner: b"",
-            group: b"",
-            modified_ns: 0,
             symlink_target: &path,
+            ..EntryInfo::default()
         };
         let mut answers = 0;
         while pair.session.has_room() {

@@ -6,8 +6,10 @@ use crate::limits::{MAX_GROUPS, MAX_MESSAGE, MAX_NAME, MAX_PATH, MAX_TAG};
 
 codes! {
     /// What an entry is.
+    #[derive(Default)]
     FileKind {
         /// None of the others, or the target of a broken link.
+        #[default]
         Unspecified = 0,
         /// A regular file.
         File = 1,
@@ -22,7 +24,7 @@ codes! {
 
 /// Something in the file system, seen without (`kind`, `mode`, …) and through (`target_…`) its
 /// link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct EntryInfo<'a> {
     /// Absolute, as asked for and continued by names.
     pub path: &'a [u8],
