@@ -5,7 +5,7 @@
 //!               ^                  │ Save, Reset
 //!               │                  ├──> Copying ahead ──failed──> Running
 //!               │                  │         v
-//!               │                  │    Copied ahead
+//!               │                  │    Copied ahead ──Save──> as from Running
 //!               │                  │         │ Pause
 //!               │                  │         v
 //!               ├─────written──────┼──> Saving ──failed──> Running
@@ -182,7 +182,8 @@ impl Supervisor {
                 self.run_vcpus();
                 self.watches.clear();
             }
-            (Request::Save(spec), Phase::Running) => {
+            // A save that was copied ahead and not paused for has been given up.
+            (Request::Save(spec), Phase::Running | Phase::Copied(_)) => {
                 match SaveTask::new(spec, fds, self.machine.vm.memory()) {
                     Ok(task) => self.save(task, spec.ahead, control),
                     Err(error) => self.resume_unsaved(&error),

@@ -113,6 +113,30 @@ fn a_machine_that_writes_all_the_time_is_saved_as_it_was_at_one_time() {
 }
 
 #[test]
+fn a_save_that_was_given_up_when_it_was_copied_ahead_is_in_nobody_s_way() {
+    if !kvm() {
+        return;
+    }
+    let mut machine = Machine::start(&[&sweep(CALM, END)[..], &print("begin\n"), &HALT].concat());
+    wait_for_begin(&mut machine);
+    let files = Files {
+        memory: empty(),
+        state: empty(),
+    };
+    let (spec, fds) = save_spec(&files, true);
+    machine.send(&Request::Save(spec), &fds);
+    assert!(matches!(machine.receive(), Some(Event::CopiedAhead)));
+    // The service has waited too long, and lets the machine run, which it does.
+    machine.send(&Request::Start, &[]);
+    assert!(matches!(machine.receive(), Some(Event::Failed { .. })));
+    let (_, saved) = save_as(&machine, true);
+    assert!(
+        saved.ahead_ns > 0 && saved.memory_pages >= CALM_PAGES,
+        "{saved:?}"
+    );
+}
+
+#[test]
 fn what_comes_out_of_turn_is_refused_and_the_save_goes_on() {
     if !kvm() {
         return;
