@@ -2,6 +2,7 @@
 
 use crate::kvm_module::KvmModules;
 use crate::probe::{self, ProbeReport};
+use control::JailMode;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, getrlimit};
 use std::path::{Path, PathBuf};
@@ -35,6 +36,8 @@ pub struct HostFacts {
     pub has_key: bool,
     /// Each program and image: what it is, where it should be, and why it cannot be read.
     pub files: Vec<(String, PathBuf, Option<String>)>,
+    /// What is done where walls are missing.
+    pub jail: JailMode,
     /// Most sandboxes at one time, as configured.
     pub max_sandboxes: usize,
     /// With `clones.lazy`: why the pager's program cannot be read, or that it can. `None`: it is
@@ -72,6 +75,8 @@ pub struct HostQuestion {
     pub agent: PathBuf,
     /// The pager's program, if memory is to be demand-paged.
     pub pager: Option<PathBuf>,
+    /// What is done where walls are missing.
+    pub jail: JailMode,
     /// Most sandboxes at one time.
     pub max_sandboxes: usize,
     /// The templates.
@@ -113,6 +118,7 @@ pub fn look(question: &HostQuestion) -> HostFacts {
         config: question.config.clone(),
         has_key: question.has_key,
         files: files(question),
+        jail: question.jail,
         max_sandboxes: question.max_sandboxes,
         lazy: question.pager.as_deref().map(readable),
         largest_mb: sizes.max().unwrap_or(0),

@@ -3,8 +3,9 @@
 mod kvm_module;
 
 use crate::host::HostFacts;
-use crate::probe::{KvmFacts, ProbeOutcome, ProbeReport, UserfaultfdFacts};
+use crate::probe::{KvmFacts, ProbeOutcome, ProbeReport, UserfaultfdFacts, WallFacts};
 use crate::{Finding, Level};
+use control::{JailMode, Wall, list_missing};
 
 /// Below this a guest kernel does not come up in useful time: real hardware runs thousands, full
 /// emulation of the whole host some hundred, a host that interprets guest kernels about one.
@@ -105,7 +106,29 @@ fn virtualization(facts: &HostFacts, probe: &ProbeReport) -> Vec<Finding> {
         ),
     });
     findings.push(userfaultfd(facts, &probe.userfaultfd));
+    findings.push(walls(facts.jail, &probe.walls));
     findings
+}
+
+/// What VM processes are behind.
+fn walls(mode: JailMode, walls: &WallFacts) -> Finding {
+    let names: Vec<_> = Wall::ALL.map(Wall::name).into();
+    let found = match &walls.error {
+        None if walls.ok => return Finding::fine("walls", names.join(", ")),
+        Some(error) => format!("not known: {error}"),
+        None if walls.missing.is_empty() => "not known".to_owned(),
+        None => list_missing(&walls.missing),
+    };
+    let (level, consequence) = match mode {
+        JailMode::Required => (Level::Unusable, "No sandbox starts: jail = \"required\"."),
+        JailMode::Degraded => (
+            Level::Degraded,
+            "What takes over a VM process reaches further into this host.",
+        ),
+    };
+    let remedy = "Do what is in brackets for each; jail = \"degraded\" starts sandboxes without \
+                  these walls.";
+    Finding::bad(level, "walls", found, consequence, remedy)
 }
 
 /// Needed with `clones.lazy` only.

@@ -1,5 +1,6 @@
 //! What `hatchery-vmm probe` says. Its words are another program's: every field may be missing.
 
+use control::MissingWall;
 use serde::Deserialize;
 use std::io::Read;
 use std::path::Path;
@@ -23,6 +24,22 @@ pub struct ProbeReport {
     /// The event loop's interface.
     #[serde(default)]
     pub io_uring: ProbeOutcome,
+    /// Walls around VM processes.
+    #[serde(default)]
+    pub walls: WallFacts,
+}
+
+/// Which walls can be had.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct WallFacts {
+    /// All of them.
+    #[serde(default)]
+    pub ok: bool,
+    /// Why that is not known.
+    pub error: Option<String>,
+    /// Those that cannot.
+    #[serde(default)]
+    pub missing: Vec<MissingWall>,
 }
 
 /// Whether something worked, or why not.

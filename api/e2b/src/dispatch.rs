@@ -1,10 +1,10 @@
 //! One request: to the control plane or to a sandbox, and always a response.
 
 use crate::control::{
-    batch, checkpoints, connect, create, fork, get, kill, list, metrics, pause, reset, snapshots,
-    templates, timeout,
+    batch, checkpoints, connect, create, fork, get, health, kill, list, metrics, pause, reset,
+    snapshots, templates, timeout,
 };
-use crate::error::{ApiError, ProxyError, json_response};
+use crate::error::{ApiError, ProxyError};
 use crate::linger::LingeringBody;
 use crate::ports::{self, ENVD_PORT, PortServer};
 use crate::route::{self, RequestTarget, Route};
@@ -16,8 +16,7 @@ use engine::registry::{Entrance, SandboxView};
 use engine::sandbox::Sandbox;
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Frame, SizeHint};
-use hyper::header::{CACHE_CONTROL, HeaderValue};
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, Response};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -54,7 +53,7 @@ impl AppState {
     ) -> Result<Response<Body>, ApiError> {
         let route = route::route(request.method(), request.uri().path());
         if matches!(route, Ok(Route::Health)) {
-            return Ok(health());
+            return Ok(health::handle(self));
         }
         // Only who has a key learns which endpoints there are.
         let key = request
@@ -65,7 +64,7 @@ impl AppState {
             return Err(ApiError::Unauthorized);
         }
         match route? {
-            Route::Health => Ok(health()),
+            Route::Health => Ok(health::handle(self)),
             Route::Create(version) => create::handle(self, version, request).await,
             Route::Batch => batch::handle(self, request).await,
             Route::List(version) => list::handle(self, version, request.uri().query()),
@@ -227,12 +226,4 @@ impl hyper::body::Body for UntilGone {
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
     }
-}
-
-fn health() -> Response<Body> {
-    let mut response = json_response(StatusCode::OK, &serde_json::json!({ "status": "ok" }));
-    response
-        .headers_mut()
-        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
 }

@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use control::JailMode;
 use doctor::host::{HostQuestion, TemplateQuestion};
 use doctor::{host, judge, report};
 use e2b::state::AppState;
@@ -89,6 +90,10 @@ struct TypedSettings {
     /// The program that runs one virtual machine
     #[arg(long, env = "HATCHERY_VMM")]
     vmm: Option<PathBuf>,
+    /// Where a wall around VM processes cannot be had: "required" starts no sandbox, "degraded"
+    /// starts them without it [default: required]
+    #[arg(long, env = "HATCHERY_JAIL", value_name = "MODE")]
+    jail: Option<JailMode>,
     /// The guest agent
     #[arg(long, env = "HATCHERY_AGENT")]
     agent: Option<PathBuf>,
@@ -140,7 +145,7 @@ fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let vault = ImageVault::open(state.snapshots(), state.layers(), pagers.is_some())?;
     let launcher = MachineLauncher {
         vmm: settings.vmm.clone(),
-        spawner: VmSpawner::default(),
+        spawner: VmSpawner::new(settings.jail),
         agent: settings.agent.clone(),
         layer_dir: state.layers().to_owned(),
         record_dir: state.machines().to_owned(),
@@ -162,6 +167,8 @@ fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
             tracing::info!(listen = %metrics.local_addr()?, "metrics are ready");
         }
         tracing::info!(listen = %listener.local_addr()?, "hatchery is ready");
+        let (spawner, vmm) = (launcher.spawner.clone(), launcher.vmm.clone());
+        tokio::task::spawn_blocking(move || spawner.begin(&vmm)).await?;
         let registry = SandboxRegistry::new(launcher, vault, settings.engine_options())?;
         let app = AppState::new(settings.server_options(), registry);
         if let Some(metrics) = metrics {
@@ -248,6 +255,7 @@ fn question(settings: &Settings, problem: Option<&ConfigError>) -> HostQuestion 
         vmm: settings.vmm.clone(),
         agent: settings.agent.clone(),
         pager: lazy.then(|| PagerClient::program(&settings.vmm)),
+        jail: settings.jail,
         max_sandboxes: settings.limits.max_sandboxes,
         templates: settings.templates.values().map(template).collect(),
     }
@@ -287,6 +295,7 @@ impl TypedSettings {
             domain: self.domain.clone(),
             image_dir: self.image_dir.clone(),
             vmm: self.vmm.clone(),
+            jail: self.jail,
             agent: self.agent.clone(),
             kernel: self.kernel.clone(),
             // Only from the environment: everybody can read a program's flags.

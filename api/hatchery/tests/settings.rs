@@ -63,6 +63,7 @@ fn shown(settings: Settings) -> String {
         domain,
         keys: _,
         vmm,
+        jail,
         agent,
         limits,
         clones,
@@ -72,7 +73,7 @@ fn shown(settings: Settings) -> String {
     } = settings;
     assert_eq!(notes, Vec::<String>::new(), "no setting has an old name");
     let places = (listen, data_dir, domain, vmm, agent, metrics_listen);
-    format!("{places:?}\n{limits:?}\n{clones:?}\n{templates:?}")
+    format!("{places:?}\n{jail}\n{limits:?}\n{clones:?}\n{templates:?}")
 }
 
 /// `limits.max_sandboxes` and the like, with their values.

@@ -40,6 +40,7 @@ mod frame;
 mod message;
 mod spawn;
 mod spec;
+mod walls;
 mod zygote;
 
 pub use descriptors::{Descriptors, FdName, MissingFd, ReceivedFds};
@@ -53,6 +54,7 @@ pub use spec::{
     BootSource, MAX_DEVICES, MAX_DISKS, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, ResetSpec,
     SaveSpec, SpecError, VmSpec,
 };
+pub use walls::{JailMode, MissingWall, Wall, list_missing};
 pub use zygote::{
     Role, Spawned, ZYGOTE_ARGUMENT, ZYGOTE_NAME, Zygote, ZygoteError, serve as serve_zygote,
 };

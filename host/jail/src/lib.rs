@@ -22,7 +22,7 @@ mod limits;
 mod namespaces;
 
 pub use error::JailError;
-pub use files::{close_inherited, forbid_files_and_network};
+pub use files::{close_inherited, forbid_files_and_network, landlock_version};
 pub use filter::{Allowed, Filter, When};
 pub use limits::{Limits, seal};
-pub use namespaces::{become_user, enter_empty_namespaces};
+pub use namespaces::{become_user, enter_empty_namespaces, leave_shared_paths};

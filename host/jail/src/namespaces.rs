@@ -19,6 +19,16 @@ fn system(what: &'static str) -> impl FnOnce(rustix::io::Errno) -> JailError {
     }
 }
 
+/// Gives the calling thread a root, working folder and mask of its own, so that it may enter
+/// namespaces by itself while others go on.
+///
+/// # Errors
+/// [`JailError::System`].
+pub fn leave_shared_paths() -> Result<(), JailError> {
+    // SAFETY: the thread's paths are copied; descriptors, the only ones with owners, stay shared.
+    unsafe { unshare_unsafe(UnshareFlags::FS) }.map_err(system("have paths of its own"))
+}
+
 /// Moves the process into namespaces of its own: no network interface, no System V objects, a host
 /// name that nobody sees, and a file system with nothing in it but `/proc`. Processes that it forks
 /// are born in them, for nothing.
@@ -28,7 +38,8 @@ fn system(what: &'static str) -> impl FnOnce(rustix::io::Errno) -> JailError {
 /// and nothing has changed.
 ///
 /// # Safety
-/// The process must have one thread, and own no path that it still needs.
+/// The process must have one thread, or the calling one must have [left](leave_shared_paths) the
+/// others' paths; it must own no path that it still needs.
 pub unsafe fn enter_empty_namespaces() -> Result<(), JailError> {
     let flags = UnshareFlags::NEWNS
         | UnshareFlags::NEWNET
@@ -52,17 +63,19 @@ pub unsafe fn enter_empty_namespaces() -> Result<(), JailError> {
 }
 
 /// Makes the calling thread, and those that it starts, this user and nobody else: no group, no
-/// capability.
+/// capability. It may still look at its own files in `/proc`, until [`crate::seal`].
 ///
 /// # Errors
 /// [`JailError::System`] without the right to change users.
 pub fn become_user(id: u32) -> Result<(), JailError> {
-    use rustix::process::{Gid, Uid};
+    use rustix::process::{DumpableBehavior, Gid, Uid, set_dumpable_behavior};
     use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
     let (user, group) = (Uid::from_raw(id), Gid::from_raw(id));
     set_thread_groups(&[]).map_err(system("leave all groups"))?;
     set_thread_res_gid(group, group, group).map_err(system("change the group"))?;
-    set_thread_res_uid(user, user, user).map_err(system("change the user"))
+    set_thread_res_uid(user, user, user).map_err(system("change the user"))?;
+    // The kernel takes a process that changed its user for one with secrets, and hides it.
+    set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(system("see itself"))
 }
 
 #[cfg(test)]
@@ -77,10 +90,8 @@ mod test {
         }
         // Namespaces and users are a thread's own at first, so this test costs only its own thread.
         let alone = std::thread::spawn(|| {
-            // SAFETY: a mount namespace cannot be left by a thread that shares its working folder;
-            // with CLONE_FS undone it can. Nothing of the test's needs a path afterwards.
-            unsafe { unshare_unsafe(UnshareFlags::FS) }.unwrap();
-            // SAFETY: as above: what is left behind is this thread's.
+            leave_shared_paths().unwrap();
+            // SAFETY: what is left behind is this thread's, and it needs no path afterwards.
             unsafe { enter_empty_namespaces() }.unwrap();
             let names: Vec<_> = std::fs::read_dir("/").unwrap().collect();
             assert_eq!(names.len(), 1, "{names:?}");

@@ -5,7 +5,7 @@
 //! threads last, parked.
 
 use crate::boot_source::{NewMachine, memory};
-use crate::confine;
+use crate::confine::OwnFiles;
 use crate::demand_paging::PagerWatch;
 use crate::device_list::{DeviceList, PlacedDevice};
 use crate::ending::{EndReason, MachineEnding};
@@ -19,19 +19,22 @@ use crate::wiring::{ConsolePorts, DeviceWindow, IoapicWindow, KvmIrqRoutes, Rese
 use control::{BootSource, MAX_CONSOLE_TAIL, ReceivedFds, VmSpec};
 use devices::{Console, EventLoop, Ioapic, ResetPort};
 use machine::{Bus, BusDevice, Exit, MachineSpec, Vcpu, VcpuThread, Vm, Wiring, layout};
-use snapshot_memory::{PageRange, Pagemap};
+use snapshot_memory::PageRange;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 /// Builds everything; nothing runs. `spec` has been checked against the number of `fds`.
 pub(crate) fn assemble(
-    prepared: PreparedHost,
+    (own, prepared): (OwnFiles, PreparedHost),
     spec: &VmSpec,
     fds: Vec<OwnedFd>,
     control: BorrowedFd<'_>,
     log: &SandboxLog,
 ) -> Result<Machine, AssembleError> {
-    let PreparedHost { kvm, filter, cpu } = prepared;
+    let PreparedHost {
+        kvm, filter, cpu, ..
+    } = prepared;
+    let OwnFiles { pagemap, smaps } = own;
     let mut fds = ReceivedFds::from(fds);
     let ending = Arc::new(MachineEnding::new().map_err(AssembleError::EventFd)?);
     let memory = memory(spec, &mut fds)?;
@@ -52,7 +55,6 @@ pub(crate) fn assemble(
     let ports = Arc::new(port_bus(&console, &ending)?);
     let ioapic = Arc::new(Ioapic::new(Arc::new(KvmIrqRoutes(vm.routes()))));
     let memory = Arc::new(memory_bus(&ioapic, &placed)?);
-    let pagemap = Pagemap::open()?;
     let new = NewMachine {
         vm: &vm,
         processors: &processors,
@@ -65,11 +67,8 @@ pub(crate) fn assemble(
     let watch = PagerWatch::new(control, &ending, log);
     let trial = new.trial(spec, log);
     let saved = new.load(spec, &mut fds, watch)?;
-    let accounts =
-        ProcessAccounts::open(vm.memory().host_ranges()).map_err(AssembleError::ProcessAccounts)?;
-    // Nothing is opened after this.
+    let accounts = ProcessAccounts::new(smaps, vm.memory().host_ranges());
     drop(kvm);
-    confine(log)?;
     let vcpus = processors
         .into_iter()
         .map(|vcpu| {
@@ -126,17 +125,6 @@ fn memory_bus(ioapic: &Arc<Ioapic>, placed: &[PlacedDevice]) -> Result<Bus, Asse
     });
     let all = windows.chain([(layout::IOAPIC, layout::IOAPIC_WINDOW, ioapic)]);
     Ok(Bus::new(all)?)
-}
-
-/// Gives up what the process does not need any more.
-fn confine(log: &SandboxLog) -> Result<(), AssembleError> {
-    if !confine::process()? {
-        log.line(
-            "warn",
-            "this kernel's Landlock cannot forbid all access to files and network",
-        );
-    }
-    Ok(())
 }
 
 fn spawn(

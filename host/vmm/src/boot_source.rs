@@ -115,7 +115,8 @@ impl NewMachine<'_> {
                 let sockets = (fds.take(*pager)?, fds.take(*userfaultfd)?);
                 // Nothing before this has touched guest memory.
                 let machine = (self.vm, self.processors);
-                crate::demand_paging::start(sockets, machine, &state.working_set.touched, watch)?;
+                let known = (&*state.working_set.touched, self.pagemap);
+                crate::demand_paging::start(sockets, machine, known, watch)?;
                 self.restore(&state)?;
                 Ok(Some(state))
             }

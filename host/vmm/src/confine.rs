@@ -1,15 +1,21 @@
 //! What a VM process may still do once its machine is built: the only place that knows which
 //! system calls ours needs.
 //!
-//! The process gives up everything it no longer needs before the first thread is started
-//! ([`process`]), and all threads take one filter before the guest runs. One for all: they share
-//! their memory, so whoever has one of them has them all, and each filter more is compiled to
-//! machine code in every VM process. A call that is not listed ends the process, which the service
-//! sees as a host fault.
+//! The process gives up everything it no longer needs before it is told anything ([`process`]): who
+//! reads a snapshot's state is already nobody. All threads take one filter before the guest runs.
+//! One for all: they share their memory, so whoever has one of them has them all, and each filter
+//! more is compiled to machine code in every VM process. A call that is not listed ends the
+//! process, which the service sees as a host fault.
 
 use crate::ioctls;
 use When::{Always, OneOf, Without};
+use control::{JailMode, MissingWall, Wall};
 use jail::{Allowed, Filter, JailError, Limits, When};
+use snapshot_memory::Pagemap;
+use std::fs::File;
+
+/// The least version of Landlock that forbids files and TCP ports (Linux 6.7).
+const LANDLOCK_VERSION: u32 = 4;
 
 /// Descriptors: three standard ones, the machine's and its vCPUs', at most 5 per device and 4 per
 /// disk, the ring. 19 devices are possible; this leaves room for all.
@@ -89,37 +95,82 @@ pub(crate) fn filter() -> Result<Filter, JailError> {
     Filter::new(&[COMMON, WORK].concat())
 }
 
-/// Empties the process's view of the system, and that of those which it forks. Without root, or
-/// where that is forbidden, it says so and what holds nevertheless is the rest of this file.
+/// Empties the view of the system of the calling thread, which must own no path that it still
+/// needs, and of the processes that it forks; tells which walls cannot be had on this host.
 #[expect(unsafe_code, reason = "jail::enter_empty_namespaces has conditions")]
-pub(crate) fn namespaces() -> Result<(), JailError> {
-    // SAFETY: a zygote calls this before it starts a thread, and all its paths are in /proc.
-    unsafe { jail::enter_empty_namespaces() }
+pub(crate) fn begin() -> Vec<MissingWall> {
+    let mut missing = Vec::new();
+    let mut lacks = |wall, why: String, remedy: &str| {
+        let remedy = remedy.to_owned();
+        missing.push(MissingWall { wall, why, remedy });
+    };
+    if !rustix::process::geteuid().is_root() {
+        let why = "only root can make a process another user";
+        lacks(Wall::User, why.to_owned(), "run `hatchery serve` as root");
+    }
+    // SAFETY: a zygote calls this before it starts a thread, the probe in a thread that shares
+    // nothing which this takes away; all paths of either that are needed later are in /proc.
+    if let Err(error) = unsafe { jail::enter_empty_namespaces() } {
+        let why = crate::error::chain(&error);
+        let remedy = "run `hatchery serve` as root; in a container, with CAP_SYS_ADMIN and \
+                      without a system call filter that forbids unshare, mount and pivot_root";
+        lacks(Wall::Namespaces, why, remedy);
+    }
+    let version = jail::landlock_version();
+    if version < LANDLOCK_VERSION {
+        let why =
+            format!("the kernel's Landlock has version {version}, {LANDLOCK_VERSION} is needed");
+        let remedy = "run Linux 6.7 or later, with CONFIG_SECURITY_LANDLOCK and `landlock` in lsm=";
+        lacks(Wall::Landlock, why, remedy);
+    }
+    missing
 }
 
-/// Confines the whole process, as far as that goes before its threads have started. Everything that
-/// is to be opened must be open. Tells whether the kernel's Landlock could enforce all of it.
-pub(crate) fn process() -> Result<bool, JailError> {
+/// What a VM process knows of itself, opened while that was possible.
+#[derive(Debug)]
+pub(crate) struct OwnFiles {
+    /// Its page tables. Opened by a user without rights, they show no physical addresses.
+    pub(crate) pagemap: Pagemap,
+    /// Its mappings.
+    pub(crate) smaps: File,
+}
+
+/// Why the process cannot be what a VM process has to be.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfineError {
+    #[error(transparent)]
+    Jail(#[from] JailError),
+    #[error("Its page tables do not open")]
+    Pagemap(#[from] snapshot_memory::MemoryError),
+    #[error("/proc/thread-self/smaps does not open")]
+    Mappings(#[source] std::io::Error),
+    #[error("It is root, or its Landlock holds nothing, and all walls are required")]
+    Open,
+}
+
+/// Confines the calling thread and all that it starts, before it has started any and before it has
+/// read a byte from anybody. Nothing can be opened afterwards. What it opens of itself is the
+/// thread's, which may be another user than the process's first thread.
+pub(crate) fn process(mode: JailMode) -> Result<OwnFiles, ConfineError> {
     Limits {
         descriptors: DESCRIPTORS,
     }
     .apply()?;
-    give_up()
-}
-
-/// Confines the thread that follows the pager, which begins before the rest is confined.
-pub(crate) fn watch() -> Result<(), JailError> {
-    give_up().map(drop)
-}
-
-/// What a thread, and those that it starts, can give up by itself.
-fn give_up() -> Result<bool, JailError> {
     if rustix::process::geteuid().is_root() {
         let process = rustix::process::getpid().as_raw_nonzero().get();
         jail::become_user(FIRST_USER + process.unsigned_abs())?;
     }
+    let own = OwnFiles {
+        pagemap: Pagemap::open()?,
+        smaps: File::open("/proc/thread-self/smaps").map_err(ConfineError::Mappings)?,
+    };
     jail::seal()?;
-    jail::forbid_files_and_network()
+    let holds = jail::forbid_files_and_network()?;
+    let open = rustix::process::geteuid().is_root() || !holds;
+    match mode {
+        JailMode::Required if open => Err(ConfineError::Open),
+        JailMode::Required | JailMode::Degraded => Ok(own),
+    }
 }
 
 #[cfg(test)]

@@ -12,14 +12,13 @@
 //! whatever order the kernel closes what a process leaves behind. While the thread waits it keeps
 //! the process's memory, so a mapping of a vCPU keeps the machine ([`Vcpu::keep`]).
 
-use crate::confine;
 use crate::ending::{EndReason, MachineEnding, classify};
 use crate::error::{AssembleError, chain};
 use crate::log::SandboxLog;
 use control::{Event, ExitReport, VmStats};
 use machine::{Vcpu, Vm};
-use snapshot_memory::PageRange;
 use snapshot_memory::pager::{LazyMemory, PagingEnd};
+use snapshot_memory::{PageRange, Pagemap};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,12 +56,12 @@ struct PagerFollower {
     log: SandboxLog,
 }
 
-/// Gives the machine's memory, which nobody has touched yet, to the pager. `working_set` is what
-/// the machine is known to use.
+/// Gives the machine's memory, which nobody has touched yet, as `pagemap` tells, to the pager.
+/// `working_set` is what the machine is known to use.
 pub(crate) fn start(
-    (pager, device): (OwnedFd, OwnedFd),
+    sockets: (OwnedFd, OwnedFd),
     (vm, processors): (&Vm, &[Vcpu]),
-    working_set: &[PageRange],
+    (working_set, pagemap): (&[PageRange], &Pagemap),
     watch: PagerWatch<'_>,
 ) -> Result<(), AssembleError> {
     let control = watch.control.try_clone_to_owned();
@@ -75,22 +74,10 @@ pub(crate) fn start(
         vcpu.keep()?;
     }
     let parts = vm.memory().host_ranges();
-    let lazy = LazyMemory::begin(pager, device, &parts, working_set)?;
+    let lazy = LazyMemory::begin(sockets, &parts, working_set, pagemap)?;
     let thread = std::thread::Builder::new().name("pager watch".into());
-    let (confined, heard) = std::sync::mpsc::channel();
-    let thread = thread.spawn(move || {
-        let given_up = confine::watch();
-        let ready = given_up.is_ok();
-        let _ = confined.send(given_up);
-        if ready {
-            follow(lazy, &follower);
-        }
-    });
-    thread.map_err(AssembleError::PagerWatch)?;
-    // Before the filter of all threads, which allows nothing of this any more.
-    let given_up = heard.recv();
-    given_up.map_err(|_| AssembleError::PagerWatch(std::io::ErrorKind::BrokenPipe.into()))??;
-    Ok(())
+    let thread = thread.spawn(move || follow(lazy, &follower));
+    thread.map(drop).map_err(AssembleError::PagerWatch)
 }
 
 /// Runs as long as the process does: when it goes, so does the descriptor that guards the memory.

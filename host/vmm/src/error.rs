@@ -2,7 +2,6 @@
 
 use control::{ChannelError, MissingFd, SpecError};
 use devices::{BlockError, LoopError};
-use jail::JailError;
 use machine::layout;
 use snapshot_format::FormatError;
 use snapshot_memory::MemoryError;
@@ -31,10 +30,6 @@ pub(crate) enum AssembleError {
     TooManyDevices(u32),
     #[error("An eventfd could not be had")]
     EventFd(#[source] std::io::Error),
-    #[error("/proc/self/smaps does not open")]
-    ProcessAccounts(#[source] std::io::Error),
-    #[error("The process could not be confined")]
-    Jail(#[from] JailError),
     #[error("The base memory {what}")]
     BaseMemory { what: String },
     #[error("The machine could not be resumed")]

@@ -29,6 +29,7 @@ mod supervise;
 mod trace;
 mod wiring;
 
+use control::JailMode;
 use prepared::PreparedHost;
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -37,7 +38,8 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 Usage:
   hatchery-vmm                 serve one machine; standard input is the control socket
-  hatchery-vmm zygote          make such processes by forking; standard input is the service's socket
+  hatchery-vmm zygote [MODE]   make such processes by forking; standard input is the service's socket;
+                               MODE: required (default), degraded: also where walls are missing
   hatchery-vmm probe           facts about this host's KVM, as JSON
   hatchery-vmm run OPTIONS     boot a machine by hand
     --kernel FILE --agent FILE [--disk FILE]... [--vcpus N] [--memory MIB]
@@ -49,7 +51,10 @@ fn main() -> ExitCode {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let result = match words[..] {
         [] => alone(),
-        [control::ZYGOTE_ARGUMENT] => zygote(),
+        [control::ZYGOTE_ARGUMENT] => zygote(JailMode::Required),
+        [control::ZYGOTE_ARGUMENT, mode] => {
+            mode.parse().map_err(anyhow::Error::msg).and_then(zygote)
+        }
         ["run", ref options @ ..] => run::run(options),
         ["probe"] | ["probe", "--json"] => print(&format!("{:#}", probe::facts())),
         ["version"] => print(concat!("hatchery-vmm ", env!("CARGO_PKG_VERSION"))),
@@ -77,10 +82,10 @@ fn alone() -> anyhow::Result<()> {
     serve_stdin(None)
 }
 
-fn zygote() -> anyhow::Result<()> {
+fn zygote(mode: JailMode) -> anyhow::Result<()> {
     close_inherited()?;
     one_heap();
-    match prepared::zygote()? {
+    match prepared::zygote(mode)? {
         Some(prepared) => serve_stdin(Some(prepared)),
         None => Ok(()),
     }

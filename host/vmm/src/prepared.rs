@@ -3,6 +3,7 @@
 
 use crate::confine;
 use anyhow::{Context, Result};
+use control::JailMode;
 use jail::Filter;
 use machine::{CpuContract, Kvm};
 use std::os::fd::AsFd;
@@ -14,11 +15,13 @@ pub(crate) struct PreparedHost {
     pub(crate) filter: Filter,
     /// What guests see of the processor.
     pub(crate) cpu: CpuContract,
+    /// Whether a VM process may do with fewer walls.
+    pub(crate) mode: JailMode,
 }
 
 impl PreparedHost {
     /// Opens and compiles.
-    pub(crate) fn new() -> Result<Self> {
+    pub(crate) fn new(mode: JailMode) -> Result<Self> {
         let kvm = Kvm::open()?;
         kvm.prepare()?;
         Ok(Self {
@@ -27,23 +30,20 @@ impl PreparedHost {
                 .context("Asking what guests see of the processor")?,
             kvm,
             filter: confine::filter()?,
+            mode,
         })
     }
 }
 
 /// Makes VM processes for a service until it is gone; standard input is its socket. `Some`: this is
 /// one of them, with its control socket and standard error in their places.
-pub(crate) fn zygote() -> Result<Option<PreparedHost>> {
+pub(crate) fn zygote(mode: JailMode) -> Result<Option<PreparedHost>> {
     let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
-    let prepared = PreparedHost::new()?;
+    let prepared = PreparedHost::new(mode)?;
     // The first thread of a process has the standard library look for what the C library offers.
     let _ = std::thread::spawn(|| ()).join();
     let awake = prepared.kvm.keep_awake()?;
-    let mut lacks = Vec::new();
-    if let Err(error) = confine::namespaces() {
-        lacks.push(format!("{:#}", anyhow::Error::new(error)));
-    }
-    match control::serve_zygote(socket, lacks)? {
+    match control::serve_zygote(socket, mode, confine::begin())? {
         control::Role::Ended => Ok(None),
         control::Role::Vm { control, stderr } => {
             drop(awake);

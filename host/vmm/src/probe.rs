@@ -1,5 +1,6 @@
 //! Facts about this host, for `hatchery doctor`: no judgement, only what was seen or measured.
 
+use crate::confine;
 use machine::boot::{Entry, write_tables};
 use machine::probe::{Irqchip, create_vm, slot};
 use machine::{
@@ -25,6 +26,7 @@ pub(crate) fn facts() -> Value {
         "kvm": kvm(),
         "userfaultfd": userfaultfd(),
         "io_uring": outcome(io_uring()),
+        "walls": walls(),
     })
 }
 
@@ -180,8 +182,28 @@ fn userfaultfd() -> Value {
     })
 }
 
+/// The walls that cannot be had here, by trying.
+fn walls() -> Value {
+    // Namespaces are a thread's own once it shares no working folder, so this costs only a thread.
+    let tried = std::thread::spawn(|| {
+        let unshared = jail::leave_shared_paths();
+        unshared.map(|()| confine::begin())
+    });
+    match tried.join() {
+        Ok(Ok(missing)) => json!({ "ok": missing.is_empty(), "missing": missing }),
+        Ok(Err(error)) => json!({ "ok": false, "error": crate::error::chain(&error) }),
+        Err(_) => json!({ "ok": false, "error": "the attempt broke off" }),
+    }
+}
+
 /// Whether an event loop like a sandbox's can be had.
 fn io_uring() -> Result<Value, String> {
+    let setting = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
+    if setting.is_ok_and(|text| text.trim() == "1") {
+        let why = "kernel.io_uring_disabled=1 allows it to privileged processes, and those of \
+                   sandboxes are not";
+        return Err(why.into());
+    }
     let ram = machine::Memory::new(&memory(1 << 20)).map_err(|e| crate::error::chain(&e))?;
     devices::EventLoop::new(Arc::new(ram.ram().clone()))
         .map(|_| Value::Null)
@@ -197,6 +219,16 @@ mod test {
         let facts = facts();
         assert!(facts["kvm"]["ok"].is_boolean());
         assert!(facts["io_uring"]["ok"].is_boolean());
+        let walls = &facts["walls"];
+        assert_eq!(
+            walls["ok"] == true,
+            walls["missing"] == json!([]),
+            "{walls}"
+        );
+        assert!(
+            std::path::Path::new("/usr").exists(),
+            "it took nothing from the others"
+        );
         let fault = &facts["userfaultfd"];
         assert!(fault["device"]["ok"].is_boolean());
         assert_eq!(

@@ -2,22 +2,28 @@
 //! it to its supervisor.
 
 use crate::assemble::assemble;
+use crate::confine::{self, OwnFiles};
 use crate::error::{SuperviseError, chain};
 use crate::log::SandboxLog;
 use crate::parts::Machine;
 use crate::prepared::PreparedHost;
 use crate::supervise::Supervisor;
 use crate::trace::Trace;
-use control::{Configured, Event, Request, VmSpec};
+use control::{Configured, Event, JailMode, Request, VmSpec};
 use machine::monotonic_ns;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// Serves one sandbox over `control` until it ends. What is not `prepared` is made first.
+/// Serves one sandbox over `control` until it ends. What is not `prepared` is made first, for a
+/// process that has no zygote, and so not all walls. The process is confined before it is told
+/// anything.
 pub(crate) fn serve(
     control: OwnedFd,
     prepared: Option<PreparedHost>,
     console_live: bool,
 ) -> Result<(), SuperviseError> {
+    let confined = prepared
+        .map_or_else(|| PreparedHost::new(JailMode::Degraded), Ok)
+        .and_then(|prepared| Ok((confine::process(prepared.mode)?, prepared)));
     let Some((request, fds)) = control::recv::<Request>(&control)? else {
         return Ok(());
     };
@@ -27,7 +33,7 @@ pub(crate) fn serve(
             SuperviseError::OutOfTurn(format!("{request:?} before Configure")),
         );
     };
-    match configure(prepared, &spec, fds, &control, console_live) {
+    match configure(confined, &spec, fds, &control, console_live) {
         Ok((machine, log, build_ns)) => {
             control::send(&control, &Event::Configured(Configured { build_ns }), &[])?;
             Supervisor::new(control, machine, log).run()
@@ -50,7 +56,7 @@ fn refuse(control: &OwnedFd, error: SuperviseError) -> Result<(), SuperviseError
 type Built = (Machine, SandboxLog, u64);
 
 fn configure(
-    prepared: Option<PreparedHost>,
+    confined: anyhow::Result<(OwnFiles, PreparedHost)>,
     spec: &VmSpec,
     fds: Vec<OwnedFd>,
     control: &OwnedFd,
@@ -61,8 +67,7 @@ fn configure(
     spec.check(fds.len()).map_err(|e| build(&e))?;
     let log = SandboxLog::new(&spec.sandbox_id, console_live);
     Trace::install(log.clone());
-    let prepared = prepared.map_or_else(PreparedHost::new, Ok);
-    let prepared = prepared.map_err(|e| SuperviseError::Build(format!("{e:#}")))?;
-    let machine = assemble(prepared, spec, fds, control.as_fd(), &log).map_err(|e| build(&e))?;
+    let confined = confined.map_err(|e| SuperviseError::Build(format!("{e:#}")))?;
+    let machine = assemble(confined, spec, fds, control.as_fd(), &log).map_err(|e| build(&e))?;
     Ok((machine, log, monotonic_ns() - start))
 }

@@ -21,12 +21,9 @@ pub(crate) struct ProcessAccounts {
 }
 
 impl ProcessAccounts {
-    /// For a process whose guest memory lies at `guest`.
-    pub(crate) fn open(guest: Vec<Range<usize>>) -> std::io::Result<Self> {
-        Ok(Self {
-            smaps: File::open("/proc/self/smaps")?,
-            guest,
-        })
+    /// For a process whose mappings `smaps` tells, and whose guest memory lies at `guest`.
+    pub(crate) const fn new(smaps: File, guest: Vec<Range<usize>>) -> Self {
+        Self { smaps, guest }
     }
 
     /// Guest memory that is present, and private memory outside of it, both KiB.
@@ -124,7 +121,7 @@ a000-b000 r-xp 00000000 08:01 12 /bin/x\nRss: 4 kB\nPrivate_Clean: 2 kB\nShared_
 
     #[test]
     fn this_process_has_accounts() {
-        let mut accounts = ProcessAccounts::open(vec![]).unwrap();
+        let mut accounts = ProcessAccounts::new(File::open("/proc/self/smaps").unwrap(), vec![]);
         let (resident, overhead) = accounts.memory_kib().unwrap();
         assert!(resident == 0 && overhead > 0);
     }

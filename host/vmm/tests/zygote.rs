@@ -2,16 +2,19 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
-use control::{Event, Request, Spawned, Zygote, ZygoteError};
+use control::{Event, JailMode, Request, Spawned, Wall, Zygote, ZygoteError};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use std::fs;
+
+/// These tests are of processes, on whatever host they run.
+const MODE: JailMode = JailMode::Degraded;
 
 fn zygote() -> Option<Zygote> {
     if !std::path::Path::new("/dev/kvm").exists() {
         eprintln!("skipped: there is no /dev/kvm");
         return None;
     }
-    Some(Zygote::start(env!("CARGO_BIN_EXE_hatchery-vmm")).unwrap())
+    Some(Zygote::start(env!("CARGO_BIN_EXE_hatchery-vmm"), MODE).unwrap())
 }
 
 /// Waits for a child's end; its exit status.
@@ -108,8 +111,8 @@ fn what_is_made_too_late_is_reaped_and_given_to_nobody() {
 #[test]
 fn it_sees_no_network_and_no_file() {
     let Some(zygote) = zygote() else { return };
-    if !zygote.lacks().is_empty() {
-        eprintln!("skipped: {:?}", zygote.lacks());
+    if !zygote.missing().is_empty() {
+        eprintln!("skipped: {:?}", zygote.missing());
         return;
     }
     let vm = zygote.spawn().unwrap();
@@ -126,6 +129,73 @@ fn it_sees_no_network_and_no_file() {
 
 #[test]
 fn a_program_that_is_none_is_found_out() {
-    let error = Zygote::start("/bin/true").unwrap_err();
+    let error = Zygote::start("/bin/true", MODE).unwrap_err();
     assert!(error.is_lost(), "{error:?}");
+}
+
+/// Starts the program as root that may not administer the system.
+fn without_administration(mode: JailMode, name: &str) -> Option<Zygote> {
+    use std::os::unix::fs::PermissionsExt;
+    if !std::path::Path::new("/dev/kvm").exists() || !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: this needs root and /dev/kvm");
+        return None;
+    }
+    let script = std::env::temp_dir().join(format!("hatchery-{name}-{}", std::process::id()));
+    let vmm = env!("CARGO_BIN_EXE_hatchery-vmm");
+    let text = format!("#!/bin/sh\nexec /usr/bin/setpriv --bounding-set -sys_admin {vmm} \"$@\"\n");
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).unwrap();
+    let zygote = Zygote::start(&script, mode);
+    fs::remove_file(&script).unwrap();
+    Some(zygote.unwrap())
+}
+
+#[test]
+fn a_missing_wall_is_told_and_no_vm_process_is_made_where_all_are_required() {
+    let Some(zygote) = without_administration(JailMode::Required, "required") else {
+        return;
+    };
+    let walls: Vec<_> = zygote
+        .missing()
+        .iter()
+        .map(|missing| missing.wall)
+        .collect();
+    assert_eq!(walls, [Wall::Namespaces], "{:?}", zygote.missing());
+    let refused = zygote.spawn().unwrap_err();
+    assert!(refused.to_string().contains("namespaces: "), "{refused}");
+    assert!(!refused.is_lost(), "another zygote does no better");
+}
+
+#[test]
+fn a_missing_wall_is_told_and_a_vm_process_is_made_where_the_operator_wants_it() {
+    let Some(zygote) = without_administration(JailMode::Degraded, "degraded") else {
+        return;
+    };
+    assert_eq!(zygote.missing().len(), 1, "{:?}", zygote.missing());
+    let vm = zygote.spawn().unwrap();
+    drop(vm.control);
+    assert_eq!(reap(vm.pid), Some(0));
+}
+
+#[test]
+fn a_vm_process_is_nobody_before_it_is_told_anything() {
+    let Some(zygote) = zygote() else { return };
+    if !zygote.missing().is_empty() {
+        eprintln!("skipped: {:?}", zygote.missing());
+        return;
+    }
+    let vm = zygote.spawn().unwrap();
+    let nobody = |status: &str| {
+        let user = 0x7000_0000 + vm.pid.as_raw_nonzero().get();
+        status.contains(&format!("\nUid:\t{user}\t{user}\t{user}\t{user}\n"))
+            && status.contains("\nCapEff:\t0000000000000000\n")
+            && status.contains("\nNoNewPrivs:\t1\n")
+    };
+    let confined = (0..500).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        nobody(&of(vm.pid, "status"))
+    });
+    assert!(confined, "{}", of(vm.pid, "status"));
+    drop(vm.control);
+    assert_eq!(reap(vm.pid), Some(0));
 }

@@ -1,7 +1,7 @@
 //! VM processes that came from a zygote, as the service makes them.
 
-use anyhow::{Context, Result};
-use control::{Spawned, Zygote};
+use anyhow::{Context, Result, ensure};
+use control::{JailMode, Spawned, Zygote, list_missing};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process, waitid};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -50,11 +50,14 @@ pub(crate) fn spawn(program: &Path) -> Result<(VmChild, Spawned)> {
     let zygote = match known {
         Some(zygote) => zygote,
         None => {
-            let zygote = Zygote::start(program)
+            let zygote = Zygote::start(program, JailMode::Required)
                 .with_context(|| format!("Starting {} as a zygote", program.display()))?;
-            for lack in zygote.lacks() {
-                eprintln!("VM processes are not fully confined here: {lack}");
-            }
+            let missing = zygote.missing();
+            ensure!(
+                missing.is_empty(),
+                "VM processes that are not confined are not measured; walls are missing here: {}",
+                list_missing(missing)
+            );
             let zygote: &'static Zygote = Box::leak(Box::new(zygote));
             *ZYGOTE.lock().unwrap_or_else(PoisonError::into_inner) = Some(zygote);
             zygote

@@ -111,8 +111,10 @@ impl Pagemap {
     /// # Errors
     /// When `/proc` is not there.
     pub fn open() -> Result<Self, MemoryError> {
-        let file = File::open("/proc/self/pagemap");
-        Ok(Self(file.map_err(io("Opening", "/proc/self/pagemap"))?))
+        let file = File::open("/proc/thread-self/pagemap");
+        Ok(Self(
+            file.map_err(io("Opening", "/proc/thread-self/pagemap"))?,
+        ))
     }
 
     /// The pages of `mapping`, a private mapping of this process, that it has written to: in memory

@@ -199,6 +199,16 @@ fn merged(pages: usize, layers: &[File]) -> Vec<u8> {
     bytes
 }
 
+fn begin(
+    socket: OwnedFd,
+    device: impl AsFd,
+    memory: &Memory,
+    first: &[PageRange],
+) -> Result<LazyMemory, PagerError> {
+    let pagemap = Pagemap::open().unwrap();
+    LazyMemory::begin((socket, device), &memory.parts, first, &pagemap)
+}
+
 fn lazy(
     pager: &Pager,
     memory: &Memory,
@@ -207,7 +217,7 @@ fn lazy(
 ) -> Result<LazyMemory, PagerError> {
     let pages = memory.parts.iter().map(|p| p.len() / PAGE).sum();
     let socket = pager.machine(pages, layers, None);
-    LazyMemory::begin(socket, device().unwrap(), &memory.parts, first)
+    begin(socket, device().unwrap(), memory, first)
 }
 
 /// Does something that may hang, on a thread of its own; whether it came back.
@@ -271,7 +281,7 @@ fn what_was_never_fetched_is_not_written() {
     let layers = [layer(&[5; 4096])];
     let (record, memory) = (tempfile::tempfile().unwrap(), Memory::new(4096));
     let socket = pager.machine(4096, &layers, Some(&record));
-    let _lazy = LazyMemory::begin(socket, device().unwrap(), &memory.parts, &[]).unwrap();
+    let _lazy = begin(socket, device().unwrap(), &memory, &[]).unwrap();
     // Alone with its record, nothing is fetched that is not touched, in this order.
     assert_eq!(memory.read(700)[9], 5);
     memory.write(30, 1);
@@ -377,7 +387,7 @@ fn the_end_of_the_pager_is_noticed_and_nobody_sees_zeros() {
     // Before it was asked, while it is asked, and while it streams.
     let socket = pager.machine(100_000, &layers, None);
     pager.kill();
-    let gone = LazyMemory::begin(socket, device().unwrap(), &memory.parts, &[]).unwrap_err();
+    let gone = begin(socket, device().unwrap(), &memory, &[]).unwrap_err();
     assert!(
         matches!(gone, PagerError::Gone | PagerError::GaveUp(_)),
         "{gone}"
@@ -386,7 +396,7 @@ fn the_end_of_the_pager_is_noticed_and_nobody_sees_zeros() {
     let (mut pager, memory) = (Pager::start(), Memory::new(100_000));
     let record = tempfile::tempfile().unwrap();
     let socket = pager.machine(100_000, &layers, Some(&record));
-    let lazy = LazyMemory::begin(socket, device().unwrap(), &memory.parts, &[]).unwrap();
+    let lazy = begin(socket, device().unwrap(), &memory, &[]).unwrap();
     assert_eq!(memory.read(5)[100], 7);
     pager.kill();
     assert_eq!(lazy.wait(), PagingEnd::Failed("it is gone".into()));
@@ -450,7 +460,7 @@ fn what_is_no_userfaultfd_is_refused_and_so_is_used_memory() {
     let null = File::open("/dev/null").unwrap();
     let memory = Memory::new(10);
     let socket = pager.machine(10, &[layer(&[7; 10])], None);
-    LazyMemory::begin(socket, null, &memory.parts, &[]).unwrap_err();
+    begin(socket, null, &memory, &[]).unwrap_err();
     // One that says nothing and goes: the pager serves on.
     drop(pager.machine(10, &[layer(&[7; 10])], None));
     let memory = Memory::new(10);

@@ -55,7 +55,7 @@ const OURS: &[(&str, &str, &[&str])] = &[
         ],
     ),
     ("e2b", "api/e2b", &["engine", "link", "wire"]),
-    ("doctor", "api/doctor", &[]),
+    ("doctor", "api/doctor", &["control"]),
     (
         "hatchery",
         "api/hatchery",

@@ -1,8 +1,9 @@
 use super::*;
 use crate::host::DiskFacts;
 use crate::kvm_module::KvmModules;
-use crate::probe::{GuestSpeed, ProbeOutcome, ProbeTimes, UserfaultfdFacts};
+use crate::probe::{GuestSpeed, ProbeOutcome, ProbeTimes, UserfaultfdFacts, WallFacts};
 use crate::verdict;
+use control::MissingWall;
 
 #[expect(clippy::unnecessary_wraps, reason = "parameters may be missing")]
 fn word(word: &str) -> Option<String> {
@@ -50,6 +51,7 @@ fn good() -> HostFacts {
         config: Ok(()),
         has_key: true,
         files: vec![("VM program".into(), "/x/vmm".into(), None)],
+        jail: JailMode::Required,
         max_sandboxes: 64,
         lazy: None,
         largest_mb: 512,
@@ -61,6 +63,10 @@ fn good() -> HostFacts {
                 unprivileged: Some(false),
             },
             io_uring: ok(),
+            walls: WallFacts {
+                ok: true,
+                ..WallFacts::default()
+            },
         }),
     }
 }
@@ -93,6 +99,32 @@ fn one(change: impl FnOnce(&mut HostFacts, &mut ProbeReport)) -> (Level, Finding
 fn a_good_host_is_fine() {
     let findings = judge(&good());
     assert_eq!(verdict(&findings), Level::Fine, "{findings:#?}");
+}
+
+#[test]
+fn a_missing_wall_stops_sandboxes_unless_the_operator_does_without() {
+    let without = |mode| {
+        let (level, finding) = one(|facts, probe| {
+            facts.jail = mode;
+            probe.walls = WallFacts {
+                ok: false,
+                error: None,
+                missing: vec![MissingWall {
+                    wall: Wall::User,
+                    why: "nobody is root".into(),
+                    remedy: "be root".into(),
+                }],
+            };
+        });
+        assert_eq!((finding.name, finding.level), ("walls", level));
+        assert!(finding.found.contains("user: nobody is root (be root)"));
+        level
+    };
+    assert_eq!(without(JailMode::Required), Level::Unusable);
+    assert_eq!(without(JailMode::Degraded), Level::Degraded);
+    // A VM program that says nothing of walls is not believed to have them.
+    let (level, finding) = one(|_, probe| probe.walls = WallFacts::default());
+    assert_eq!((finding.name, level), ("walls", Level::Unusable));
 }
 
 #[test]

@@ -6,6 +6,7 @@ pub mod connect;
 pub mod create;
 pub mod fork;
 pub mod get;
+pub mod health;
 pub mod idempotency;
 pub mod kill;
 pub mod list;

@@ -2,6 +2,7 @@
 
 use crate::files::FileError;
 use crate::machine::end::MachineEnd;
+use crate::machine::spawner::SpawnError;
 use control::{ChannelError, SpecError};
 use link::LinkError;
 use std::io;
@@ -44,7 +45,7 @@ pub enum LaunchError {
         /// The program.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        source: SpawnError,
     },
     /// The template asks for what no machine can have.
     #[error("The template makes no valid machine: {0}")]

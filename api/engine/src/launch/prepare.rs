@@ -31,8 +31,8 @@ impl MachineLauncher {
             path: self.vmm.clone(),
             source,
         };
-        let (link, guest_link) = UnixStream::pair().map_err(spawn_error)?;
-        link.set_nonblocking(true).map_err(spawn_error)?;
+        let (link, guest_link) = UnixStream::pair().map_err(LaunchError::Socket)?;
+        link.set_nonblocking(true).map_err(LaunchError::Socket)?;
         let guest_link = fds.add(guest_link);
         let spec = self.spec(&plan, guest_link, &mut fds)?;
         spec.check(fds.count())?;

@@ -1,74 +1,163 @@
 //! The zygote of VM processes: started when the first is needed, and again when it has ended.
+//!
+//! Where walls are required, a VM process comes from a zygote that stands behind all of them, or
+//! not at all. Nothing is given up for ever: a zygote that was late or lost is started again for
+//! the next VM process.
 
 use crate::machine::name::MachineName;
 use crate::machine::stderr;
-use control::{Spawned, Zygote, ZygoteError};
+use control::{JailMode, MissingWall, Spawned, Wall, Zygote, ZygoteError, list_missing};
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
+
+/// How long VM processes are started by themselves after there was no zygote, where that is
+/// allowed: one may take as long as [`Zygote::start`] waits to not come.
+const NEXT_TRY: Duration = Duration::from_secs(30);
+
+/// Which walls stand around VM processes on this host, by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WallsView {
+    /// What is done where some are missing: `required` or `degraded`.
+    pub mode: &'static str,
+    /// Those that stand; none while no zygote has said it.
+    pub standing: Vec<&'static str>,
+    /// Those that are missing.
+    pub missing: Vec<&'static str>,
+}
+
+/// Why there is no VM process.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// It would not be confined.
+    #[error(
+        "No sandbox starts on this host, because jail = \"required\" and walls are missing: {0}. \
+         `hatchery doctor` tells more; jail = \"degraded\" starts sandboxes without these walls"
+    )]
+    NotConfined(String),
+    /// Neither a zygote nor the program itself makes one.
+    #[error(transparent)]
+    Failed(#[from] io::Error),
+    /// The zygote makes none.
+    #[error(transparent)]
+    Zygote(#[from] ZygoteError),
+}
 
 /// What makes VM processes. Clones share one zygote.
 #[derive(Clone, Debug, Default)]
-pub struct VmSpawner(Arc<Mutex<SpawnerState>>);
+pub struct VmSpawner {
+    mode: JailMode,
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: SpawnerState,
+    /// As the last zygote said; `None` before the first.
+    missing: Option<Vec<MissingWall>>,
+}
 
 #[derive(Debug, Default)]
 enum SpawnerState {
     #[default]
     Unborn,
     Forks(Arc<Zygote>),
-    /// The program cannot be a zygote: each VM process is started by itself.
-    Starts,
+    /// There was none, and VM processes are started by themselves since.
+    Without(Instant),
 }
 
 impl VmSpawner {
+    /// For VM processes behind the walls that `mode` says.
+    #[must_use]
+    pub fn new(mode: JailMode) -> Self {
+        Self {
+            mode,
+            shared: Arc::default(),
+        }
+    }
+
+    /// Which walls stand.
+    #[must_use]
+    pub fn walls(&self) -> WallsView {
+        let known = self.lock().missing.clone();
+        let missing: Vec<Wall> = known.iter().flatten().map(|missing| missing.wall).collect();
+        let standing = |wall: &Wall| known.is_some() && !missing.contains(wall);
+        WallsView {
+            mode: self.mode.name(),
+            standing: Wall::ALL
+                .into_iter()
+                .filter(standing)
+                .map(Wall::name)
+                .collect(),
+            missing: missing.into_iter().map(Wall::name).collect(),
+        }
+    }
+
+    /// Has the zygote started, so that it is known which walls stand; an error is logged, and comes
+    /// again when a VM process is needed. Blocks as [`VmSpawner::spawn`] does.
+    pub fn begin(&self, program: &Path) {
+        if let Err(error) = self.zygote(program) {
+            let error = crate::error::chain(&error);
+            tracing::error!(error, "no sandbox will start");
+        }
+    }
+
     /// A VM process of `program`, which waits for its configuration. Blocks for the time of a fork.
     /// Must be called from the runtime's threads.
     ///
     /// # Errors
-    /// Neither a zygote nor the program itself makes one.
-    pub fn spawn(&self, program: &Path) -> io::Result<Spawned> {
+    /// [`SpawnError`]; nothing is left of the attempt.
+    pub fn spawn(&self, program: &Path) -> Result<Spawned, SpawnError> {
         for _ in 0..2 {
-            let Some(zygote) = self.zygote(program) else {
-                return alone(program);
+            let Some(zygote) = self.zygote(program)? else {
+                return Ok(alone(program)?);
             };
             match zygote.spawn() {
                 Err(error) if error.is_lost() => self.lose(&zygote, &error),
-                Err(ZygoteError::Descriptors(error)) => return Err(error),
-                spawned => return spawned.map_err(io::Error::other),
+                Err(ZygoteError::Descriptors(error)) => return Err(error.into()),
+                spawned => return Ok(spawned?),
             }
         }
-        alone(program)
+        match self.mode {
+            JailMode::Required => Err(ZygoteError::Gone.into()),
+            JailMode::Degraded => Ok(alone(program)?),
+        }
     }
 
-    /// The one there is; a new one if there is none.
-    fn zygote(&self, program: &Path) -> Option<Arc<Zygote>> {
-        let mut kind = self.lock();
-        match &*kind {
-            SpawnerState::Forks(zygote) => return Some(Arc::clone(zygote)),
-            SpawnerState::Starts => return None,
-            SpawnerState::Unborn => {}
+    /// The one there is; a new one if there is none. `None`: VM processes may be started without.
+    fn zygote(&self, program: &Path) -> Result<Option<Arc<Zygote>>, SpawnError> {
+        let mut shared = self.lock();
+        match &shared.state {
+            SpawnerState::Forks(zygote) => return Ok(Some(Arc::clone(zygote))),
+            SpawnerState::Without(since) if since.elapsed() < NEXT_TRY => return Ok(None),
+            SpawnerState::Without(_) | SpawnerState::Unborn => {}
         }
-        match Zygote::start(program) {
+        match Zygote::start(program, self.mode) {
             Ok(mut zygote) => {
                 if let (Some(log), Ok(_)) = (zygote.take_stderr(), Handle::try_current()) {
                     stderr::copy_to_log(MachineName::new("zygote"), log.into());
                 }
-                for lack in zygote.lacks() {
-                    tracing::warn!(lack, "VM processes are not fully confined on this host");
+                let missing = zygote.missing().to_vec();
+                shared.missing = Some(missing.clone());
+                if self.mode == JailMode::Required && !missing.is_empty() {
+                    return Err(SpawnError::NotConfined(list_missing(&missing)));
                 }
-                tracing::info!(pid = zygote.pid(), "zygote ready");
+                for missing in &missing {
+                    tracing::warn!(%missing, "VM processes are not fully confined on this host");
+                }
+                tracing::info!(pid = zygote.pid(), jail = %self.mode, "zygote ready");
                 let zygote = Arc::new(zygote);
-                *kind = SpawnerState::Forks(Arc::clone(&zygote));
-                Some(zygote)
+                shared.state = SpawnerState::Forks(Arc::clone(&zygote));
+                Ok(Some(zygote))
             }
+            Err(error) if self.mode == JailMode::Required => Err(error.into()),
             Err(error) => {
-                let (lost, error) = (error.is_lost(), crate::error::chain(&error));
+                let error = crate::error::chain(&error);
                 tracing::warn!(error, "no zygote: VM processes are started by themselves");
-                if lost {
-                    *kind = SpawnerState::Starts;
-                }
-                None
+                shared.state = SpawnerState::Without(Instant::now());
+                Ok(None)
             }
         }
     }
@@ -81,15 +170,15 @@ impl VmSpawner {
             error,
             "the zygote is lost, another one is started"
         );
-        let mut kind = self.lock();
-        if matches!(&*kind, SpawnerState::Forks(current) if Arc::ptr_eq(current, lost)) {
-            *kind = SpawnerState::Unborn;
+        let mut shared = self.lock();
+        if matches!(&shared.state, SpawnerState::Forks(current) if Arc::ptr_eq(current, lost)) {
+            shared.state = SpawnerState::Unborn;
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, SpawnerState> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Shared> {
         // Nothing panics while it holds the lock.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

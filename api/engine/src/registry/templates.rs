@@ -1,6 +1,7 @@
 //! Templates that come and go while the server runs.
 
 use crate::error::{EngineError, chain};
+use crate::machine::spawner::WallsView;
 use crate::registry::sandboxes::SandboxRegistry;
 use crate::registry::view::SandboxView;
 use crate::store::vault;
@@ -10,6 +11,12 @@ use std::collections::BTreeMap;
 use std::sync::PoisonError;
 
 impl SandboxRegistry {
+    /// The walls around sandboxes' VM processes on this host.
+    #[must_use]
+    pub fn walls(&self) -> WallsView {
+        self.launcher.spawner.walls()
+    }
+
     /// The templates there are.
     #[must_use]
     pub fn templates(&self) -> &TemplateCatalog {

@@ -5,6 +5,7 @@ use crate::config::error::{ConfigError, read_text};
 use crate::config::limits::{LimitSettings, in_range};
 use crate::config::templates::templates;
 use crate::config::typed::{ConfigFile, Overrides};
+use control::JailMode;
 use e2b::auth::{ApiKeys, KeyError};
 use e2b::options::ServerOptions;
 use engine::options::EngineOptions;
@@ -37,6 +38,8 @@ pub struct Settings {
     pub keys: ApiKeys,
     /// The VM program.
     pub vmm: PathBuf,
+    /// What is done where walls around VM processes are missing.
+    pub jail: JailMode,
     /// The guest agent.
     pub agent: PathBuf,
     /// Bounds.
@@ -87,6 +90,7 @@ impl Settings {
             domain: over.domain.or(file.domain),
             keys,
             vmm: find(over.vmm.or(file.vmm), "hatchery-vmm"),
+            jail: over.jail.or(file.jail).unwrap_or_default(),
             agent: find(over.agent.or(file.agent), "hatchery-agent"),
             limits,
             clones,

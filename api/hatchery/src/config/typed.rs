@@ -1,6 +1,7 @@
 //! What was typed: the configuration file, and what is over it.
 
 use crate::config::error::{ConfigError, read_text};
+use control::JailMode;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -28,6 +29,9 @@ pub struct ConfigFile {
     pub image_dir: Option<PathBuf>,
     /// The program that runs one virtual machine. Default `hatchery-vmm`.
     pub vmm: Option<PathBuf>,
+    /// Where a wall around VM processes cannot be had: `required` starts no sandbox, `degraded`
+    /// starts them without it. Default `required`.
+    pub jail: Option<JailMode>,
     /// The guest agent. Default `hatchery-agent`.
     pub agent: Option<PathBuf>,
     /// The guest kernel, an ELF `vmlinux`. Default `vmlinux`.
@@ -145,6 +149,8 @@ pub struct Overrides {
     pub image_dir: Option<PathBuf>,
     /// `vmm`.
     pub vmm: Option<PathBuf>,
+    /// `jail`.
+    pub jail: Option<JailMode>,
     /// `agent`.
     pub agent: Option<PathBuf>,
     /// `kernel`.

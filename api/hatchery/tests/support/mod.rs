@@ -9,6 +9,7 @@
 pub(crate) mod told;
 
 use bytes::Bytes;
+use control::JailMode;
 use e2b::state::AppState;
 use engine::data_folder::DataFolder;
 use engine::launch::launcher::MachineLauncher;
@@ -87,12 +88,28 @@ impl Server {
         Self::start_in(tempfile::tempdir().unwrap(), mode, limits, pool_size).await
     }
 
+    /// With stand-ins of this mode, and what the operator says of missing walls.
+    pub(crate) async fn start_jailed(mode: &str, jail: JailMode) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self::start_all(dir, mode, LimitsFile::default(), None, jail).await
+    }
+
     /// The same in a folder that may be another server's, which has stopped.
     pub(crate) async fn start_in(
         dir: tempfile::TempDir,
         mode: &str,
         limits: LimitsFile,
         pool_size: Option<usize>,
+    ) -> Self {
+        Self::start_all(dir, mode, limits, pool_size, JailMode::Required).await
+    }
+
+    async fn start_all(
+        dir: tempfile::TempDir,
+        mode: &str,
+        limits: LimitsFile,
+        pool_size: Option<usize>,
+        jail: JailMode,
     ) -> Self {
         let vmm = dir.path().join(format!("fake-vmm-{mode}"));
         let _ = std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_fake-vmm"), &vmm);
@@ -109,6 +126,7 @@ impl Server {
         };
         let file = ConfigFile {
             vmm: Some(vmm),
+            jail: Some(jail),
             agent: Some(agent),
             api_keys: vec![KEY.into()],
             limits,
@@ -123,7 +141,7 @@ impl Server {
         let state = DataFolder::open(&dir.path().join("data")).unwrap();
         let launcher = MachineLauncher {
             vmm: settings.vmm.clone(),
-            spawner: VmSpawner::default(),
+            spawner: VmSpawner::new(settings.jail),
             agent: settings.agent.clone(),
             layer_dir: state.layers().to_owned(),
             record_dir: state.machines().to_owned(),

@@ -1,6 +1,7 @@
 //! The service's side.
 
 use super::message::{Event, Request, ZYGOTE_ARGUMENT};
+use crate::walls::{JailMode, MissingWall};
 use crate::{ChannelError, pair, recv, send};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -59,7 +60,7 @@ pub struct Spawned {
 pub struct Zygote {
     line: Mutex<Line>,
     child: Child,
-    lacks: Vec<String>,
+    missing: Vec<MissingWall>,
 }
 
 /// The socket to a zygote.
@@ -71,20 +72,21 @@ struct Line {
 }
 
 impl Zygote {
-    /// Starts `program` as a zygote and waits until it is ready.
+    /// Starts `program` as a zygote and waits until it is ready. Where walls are missing and `mode`
+    /// requires them, it is there to say so, and makes no VM process.
     ///
     /// # Errors
     /// [`ZygoteError`]; a program that is no zygote is [`ZygoteError::Gone`].
-    pub fn start(program: impl AsRef<OsStr>) -> Result<Self, ZygoteError> {
+    pub fn start(program: impl AsRef<OsStr>, mode: JailMode) -> Result<Self, ZygoteError> {
         let (child, socket) =
-            crate::spawn(program, &[ZYGOTE_ARGUMENT]).map_err(ZygoteError::Start)?;
+            crate::spawn(program, &[ZYGOTE_ARGUMENT, mode.name()]).map_err(ZygoteError::Start)?;
         let mut zygote = Self {
             line: Mutex::new(Line {
                 socket,
                 late: false,
             }),
             child,
-            lacks: Vec::new(),
+            missing: Vec::new(),
         };
         let ready = {
             let line = zygote.lock();
@@ -95,17 +97,17 @@ impl Zygote {
             recv::<Event>(&line.socket)?
         };
         match ready {
-            Some((Event::Ready { lacks }, _)) => zygote.lacks = lacks,
+            Some((Event::Ready { missing }, _)) => zygote.missing = missing,
             Some((other, _)) => return Err(ZygoteError::Fork(format!("it said {other:?}"))),
             None => return Err(ZygoteError::Gone),
         }
         Ok(zygote)
     }
 
-    /// What of its confinement could not be had on this host, one line each.
+    /// The walls that cannot be had on this host.
     #[must_use]
-    pub fn lacks(&self) -> &[String] {
-        &self.lacks
+    pub fn missing(&self) -> &[MissingWall] {
+        &self.missing
     }
 
     /// Where its own log lines come out, once.

@@ -1,5 +1,6 @@
 //! What the service and a zygote say to each other.
 
+use crate::walls::MissingWall;
 use serde::{Deserialize, Serialize};
 
 /// The argument that makes a VM program a zygote.
@@ -16,10 +17,10 @@ pub(super) enum Request {
 /// From a zygote to the service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Event {
-    /// It is ready. What of its own confinement could not be had, for the log.
+    /// It is ready.
     Ready {
-        /// One line each; empty if all holds.
-        lacks: Vec<String>,
+        /// The walls that cannot be had here; empty if all stand.
+        missing: Vec<MissingWall>,
     },
     /// A VM process is there, as a child of the service; its own first word.
     Spawned {

@@ -2,6 +2,7 @@
 
 use super::fork::{Fork, fork_sibling};
 use super::message::{Event, Request};
+use crate::walls::{JailMode, MissingWall, list_missing};
 use crate::{ChannelError, recv, send};
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
@@ -24,21 +25,31 @@ pub enum Role {
     },
 }
 
-/// Says that all is prepared (`lacks`: what of the confinement is not), and forks whenever the
-/// service asks. Returns in every VM process, and in the zygote when the service has closed
-/// `socket`. The calling process must have one thread only.
+/// Says that all is prepared but the walls that are `missing`, and forks whenever the service asks;
+/// not if a wall is missing and all are required. Returns in every VM process, and in the zygote
+/// when the service has closed `socket`. The calling process must have one thread only.
 ///
 /// # Errors
 /// The socket's, or a message that is none.
-pub fn serve(socket: OwnedFd, lacks: Vec<String>) -> Result<Role, ChannelError> {
+pub fn serve(
+    socket: OwnedFd,
+    mode: JailMode,
+    missing: Vec<MissingWall>,
+) -> Result<Role, ChannelError> {
+    let refusal = (mode == JailMode::Required && !missing.is_empty())
+        .then(|| format!("walls are missing: {}", list_missing(&missing)));
     let own_name = rustix::thread::name();
     // Neither is worth a machine: names are for people who look at processes.
     let _ = rustix::thread::set_name(ZYGOTE_NAME);
-    send(&socket, &Event::Ready { lacks }, &[])?;
+    send(&socket, &Event::Ready { missing }, &[])?;
     loop {
         let Some((Request::Spawn, fds)) = recv::<Request>(&socket)? else {
             return Ok(Role::Ended);
         };
+        if let Some(message) = refusal.clone() {
+            send(&socket, &Event::Failed { message }, &[])?;
+            continue;
+        }
         let count = fds.len();
         let Ok([control, stderr]) = <[OwnedFd; 2]>::try_from(fds) else {
             let message = format!("{count} descriptors came along, 2 are needed");

@@ -41,19 +41,18 @@ pub fn check(device: impl AsFd) -> Result<(), PagerError> {
 
 impl LazyMemory {
     /// Gives this process's memory in `parts`, private, anonymous and never touched, to the pager
-    /// behind `socket`. `device` is `/dev/userfaultfd`, open; `first` is fetched before the rest.
+    /// behind `socket`. `device` is `/dev/userfaultfd`, open; `first` is fetched before the rest;
+    /// `pagemap` tells whether the memory was touched.
     ///
     /// # Errors
     /// When memory was touched before, the kernel refuses, or the pager does or is gone: there is
     /// no such memory then.
     pub fn begin(
-        socket: OwnedFd,
-        device: impl AsFd,
+        (socket, device): (OwnedFd, impl AsFd),
         parts: &[Range<usize>],
         first: &[PageRange],
+        pagemap: &Pagemap,
     ) -> Result<Self, PagerError> {
-        let pagemap =
-            Pagemap::open().map_err(|e| io("Looking at memory", e.to_string())(Errno::IO))?;
         for part in parts {
             let present = pagemap.present_ranges(part);
             match present.as_deref() {

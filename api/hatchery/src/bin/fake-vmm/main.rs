@@ -28,6 +28,8 @@
 //! | `heavy` | has written 2 MiB of memory whenever it is saved |
 //! | `vast` | says that it has written 4 PiB |
 //! | `savedies` | this program is killed when it has been saved, before it says so |
+//! | `open` | its zygote says that a wall is missing |
+//! | `single` | it is no zygote: it ends when it is to be one |
 //! | `told` | what the file `PROGRAM.mode` says, with PROGRAM the name that it is started by |
 //!
 //! Saved, its agent is stopped (`SIGSTOP`) until the next Start. Begun at a snapshot, it runs a
@@ -39,7 +41,8 @@ mod saved;
 
 use control::{
     BootSource, Configured, Descriptors, DeviceReset, DeviceSpec, Event, ExitCause, ExitReport,
-    FdName, Request, Reset, ResetSpec, Role, SaveSpec, Saved, SavedLink, VmSpec, VmStats,
+    FdName, JailMode, MissingWall, Request, Reset, ResetSpec, Role, SaveSpec, Saved, SavedLink,
+    VmSpec, VmStats, Wall,
 };
 use relay::RelayLie;
 use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group};
@@ -74,8 +77,13 @@ fn main() -> ExitCode {
     }
     let mut args = std::env::args();
     let name = args.next().unwrap_or_default();
+    let named = name.rsplit_once("fake-vmm-").map_or("", |(_, mode)| mode);
     if args.next().as_deref() == Some(control::ZYGOTE_ARGUMENT) {
-        match fork_on_demand() {
+        if named == "single" {
+            return ExitCode::SUCCESS;
+        }
+        let jail = args.next().unwrap_or_default();
+        match fork_on_demand(jail.parse().unwrap_or_default(), missing(named)) {
             Ok(true) => {}
             Ok(false) => return ExitCode::SUCCESS,
             Err(error) => {
@@ -84,8 +92,7 @@ fn main() -> ExitCode {
             }
         }
     }
-    let mode = name.rsplit_once("fake-vmm-").map_or("", |(_, mode)| mode);
-    let told = match mode {
+    let told = match named {
         "told" => std::fs::read_to_string(format!("{name}.mode")).unwrap_or_default(),
         other => other.to_owned(),
     };
@@ -98,10 +105,20 @@ fn main() -> ExitCode {
     }
 }
 
+/// What the stand-in says of its walls: that all stand, or for the mode `open`, that one does not.
+fn missing(mode: &str) -> Vec<MissingWall> {
+    let wall = MissingWall {
+        wall: Wall::Landlock,
+        why: "this is a stand-in".into(),
+        remedy: "use the real one".into(),
+    };
+    (mode == "open").then_some(wall).into_iter().collect()
+}
+
 /// Whether this is a VM process that came of it.
-fn fork_on_demand() -> Result<bool, Box<dyn Error>> {
+fn fork_on_demand(mode: JailMode, missing: Vec<MissingWall>) -> Result<bool, Box<dyn Error>> {
     let socket = stdin().as_fd().try_clone_to_owned()?;
-    match control::serve_zygote(socket, Vec::new())? {
+    match control::serve_zygote(socket, mode, missing)? {
         Role::Ended => Ok(false),
         Role::Vm { control, stderr } => {
             rustix::stdio::dup2_stdin(&control)?;
