@@ -41,7 +41,7 @@ const BIAS: [&str; 10] = [
      are shown as \
      ratios to one client's creation and first command from a full pool there, and mean nothing \
      else.",
-    "The emulator (QEMU 7.2, software) loses a guest now and then, which is a failed sample here. \
+    "The emulator (QEMU, software) loses a guest now and then, which is a failed sample here. \
      It has one \
      processor where it counts: 50 clients at once queue, so read the work of each, not the \
      latency.",

@@ -12,7 +12,7 @@
 use super::intel_model::IntelModel;
 use super::package::LabKernel;
 use super::state::{CONSOLE_NAME, LabPlace, LabState, PortForward, tail};
-use super::{emulator, files_disk};
+use super::{emulator, files_disk, qemu};
 use crate::deps;
 use crate::kernel::output;
 use anyhow::{Context, Result, bail};
@@ -38,11 +38,9 @@ const PACKAGES: &[&str] = &[
 /// The most memory that Bochs 2.7 gives a machine, MiB.
 pub(crate) const MAX_MEMORY_MIB: u32 = 2048;
 
-/// As the other lab's (see `qemu`), and without what costs Bochs most: mitigations, and the
-/// kernel's tests of its ciphers. `lab.files` is for the lab's own first program.
-const KERNEL_OPTIONS: &str = "console=ttyS0 quiet panic=-1 nokaslr tsc=reliable clocksource=tsc \
-                              no_timer_check debugfs=off mitigations=off cryptomgr.notests=1 \
-                              lab.files=/dev/sda";
+/// Beside the other lab's options: without the kernel's tests of its ciphers, which cost Bochs
+/// much. `lab.files` is for the lab's own first program.
+const KERNEL_OPTIONS: &str = "cryptomgr.notests=1 lab.files=/dev/sda";
 
 /// Begins Bochs' work without a question: Debian's has the debugger built in.
 const DEBUGGER: &str = "c\n";
@@ -123,7 +121,8 @@ fn cd(place: &LabPlace, kernel: &LabKernel, model: IntelModel) -> Result<PathBuf
     copy(&kernel.image(), "vmlinuz")?;
     copy(&place.initrd(), "initrd")?;
     let menu = format!(
-        "default lab\nlabel lab\n  kernel vmlinuz\n  initrd initrd\n  append {KERNEL_OPTIONS} {}\n",
+        "default lab\nlabel lab\n  kernel vmlinuz\n  initrd initrd\n  append {} {KERNEL_OPTIONS} {}\n",
+        qemu::fast_command_line(),
         model.kernel_options()
     );
     write(&tree.join("isolinux.cfg"), &menu)?;

@@ -4,6 +4,7 @@ use super::bochs::MAX_MEMORY_MIB;
 use super::client::{CommandControl, OutputStream};
 use super::intel_model::IntelModel;
 use super::package::{AMD, LabKernel};
+use super::qemu_program::QemuProgram;
 use super::state::LabPlace;
 use super::{Lab, LabOptions, agent, bring, emulator, keeper};
 use crate::dist::Dist;
@@ -25,7 +26,7 @@ pub(crate) struct LabArgs {
 
 #[derive(Subcommand)]
 enum LabVerb {
-    /// Fetch the lab's kernel, so that starting is quick
+    /// Fetch the lab's kernel and its emulator, so that starting is quick
     Build,
     /// Start the lab in the background; it keeps running until `stop`
     Start(StartArgs),
@@ -137,6 +138,7 @@ pub(crate) fn run(args: &LabArgs) -> Result<ExitCode> {
 
 fn build() -> Result<()> {
     let kernel = LabKernel::ensure(AMD)?;
+    QemuProgram::ensure()?;
     eprintln!("lab: kernel {} is ready", kernel.release);
     Ok(())
 }

@@ -29,6 +29,7 @@ mod modules;
 mod package;
 mod ping;
 mod qemu;
+mod qemu_program;
 mod qmp;
 mod relay;
 mod root;
@@ -208,7 +209,6 @@ impl Lab {
             let kernel = Self::prepare(&place, &state, package::INTEL)?;
             bochs::start(&place, &kernel, &state, model)?;
         } else {
-            deps::ensure(&["qemu-system-x86"])?;
             let kernel = Self::prepare(&place, &state, package::AMD)?;
             qemu::start(&place, &kernel, &state)?;
         }
