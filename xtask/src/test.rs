@@ -54,8 +54,8 @@ const STAGES: &[TestStage] = &[
     },
     TestStage {
         name: "vm",
-        about: "SDK suites and README programs, in microVMs",
-        beside: false,
+        about: "Python SDK suite, in microVMs",
+        beside: true,
         run: e2e::vm,
     },
     TestStage {
@@ -63,6 +63,12 @@ const STAGES: &[TestStage] = &[
         about: "killed VMs, kernels, servers; leaks",
         beside: true,
         run: e2e::fault,
+    },
+    TestStage {
+        name: "sdk",
+        about: "JavaScript suite, README programs, older and newer SDKs, in microVMs",
+        beside: true,
+        run: e2e::sdk,
     },
     TestStage {
         name: "intel",
@@ -73,7 +79,7 @@ const STAGES: &[TestStage] = &[
     TestStage {
         name: "bench",
         about: "one short run of the benchmark suite",
-        beside: false,
+        beside: true,
         run: e2e::bench,
     },
 ];

@@ -15,6 +15,8 @@ use std::process::Command;
 const CONFIG: &str = include_str!("../../../api/tests/sdk/server.toml");
 /// The lab of the faults, beside that of the other suites.
 const FAULT_LAB: &str = "fault";
+/// That of the other SDKs.
+const SDK_LAB: &str = "sdk";
 /// How much more patience the tests need in the lab.
 const LAB_SCALE: &str = "10";
 /// The large file of the suites in the lab, MiB; the README's programs move 100 MiB all the same.
@@ -40,14 +42,19 @@ pub(super) fn native() -> Result<Tally> {
 /// A part of the stages with microVMs: its name, and what it runs.
 type SuitePart = (&'static str, fn(&mut SdkTarget, TestRound) -> Result<Tally>);
 
-/// All SDK suites and the README's programs, with microVMs.
+/// The Python suite, with microVMs.
 pub(super) fn vm() -> Result<Tally> {
-    const PARTS: [SuitePart; 6] = [
-        ("Python", |target, round| {
-            add_register_holder(target)?;
-            let ordinary = ["-m", "not fault and not leaks"];
-            sdk::pytest(target, &SdkRelease::Pinned, &ordinary, round)
-        }),
+    const PARTS: &[SuitePart] = &[("Python", |target, round| {
+        add_register_holder(target)?;
+        let ordinary = ["-m", "not fault and not leaks"];
+        sdk::pytest(target, &SdkRelease::Pinned, &ordinary, round)
+    })];
+    in_microvms("vm", &LabOptions::default(), PARTS)
+}
+
+/// What else of SDKs and the README's programs there is, with microVMs: in a lab of its own.
+pub(super) fn sdk() -> Result<Tally> {
+    const PARTS: &[SuitePart] = &[
         ("JavaScript", |target, _| {
             sdk::node_tests(target, &SdkRelease::Pinned)
         }),
@@ -62,11 +69,23 @@ pub(super) fn vm() -> Result<Tally> {
             sdk::node_tests(target, &SdkRelease::Latest)
         }),
     ];
+    let options = LabOptions {
+        name: SDK_LAB.to_owned(),
+        ..LabOptions::default()
+    };
+    let tally = in_microvms("sdk", &options, PARTS);
+    lab::stop(SDK_LAB)?;
+    tally
+}
+
+/// Runs the parts of a stage, each with a server of its own.
+fn in_microvms(stage: &str, options: &LabOptions, parts: &[SuitePart]) -> Result<Tally> {
     let dist = Dist::ensure()?;
-    let log = target_dir().join("test-vm.log");
+    let log = target_dir().join(format!("test-{stage}.log"));
     let mut tally = Tally::default();
-    for (what, run) in PARTS {
-        tally.add(in_place(what, |place, round| {
+    for (what, run) in parts {
+        let choose = || ServerPlace::choose(options);
+        tally.add(in_chosen(what, choose, |place, round| {
             let mut service = RunningService::start(place, &dist, free_port()?, &log, CONFIG)?;
             let mut tally = run(&mut target(place, &service.url), round)?;
             if service.ended()? {
@@ -101,12 +120,8 @@ pub(super) fn fault() -> Result<Tally> {
     Ok(tally)
 }
 
-/// Runs a part where guests run here; see [`rerun::twice`] for what happens if that is a lab.
-fn in_place(what: &str, run: impl Fn(&mut ServerPlace, TestRound) -> Result<Tally>) -> Tally {
-    in_chosen(what, || ServerPlace::choose(&LabOptions::default()), run)
-}
-
-/// Runs a part in the place that `choose` gives, which is asked again for a second run.
+/// Runs a part in the place that `choose` gives, which is asked again for a second run; see
+/// [`rerun::twice`] for what happens if that is a lab.
 pub(super) fn in_chosen(
     what: &str,
     choose: impl Fn() -> Result<ServerPlace>,

@@ -7,6 +7,8 @@ use super::tally::Tally;
 use crate::lab;
 use anyhow::Result;
 use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 /// A group of checks with a name.
@@ -15,8 +17,8 @@ pub(crate) struct TestStage {
     pub(crate) name: &'static str,
     /// What it checks.
     pub(crate) about: &'static str,
-    /// It has a lab of its own: where guests run in labs, it runs while the last stage before it
-    /// does that has none. A lab takes one processor.
+    /// Where guests run in labs, it has one of its own, which takes one processor: such stages that
+    /// follow each other run two at a time.
     pub(crate) beside: bool,
     /// Runs it.
     pub(crate) run: fn() -> Result<Tally>,
@@ -65,23 +67,36 @@ pub(crate) fn run_all(stages: &[&TestStage], rounds: &mut [StageRounds]) -> Tall
     total
 }
 
-/// Runs each stage; those that may run beside another one do so if guests run in labs.
+/// How many stages with labs of their own run at a time.
+const LANES: usize = 2;
+
+/// Runs each stage. Of those that may run beside each other, each lane takes the next when it is
+/// done with one, so that no processor is idle while any is left.
 fn run_each(stages: &[&TestStage], in_labs: bool) -> Vec<(Tally, String)> {
     let mut done = Vec::new();
-    while let Some((first, rest)) = stages[done.len()..].split_first() {
-        let (all, at) = (stages.len(), done.len() + 1);
-        std::thread::scope(|scope| {
-            let others = scope.spawn(|| {
-                let beside = rest.iter().take_while(|stage| stage.beside && in_labs);
-                let run = |(stage, n): (&&TestStage, _)| {
-                    label_lines(stage.name);
-                    run_one(stage, n, all)
-                };
-                beside.zip(at + 1..).map(run).collect::<Vec<_>>()
-            });
-            done.push(run_one(first, at, all));
-            done.extend(others.join().unwrap_or_else(|panic| resume_unwind(panic)));
+    while let Some(first) = stages.get(done.len()) {
+        let (all, at) = (stages.len(), done.len());
+        let group = stages[at..].iter().take_while(|stage| stage.beside).count();
+        if group < 2 || !in_labs {
+            done.push(run_one(first, at + 1, all));
+            continue;
+        }
+        let next = AtomicUsize::new(at);
+        let lane = || {
+            let take = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|n| *n < at + group);
+            let run = |index: usize| {
+                label_lines(stages[index].name);
+                (index, run_one(stages[index], index + 1, all))
+            };
+            std::iter::from_fn(take).map(run).collect::<Vec<_>>()
+        };
+        let mut ran = std::thread::scope(|scope| {
+            let lanes: Vec<_> = (0..LANES).map(|_| scope.spawn(lane)).collect();
+            let join = |lane: ScopedJoinHandle<_>| lane.join().unwrap_or_else(|p| resume_unwind(p));
+            lanes.into_iter().flat_map(join).collect::<Vec<_>>()
         });
+        ran.sort_by_key(|(index, _)| *index);
+        done.extend(ran.into_iter().map(|(_, outcome)| outcome));
     }
     done
 }
@@ -156,17 +171,18 @@ mod test {
     }
 
     #[test]
-    fn stages_with_labs_of_their_own_run_beside_another_and_are_told_in_order() {
+    fn stages_with_labs_of_their_own_run_two_at_a_time_and_are_told_in_order() {
         let first = stage("first", false, || Ok(Tally::default()));
-        let (waits, tells) = (stage("waits", false, waits), stage("tells", true, tells));
+        let (waits, tells) = (stage("waits", true, waits), stage("tells", true, tells));
         let fails = stage("fails", true, || anyhow::bail!("no"));
-        let done = run_each(&[&first, &waits, &tells, &fails, &first], true);
+        let done = run_each(&[&first, &waits, &fails, &tells, &first], true);
         let names = done.iter().map(|(_, line)| line.split(' ').next().unwrap());
         let names: Vec<_> = names.collect();
-        assert_eq!(names, ["first", "waits", "tells", "fails", "first"]);
+        assert_eq!(names, ["first", "waits", "fails", "tells", "first"]);
         let counts = done.iter().map(|(tally, _)| (tally.passed, tally.failed));
         let counts: Vec<_> = counts.collect();
-        assert_eq!(counts, [(0, 0), (1, 0), (0, 0), (0, 1), (0, 0)]);
+        // The one that waits had its lane; the other two came one after the other in the second.
+        assert_eq!(counts, [(0, 0), (1, 0), (0, 1), (0, 0), (0, 0)]);
         // On a host that runs guests itself: each after the other.
         let done = run_each(&[&tells, &waits], false);
         assert_eq!(done[1].0.passed, 1);
