@@ -209,31 +209,49 @@ struct SockaddrVm {
     zero: u32,
 }
 
-/// Begins to connect to a port of the host; writable when it is decided.
+/// Begins to connect to a port of the host; writable when it is decided. From a port that nobody
+/// else in the guest may use without being its root: the host takes no call from another.
 pub(crate) fn connect_host(port: u32) -> Result<Fd> {
     const HOST_CID: u32 = 2;
     let socket = fd(plain(
         nr::SOCKET,
         &[AF_VSOCK, SOCK_STREAM | SOCK_NONBLOCK_CLOEXEC, 0],
     )?);
-    let to = SockaddrVm {
+    bind_privileged(&socket)?;
+    match address_call(nr::CONNECT, &socket, HOST_CID, port) {
+        Err(e) if e != Errno::INPROGRESS => Err(e),
+        _ => Ok(socket),
+    }
+}
+
+/// Takes the first free one of some privileged ports: that of a connection which was lost is in use
+/// until the host has seen its end.
+fn bind_privileged(socket: &Fd) -> Result<()> {
+    const ANY_CID: u32 = u32::MAX;
+    const LAST: u32 = 1023;
+    const TRIED: u32 = 16;
+    let mut bound = Err(Errno::ADDRINUSE);
+    for port in (LAST + 1 - TRIED..=LAST).rev() {
+        bound = address_call(nr::BIND, socket, ANY_CID, port);
+        if bound != Err(Errno::ADDRINUSE) {
+            break;
+        }
+    }
+    bound
+}
+
+fn address_call(number: usize, socket: &Fd, cid: u32, port: u32) -> Result<()> {
+    let address = SockaddrVm {
         family: 40,
         reserved: 0,
         port,
-        cid: HOST_CID,
+        cid,
         zero: 0,
     };
-    let at = (&raw const to).expose_provenance();
+    let at = (&raw const address).expose_provenance();
+    let size = size_of::<SockaddrVm>();
     // SAFETY: the kernel reads 16 bytes of address.
-    match unsafe {
-        call(
-            nr::CONNECT,
-            [socket.arg(), at, size_of::<SockaddrVm>(), 0, 0, 0],
-        )
-    } {
-        Ok(_) | Err(Errno::INPROGRESS) => Ok(socket),
-        Err(e) => Err(e),
-    }
+    unsafe { call(number, [socket.arg(), at, size, 0, 0, 0]) }.map(drop)
 }
 
 /// How the connecting ended.

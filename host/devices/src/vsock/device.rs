@@ -140,12 +140,9 @@ impl Vsock {
             PacketVerdict::Refused => self.metrics.refused.add(1),
             PacketVerdict::Payload => return self.take_payload(len, cx),
             PacketVerdict::Gone => self.drop_undelivered(cx),
-            PacketVerdict::Opened { replaced } => {
+            PacketVerdict::Opened => {
                 self.metrics.connections.add(1);
                 self.outbox.disown();
-                if replaced {
-                    self.drop_undelivered(cx);
-                }
             }
         }
         if self.outbox.is_empty() {

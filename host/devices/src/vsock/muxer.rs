@@ -1,14 +1,19 @@
 //! Which packet goes where: one listening port, at most one connection, and a bounded queue of
 //! resets for everything else. No I/O.
 //!
-//! A new connection replaces the old one, which is reset: the guest's agent reconnects after it
-//! restarts its end. When the guest floods us with packets that must be answered but takes no
-//! answers, [`VsockMuxer::is_full`] says to take no more packets until it does.
+//! Whoever holds the connection is the guest's agent to the service, so nobody else in the guest is
+//! to have it: it comes from a [privileged](LAST_PRIVILEGED_PORT) port, and while it stands there
+//! is no other. The agent's own next one comes after the end of the one before. A machine that was
+//! saved with a connection from another port has an agent that knows no better: it may come again
+//! from any. The host never connects to the guest, so there is no listener in it to be taken.
+//!
+//! When the guest floods us with packets that must be answered but takes no answers,
+//! [`VsockMuxer::is_full`] says to take no more packets until it does.
 
 use super::config::SavedConnection;
 use super::connection::{PacketEffect, VsockConnection};
 use super::packet::{PacketHeader, PacketOp};
-use super::spec::{HOST_CID, TYPE_STREAM};
+use super::spec::{HOST_CID, LAST_PRIVILEGED_PORT, TYPE_STREAM};
 use super::state::{ResetV1, VsockV1};
 use crate::state::InvalidState;
 use std::collections::VecDeque;
@@ -27,12 +32,8 @@ pub(crate) enum PacketVerdict {
     Refused,
     /// Pass the payload on to the link.
     Payload,
-    /// A connection is open. What waits for the link from one before is to be dropped if it was
-    /// not closed in an orderly way.
-    Opened {
-        /// The connection before was still open.
-        replaced: bool,
-    },
+    /// A connection is open. One before was closed, and what of it waits for the link goes on.
+    Opened,
     /// The connection is gone: drop what waits for the link.
     Gone,
 }
@@ -42,6 +43,8 @@ pub(crate) enum PacketVerdict {
 pub(crate) struct VsockMuxer {
     guest_cid: u64,
     port: u32,
+    /// The guest's agent is of those that call from any port.
+    any_caller: bool,
     link_open: bool,
     connection: Option<VsockConnection>,
     resets: VecDeque<PacketHeader>,
@@ -52,6 +55,7 @@ impl VsockMuxer {
         Self {
             guest_cid: guest_cid.into(),
             port,
+            any_caller: false,
             link_open: true,
             connection: None,
             resets: VecDeque::with_capacity(MAX_RESETS),
@@ -63,6 +67,7 @@ impl VsockMuxer {
         Self {
             guest_cid: self.guest_cid,
             port: self.port,
+            any_caller: false,
             link_open: true,
             connection: None,
             resets: VecDeque::with_capacity(MAX_RESETS),
@@ -111,19 +116,20 @@ impl VsockMuxer {
     }
 
     fn request(&mut self, header: &PacketHeader) -> PacketVerdict {
-        let welcome = header.kind == TYPE_STREAM && header.dst_port == self.port && self.link_open;
-        if !welcome {
+        let called = header.kind == TYPE_STREAM && header.dst_port == self.port && self.link_open;
+        let by_agent = self.any_caller || header.src_port <= LAST_PRIVILEGED_PORT;
+        let free = self
+            .connection
+            .as_ref()
+            .is_none_or(VsockConnection::closing);
+        if !(called && by_agent && free) {
             return self.refuse(header);
         }
         let old = self.connection.replace(VsockConnection::open(header));
-        if let Some(old) = &old
-            && !old.is_for(header)
-        {
+        if let Some(old) = old.filter(|c| !c.is_for(header)) {
             self.resets.push_back(old.reset());
         }
-        PacketVerdict::Opened {
-            replaced: old.is_some_and(|c| !c.closing()),
-        }
+        PacketVerdict::Opened
     }
 
     fn pass(&mut self, header: &PacketHeader) -> PacketVerdict {
@@ -224,6 +230,10 @@ impl VsockMuxer {
             .map(|c| VsockConnection::load(&c, self.guest_cid, self.port))
             .transpose()?;
         self.resets = saved.resets.iter().map(|r| self.saved_reset(r)).collect();
+        // None before the saved machine would have been let in from such a port.
+        self.any_caller = connection
+            .as_ref()
+            .is_some_and(|c| c.guest_port > LAST_PRIVILEGED_PORT);
         match fate {
             SavedConnection::Kept => self.connection = connection,
             SavedConnection::Broken => self.resets.extend(connection.map(|c| c.reset())),
@@ -294,7 +304,7 @@ mod test {
         );
         assert_eq!(
             muxer.receive(&packet(PacketOp::Request, 8, 1024)),
-            PacketVerdict::Opened { replaced: false }
+            PacketVerdict::Opened
         );
         assert_eq!(
             muxer.receive(&packet(PacketOp::Data, 7, 1024)),
@@ -335,27 +345,108 @@ mod test {
     }
 
     #[test]
-    fn a_new_connection_replaces_the_old_one() {
+    fn only_privileged_ports_are_let_in() {
+        let mut muxer = muxer();
+        for port in [LAST_PRIVILEGED_PORT + 1, 5000, u32::MAX] {
+            let refused = muxer.receive(&packet(PacketOp::Request, port, 1024));
+            assert_eq!(refused, PacketVerdict::Refused);
+            assert!(!muxer.is_connected());
+            assert_eq!(drain(&mut muxer), [(PacketOp::Reset, port)]);
+        }
+        let agent = packet(PacketOp::Request, LAST_PRIVILEGED_PORT, 1024);
+        assert_eq!(muxer.receive(&agent), PacketVerdict::Opened);
+    }
+
+    #[test]
+    fn a_second_connection_is_refused_while_one_stands() {
         let mut muxer = muxer();
         muxer.receive(&packet(PacketOp::Request, 1, 1024));
+        drain(&mut muxer);
+        // Half a close is none.
+        let half = PacketHeader {
+            flags: SHUTDOWN_SEND,
+            ..packet(PacketOp::Shutdown, 1, 1024)
+        };
+        muxer.receive(&half);
         assert_eq!(
             muxer.receive(&packet(PacketOp::Request, 2, 1024)),
-            PacketVerdict::Opened { replaced: true }
+            PacketVerdict::Refused
+        );
+        assert_eq!(drain(&mut muxer), [(PacketOp::Reset, 2)]);
+        assert_eq!(
+            muxer.receive(&packet(PacketOp::Reset, 2, 1024)),
+            PacketVerdict::Done
+        );
+        assert!(muxer.is_connected());
+        assert_eq!(
+            muxer.receive(&packet(PacketOp::Reset, 1, 1024)),
+            PacketVerdict::Gone
+        );
+        assert_eq!(
+            muxer.receive(&packet(PacketOp::Request, 2, 1024)),
+            PacketVerdict::Opened
+        );
+    }
+
+    #[test]
+    fn the_next_connection_may_come_when_the_one_before_closes() {
+        let mut muxer = muxer();
+        muxer.receive(&packet(PacketOp::Request, 1, 1024));
+        drain(&mut muxer);
+        let closed = PacketHeader {
+            flags: SHUTDOWN_RECEIVE | SHUTDOWN_SEND,
+            ..packet(PacketOp::Shutdown, 1, 1024)
+        };
+        muxer.receive(&closed);
+        assert_eq!(
+            muxer.receive(&packet(PacketOp::Request, 2, 1024)),
+            PacketVerdict::Opened
         );
         assert_eq!(
             drain(&mut muxer),
             [(PacketOp::Reset, 1), (PacketOp::Response, 2)]
         );
+    }
+
+    #[test]
+    fn a_machine_that_was_saved_by_an_older_agent_may_come_again_from_any_port() {
+        for fate in [SavedConnection::Kept, SavedConnection::Broken] {
+            let mut older = muxer();
+            older.any_caller = true;
+            older.receive(&packet(PacketOp::Request, 5000, 1024));
+            drain(&mut older);
+            let mut copy = muxer();
+            copy.load(older.save(true), fate).unwrap();
+            copy.receive(&packet(PacketOp::Reset, 5000, 1024));
+            assert_eq!(
+                copy.receive(&packet(PacketOp::Request, 5001, 1024)),
+                PacketVerdict::Opened
+            );
+            // It is told by the saved connection, and by nothing that is left of another state.
+            let mut newer = muxer();
+            newer.receive(&packet(PacketOp::Request, 1023, 1024));
+            let mut reset = copy.like_new();
+            assert!(!reset.any_caller);
+            reset.load(newer.save(true), fate).unwrap();
+            reset.receive(&packet(PacketOp::Reset, 1023, 1024));
+            assert_eq!(
+                reset.receive(&packet(PacketOp::Request, 5001, 1024)),
+                PacketVerdict::Refused
+            );
+        }
+    }
+
+    #[test]
+    fn a_state_without_a_connection_lets_in_privileged_ports_only() {
+        let mut muxer = muxer();
+        // A refused stranger is in the saved resets, and no reason to let it in.
+        muxer.receive(&packet(PacketOp::Request, 5000, 1024));
+        let mut copy = self::muxer();
+        copy.load(muxer.save(true), SavedConnection::Kept).unwrap();
         assert_eq!(
-            muxer.receive(&packet(PacketOp::Reset, 1, 1024)),
-            PacketVerdict::Done
+            copy.receive(&packet(PacketOp::Request, 5000, 1024)),
+            PacketVerdict::Refused
         );
-        assert!(muxer.is_connected());
-        assert_eq!(
-            muxer.receive(&packet(PacketOp::Reset, 2, 1024)),
-            PacketVerdict::Gone
-        );
-        assert!(!muxer.is_connected());
     }
 
     #[test]

@@ -19,6 +19,10 @@ pub(crate) const HEADER_LEN: usize = 44;
 /// The largest payload a Linux driver sends in one packet.
 pub(crate) const MAX_PAYLOAD: usize = 64 * 1024;
 
+/// The last port that Linux lets nobody bind without `CAP_NET_BIND_SERVICE` in the guest's first
+/// user namespace (its `LAST_RESERVED_PORT`).
+pub(crate) const LAST_PRIVILEGED_PORT: u32 = 1023;
+
 /// `VIRTIO_VSOCK_TYPE_STREAM` (§5.10.6.1).
 pub(crate) const TYPE_STREAM: u16 = 1;
 

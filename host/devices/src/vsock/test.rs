@@ -20,6 +20,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 const RX_LEN: u32 = 4096;
 const TX_DATA: u64 = 0x80_0000;
+/// Whence the guest's agent calls.
+const AGENT_PORT: u32 = 1023;
 
 /// A guest with the socket device, and the service's end of the link.
 struct Guest {
@@ -75,7 +77,7 @@ impl Guest {
         PacketHeader {
             src_cid: 3,
             dst_cid: 2,
-            src_port: 5000,
+            src_port: AGENT_PORT,
             dst_port: 1024,
             len: 0,
             kind: 1,
@@ -143,7 +145,7 @@ impl Guest {
         let response = self.expect(PacketOp::Response);
         assert_eq!(
             (response.src_port, response.dst_port, response.dst_cid),
-            (1024, 5000, 3)
+            (1024, AGENT_PORT, 3)
         );
     }
 }
@@ -164,6 +166,45 @@ fn small_messages_go_both_ways() {
         write32(guest.mmio(), 0x64, 1);
         assert_eq!(read32(guest.mmio(), 0x60), 0);
     }
+}
+
+#[test]
+fn nobody_else_in_the_guest_takes_the_agents_place() {
+    let mut guest = Guest::new(0);
+    let from = |src_port, op| PacketHeader {
+        src_port,
+        ..Guest::header(op)
+    };
+    let mut refused = 0;
+    let mut knock = |guest: &mut Guest, port| {
+        guest.send(from(port, PacketOp::Request), &[]);
+        assert_eq!(guest.expect(PacketOp::Reset).dst_port, port);
+        let len = 5;
+        let data = PacketHeader {
+            len,
+            ..from(port, PacketOp::Data)
+        };
+        guest.send(data, b"hello");
+        assert_eq!(guest.expect(PacketOp::Reset).dst_port, port);
+        refused += 2;
+        assert_eq!(guest.running.made.1.refused.get(), refused);
+    };
+    // Before the agent's connection, while it stands, and after it.
+    knock(&mut guest, 5000);
+    guest.connect();
+    guest.data(b"first");
+    knock(&mut guest, 5000);
+    knock(&mut guest, AGENT_PORT - 1);
+    guest.link.write_all(b"still the agent's").unwrap();
+    assert_eq!(guest.receive().1, b"still the agent's");
+    guest.send(Guest::header(PacketOp::Reset), &[]);
+    knock(&mut guest, 5000);
+    guest.connect();
+    guest.data(b"again");
+    let mut bytes = [0; 10];
+    guest.link.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"firstagain");
+    assert_eq!(guest.running.made.1.connections.get(), 2);
 }
 
 #[test]

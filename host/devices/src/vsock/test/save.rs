@@ -97,7 +97,7 @@ fn a_broken_connection_is_reset_and_a_new_one_works() {
     guest.talk(0);
     let mut copy = guest.copy(SavedConnection::Broken);
     let reset = copy.expect(PacketOp::Reset);
-    assert_eq!((reset.src_port, reset.dst_port), (1024, 5000));
+    assert_eq!((reset.src_port, reset.dst_port), (1024, AGENT_PORT));
     // What the guest still sends on the old connection is refused, not delivered.
     copy.data(b"lost");
     copy.expect(PacketOp::Reset);
@@ -262,7 +262,7 @@ fn a_device_in_use_is_reset_and_nothing_of_the_old_link_is_left() {
         if kept {
             guest.talk(4);
         } else {
-            assert_eq!(guest.expect(PacketOp::Reset).dst_port, 5000);
+            assert_eq!(guest.expect(PacketOp::Reset).dst_port, AGENT_PORT);
             guest.connect();
             guest.talk(0);
         }
