@@ -10,7 +10,7 @@
 
 use crate::link::{HostLink, LinkRead};
 use crate::sys::event::{Epoll, EpollEvent, child_signals};
-use crate::sys::spawn::reap;
+use crate::sys::spawn::{Reaped, reap};
 use crate::sys::{Errno, Fd, read, system};
 use crate::tasks::TaskTable;
 use crate::tokens::{DRAIN, ERR, LINK, OUT, ProcessPort, SIGNAL, STDIN, of_process};
@@ -92,6 +92,9 @@ impl Agent {
             if self.tasks.shutdown && self.session.output().is_empty() {
                 return Ok(());
             }
+            if !again {
+                self.tasks.cgroups.prepare();
+            }
         }
     }
 
@@ -130,18 +133,18 @@ impl Agent {
             return false;
         }
         let _ = read(&sources.signals, &mut [0; 128]);
+        let TaskTable { procs, cgroups, .. } = &mut self.tasks;
         for _ in 0..REAP_PER_TURN {
             match reap() {
-                Some((pid, exit)) => {
-                    let TaskTable { procs, cgroups, .. } = &mut self.tasks;
-                    procs.on_exit(pid, exit, cgroups);
-                }
-                None => {
+                Reaped::One(pid, exit) => procs.on_exit(pid, exit),
+                Reaped::NoMore { alone } => {
+                    procs.release(cgroups, alone);
                     sources.ended = false;
                     return false;
                 }
             }
         }
+        procs.release(cgroups, false);
         true
     }
 

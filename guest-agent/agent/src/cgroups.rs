@@ -55,8 +55,11 @@ struct CommandCgroup {
     events: Option<Fd>,
     /// `memory.events`.
     memory: Option<Fd>,
-    /// Processes that the kernel had killed for want of memory when the command began.
+    /// Processes that the kernel had killed for want of memory when the command began, or when it
+    /// was read last.
     oom_kills: u64,
+    /// No process has been in it since that was read, so it is what the next command begins with.
+    counted: bool,
 }
 
 impl CommandCgroup {
@@ -66,6 +69,7 @@ impl CommandCgroup {
         events: None,
         memory: None,
         oom_kills: 0,
+        counted: false,
     };
 
     /// Whether a process is in it. When the kernel does not say, one is.
@@ -78,14 +82,18 @@ impl CommandCgroup {
         }
     }
 
-    /// Processes in it that the kernel has killed for want of memory since it was made.
-    fn oom_kills(&self) -> u64 {
+    /// Counts the processes in it that the kernel has killed for want of memory since it was made;
+    /// says whether they are more than before.
+    fn count(&mut self) -> bool {
         let mut text = [0; 512];
         let read = self.memory.as_ref().map(|file| read_at(file, &mut text, 0));
-        match read {
+        let now = match read {
             Some(Ok(n)) => field(&text[..n], b"oom_kill "),
             _ => 0,
-        }
+        };
+        let before = core::mem::replace(&mut self.oom_kills, now);
+        self.counted = self.usage == CgroupUse::Free;
+        now > before
     }
 }
 
@@ -125,6 +133,8 @@ pub(crate) struct CgroupTable {
     made: usize,
     /// Where the next look at outlived ones begins.
     look: usize,
+    /// The one that was released last.
+    released: usize,
     /// All user processes are stopped.
     frozen: bool,
 }
@@ -137,6 +147,7 @@ impl CgroupTable {
             table: [const { CommandCgroup::NONE }; MAX_CGROUPS],
             made: 0,
             look: 0,
+            released: 0,
             frozen: false,
         }
     }
@@ -177,11 +188,23 @@ impl CgroupTable {
             None => self.make()?,
         };
         let cgroup = &mut self.table[index];
-        cgroup.usage = CgroupUse::Running;
         // What was killed before is no command's to come: of one that ended well all the same, or
         // in the background.
-        cgroup.oom_kills = cgroup.oom_kills();
+        if !cgroup.counted {
+            cgroup.count();
+        }
+        cgroup.counted = false;
+        cgroup.usage = CgroupUse::Running;
         Ok(CgroupPlace::of(index))
+    }
+
+    /// Does ahead, when there is nothing else to do, what [`CgroupTable::take`] would have to do
+    /// before a command: also for the first one of a clone of this machine.
+    pub(crate) fn prepare(&mut self) {
+        let cgroup = &mut self.table[self.released];
+        if cgroup.usage == CgroupUse::Free && !cgroup.counted && cgroup.memory.is_some() {
+            cgroup.count();
+        }
     }
 
     /// Its directory.
@@ -189,23 +212,26 @@ impl CgroupTable {
         self.get(place)?.dir.as_ref()
     }
 
-    /// The command has ended, or was never begun.
-    pub(crate) fn release(&mut self, place: CgroupPlace, failed: bool) -> CgroupEnd {
-        let Some(cgroup) = place.index().and_then(|index| self.table.get_mut(index)) else {
+    /// The command has ended, or was never begun. `alone` if the agent has no child at all: all
+    /// processes of the guest descend from its children, so no cgroup has one then.
+    pub(crate) fn release(&mut self, place: CgroupPlace, failed: bool, alone: bool) -> CgroupEnd {
+        let cgroup = place.index().and_then(|index| self.table.get_mut(index));
+        let (Some(index), Some(cgroup)) = (place.index(), cgroup) else {
             return CgroupEnd {
-                outlived: true,
+                outlived: !alone,
                 out_of_memory: false,
             };
         };
-        let outlived = cgroup.is_populated();
+        let outlived = !alone && cgroup.is_populated();
         cgroup.usage = if outlived {
             CgroupUse::Outlived
         } else {
             CgroupUse::Free
         };
+        self.released = index;
         CgroupEnd {
             outlived,
-            out_of_memory: failed && cgroup.oom_kills() > cgroup.oom_kills,
+            out_of_memory: failed && cgroup.count(),
         }
     }
 
@@ -284,7 +310,8 @@ impl CgroupTable {
         let name = CStr::from_bytes_until_nul(name.as_str().as_bytes());
         let name = name.map_err(|_| Errno::NAMETOOLONG)?;
         match mkdir(PathBase::At(user), name, 0o755) {
-            Ok(()) | Err(Errno::EXIST) => {}
+            Ok(()) => cgroup.counted = true,
+            Err(Errno::EXIST) => {}
             Err(e) => return Err(e),
         }
         let dir = open(PathBase::At(user), name, O_PATH | O_DIRECTORY, 0)?;

@@ -36,7 +36,7 @@ pub(crate) fn run(cgroups: &mut CgroupTable, generation: u64) -> Result<(), Iden
     }
     let cgroup = cgroups.take().map_err(IdentityError::Run)?;
     let done = run_it(cgroups.dir(cgroup), generation);
-    cgroups.release(cgroup, true);
+    cgroups.release(cgroup, true, false);
     match done.map_err(IdentityError::Run)? {
         ProcessExit::Code(0) => Ok(()),
         other => Err(IdentityError::Ended(other)),

@@ -104,6 +104,8 @@ struct Process {
     /// It was reaped; `exit` says how it ended. (Not an `Option`: a free place is all zeros, so
     /// that the table costs no bytes in the program.)
     ended: bool,
+    /// Its cgroup was looked at after that.
+    released: bool,
     exit: ProcessExit,
     out_of_memory: bool,
     /// Processes that it began go on without it.
@@ -124,6 +126,7 @@ impl Process {
         held: false,
         pty: false,
         ended: false,
+        released: false,
         exit: ProcessExit::Code(0),
         out_of_memory: false,
         outlived: false,
@@ -175,6 +178,7 @@ impl ProcessTable {
         p.cgroup = cgroup;
         p.pty = start.pty.is_some();
         p.ended = false;
+        p.released = false;
         p.stdin = StdinQueue {
             fd: launched.stdin,
             ready: true,
@@ -231,21 +235,17 @@ impl ProcessTable {
         }
     }
 
-    /// A child was reaped; it may be an orphan the agent never started.
-    pub(crate) fn on_exit(&mut self, pid: u32, exit: ProcessExit, cgroups: &mut CgroupTable) {
+    /// A child was reaped; it may be an orphan the agent never started. Its
+    /// [`release`](Self::release) follows.
+    pub(crate) fn on_exit(&mut self, pid: u32, exit: ProcessExit) {
         let Some(p) = self.table[..self.high].iter_mut().find(|p| p.pid == pid) else {
             return;
         };
         if p.ended {
             return;
         }
-        let CgroupEnd {
-            outlived,
-            out_of_memory,
-        } = cgroups.release(p.cgroup, exit != ProcessExit::Code(0));
         p.ended = true;
         p.exit = exit;
-        (p.outlived, p.out_of_memory) = (outlived && !p.pty, out_of_memory);
         p.stdin = StdinQueue::NONE;
         let pty = p.pty;
         for source in [&mut p.out, &mut p.err] {
@@ -255,6 +255,19 @@ impl ProcessTable {
                 Some(fd) => readable(fd).unwrap_or(0),
                 None => 0,
             };
+        }
+    }
+
+    /// Lets go of the cgroups of those that were reaped; `alone` if the agent has no child left.
+    pub(crate) fn release(&mut self, cgroups: &mut CgroupTable, alone: bool) {
+        let reaped = |p: &&mut Process| p.ended && !p.released;
+        for p in self.table[..self.high].iter_mut().filter(reaped) {
+            let CgroupEnd {
+                outlived,
+                out_of_memory,
+            } = cgroups.release(p.cgroup, p.exit != ProcessExit::Code(0), alone);
+            p.released = true;
+            (p.outlived, p.out_of_memory) = (outlived && !p.pty, out_of_memory);
         }
     }
 

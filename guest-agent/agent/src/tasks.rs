@@ -264,7 +264,7 @@ impl TaskTable {
             .start(start, &accounts, self.identity.env(), dir);
         match launched {
             Err(failed) => {
-                self.cgroups.release(cgroup, false);
+                self.cgroups.release(cgroup, false, false);
                 tell_not_started(session, slot, &failed, start, self.launcher.cwd());
             }
             Ok(launched) => {

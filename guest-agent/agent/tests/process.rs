@@ -407,8 +407,12 @@ fn sigkill_ends_all_that_a_command_began() {
     let killed = host.ask(&Request::Signal { pid, signal });
     assert_eq!(killed.end, Some(Got::Done(0)));
     assert_eq!(host.all(stream).exit(), ProcessExit::Signal(9));
+    // A killed process is gone when it has had the processor once more.
     let left = format!("kill -0 {} || pgrep -g {pid} || echo none", spinning.trim());
-    assert_eq!(host.run(&left).stdout(), "none\n");
+    let begun = Instant::now();
+    while host.run(&left).stdout() != "none\n" {
+        assert!(begun.elapsed() < support::WAIT, "some of it runs on");
+    }
 }
 
 #[test]

@@ -302,12 +302,31 @@ pub(crate) fn kill_all() {
     let _ = numbers(nr::KILL, [usize::MAX, SIGKILL, 0]);
 }
 
+/// What there was to reap.
+pub(crate) enum Reaped {
+    /// This child, which ended so.
+    One(u32, ProcessExit),
+    /// None that has ended.
+    NoMore {
+        /// There is no child at all.
+        alone: bool,
+    },
+}
+
 /// Reaps a child that has ended, if there is one. Orphans are children of PID 1, so this reaps
 /// them.
-pub(crate) fn reap() -> Option<(u32, ProcessExit)> {
+pub(crate) fn reap() -> Reaped {
     const P_ALL: usize = 0;
     const WNOHANG: usize = 1;
-    wait(P_ALL, 0, WNOHANG)
+    // Whatever signal a child ends with: none is overlooked.
+    const WALL: usize = 0x4000_0000;
+    match wait(P_ALL, 0, WNOHANG | WALL) {
+        Ok(Some((pid, exit))) => Reaped::One(pid, exit),
+        Ok(None) => Reaped::NoMore { alone: false },
+        Err(e) => Reaped::NoMore {
+            alone: e == Errno::CHILD,
+        },
+    }
 }
 
 /// Waits for a child to end and reaps it; kills it when it has not ended within the time.
@@ -328,26 +347,24 @@ pub(crate) fn wait_at_most(pid: u32, timeout_ms: u32) -> Result<ProcessExit> {
 
 fn wait_for(pid: u32) -> Option<(u32, ProcessExit)> {
     const P_PID: usize = 1;
-    wait(P_PID, index(pid), 0)
+    wait(P_PID, index(pid), 0).ok()?
 }
 
-fn wait(which: usize, id: usize, flags: usize) -> Option<(u32, ProcessExit)> {
+fn wait(which: usize, id: usize, flags: usize) -> Result<Option<(u32, ProcessExit)>> {
     const WEXITED: usize = 4;
     const CLD_EXITED: i32 = 1;
     // signo, errno, code, padding, pid, uid, status, and room for the rest of `siginfo_t`
     let mut info = [0i32; 32];
     let at = info.as_mut_ptr().expose_provenance();
     // SAFETY: the kernel writes one 128-byte `siginfo_t`.
-    unsafe { call(nr::WAITID, [which, id, at, flags | WEXITED, 0, 0]) }.ok()?;
+    unsafe { call(nr::WAITID, [which, id, at, flags | WEXITED, 0, 0]) }?;
     let [_, _, code, _, pid, _, status, ..] = info;
-    let pid = u32::try_from(pid).ok().filter(|&pid| pid != 0)?;
     let value = u8::try_from(status & 0xff).unwrap_or(0);
-    Some((
-        pid,
-        if code == CLD_EXITED {
-            ProcessExit::Code(value)
-        } else {
-            ProcessExit::Signal(value)
-        },
-    ))
+    let exit = if code == CLD_EXITED {
+        ProcessExit::Code(value)
+    } else {
+        ProcessExit::Signal(value)
+    };
+    let pid = u32::try_from(pid).ok().filter(|&pid| pid != 0);
+    Ok(pid.map(|pid| (pid, exit)))
 }
