@@ -110,9 +110,17 @@ impl StreamCore {
         accepted
     }
 
-    /// The agent consumed `bytes`.
+    /// The agent consumed `bytes`: some, and no more than were sent to it.
     pub(crate) fn credit(&self, bytes: u32) -> Result<(), FlowError> {
-        let outcome = self.lock().send.grant(bytes);
+        let outcome = {
+            let send = &mut self.lock().send;
+            let allowed = INPUT_WINDOW.saturating_sub(send.available());
+            if bytes == 0 || bytes > allowed {
+                Err(FlowError { bytes, allowed })
+            } else {
+                send.grant(bytes)
+            }
+        };
         self.sendable.notify_waiters();
         outcome
     }

@@ -1,7 +1,7 @@
 //! Files of the guest as streams of bytes.
 
 use crate::LinkError;
-use crate::stream::{AgentStream, StreamEnded, StreamSender};
+use crate::stream::{AgentStream, StreamEnded, StreamSender, unasked_data};
 use crate::types::{AgentAnswer, FileEntry};
 use bytes::Bytes;
 use std::task::{Context, Poll, ready};
@@ -26,10 +26,11 @@ impl FileReader {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, LinkError>>> {
-        while let Some((channel, bytes)) = ready!(self.stream.poll_data(context)) {
-            if channel == DataChannel::File {
-                return Poll::Ready(Some(Ok(bytes)));
-            }
+        if let Some((channel, bytes)) = ready!(self.stream.poll_data(context)) {
+            return Poll::Ready(Some(match channel {
+                DataChannel::File => Ok(bytes),
+                other => Err(unasked_data("a file read", other)),
+            }));
         }
         Poll::Ready(match self.stream.ended() {
             Some(Ok(AgentAnswer::Done(_))) => None,
@@ -82,7 +83,7 @@ impl FileWriter {
     /// As [`FileWriter::write`].
     pub async fn finish(self) -> Result<FileEntry, LinkError> {
         self.sender.end();
-        match self.stream.answer().await? {
+        match self.stream.answer("a file write").await? {
             AgentAnswer::Entry(entry) => Ok(entry),
             other => Err(other.unexpected("a file write")),
         }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use wire::{Frame, FrameHeader, HEADER_LEN, MAX_FRAME, Message, ResetCode, StreamEvent};
 
 /// Read buffer: a few frames, so that one system call brings many small ones.
@@ -128,13 +129,17 @@ fn dispatch(shared: &LinkState, header: FrameHeader, payload: BytesMut) -> Resul
                 "the agent speaks of stream {id}, which was never opened"
             ));
         }
-        match message {
+        let core = match message {
             Message::Reply(_) | Message::Reset { .. } => shared.remove(&mut table, id),
             _ => table.streams.get(&id).cloned(),
-        }
+        };
+        let Some(core) = core else {
+            // A stream that this side has given up; the agent does not know it yet.
+            let data = matches!(message, Message::Data { .. });
+            return table.unasked.late(if data { payload.len() } else { 0 });
+        };
+        core
     };
-    // A stream that this side has given up; the agent does not know it yet.
-    let Some(core) = core else { return Ok(()) };
     match message {
         Message::Data { channel, .. } => {
             if core.data(channel, payload).is_err() {
@@ -185,6 +190,7 @@ fn give_up(shared: &LinkState, id: u32, core: &StreamCore, code: ResetCode, mess
 fn connection_message(shared: &LinkState, message: &Message<'_>) -> Result<(), String> {
     match message {
         Message::Ping(number) => {
+            shared.lock().unasked.ping(Instant::now())?;
             // A guest that floods us with pings gets as many answers as there is room for.
             if let Ok(room) = shared.room.clone().try_acquire_many_owned(64) {
                 shared.queue(OutgoingFrames::message(
@@ -195,7 +201,7 @@ fn connection_message(shared: &LinkState, message: &Message<'_>) -> Result<(), S
             }
             Ok(())
         }
-        Message::Pong(_) => Ok(()),
+        Message::Pong(_) => Err("the agent answered a ping that nobody sent".into()),
         Message::GoAway { code, message } => {
             Err(format!("the agent ended it ({code:?}): {message}"))
         }

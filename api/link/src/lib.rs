@@ -44,6 +44,7 @@ mod stream;
 #[cfg(test)]
 mod test;
 mod types;
+mod unasked;
 
 use crate::core::StreamNews;
 use crate::freezer::Freezer;
@@ -56,8 +57,8 @@ pub use process::{OutputChannel, ProcessCommand, ProcessEvent, ProcessInput, Pro
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use stream::AgentStream;
 pub use stream::StreamEnded;
+use stream::{AgentStream, unasked_data};
 use tokio::net::UnixStream;
 use types::AgentAnswer;
 pub use types::{AgentHello, AgentProcess, FileEntry, GuestUser};
@@ -185,12 +186,16 @@ impl Link {
         Ok(AgentStream::new(id, core, shared.clone()))
     }
 
-    async fn ask(&self, request: &Request<'_>) -> Result<AgentAnswer, LinkError> {
-        self.open(request).await?.answer().await
+    async fn ask(
+        &self,
+        name: &'static str,
+        request: &Request<'_>,
+    ) -> Result<AgentAnswer, LinkError> {
+        self.open(request).await?.answer(name).await
     }
 
     async fn done(&self, name: &'static str, request: &Request<'_>) -> Result<u64, LinkError> {
-        match self.ask(request).await? {
+        match self.ask(name, request).await? {
             AgentAnswer::Done(number) => Ok(number),
             other => Err(other.unexpected(name)),
         }
@@ -201,7 +206,7 @@ impl Link {
         name: &'static str,
         request: &Request<'_>,
     ) -> Result<FileEntry, LinkError> {
-        match self.ask(request).await? {
+        match self.ask(name, request).await? {
             AgentAnswer::Entry(entry) => Ok(entry),
             other => Err(other.unexpected(name)),
         }
@@ -363,7 +368,7 @@ impl Link {
         let (mut all, mut taken) = (Vec::new(), 0);
         while let Some((channel, bytes)) = stream.data().await {
             if channel != DataChannel::Records {
-                continue;
+                return Err(unasked_data("a listing", channel));
             }
             taken += bytes.len();
             if taken > MAX_LISTING {
@@ -377,7 +382,7 @@ impl Link {
                 return Err(LinkError::TooMany(MAX_ENTRIES));
             }
         }
-        match stream.answer().await? {
+        match stream.answer("a listing").await? {
             AgentAnswer::Done(_) => Ok(all),
             other => Err(other.unexpected("a listing")),
         }
@@ -464,12 +469,10 @@ impl Link {
     /// # Errors
     /// No such user, or the link closed.
     pub async fn lookup_user(&self, name: &str) -> Result<GuestUser, LinkError> {
-        match self
-            .ask(&Request::LookupUser {
-                name: name.as_bytes(),
-            })
-            .await?
-        {
+        let request = Request::LookupUser {
+            name: name.as_bytes(),
+        };
+        match self.ask("a user lookup", &request).await? {
             AgentAnswer::User(user) => Ok(user),
             other => Err(other.unexpected("a user lookup")),
         }
@@ -480,9 +483,10 @@ impl Link {
     /// # Errors
     /// The link closed.
     pub async fn sysinfo(&self) -> Result<Sysinfo, LinkError> {
-        match self.ask(&Request::Sysinfo).await? {
+        let name = "a question for figures";
+        match self.ask(name, &Request::Sysinfo).await? {
             AgentAnswer::Sysinfo(info) => Ok(info),
-            other => Err(other.unexpected("a question for figures")),
+            other => Err(other.unexpected(name)),
         }
     }
 

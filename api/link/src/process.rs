@@ -1,7 +1,7 @@
 //! A process of the guest, as its starter holds it.
 
 use crate::LinkError;
-use crate::stream::{AgentStream, StreamEnded, StreamSender};
+use crate::stream::{AgentStream, StreamEnded, StreamSender, unasked_data};
 use crate::types::AgentAnswer;
 use bytes::Bytes;
 use wire::{DataChannel, ProcessEnd};
@@ -78,13 +78,14 @@ impl ProcessStream {
     /// # Errors
     /// The link closed or the agent gave the stream up: the process's fate is unknown.
     pub async fn next(&mut self) -> Result<ProcessEvent, LinkError> {
-        while let Some((channel, bytes)) = self.stream.data().await {
+        if let Some((channel, bytes)) = self.stream.data().await {
             let output = match channel {
                 DataChannel::Stdout => OutputChannel::Stdout,
                 DataChannel::Stderr => OutputChannel::Stderr,
                 DataChannel::Pty => OutputChannel::Pty,
-                // Nothing a process writes; a later agent may have more to say.
-                DataChannel::Stdin | DataChannel::File | DataChannel::Records => continue,
+                other @ (DataChannel::Stdin | DataChannel::File | DataChannel::Records) => {
+                    return Err(unasked_data("a process", other));
+                }
             };
             return Ok(ProcessEvent::Output(output, bytes));
         }

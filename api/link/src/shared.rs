@@ -3,6 +3,7 @@
 
 use crate::LinkError;
 use crate::core::{StreamCore, StreamEnd};
+use crate::unasked::UnaskedFrames;
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -55,6 +56,7 @@ impl OutgoingFrames {
 pub(crate) struct StreamTable {
     pub(crate) last_id: u32,
     pub(crate) streams: HashMap<u32, Arc<StreamCore>>,
+    pub(crate) unasked: UnaskedFrames,
     closed: Option<String>,
 }
 
@@ -112,9 +114,12 @@ impl LinkState {
         self.lock().last_id
     }
 
-    /// Drops a stream from the table: frames that still come for it are ignored.
+    /// Drops a stream from the table: frames that are under way on it are ignored.
     pub(crate) fn forget(&self, id: u32) {
-        self.remove(&mut self.lock(), id);
+        let mut table = self.lock();
+        if self.remove(&mut table, id).is_some() {
+            table.unasked.gave_up();
+        }
     }
 
     /// Takes a stream out of the table, and lets another one begin.

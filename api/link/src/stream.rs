@@ -91,11 +91,22 @@ impl AgentStream {
         self.core.ended().map(StreamEnd::error)
     }
 
-    /// The answer. Bytes that come before it are thrown away.
-    pub(crate) async fn answer(mut self) -> Result<AgentAnswer, LinkError> {
-        while self.data().await.is_some() {}
+    /// The answer to `request`, which is no bytes.
+    pub(crate) async fn answer(mut self, request: &'static str) -> Result<AgentAnswer, LinkError> {
+        if let Some((channel, _)) = self.data().await {
+            return Err(unasked_data(request, channel));
+        }
         self.ended()
             .unwrap_or_else(|| Err(LinkError::Closed("the stream vanished".into())))
+    }
+}
+
+/// The error for bytes of a channel that does not belong to `request`: who read on would read for as
+/// long as a guest sends.
+pub(crate) fn unasked_data(request: &'static str, channel: DataChannel) -> LinkError {
+    LinkError::Unexpected {
+        request,
+        got: format!("data of its {channel:?} channel"),
     }
 }
 

@@ -521,3 +521,87 @@ async fn the_link_ends_with_its_last_handle() {
     assert!(matches!(error, LinkError::Unexpected { .. }), "{error}");
     assert_eq!(agent.heard().await, None);
 }
+
+#[tokio::test]
+async fn what_nobody_asked_for_ends_a_call() {
+    let piece = [0; 100];
+    let records = Message::Data {
+        channel: DataChannel::Records,
+        bytes: &piece,
+    };
+    let (link, mut agent) = pair().await;
+    let stat = {
+        let link = link.clone();
+        tokio::spawn(async move { link.stat(b"/").await })
+    };
+    let id = agent.request().await;
+    agent.tell(id, &records).await;
+    let error = stat.await.unwrap().unwrap_err();
+    assert!(matches!(error, LinkError::Unexpected { .. }), "{error}");
+    let cancelled = |stream| Said::Reset {
+        stream,
+        code: ResetCode::Cancelled,
+    };
+    assert_eq!(agent.heard().await, Some(cancelled(id)));
+
+    let (mut process, id) = started(&link, &mut agent, 1).await;
+    agent.tell(id, &records).await;
+    let error = process.next().await.unwrap_err();
+    assert!(matches!(error, LinkError::Unexpected { .. }), "{error}");
+    drop(process);
+    assert_eq!(agent.heard().await, Some(cancelled(id)));
+}
+
+#[tokio::test]
+async fn credit_for_bytes_that_were_not_sent_costs_the_stream() {
+    for bytes in [0, 1] {
+        let (link, mut agent) = pair().await;
+        let (mut process, id) = started(&link, &mut agent, 1).await;
+        agent.tell(id, &Message::Credit(bytes)).await;
+        let code = ResetCode::FlowControl;
+        assert_eq!(agent.heard().await, Some(Said::Reset { stream: id, code }));
+        let error = process.next().await.unwrap_err();
+        assert!(matches!(error, LinkError::Reset { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_flood_on_a_stream_that_was_given_up_ends_the_link() {
+    let (link, mut agent) = pair().await;
+    let (process, id) = started(&link, &mut agent, 1).await;
+    drop(process);
+    assert!(matches!(agent.heard().await, Some(Said::Reset { .. })));
+    // What its window allows may have been under way.
+    let piece = vec![b'x'; MAX_PAYLOAD];
+    for _ in 0..OUTPUT_WINDOW / u32::try_from(MAX_PAYLOAD).unwrap() {
+        agent.tell(id, &stdout(&piece)).await;
+    }
+    let (_other, _) = started(&link, &mut agent, 2).await;
+    agent.tell(id, &stdout(b"x")).await;
+    timeout(Duration::from_secs(5), link.closed())
+        .await
+        .unwrap();
+    let said = link.stat(b"/").await.unwrap_err();
+    assert!(
+        said.is_closed() && said.to_string().contains("over"),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn a_flood_of_pings_ends_the_link_and_one_is_answered() {
+    let (link, mut agent) = pair().await;
+    agent.tell(0, &Message::Ping(7)).await;
+    assert_eq!(agent.heard().await, Some(Said::Other(FrameKind::Pong)));
+    for number in 0..32 {
+        agent.tell(0, &Message::Ping(number)).await;
+    }
+    timeout(Duration::from_secs(5), link.closed())
+        .await
+        .unwrap();
+    let (link, mut agent) = pair().await;
+    agent.tell(0, &Message::Pong(7)).await;
+    timeout(Duration::from_secs(5), link.closed())
+        .await
+        .unwrap();
+}
