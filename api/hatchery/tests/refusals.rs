@@ -141,6 +141,7 @@ async fn a_machine_that_fails_is_a_500_with_its_reason_and_nothing_is_left() {
         ("refuse", "asked to refuse"),
         ("panic", "kernel panicked"),
         ("noagent", "after 1 s"),
+        ("chatty", "an answer to nothing"),
     ];
     for (mode, reason) in cases {
         let server = Server::start_with(mode, short()).await;

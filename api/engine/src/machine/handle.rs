@@ -1,6 +1,7 @@
 //! A VM process as the service holds it: who owns it decides about its end, who has a handle asks
 //! it. Dropping the owner ends the machine: that is how a failed creation is rolled back.
 
+use crate::machine::allowance::EventAllowance;
 use crate::machine::command::{MachineCommand, MachineOrder};
 use crate::machine::end::MachineEnd;
 use crate::machine::name::MachineName;
@@ -44,6 +45,7 @@ impl VmProcess {
             phase: sender.clone(),
             report: None,
             failure: None,
+            allowance: EventAllowance::configured(),
         };
         tokio::spawn(async move {
             let end = task.run(pid, control, receiver).await;

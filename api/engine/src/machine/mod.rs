@@ -6,6 +6,7 @@
 //!                                          └─ task: control socket, process descriptor, phase, end
 //! ```
 
+mod allowance;
 mod command;
 pub mod end;
 pub mod handle;

@@ -1,6 +1,7 @@
 //! The task that owns a VM process's control socket and its process descriptor. It ends only when
 //! the process is reaped, so [`MachinePhase::Ended`] means that nothing of it is left.
 
+use crate::machine::allowance::EventAllowance;
 use crate::machine::command::{MachineCommand, PendingReplies};
 use crate::machine::end::MachineEnd;
 use crate::machine::name::MachineName;
@@ -26,6 +27,7 @@ pub(super) struct MachineTask {
     pub(super) phase: watch::Sender<MachinePhase>,
     pub(super) report: Option<ExitReport>,
     pub(super) failure: Option<String>,
+    pub(super) allowance: EventAllowance,
 }
 
 impl MachineTask {
@@ -108,6 +110,7 @@ impl MachineTask {
                     }
                 },
             };
+            self.allowance.ask(&request);
             let borrowed: Vec<_> = files.iter().map(AsFd::as_fd).collect();
             if let Err(error) = control::send(&ends.control, &request, &borrowed) {
                 waiting.not_sent(&request, &error);
@@ -126,6 +129,12 @@ impl MachineTask {
 
     /// Notes an event; false when it was the last that matters.
     fn take(&mut self, event: Event, waiting: &mut PendingReplies) -> bool {
+        if !matches!(event, Event::Exited(_)) && !self.allowance.answer() {
+            let why = "The VM process sent an answer to nothing; it is ended";
+            tracing::warn!(sandbox_id = %self.name, "{why}");
+            self.failure = Some(why.into());
+            return false;
+        }
         match event {
             Event::Configured(configured) => {
                 self.phase
@@ -193,7 +202,9 @@ impl MachineTask {
         while self.report.is_none() {
             match control::recv::<Event>(&ends.control) {
                 Ok(Some((Event::Exited(report), _))) => self.report = Some(report),
-                Ok(Some((Event::Failed { message }, _))) => self.failure = Some(message),
+                Ok(Some((Event::Failed { message }, _))) => {
+                    self.failure.get_or_insert(message);
+                }
                 Ok(Some(_)) => {}
                 _ => break,
             }

@@ -30,6 +30,7 @@
 //! | `savedies` | this program is killed when it has been saved, before it says so |
 //! | `open` | its zygote says that a wall is missing |
 //! | `single` | it is no zygote: it ends when it is to be one |
+//! | `chatty` | says that it failed, again and again, as soon as it is started |
 //! | `told` | what the file `PROGRAM.mode` says, with PROGRAM the name that it is started by |
 //!
 //! Saved, its agent is stopped (`SIGSTOP`) until the next Start. Begun at a snapshot, it runs a
@@ -316,6 +317,10 @@ fn serve(
                         "crash" => machine.is_copy(),
                         _ => false,
                     };
+                    while mode == "chatty" {
+                        let message = "asked to say so".into();
+                        say(&Event::Failed { message })?;
+                    }
                     if mode != "noagent" && !panic {
                         let child = start_agent(machine, RelayLie::of(mode))?;
                         machine.agent = Some(Pid::from_child(&child));
