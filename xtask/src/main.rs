@@ -11,6 +11,7 @@ mod dist;
 mod fuzz;
 mod image;
 mod kernel;
+mod key;
 mod lab;
 mod sdk;
 mod service;

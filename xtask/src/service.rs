@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// The key that servers started from here accept.
+/// The key of servers that tests start. The one of `up` is its own.
 pub(crate) const API_KEY: &str = "e2b_0123456789abcdef0123456789abcdef01234567";
 /// Where the programs are in the lab: on tmpfs, because a cold read over 9p is slow.
 pub(crate) const LAB_DIST: &str = "/opt/hatchery";
@@ -131,6 +131,11 @@ pub(crate) fn install_whole_in_lab(lab: &Lab, dist: &Dist) -> Result<PathBuf> {
     install_in_lab(lab, dist)
 }
 
+/// The data folder of a server on this machine, where the key of `up` is kept, too.
+pub(crate) fn data_dir() -> PathBuf {
+    crate::dist::target_dir().join("hatchery-data")
+}
+
 /// A running server. Ends when dropped.
 pub(crate) struct RunningService {
     /// `http://127.0.0.1:PORT`, from this machine.
@@ -148,28 +153,29 @@ enum ServerProcess {
 
 impl RunningService {
     /// Starts the server that is in `dist` at `place` and waits until it is healthy; its log goes
-    /// to `log`. `config` is the text of its configuration.
+    /// to `log`. `config` is the text of its configuration, `key` what it accepts.
     pub(crate) fn start(
         place: &mut ServerPlace,
         dist: &Dist,
         port: u16,
         log: &Path,
         config: &str,
+        key: &str,
     ) -> Result<Self> {
         let programs = place.install(dist)?;
         let log_file =
             File::create(log).with_context(|| format!("Creating the log {}", log.display()))?;
-        let data = crate::dist::target_dir().join("hatchery-data");
+        let data = data_dir();
         let process = match place {
             ServerPlace::Host => {
                 let file = data.with_extension("toml");
                 std::fs::write(&file, config)
                     .with_context(|| format!("Writing {}", file.display()))?;
-                Self::on_host(&programs, &data, &file, port, log_file)?
+                Self::on_host(&programs, [&data, &file], port, log_file, key)?
             }
             ServerPlace::Lab(lab) => {
                 lab.forward(port, LAB_PORT)?;
-                Self::in_lab(lab, &programs, config, log_file)?
+                Self::in_lab(lab, &programs, [config, key], log_file)?
             }
         };
         let mut service = Self {
@@ -182,10 +188,10 @@ impl RunningService {
 
     fn on_host(
         programs: &Path,
-        data: &Path,
-        config: &Path,
+        [data, config]: [&Path; 2],
         port: u16,
         log: File,
+        key: &str,
     ) -> Result<ServerProcess> {
         let child = Command::new(programs.join("hatchery"))
             .arg("serve")
@@ -194,7 +200,7 @@ impl RunningService {
             .args(["--listen", &format!("127.0.0.1:{port}")])
             .arg("--data-dir")
             .arg(data)
-            .env("HATCHERY_API_KEYS", API_KEY)
+            .env("HATCHERY_API_KEYS", key)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -203,10 +209,15 @@ impl RunningService {
         Ok(ServerProcess::Host(child))
     }
 
-    fn in_lab(lab: &Lab, programs: &Path, config: &str, mut log: File) -> Result<ServerProcess> {
+    fn in_lab(
+        lab: &Lab,
+        programs: &Path,
+        [config, key]: [&str; 2],
+        mut log: File,
+    ) -> Result<ServerProcess> {
         let script = format!(
             "printf %s \"$1\" > /run/hatchery.toml || exit 1
-             HATCHERY_API_KEYS={API_KEY} exec {0}/hatchery serve --listen 0.0.0.0:{LAB_PORT} \
+             HATCHERY_API_KEYS={key} exec {0}/hatchery serve --listen 0.0.0.0:{LAB_PORT} \
              --config /run/hatchery.toml --data-dir /var/lib/hatchery",
             programs.display()
         );

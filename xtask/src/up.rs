@@ -2,8 +2,8 @@
 
 use crate::dist::{Dist, target_dir, workspace};
 use crate::lab::LabOptions;
-use crate::sdk;
-use crate::service::{API_KEY, RunningService, ServerPlace};
+use crate::service::{self, RunningService, ServerPlace};
+use crate::{key, sdk};
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
@@ -36,9 +36,10 @@ pub(crate) fn run(args: &UpArgs) -> Result<ExitCode> {
     let mut place = ServerPlace::choose(&LabOptions::default())?;
     step(3, "starting the server");
     let log = target_dir().join("hatchery.log");
-    let mut service = RunningService::start(&mut place, &dist, args.port, &log, "")?;
+    let key = key::kept_in(&service::data_dir())?;
+    let mut service = RunningService::start(&mut place, &dist, args.port, &log, "", &key)?;
     step(4, "smoke check with the published E2B Python SDK");
-    smoke(&python, &service.url)?;
+    smoke(&python, &service.url, &key)?;
     println!(
         "\nHatchery serves on {} (log: {}). In another terminal:\n",
         service.url,
@@ -46,7 +47,7 @@ pub(crate) fn run(args: &UpArgs) -> Result<ExitCode> {
     );
     println!("export E2B_API_URL={}", service.url);
     println!("export E2B_SANDBOX_URL={}", service.url);
-    println!("export E2B_API_KEY={API_KEY}\n");
+    println!("export E2B_API_KEY={key}\n");
     if args.once {
         return Ok(ExitCode::SUCCESS);
     }
@@ -56,13 +57,13 @@ pub(crate) fn run(args: &UpArgs) -> Result<ExitCode> {
 
 /// Runs the smoke check and prints the time of each step.
 #[expect(clippy::print_stdout, reason = "what was asked for")]
-fn smoke(python: &std::path::Path, url: &str) -> Result<()> {
+fn smoke(python: &std::path::Path, url: &str, key: &str) -> Result<()> {
     let script = workspace().join("api/tests/sdk/smoke.py");
     let mut child = Command::new(python)
         .arg(&script)
         .env("E2B_API_URL", url)
         .env("E2B_SANDBOX_URL", url)
-        .env("E2B_API_KEY", API_KEY)
+        .env("E2B_API_KEY", key)
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("Running {}", script.display()))?;

@@ -86,7 +86,8 @@ fn in_microvms(stage: &str, options: &LabOptions, parts: &[SuitePart]) -> Result
     for (what, run) in parts {
         let choose = || ServerPlace::choose(options);
         tally.add(in_chosen(what, choose, |place, round| {
-            let mut service = RunningService::start(place, &dist, free_port()?, &log, CONFIG)?;
+            let mut service =
+                RunningService::start(place, &dist, free_port()?, &log, CONFIG, API_KEY)?;
             let mut tally = run(&mut target(place, &service.url), round)?;
             if service.ended()? {
                 tally.add(Tally::fail(format!("{what}: the server ended by itself")));

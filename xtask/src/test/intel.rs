@@ -10,7 +10,7 @@ use super::tally::Tally;
 use crate::dist::{Dist, target_dir, workspace};
 use crate::lab::{self, IntelModel, Lab, LabOptions, free_port};
 use crate::sdk::{self, SdkRelease, SdkTarget, TestRound};
-use crate::service::{LAB_PORT, RunningService, ServerPlace};
+use crate::service::{API_KEY, LAB_PORT, RunningService, ServerPlace};
 use anyhow::Result;
 use std::process::Command;
 
@@ -74,7 +74,7 @@ fn in_intel_lab(
     lab::stop(NAME)?;
     let choose = || Ok(ServerPlace::Lab(Box::new(Lab::ensure(&options)?)));
     let tally = e2e::in_chosen(what, choose, |place, round| {
-        let service = RunningService::start(place, &dist, port, &log, CONFIG)?;
+        let service = RunningService::start(place, &dist, port, &log, CONFIG, API_KEY)?;
         tests(&mut e2e::target(place, &service.url), round)
     });
     lab::stop(NAME)?;
