@@ -1,18 +1,19 @@
 //! One request: to the control plane or to a sandbox, and always a response.
 
+use crate::budget::BodyBudget;
 use crate::control::{
     batch, checkpoints, connect, create, fork, get, health, kill, list, metrics, pause, reset,
     snapshots, templates, timeout,
 };
 use crate::error::{ApiError, ProxyError};
 use crate::linger::LingeringBody;
-use crate::ports::{self, ENVD_PORT, PortServer};
+use crate::ports::{self, PortServer};
 use crate::route::{self, RequestTarget, Route};
 use crate::state::AppState;
-use crate::{Body, BodyError, envd};
+use crate::{Body, BodyError, envd, host, slots};
 use bytes::Bytes;
 use engine::facts::SandboxFacts;
-use engine::registry::{Entrance, SandboxView};
+use engine::registry::Entrance;
 use engine::sandbox::Sandbox;
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Frame, SizeHint};
@@ -63,6 +64,7 @@ impl AppState {
         if !self.options.keys.accepts(key.as_bytes()) {
             return Err(ApiError::Unauthorized);
         }
+        slots::accepted(&request);
         match route? {
             Route::Health => Ok(health::handle(self)),
             Route::Create(version) => create::handle(self, version, request).await,
@@ -99,19 +101,36 @@ impl AppState {
     }
 
     /// A port of a sandbox.
-    async fn data(&self, id: &str, port: u16, request: Request<LingeringBody>) -> Response<Body> {
+    pub(crate) async fn data(
+        &self,
+        id: &str,
+        port: u16,
+        request: Request<LingeringBody>,
+    ) -> Response<Body> {
         let sandbox = match self.admit(id, port, &request).await {
             Ok(sandbox) => sandbox,
             Err(error) => return error.response(),
         };
+        if self.is_rebound(sandbox.access_token.as_deref(), &request) {
+            return ProxyError::ForeignHost.response();
+        }
         match ports::server_of(port) {
-            PortServer::Envd => envd_request(&sandbox, request).await,
+            PortServer::Envd => envd_request(&self.bodies, &sandbox, request).await,
             PortServer::Nobody => ProxyError::PortClosed {
                 id: id.to_owned(),
                 port,
             }
             .response(),
         }
+    }
+
+    /// Whether a request would reach a sandbox without a token under a name that is not ours, as a
+    /// web page can make a browser do.
+    fn is_rebound<B>(&self, token: Option<&str>, request: &Request<B>) -> bool {
+        let domain = self.options.domain.as_deref();
+        token.is_none()
+            && self.options.on_loopback
+            && host::is_foreign(request.uri(), request.headers(), domain)
     }
 
     /// The sandbox that a request is for, resumed if it may be: whoever has no token cannot.
@@ -122,7 +141,10 @@ impl AppState {
         request: &Request<LingeringBody>,
     ) -> Result<Arc<Sandbox>, ProxyError> {
         let admits = |facts: &SandboxFacts| match ports::server_of(port) {
-            PortServer::Envd => envd::admits(facts.access_token.as_deref(), request),
+            PortServer::Envd => {
+                let token = facts.access_token.as_deref();
+                envd::admits(token, request) && !self.is_rebound(token, request)
+            }
             PortServer::Nobody => false,
         };
         let id = id.to_owned();
@@ -140,26 +162,15 @@ impl AppState {
             }
         }
     }
-
-    /// A signed file URL that names no sandbox: its own token tells, in whatever state it is. From
-    /// there on it is as any traffic to it.
-    async fn signed(&self, request: Request<LingeringBody>) -> Response<Body> {
-        let query = request.uri().query().unwrap_or_default();
-        let write = request.method() == hyper::Method::POST;
-        let signed = |view: &SandboxView| {
-            let token = view.facts.access_token.as_deref();
-            token.is_some_and(|token| envd::signature_matches(token, query, write))
-        };
-        match self.registry.all().into_iter().find(signed) {
-            Some(view) => self.data(&view.facts.id, ENVD_PORT, request).await,
-            None => ProxyError::Signature.response(),
-        }
-    }
 }
 
 /// One request to a sandbox's envd. Ends with the sandbox: before the response has begun by a 502,
 /// afterwards by breaking the connection, which is what the SDKs take for an ended sandbox.
-async fn envd_request(sandbox: &Arc<Sandbox>, request: Request<LingeringBody>) -> Response<Body> {
+async fn envd_request(
+    bodies: &Arc<BodyBudget>,
+    sandbox: &Arc<Sandbox>,
+    request: Request<LingeringBody>,
+) -> Response<Body> {
     if let Some(path) = route::reserved(request.uri().path()) {
         return ProxyError::Reserved(path).response();
     }
@@ -167,7 +178,7 @@ async fn envd_request(sandbox: &Arc<Sandbox>, request: Request<LingeringBody>) -
     tokio::select! {
         biased;
         () = sandbox.gone() => ended(sandbox).response(),
-        response = envd::serve(sandbox, request).instrument(span) => {
+        response = envd::serve(bodies, sandbox, request).instrument(span) => {
             let sandbox = Arc::clone(sandbox);
             response.map(|inner| UntilGone::wrap(sandbox, inner))
         }

@@ -1,5 +1,6 @@
 //! Errors as clients see them. The only place that picks statuses, codes and their words.
 
+use crate::budget::BodyRefusal;
 use crate::{Body, body};
 use engine::error::EngineError;
 use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
@@ -22,6 +23,9 @@ pub enum ApiError {
     /// The body did not arrive in time.
     #[error("The request body did not arrive within {0} s")]
     BodyTooSlow(u64),
+    /// There is no memory for the body.
+    #[error("{0}")]
+    BodyMemory(#[from] BodyRefusal),
     /// No such endpoint.
     #[error("There is no {method} {path}")]
     NoRoute {
@@ -65,6 +69,7 @@ impl ApiError {
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::Conflict(_) | Self::IdempotencyMismatch => StatusCode::CONFLICT,
             Self::NotYet(_) => StatusCode::NOT_IMPLEMENTED,
+            Self::BodyMemory(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Engine(error) => engine_status(error),
         }
     }
@@ -74,6 +79,7 @@ impl ApiError {
     pub fn error_code(&self) -> Option<&'static str> {
         match self {
             Self::NotYet(_) => Some("not_available_yet"),
+            Self::BodyMemory(_) => Some("body_memory_full"),
             Self::IdempotencyMismatch => Some("idempotency_key_mismatch"),
             Self::Engine(error) => engine_code(error),
             _ => None,
@@ -86,6 +92,8 @@ impl ApiError {
         match self {
             // Another server is most often about to start in its place; nothing has been made.
             Self::Engine(EngineError::ShuttingDown) => (Some(true), Some(2)),
+            // Nothing has been made, and the next body may find memory.
+            Self::BodyMemory(_) => (Some(true), Some(1)),
             // Time alone does not help, but a sandbox that ends does.
             Self::Engine(EngineError::TooManySandboxes { .. }) => (Some(false), Some(1)),
             Self::Engine(EngineError::NoMemory { .. }) => (Some(false), Some(5)),
@@ -226,6 +234,21 @@ pub enum ProxyError {
     /// A signed file URL that no sandbox's token has signed.
     #[error("invalid signature")]
     Signature,
+    /// A signed file URL whose time is over.
+    #[error("signature is already expired")]
+    SignatureOver,
+    /// Too many signed file URLs that no sandbox's token has signed came before it.
+    #[error(
+        "Too many signed URLs without a sandbox were invalid of late: send it again in a second, or \
+         name the sandbox by E2b-Sandbox-Id and E2b-Sandbox-Port"
+    )]
+    TooManySignatures,
+    /// A sandbox without a token, under a name that is not this server's.
+    #[error(
+        "This sandbox has no token, and the server, which listens on a loopback address, does not \
+         answer for it under this host name: use localhost, set `domain`, or create it with secure"
+    )]
+    ForeignHost,
 }
 
 impl ProxyError {
@@ -254,10 +277,20 @@ impl ProxyError {
                 StatusCode::BAD_REQUEST,
                 &json!({ "message": message, "code": 400 }),
             ),
-            Self::Signature => json_response(
+            Self::Signature | Self::SignatureOver => json_response(
                 StatusCode::UNAUTHORIZED,
                 &json!({ "code": 401, "message": message }),
             ),
+            Self::ForeignHost => json_response(
+                StatusCode::FORBIDDEN,
+                &json!({ "code": 403, "message": message }),
+            ),
+            Self::TooManySignatures => {
+                let view = json!({ "code": 429, "message": message });
+                let mut response = json_response(StatusCode::TOO_MANY_REQUESTS, &view);
+                response.headers_mut().insert(RETRY_AFTER, 1.into());
+                response
+            }
             Self::Reserved(_) => {
                 let mut response = Response::new(body::full(message));
                 *response.status_mut() = StatusCode::NOT_FOUND;

@@ -15,11 +15,13 @@
 mod accept;
 pub mod auth;
 pub mod body;
+pub mod budget;
 pub mod connect;
 pub mod control;
 mod dispatch;
 pub mod envd;
 pub mod error;
+mod host;
 mod linger;
 pub mod metrics;
 pub mod options;
@@ -28,6 +30,9 @@ pub mod ports;
 pub mod query;
 pub mod route;
 pub mod server;
+mod signed;
+pub mod signers;
+mod slots;
 pub mod state;
 
 pub use body::{Body, BodyError};

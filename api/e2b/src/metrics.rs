@@ -33,7 +33,7 @@ pub async fn serve(app: Arc<AppState>, listener: TcpListener) {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
             return;
         };
-        let stream = accept(&listener, "metrics").await;
+        let (stream, _) = accept(&listener, "metrics").await;
         let app = Arc::clone(&app);
         let service = service_fn(move |request: Request<Incoming>| {
             let response = answer(&app, request.method(), request.uri().path());

@@ -17,16 +17,25 @@ pub const VARIABLES: IdentityVariables = IdentityVariables {
 pub struct ServerOptions {
     /// The sandboxes' domain.
     pub domain: Option<String>,
+    /// Whether only this machine reaches the server: then sandboxes without a token are not for
+    /// requests under other names.
+    pub on_loopback: bool,
+    /// Whether every creation gets a token, also one that asks for none.
+    pub require_token: bool,
     /// Who may use the control plane.
     pub keys: ApiKeys,
     /// Longest time to live that a client may ask for.
     pub max_timeout: Duration,
     /// Most client connections.
     pub max_connections: usize,
+    /// Most of them from one address; 0: as many as there are.
+    pub max_peer_connections: usize,
     /// Longest wait for a request's head.
     pub header_timeout: Duration,
     /// Longest wait for the next request on a connection.
     pub idle_timeout: Duration,
     /// Most bytes of a control-plane body.
     pub max_json_bytes: usize,
+    /// Memory of all request bodies together, MiB.
+    pub body_memory_mb: usize,
 }

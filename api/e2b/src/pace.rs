@@ -1,7 +1,8 @@
 //! A connection that must not dawdle: once a request's first byte is there, its whole head must
 //! follow in time. How long an HTTP/1 connection may rest between requests is hyper's own limit. An
 //! HTTP/2 connection that rests is ended here: a client that only answers pings would keep its
-//! place for ever.
+//! place for ever. A connection that no key or token has made known rests no longer than a head may
+//! take.
 
 use crate::{Body, BodyError};
 use bytes::Bytes;
@@ -22,6 +23,19 @@ use tokio::time::{Sleep, sleep};
 pub(crate) struct ConnectionPace {
     requests: AtomicUsize,
     http2: AtomicBool,
+    known: AtomicBool,
+}
+
+impl ConnectionPace {
+    /// A key or token was accepted; whether it was known before.
+    pub(crate) fn make_known(&self) -> bool {
+        self.known.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether a request is under way.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.requests.load(Ordering::Relaxed) > 0
+    }
 }
 
 /// One request being answered, until its response is written or given up.
@@ -78,7 +92,7 @@ impl hyper::body::Body for HeldConnection {
 /// How long a connection may take.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PaceLimits {
-    /// For a head.
+    /// For a head, and between requests that show no key or token.
     pub(crate) head: Duration,
     /// Between requests over HTTP/2.
     pub(crate) rest: Duration,
@@ -107,8 +121,12 @@ impl<T> PacedStream<T> {
     }
 
     /// Whether it has rested for too long. Whoever polls is woken when it has.
-    fn has_rested(&mut self, context: &mut Context<'_>) -> bool {
-        let limit = self.limits.rest;
+    fn has_rested(&mut self, known: bool, context: &mut Context<'_>) -> bool {
+        let limit = if known {
+            self.limits.rest
+        } else {
+            self.limits.head
+        };
         let rest = self.rest.get_or_insert_with(|| Box::pin(sleep(limit)));
         rest.as_mut().poll(context).is_ready()
     }
@@ -121,10 +139,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for PacedStream<T> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let http2 = self.pace.http2.load(Ordering::Relaxed);
-        let busy = self.pace.requests.load(Ordering::Relaxed) > 0;
+        let known = self.pace.known.load(Ordering::Relaxed);
+        let busy = self.pace.is_busy();
         if busy {
             self.rest = None;
-        } else if http2 && self.has_rested(context) {
+        } else if (http2 || !known) && self.has_rested(known, context) {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         if http2 || busy {
@@ -192,7 +211,8 @@ mod test {
     #[tokio::test(start_paused = true)]
     async fn an_http2_connection_that_only_answers_pings_is_cut_off() {
         let (mut client, server) = duplex(64);
-        let pace = Arc::default();
+        let pace = Arc::<ConnectionPace>::default();
+        assert!(!pace.make_known());
         let mut server = PacedStream::new(server, Arc::clone(&pace), LIMITS);
         tokio::spawn(async move {
             loop {
@@ -231,9 +251,28 @@ mod test {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_connection_that_has_shown_nothing_rests_no_longer_than_a_head_takes() {
+        for known in [false, true] {
+            let (client, server) = duplex(64);
+            let pace = Arc::<ConnectionPace>::default();
+            let mut server = PacedStream::new(server, Arc::clone(&pace), LIMITS);
+            drop(BusyConnection::begin(&pace, Version::HTTP_2));
+            if known {
+                pace.make_known();
+            }
+            let begin = tokio::time::Instant::now();
+            server.read_u8().await.unwrap_err();
+            let limit = if known { LIMITS.rest } else { LIMITS.head };
+            assert!(begin.elapsed() >= limit && begin.elapsed() < limit + BOUND);
+            drop(client);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_request_may_take_its_time_and_the_next_head_may_not() {
         let (mut client, server) = duplex(64);
-        let pace = Arc::default();
+        let pace = Arc::<ConnectionPace>::default();
+        pace.make_known();
         let mut server = PacedStream::new(server, Arc::clone(&pace), LIMITS);
         let busy = BusyConnection::begin(&pace, Version::HTTP_11);
         let writer = tokio::spawn(async move {

@@ -2,7 +2,8 @@
 
 use crate::accept::accept;
 use crate::linger::LingeringBody;
-use crate::pace::{BusyConnection, ConnectionPace, PaceLimits, PacedStream};
+use crate::pace::{BusyConnection, PaceLimits, PacedStream};
+use crate::slots::{ConnectionSlot, ConnectionTable, RequestConnection, SlotLimits, SlotRefusal};
 use crate::state::AppState;
 use hyper::Request;
 use hyper::body::Incoming;
@@ -12,10 +13,10 @@ use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use rustix::net::sockopt;
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// How long requests may take to finish once the server shuts down.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -23,6 +24,10 @@ const DRAIN: Duration = Duration::from_secs(3);
 const CLOSE: Duration = Duration::from_secs(15);
 /// Most requests at one time over one HTTP/2 connection.
 const MAX_STREAMS: u32 = 256;
+
+/// Most bytes of one request, and of one connection, that HTTP/2 holds before anybody reads them.
+const STREAM_WINDOW: u32 = 128 << 10;
+const CONNECTION_WINDOW: u32 = 256 << 10;
 
 /// Serves until `stop` completes, then ends every sandbox and every connection. True if nothing was
 /// left over.
@@ -33,15 +38,27 @@ pub async fn serve(
 ) -> bool {
     let graceful = GracefulShutdown::new();
     let builder = builder(&app);
-    let slots = Arc::new(Semaphore::new(app.options.max_connections));
+    let table = ConnectionTable::new(SlotLimits {
+        all: app.options.max_connections,
+        peer: app.options.max_peer_connections,
+    });
     let accept = async {
         loop {
-            // While all slots are taken, clients wait in the listen queue.
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-                return;
-            };
-            let stream = accept(&listener, "requests").await;
-            connection(&app, &builder, &graceful, stream, slot);
+            let (stream, peer) = accept(&listener, "requests").await;
+            if let Some(slot) = place(&table, peer).await {
+                connection(
+                    &app,
+                    &builder,
+                    &graceful,
+                    stream,
+                    Place {
+                        table: Arc::clone(&table),
+                        slot,
+                    },
+                );
+            } else {
+                refuse(&stream, &app, peer);
+            }
         }
     };
     tokio::select! {
@@ -80,8 +97,49 @@ fn builder(app: &Arc<AppState>) -> Builder<TokioExecutor> {
         .keep_alive_interval(Duration::from_secs(60))
         .keep_alive_timeout(Duration::from_secs(20))
         .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(64 * 1024);
     builder
+}
+
+/// A connection's place in the table, until it has ended.
+struct Place {
+    table: Arc<ConnectionTable>,
+    slot: Arc<ConnectionSlot>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.table.leave(&self.slot);
+    }
+}
+
+/// A place for a newcomer. Waits while all are busy: others wait in the listen queue meanwhile.
+async fn place(table: &Arc<ConnectionTable>, peer: SocketAddr) -> Option<Arc<ConnectionSlot>> {
+    loop {
+        match table.admit(peer) {
+            Ok(slot) => return Some(slot),
+            Err(SlotRefusal::Peer) => return None,
+            Err(SlotRefusal::Full) => table.freed().await,
+        }
+    }
+}
+
+/// Says why, as far as that can be said without waiting.
+fn refuse(stream: &TcpStream, app: &AppState, peer: SocketAddr) {
+    let most = app.options.max_peer_connections;
+    tracing::debug!(%peer, most, "a connection over limits.max_peer_connections");
+    let text = format!(
+        "{{\"code\":503,\"message\":\"Your address has {most} connections already: close some, \
+         or raise limits.max_peer_connections\"}}"
+    );
+    let head = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{text}",
+        text.len()
+    );
+    let _ = stream.try_write(head.as_bytes());
 }
 
 fn connection(
@@ -89,7 +147,7 @@ fn connection(
     builder: &Builder<TokioExecutor>,
     graceful: &GracefulShutdown,
     stream: TcpStream,
-    slot: OwnedSemaphorePermit,
+    place: Place,
 ) {
     // Small frames of process output must not wait for each other.
     let _ = stream.set_nodelay(true);
@@ -97,14 +155,17 @@ fn connection(
     let _ = sockopt::set_socket_keepalive(&stream, true);
     let _ = sockopt::set_tcp_keepidle(&stream, Duration::from_secs(60));
     let app = Arc::clone(app);
-    let pace = Arc::<ConnectionPace>::default();
+    let slot = Arc::clone(&place.slot);
+    let pace = Arc::clone(&slot.pace);
+    let own = RequestConnection::new(&place.table, &slot);
     let limits = PaceLimits {
         head: app.options.header_timeout,
         rest: app.options.idle_timeout,
     };
     let stream = PacedStream::new(stream, Arc::clone(&pace), limits);
     let service = service_fn(move |request: Request<Incoming>| {
-        let request = request.map(LingeringBody::from);
+        let mut request = request.map(LingeringBody::from);
+        request.extensions_mut().insert(own.clone());
         let app = Arc::clone(&app);
         let busy = BusyConnection::begin(&pace, request.version());
         async move { Ok::<_, Infallible>(busy.until_written(app.serve(request).await)) }
@@ -114,9 +175,12 @@ fn connection(
         .into_owned();
     let serving = graceful.watch(serving);
     tokio::spawn(async move {
-        if let Err(error) = serving.await {
-            tracing::debug!(%error, "connection ended");
+        tokio::select! {
+            served = serving => if let Err(error) = served {
+                tracing::debug!(%error, "connection ended");
+            },
+            () = slot.given_up() => tracing::debug!("a connection gave way to another"),
         }
-        drop(slot);
+        drop(place);
     });
 }

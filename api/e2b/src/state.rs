@@ -1,16 +1,18 @@
 //! What requests share, and what they do with it alike.
 
 use crate::body::{self, Body};
+use crate::budget::{BodyBudget, BodyHold};
 use crate::control::idempotency::IdempotencyTable;
 use crate::error::ApiError;
 use crate::linger::LingeringBody;
 use crate::options::ServerOptions;
-use bytes::Bytes;
+use crate::signers::SignerSearch;
+use bytes::{Bytes, BytesMut};
 use engine::error::EngineError;
 use engine::registry::{SandboxRegistry, SandboxView};
 use engine::sandbox::Sandbox;
 use engine::template::Template;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use hyper::{Response, StatusCode};
 use serde::de::DeserializeOwned;
@@ -29,6 +31,25 @@ pub struct AppState {
     pub registry: Arc<SandboxRegistry>,
     /// Answers to creations that may be asked again.
     pub idempotency: IdempotencyTable,
+    /// Whose signatures were found.
+    pub signers: SignerSearch,
+    /// The memory of request bodies.
+    pub bodies: Arc<BodyBudget>,
+}
+
+/// A whole body, and its share of the budget.
+#[derive(Debug)]
+pub struct HeldBytes {
+    bytes: Bytes,
+    _hold: BodyHold,
+}
+
+impl std::ops::Deref for HeldBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 impl AppState {
@@ -36,9 +57,11 @@ impl AppState {
     #[must_use]
     pub fn new(options: ServerOptions, registry: Arc<SandboxRegistry>) -> Arc<Self> {
         Arc::new(Self {
+            bodies: BodyBudget::new(options.body_memory_mb),
             options,
             registry,
             idempotency: IdempotencyTable::default(),
+            signers: SignerSearch::default(),
         })
     }
 
@@ -74,24 +97,51 @@ impl AppState {
         parse_json(&self.body(body).await?)
     }
 
-    /// The whole body, within the limits of size and time.
+    /// The whole body, within the limits of size, time and memory.
     ///
     /// # Errors
-    /// [`ApiError::BodyTooLarge`], [`ApiError::BodyTooSlow`], [`ApiError::Invalid`].
-    pub async fn body(&self, body: LingeringBody) -> Result<Bytes, ApiError> {
-        let max = self.options.max_json_bytes;
-        if body.size_hint().lower() > max as u64 {
-            return Err(ApiError::BodyTooLarge(max)); // as announced: not a byte of it is waited for
-        }
-        match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, max).collect()).await {
-            Ok(Ok(whole)) => Ok(whole.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge(max)),
-            Ok(Err(error)) => Err(ApiError::Invalid(format!(
-                "The request body broke off: {error}"
-            ))),
-            Err(_) => Err(ApiError::BodyTooSlow(BODY_TIMEOUT.as_secs())),
-        }
+    /// [`ApiError::BodyTooLarge`], [`ApiError::BodyTooSlow`], [`ApiError::BodyMemory`],
+    /// [`ApiError::Invalid`].
+    pub async fn body(&self, body: LingeringBody) -> Result<HeldBytes, ApiError> {
+        let hold = self.bodies.hold(None);
+        let read = read_whole(body, self.options.max_json_bytes, &hold);
+        let bytes = tokio::select! {
+            biased;
+            why = hold.ended() => return Err(why.into()),
+            read = tokio::time::timeout(BODY_TIMEOUT, read) => {
+                read.unwrap_or(Err(ApiError::BodyTooSlow(BODY_TIMEOUT.as_secs())))?
+            }
+        };
+        hold.settle();
+        Ok(HeldBytes { bytes, _hold: hold })
     }
+}
+
+async fn read_whole(
+    mut body: LingeringBody,
+    max: usize,
+    hold: &BodyHold,
+) -> Result<Bytes, ApiError> {
+    let hint = body.size_hint();
+    if hint.lower() > max as u64 {
+        return Err(ApiError::BodyTooLarge(max)); // as announced: not a byte of it is waited for
+    }
+    let announced = hint.exact().and_then(|exact| usize::try_from(exact).ok());
+    hold.begin(announced, max);
+    hold.keep(0).await?;
+    let mut text = BytesMut::with_capacity(announced.unwrap_or(0));
+    while let Some(frame) = body.frame().await {
+        let broken = |why| ApiError::Invalid(format!("The request body broke off: {why}"));
+        let Ok(data) = frame.map_err(broken)?.into_data() else {
+            continue;
+        };
+        if text.len() + data.len() > max {
+            return Err(ApiError::BodyTooLarge(max));
+        }
+        hold.keep(data.len()).await?;
+        text.extend_from_slice(&data);
+    }
+    Ok(text.freeze())
 }
 
 /// A template's name out of what clients write; `None` if it can be no template's.

@@ -47,12 +47,16 @@ async fn prometheus_reads_what_happened() {
     let address = listener.local_addr().unwrap();
     let options = ServerOptions {
         domain: None,
+        on_loopback: true,
+        require_token: false,
         keys: e2b::auth::ApiKeys::new(&[KEY.into()]).unwrap(),
         max_timeout: Duration::from_secs(1),
         max_connections: 1,
+        max_peer_connections: 0,
         header_timeout: Duration::from_secs(1),
         idle_timeout: Duration::from_secs(1),
         max_json_bytes: 1,
+        body_memory_mb: 64,
     };
     let app = AppState::new(options, Arc::clone(&server.registry));
     let answering = tokio::spawn(e2b::metrics::serve(app, listener));

@@ -296,9 +296,17 @@ async fn connections_over_the_limit_wait_their_turn() {
         ..LimitsFile::default()
     };
     let server = Server::start_with("refuse", limits).await;
-    let first = tokio::net::TcpStream::connect(server.address)
+    // One that is known and busy: its body does not come.
+    let mut first = tokio::net::TcpStream::connect(server.address)
         .await
         .unwrap();
+    let head = format!(
+        "POST /sandboxes HTTP/1.1\r\nX-API-Key: {KEY}\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n"
+    );
+    first.write_all(head.as_bytes()).await.unwrap();
+    let mut asked = [0; 12];
+    first.read_exact(&mut asked).await.unwrap();
+    assert_eq!(&asked, b"HTTP/1.1 100");
     let second = tokio::time::timeout(Duration::from_millis(300), async {
         server.send("GET", "/health", &[], "").await
     });

@@ -61,6 +61,7 @@ fn shown(settings: Settings) -> String {
         listen,
         data_dir,
         domain,
+        require_token,
         keys: _,
         vmm,
         jail,
@@ -73,7 +74,14 @@ fn shown(settings: Settings) -> String {
     } = settings;
     assert_eq!(notes, Vec::<String>::new(), "no setting has an old name");
     let places = (listen, data_dir, domain, vmm, agent, metrics_listen);
-    format!("{places:?}\n{jail}\n{limits:?}\n{clones:?}\n{templates:?}")
+    format!(
+        "{places:?}
+{require_token}
+{jail}
+{limits:?}
+{clones:?}
+{templates:?}"
+    )
 }
 
 /// `limits.max_sandboxes` and the like, with their values.

@@ -72,6 +72,21 @@ impl EnvelopeDecoder {
         }))
     }
 
+    /// How long the envelope will be that has begun, once that is known; `None` for one that is over
+    /// the limit and will be refused.
+    #[must_use]
+    pub fn announced(&self) -> Option<usize> {
+        let (&[_, a, b, c, d], _) = self.buffer.split_first_chunk::<HEADER>()?;
+        let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+        (length <= MAX_MESSAGE).then_some(length + HEADER)
+    }
+
+    /// Bytes that have arrived and are not taken.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// Whether no byte of an unfinished envelope is waiting.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -1,9 +1,12 @@
 //! Reading Connect requests: their kind, their deadline, their messages.
 
+use crate::budget::{BodyHold, BodyRefusal};
 use crate::connect::{ConnectCode, ConnectError, MAX_MESSAGE, envelope};
 use crate::{Body, BodyError, body};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::{Body as _, Frame};
 use hyper::{HeaderMap, Response, StatusCode, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -12,8 +15,49 @@ use std::time::Duration;
 /// How long a client may pause inside one message.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a request body looks like once its HTTP origin is forgotten.
-pub type RequestBody = http_body_util::combinators::UnsyncBoxBody<Bytes, BodyError>;
+/// A request body, its HTTP origin forgotten, and what its request holds of the budget.
+#[derive(Debug)]
+pub struct RequestBody {
+    inner: UnsyncBoxBody<Bytes, BodyError>,
+    hold: BodyHold,
+}
+
+impl RequestBody {
+    /// This body, with a hold that lives as long as its request.
+    #[must_use]
+    pub fn new(inner: UnsyncBoxBody<Bytes, BodyError>, hold: BodyHold) -> Self {
+        Self { inner, hold }
+    }
+
+    /// The next frame; `None` at the end.
+    pub async fn frame(&mut self) -> Option<Result<Frame<Bytes>, BodyError>> {
+        self.inner.frame().await
+    }
+
+    /// What its request holds.
+    #[must_use]
+    pub fn hold(&self) -> &BodyHold {
+        &self.hold
+    }
+
+    /// How long it says that it is.
+    fn announced(&self) -> Option<usize> {
+        let exact = self.inner.size_hint().exact()?;
+        Some(usize::try_from(exact).unwrap_or(usize::MAX))
+    }
+
+    /// For tests: with a budget of its own.
+    #[cfg(test)]
+    pub(crate) fn alone(inner: Body) -> Self {
+        Self::new(inner, crate::budget::BodyBudget::new(64).hold(None))
+    }
+}
+
+impl From<BodyRefusal> for ConnectError {
+    fn from(why: BodyRefusal) -> Self {
+        Self::new(ConnectCode::ResourceExhausted, why.to_string())
+    }
+}
 
 /// The two shapes of a Connect call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,11 +172,21 @@ pub async fn piece(body: &mut RequestBody) -> Result<Option<Bytes>, ConnectError
 /// # Errors
 /// A body that is too long, broken, or not the JSON of an `M`.
 pub async fn unary<M: DeserializeOwned>(body: &mut RequestBody) -> Result<M, ConnectError> {
-    let mut text = BytesMut::new();
+    let announced = body.announced();
+    let length = announced.unwrap_or(0);
+    if length > MAX_MESSAGE {
+        return Err(envelope::too_large(length as u64));
+    }
+    let hold = body.hold.clone();
+    hold.begin(announced, MAX_MESSAGE);
+    // A long one waits for its turn before any of it is read.
+    hold.keep(0).await?;
+    let mut text = BytesMut::with_capacity(length);
     while let Some(data) = piece(body).await? {
         if text.len() + data.len() > MAX_MESSAGE {
             return Err(envelope::too_large((text.len() + data.len()) as u64));
         }
+        hold.keep(data.len()).await?;
         text.extend_from_slice(&data);
     }
     parse(&text)
@@ -154,7 +208,7 @@ pub fn parse<M: DeserializeOwned>(text: &[u8]) -> Result<M, ConnectError> {
         .map_err(|why| ConnectError::invalid(format!("unmarshal message: {why}")))
 }
 
-/// The messages of a client stream, one at a time.
+/// The messages of a client stream, one at a time: each is held until the next one is asked for.
 #[derive(Debug)]
 pub struct MessageStream {
     body: RequestBody,
@@ -176,6 +230,15 @@ impl MessageStream {
     /// # Errors
     /// A broken body, a bad envelope, or a message that is not an `M`.
     pub async fn next<M: DeserializeOwned>(&mut self) -> Result<Option<M>, ConnectError> {
+        let hold = &self.body.hold;
+        hold.release();
+        hold.begin(self.decoder.announced(), MAX_MESSAGE);
+        hold.keep(self.decoder.len()).await?;
+        self.another().await
+    }
+
+    /// The next message beside those that are held.
+    async fn another<M: DeserializeOwned>(&mut self) -> Result<Option<M>, ConnectError> {
         loop {
             if let Some(envelope) = self.decoder.decode()? {
                 if envelope.end_stream {
@@ -192,6 +255,9 @@ impl MessageStream {
                 ));
             };
             self.decoder.push(&data);
+            let hold = &self.body.hold;
+            hold.begin(self.decoder.announced(), MAX_MESSAGE);
+            hold.keep(data.len()).await?;
         }
     }
 
@@ -204,7 +270,8 @@ impl MessageStream {
         let Some(message) = self.next().await? else {
             return Err(ConnectError::invalid("The request has no message"));
         };
-        if self.next::<serde::de::IgnoredAny>().await?.is_some() {
+        let more = self.another::<serde::de::IgnoredAny>().await?;
+        if more.is_some() {
             return Err(ConnectError::invalid(
                 "The request has more than one message",
             ));
@@ -309,12 +376,14 @@ mod test {
 
     #[tokio::test]
     async fn unary_bodies_are_bounded() {
-        let mut big = body::full(vec![b' '; MAX_MESSAGE + 1]);
+        let mut big = RequestBody::alone(body::full(vec![b' '; MAX_MESSAGE + 1]));
         let error = unary::<Value>(&mut big).await.unwrap_err();
         assert_eq!(error.code, ConnectCode::ResourceExhausted);
-        assert_eq!(unary::<Value>(&mut body::empty()).await, Ok(json!({})));
+        let mut none = RequestBody::alone(body::empty());
+        assert_eq!(unary::<Value>(&mut none).await, Ok(json!({})));
         for bad in ["{", "[]", "null", " 7", "\"{}\""] {
-            let error = unary::<Value>(&mut body::full(bad)).await.unwrap_err();
+            let mut bad_one = RequestBody::alone(body::full(bad));
+            let error = unary::<Value>(&mut bad_one).await.unwrap_err();
             assert_eq!(error.code, ConnectCode::InvalidArgument, "{bad}");
         }
     }
@@ -322,7 +391,7 @@ mod test {
     #[tokio::test]
     async fn a_server_streams_request_has_exactly_one_message() {
         let one = envelope::message(&json!({"a": 1}));
-        let got = MessageStream::new(body::full(one.clone()))
+        let got = MessageStream::new(RequestBody::alone(body::full(one.clone())))
             .only::<Value>()
             .await;
         assert_eq!(got, Ok(json!({"a": 1})));
@@ -331,7 +400,7 @@ mod test {
             [one.clone(), one.clone()].concat(),
             one[..7].to_vec(),
         ] {
-            let error = MessageStream::new(body::full(bad))
+            let error = MessageStream::new(RequestBody::alone(body::full(bad)))
                 .only::<Value>()
                 .await
                 .unwrap_err();

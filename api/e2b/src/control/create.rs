@@ -154,7 +154,9 @@ impl CreateRequest {
             metadata,
             env,
             // From v2 on there is no choice.
-            secure: version == ApiVersion::V2 || self.secure.unwrap_or(false),
+            secure: version == ApiVersion::V2
+                || options.require_token
+                || self.secure.unwrap_or(false),
         };
         Ok((self.template_id, asked))
     }

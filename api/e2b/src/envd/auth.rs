@@ -98,26 +98,6 @@ impl FileQuery {
         })
     }
 
-    /// What the signature must be under `token`.
-    fn expected(&self, token: &str, write: bool) -> String {
-        let operation = if write { "write" } else { "read" };
-        let path = self.path.as_deref().unwrap_or_default();
-        let user = self.username.as_deref().unwrap_or_default();
-        let mut text = format!("{path}:{operation}:{user}:{token}");
-        if let Some(expiration) = &self.expiration {
-            text.push(':');
-            text.push_str(expiration);
-        }
-        format!("v1_{}", STANDARD_NO_PAD.encode(Sha256::digest(text)))
-    }
-
-    fn matches(&self, token: &str, write: bool) -> bool {
-        let Some(given) = &self.signature else {
-            return false;
-        };
-        same(given.as_bytes(), self.expected(token, write).as_bytes())
-    }
-
     /// The check of file requests, in its fixed order and words.
     ///
     /// # Errors
@@ -140,25 +120,84 @@ impl FileQuery {
         if self.signature.is_none() {
             return Err("missing signature query parameter");
         }
-        if !self.matches(token, method == Method::POST) {
-            return Err("invalid signature");
-        }
-        match self.expiration.as_deref().map(str::parse::<i64>) {
-            None => Ok(()),
-            Some(Ok(expiration)) if expiration >= now => Ok(()),
-            Some(Ok(_)) => Err("signature is already expired"),
-            Some(Err(_)) => Err("invalid signature"),
+        match self.signed(method == Method::POST) {
+            Some(signed) if signed.is_by(token) && signed.is_over(now) => {
+                Err("signature is already expired")
+            }
+            Some(signed) if signed.is_by(token) => Ok(()),
+            _ => Err("invalid signature"),
         }
     }
 }
 
-/// Whether `query` of `GET|POST /files` carries a signature made with `token`
-/// (api/PROTOCOL.md §7.13).
-/// Used to find the sandbox of a signed URL that does not name it (§1.6, rule 4). Only compares the
-/// hash; expiry is checked when the request is served. `write` is true for `POST`.
-#[must_use]
-pub fn signature_matches(token: &str, query: &str, write: bool) -> bool {
-    FileQuery::parse(query).is_some_and(|query| query.matches(token, write))
+impl FileQuery {
+    /// Its signature, if it has one that can be one. `write` is true for an upload.
+    fn signed(&self, write: bool) -> Option<SignedQuery> {
+        let given = self.signature.as_deref()?.strip_prefix("v1_")?;
+        let given = STANDARD_NO_PAD.decode(given).ok()?.try_into().ok()?;
+        let operation = if write { "write" } else { "read" };
+        let path = self.path.as_deref().unwrap_or_default();
+        let user = self.username.as_deref().unwrap_or_default();
+        // The fields are joined by colons. A path may have some; with one in the user's name what
+        // was signed for one path and user would be the signature of other ones, too.
+        if user.contains(':') {
+            return None;
+        }
+        let digits = |text: &String| text.bytes().all(|byte| byte.is_ascii_digit());
+        let until = match &self.expiration {
+            None => None,
+            Some(text) if digits(text) => Some((text.clone(), text.parse().ok()?)),
+            Some(_) => return None,
+        };
+        Some(SignedQuery {
+            given,
+            before: Sha256::new_with_prefix(format!("{path}:{operation}:{user}:")),
+            until,
+        })
+    }
+}
+
+/// The signature of a file URL (api/PROTOCOL.md §7.13), to be held against tokens: what is hashed
+/// before the token is hashed once.
+#[derive(Clone, Debug)]
+pub struct SignedQuery {
+    given: [u8; 32],
+    before: Sha256,
+    /// The end of its time, as it stands there and in seconds.
+    until: Option<(String, i64)>,
+}
+
+impl SignedQuery {
+    /// The one in `query`; `None` if there is none that can be a signature. `write` is true for
+    /// `POST`.
+    #[must_use]
+    pub fn parse(query: &str, write: bool) -> Option<Self> {
+        FileQuery::parse(query)?.signed(write)
+    }
+
+    /// The hash that is given.
+    #[must_use]
+    pub fn signature(&self) -> &[u8; 32] {
+        &self.given
+    }
+
+    /// Whether its time is over.
+    #[must_use]
+    pub fn is_over(&self, now: i64) -> bool {
+        self.until.as_ref().is_some_and(|(_, until)| *until < now)
+    }
+
+    /// Whether it was made with this token.
+    #[must_use]
+    pub fn is_by(&self, token: &str) -> bool {
+        let mut hash = self.before.clone();
+        hash.update(token);
+        if let Some((text, _)) = &self.until {
+            hash.update(":");
+            hash.update(text);
+        }
+        same(&self.given, &hash.finalize())
+    }
 }
 
 /// Fuzz entry point: any bytes as the query of a signed URL and as an Authorization header.
@@ -166,7 +205,9 @@ pub fn fuzz_signature(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     if let Some(query) = FileQuery::parse(&text) {
         let _ = query.authorize(Some("token"), &HeaderMap::new(), &Method::GET, 0);
-        let _ = query.matches("token", true);
+        let _ = query
+            .signed(true)
+            .is_some_and(|signed| signed.is_by("token"));
     }
     if let Ok(value) = header::HeaderValue::from_bytes(data) {
         let _ = username(&HeaderMap::from_iter([(header::AUTHORIZATION, value)]));
@@ -183,24 +224,45 @@ mod test {
     #[test]
     fn signatures_are_the_sdks() {
         // Computed with Python: hashlib.sha256(b"/home/user/a b.txt:read::tok:1700000000").
-        let signature = FileQuery {
-            path: Some("/home/user/a b.txt".into()),
-            expiration: Some("1700000000".into()),
-            ..FileQuery::default()
-        }
-        .expected("tok", false);
-        assert_eq!(signature, "v1_Zb1fHPqtqc4hy46/xswhKkmMyq3sFC8ry211eUZxm6k");
+        let signature = "v1_Zb1fHPqtqc4hy46/xswhKkmMyq3sFC8ry211eUZxm6k";
         let query = format!(
             "path=%2Fhome%2Fuser%2Fa+b.txt&signature={}&signature_expiration=1700000000",
             signature.replace('+', "%2B").replace('/', "%2F")
         );
-        assert!(signature_matches("tok", &query, false));
-        assert!(!signature_matches("tok", &query, true));
-        assert!(!signature_matches("tik", &query, false));
+        let by = |token, write| SignedQuery::parse(&query, write).unwrap().is_by(token);
+        assert!(by("tok", false) && !by("tok", true) && !by("tik", false));
         let query = FileQuery::parse(&query).unwrap();
         let check = |now| query.authorize(Some("tok"), &HeaderMap::new(), &Method::GET, now);
         assert_eq!(check(1_700_000_000), Ok(()));
         assert_eq!(check(1_700_000_001), Err(EXPIRED));
+    }
+
+    /// What was signed for one file of one user is not good for another file or user, whatever the
+    /// names have in them.
+    #[test]
+    fn a_colon_shifts_no_field() {
+        let sign = |text: &str| STANDARD_NO_PAD.encode(Sha256::digest(text));
+        let signature = sign("/a:read:b:read:user:tok").replace('+', "%2B");
+        let query = |path: &str, user: &str, more: &str| {
+            let query = format!("path={path}&username={user}&signature=v1_{signature}{more}");
+            FileQuery::parse(&query).unwrap()
+        };
+        let none = HeaderMap::new();
+        let check =
+            |query: &FileQuery| query.authorize(Some("tok"), &none, &Method::GET, 1_700_000_000);
+        assert_eq!(check(&query("/a:read:b", "user", "")), Ok(()));
+        let shifted = query("/a", "b:read:user", "");
+        assert_eq!(check(&shifted), Err("invalid signature"));
+        for expiration in ["1:2", "+1", "-1", "soon", "99999999999999999999"] {
+            let text = format!("/a:read:user:tok:{expiration}");
+            let query = FileQuery {
+                path: Some("/a".into()),
+                username: Some("user".into()),
+                signature: Some(format!("v1_{}", sign(&text))),
+                expiration: Some(expiration.into()),
+            };
+            assert_eq!(check(&query), Err("invalid signature"), "{expiration}");
+        }
     }
 
     #[test]

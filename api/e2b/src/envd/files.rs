@@ -37,6 +37,7 @@ pub(super) async fn serve(
     query
         .authorize(token, &parts.headers, &parts.method, now)
         .map_err(|why| HttpError::new(StatusCode::UNAUTHORIZED, why))?;
+    crate::slots::accepted_parts(&parts.extensions);
     let name = match &query.username {
         Some(name) => Some(name.clone()),
         None => auth::username(&parts.headers)?,
@@ -201,20 +202,43 @@ fn headers(headers: &mut HeaderMap, path: &str, entry: &FileEntry, first: &[u8])
         headers.insert(header::LAST_MODIFIED, time);
     }
     let name = filesystem::name(path.as_bytes());
-    if let Ok(value) = HeaderValue::from_str(&disposition(&name)) {
+    let way = if is_passive(kind) {
+        "inline"
+    } else {
+        "attachment"
+    };
+    if let Ok(value) = HeaderValue::from_str(&disposition(way, &name)) {
         headers.insert(header::CONTENT_DISPOSITION, value);
     }
+    // What a sandbox wrote must not run in the name of this server in a browser.
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    headers.insert(
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static("sandbox; default-src 'none'"),
+    );
 }
 
-/// `inline; filename=…`, bare, quoted or extended, as the name needs.
-fn disposition(name: &str) -> String {
+/// Whether a browser shows content of this type without running any of it. Whatever else there is
+/// is saved, not shown.
+fn is_passive(kind: &str) -> bool {
+    let image = kind.starts_with("image/") && kind != "image/svg+xml";
+    let medium = kind.starts_with("audio/") || kind.starts_with("video/");
+    let text = kind.starts_with("text/plain") || kind.starts_with("text/csv");
+    image || medium || text || kind == "application/json"
+}
+
+/// `inline; filename=…` or `attachment; …`, bare, quoted or extended, as the name needs.
+fn disposition(way: &str, name: &str) -> String {
     let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$&+-.^_`|~".contains(&byte);
     if name.bytes().all(token) {
-        return format!("inline; filename={name}");
+        return format!("{way}; filename={name}");
     }
     if name.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
         let escaped = name.replace('\\', "\\\\").replace('"', "\\\"");
-        return format!("inline; filename=\"{escaped}\"");
+        return format!("{way}; filename=\"{escaped}\"");
     }
     let encoded: String = name
         .bytes()
@@ -226,7 +250,7 @@ fn disposition(name: &str) -> String {
             }
         })
         .collect();
-    format!("inline; filename*=utf-8''{encoded}")
+    format!("{way}; filename*=utf-8''{encoded}")
 }
 
 /// By the name's ending, else by the look of the first bytes.
@@ -330,12 +354,31 @@ mod test {
 
     #[test]
     fn dispositions() {
-        assert_eq!(disposition("a.txt"), "inline; filename=a.txt");
+        assert_eq!(disposition("inline", "a.txt"), "inline; filename=a.txt");
         assert_eq!(
-            disposition("a \"b\".txt"),
-            "inline; filename=\"a \\\"b\\\".txt\""
+            disposition("attachment", "a \"b\".txt"),
+            "attachment; filename=\"a \\\"b\\\".txt\""
         );
-        assert_eq!(disposition("ä\n"), "inline; filename*=utf-8''%C3%A4%0A");
+        assert_eq!(
+            disposition("inline", "ä\n"),
+            "inline; filename*=utf-8''%C3%A4%0A"
+        );
+    }
+
+    #[test]
+    fn what_can_run_in_a_browser_is_saved_and_not_shown() {
+        for active in [
+            "html", "htm", "svg", "xml", "js", "mjs", "css", "pdf", "wasm", "bin",
+        ] {
+            let kind = content_type(&format!("/a.{active}"), b"\0");
+            assert!(!is_passive(kind), "{active}: {kind}");
+        }
+        for passive in ["txt", "png", "jpg", "mp4", "wav", "csv", "json"] {
+            assert!(
+                is_passive(content_type(&format!("/a.{passive}"), b"")),
+                "{passive}"
+            );
+        }
     }
 
     #[test]

@@ -24,10 +24,11 @@ mod test;
 mod upload;
 
 use crate::Body;
+use crate::budget::{BodyBudget, BodyRefusal};
 use crate::connect::request::{self, CallKind, MessageStream, RequestBody};
 use crate::connect::{ConnectCode, ConnectError, stream};
 use crate::linger::LingeringBody;
-pub use auth::{admits, fuzz_signature, signature_matches};
+pub use auth::{SignedQuery, admits, fuzz_signature};
 use engine::sandbox::Sandbox;
 pub use filesystem::fuzz_filesystem_json;
 use http::HttpError;
@@ -46,9 +47,30 @@ use std::sync::Arc;
 /// Answers one request to port 49983 of `sandbox`. The caller has resolved the sandbox; the access
 /// token is checked here (api/PROTOCOL.md §7.5). Never fails: errors are responses. A body that
 /// cannot be finished because the sandbox ended yields an error, so that the connection is dropped.
-pub async fn serve(sandbox: &Arc<Sandbox>, request: Request<LingeringBody>) -> Response<Body> {
+///
+/// What the body takes of `bodies` it holds until the answer begins.
+pub async fn serve(
+    bodies: &Arc<BodyBudget>,
+    sandbox: &Arc<Sandbox>,
+    request: Request<LingeringBody>,
+) -> Response<Body> {
     let (parts, body) = request.into_parts();
-    serve_parts(sandbox, &parts, body.map_err(Into::into).boxed_unsync()).await
+    let hold = bodies.hold(Some(&sandbox.id));
+    let body = RequestBody::new(body.map_err(Into::into).boxed_unsync(), hold.clone());
+    tokio::select! {
+        biased;
+        why = hold.ended() => too_slow(&parts.headers, why),
+        response = serve_parts(sandbox, &parts, body) => response,
+    }
+}
+
+/// The answer to a request that held memory, was slow, and was ended because others waited.
+fn too_slow(headers: &HeaderMap, why: BodyRefusal) -> Response<Body> {
+    match request::kind(headers) {
+        Some(CallKind::Stream) => stream::finished(None, Err(&why.into())),
+        Some(CallKind::Unary) => request::answer::<Value>(&Err(why.into())),
+        None => HttpError::new(StatusCode::TOO_MANY_REQUESTS, why.to_string()).response(),
+    }
 }
 
 async fn serve_parts(sandbox: &Arc<Sandbox>, parts: &Parts, body: RequestBody) -> Response<Body> {
@@ -75,6 +97,7 @@ async fn route(sandbox: &Arc<Sandbox>, parts: &Parts, body: RequestBody) -> Resp
     if !auth::token_ok(sandbox.access_token.as_deref(), &parts.headers) {
         return HttpError::new(StatusCode::UNAUTHORIZED, auth::UNAUTHORIZED).response();
     }
+    crate::slots::accepted_parts(&parts.extensions);
     let segments: Vec<&str> = path.split('/').skip(1).collect();
     match (&parts.method, segments.as_slice()) {
         (&Method::POST, ["process.Process", method]) => {

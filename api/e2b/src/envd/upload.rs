@@ -1,6 +1,7 @@
 //! `POST /files`: uploads, streamed with back-pressure, never held (api/PROTOCOL.md §7.12).
 
 use crate::Body;
+use crate::budget::BodyRefusal;
 use crate::connect::request::RequestBody;
 use crate::envd::http::{HttpError, json_response};
 use crate::envd::multipart::{MultipartEvent, MultipartParser};
@@ -9,7 +10,6 @@ use crate::envd::{fail, filesystem};
 use bytes::{Bytes, BytesMut};
 use engine::sandbox::Sandbox;
 use flate2::write::GzDecoder;
-use http_body_util::BodyExt;
 use hyper::{HeaderMap, Response, StatusCode, header};
 use link::{FileEntry, FileWriter};
 use serde_json::{Value, json};
@@ -21,6 +21,8 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Most files of one request.
 const MAX_FILES: usize = 10_000;
+/// Most bytes of the paths of one request's files: they are remembered to its end.
+const MAX_PATHS: usize = 2 << 20;
 /// Compressed bytes that are inflated at once: at most about a thousand times as many come out.
 const INFLATE: usize = 256;
 /// After a failure, how long and how much of the rest of an upload is read and thrown away.
@@ -109,6 +111,8 @@ async fn multipart(
     let mut files = Vec::new();
     let mut seen = HashSet::new();
     let mut target: Option<UploadTarget> = None;
+    let (hold, mut paths) = (source.body.hold().clone(), 0);
+    hold.begin(None, MAX_PATHS);
     while let Some(bytes) = source.next().await? {
         parser.push(&bytes);
         while let Some(event) = parser.next().map_err(bad)? {
@@ -129,11 +133,16 @@ async fn multipart(
                             "you cannot upload multiple files to the same path '{path}' in one request"
                         )));
                     }
-                    if seen.len() > MAX_FILES {
+                    paths += opened.path.len();
+                    if seen.len() > MAX_FILES || paths > MAX_PATHS {
                         return Err(HttpError::bad(format!(
-                            "More than {MAX_FILES} files in one request"
+                            "More than {MAX_FILES} files in one request, or more than {MAX_PATHS} \
+                             bytes of their paths; send them in several"
                         )));
                     }
+                    hold.keep(opened.path.len())
+                        .await
+                        .map_err(|why| too_many(&why))?;
                     target = Some(opened);
                 }
                 MultipartEvent::Data(bytes) => {
@@ -192,6 +201,10 @@ impl UploadTarget {
             Err(error) => Err(fail::file(sandbox, error, &self.path, &self.user).await),
         }
     }
+}
+
+fn too_many(why: &BodyRefusal) -> HttpError {
+    HttpError::new(StatusCode::TOO_MANY_REQUESTS, why.to_string())
 }
 
 fn written(entry: &FileEntry) -> Value {
@@ -279,7 +292,10 @@ impl UploadSource {
                     return Err(HttpError::bad(format!("The request body broke off: {why}")));
                 }
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) if !data.is_empty() => return Ok(Some(data)),
+                    Ok(data) if !data.is_empty() => {
+                        self.body.hold().progress(data.len());
+                        return Ok(Some(data));
+                    }
                     _ => {}
                 },
             }
@@ -336,7 +352,8 @@ mod test {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
         encoder.write_all(&zeroes).unwrap();
         let packed = encoder.finish().unwrap();
-        let mut source = UploadSource::new(&gzip_headers(), body::full(packed)).unwrap();
+        let mut source =
+            UploadSource::new(&gzip_headers(), RequestBody::alone(body::full(packed))).unwrap();
         let mut total = 0;
         while let Some(bytes) = source.next().await.unwrap() {
             assert!(bytes.len() <= 1 << 20, "a piece of {} bytes", bytes.len());
@@ -353,7 +370,8 @@ mod test {
         let mut cut = encoder.finish().unwrap();
         cut.truncate(cut.len() - 6);
         for bytes in [b"plain text, no gzip".to_vec(), cut] {
-            let mut source = UploadSource::new(&gzip_headers(), body::full(bytes)).unwrap();
+            let mut source =
+                UploadSource::new(&gzip_headers(), RequestBody::alone(body::full(bytes))).unwrap();
             let error = loop {
                 match source.next().await {
                     Ok(Some(_)) => {}

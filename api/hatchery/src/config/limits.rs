@@ -19,12 +19,16 @@ pub struct LimitSettings {
     pub boot_timeout: Duration,
     /// Most client connections.
     pub max_connections: usize,
+    /// Most of them from one address; 0: as many as there are.
+    pub max_peer_connections: usize,
     /// Longest wait for a request's head.
     pub header_timeout: Duration,
     /// Longest wait for the next request on a connection.
     pub idle_timeout: Duration,
     /// Most bytes of a control-plane body.
     pub max_json_bytes: usize,
+    /// Memory of all request bodies together, MiB.
+    pub body_memory_mb: usize,
 }
 
 impl LimitSettings {
@@ -71,6 +75,12 @@ impl LimitSettings {
                 1 << 20,
                 "1 to 1048576",
             )?,
+            max_peer_connections: in_range(
+                "limits.max_peer_connections",
+                file.max_peer_connections.unwrap_or(0),
+                0..=1 << 20,
+                "0 to 1048576",
+            )?,
             header_timeout: seconds("limits.header_timeout", file.header_timeout, 10)?,
             idle_timeout: seconds("limits.idle_timeout", file.idle_timeout, 620)?,
             max_json_bytes: count(
@@ -79,6 +89,12 @@ impl LimitSettings {
                 1 << 20,
                 1 << 28,
                 "1 to 268435456",
+            )?,
+            body_memory_mb: in_range(
+                "limits.body_memory_mb",
+                file.body_memory_mb.unwrap_or(256),
+                64..=1 << 20,
+                "64 to 1048576",
             )?,
         })
     }

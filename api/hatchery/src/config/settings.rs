@@ -34,6 +34,8 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// The sandboxes' domain.
     pub domain: Option<String>,
+    /// Whether every creation gets a token.
+    pub require_token: bool,
     /// Who may use the control plane.
     pub keys: ApiKeys,
     /// The VM program.
@@ -88,6 +90,7 @@ impl Settings {
                 .or(file.data_dir)
                 .unwrap_or_else(|| "hatchery-data".into()),
             domain: over.domain.or(file.domain),
+            require_token: file.require_token.unwrap_or(false),
             keys,
             vmm: find(over.vmm.or(file.vmm), "hatchery-vmm"),
             jail: over.jail.or(file.jail).unwrap_or_default(),
@@ -119,12 +122,16 @@ impl Settings {
     pub fn server_options(&self) -> ServerOptions {
         ServerOptions {
             domain: self.domain.clone(),
+            on_loopback: self.listen.ip().is_loopback(),
+            require_token: self.require_token,
             keys: self.keys.clone(),
             max_timeout: self.limits.max_timeout,
             max_connections: self.limits.max_connections,
+            max_peer_connections: self.limits.max_peer_connections,
             header_timeout: self.limits.header_timeout,
             idle_timeout: self.limits.idle_timeout,
             max_json_bytes: self.limits.max_json_bytes,
+            body_memory_mb: self.limits.body_memory_mb,
         }
     }
 }

@@ -19,6 +19,9 @@ pub struct ConfigFile {
     pub data_dir: Option<PathBuf>,
     /// Domain of the sandboxes' host names (`{port}-{id}.{domain}`), told to clients. No default.
     pub domain: Option<String>,
+    /// Whether every new sandbox has a token, also one that is created by the old API without
+    /// `secure`. Clients from before tokens cannot use it then. Default false.
+    pub require_token: Option<bool>,
     /// Keys that clients send as `X-API-KEY`.
     #[serde(default)]
     pub api_keys: Vec<String>,
@@ -70,12 +73,18 @@ pub struct LimitsFile {
     pub boot_timeout: Option<u32>,
     /// Most client connections at one time. Default 4096.
     pub max_connections: Option<usize>,
+    /// Most of them from one address, for IPv6 from one network of 64 bits. 0: as many as there
+    /// are, as behind a proxy, where all clients have one address. Default 0.
+    pub max_peer_connections: Option<usize>,
     /// Longest time for a request's head to arrive, seconds. Default 10.
     pub header_timeout: Option<u32>,
     /// Longest time a connection may stay without a request, seconds. Default 620.
     pub idle_timeout: Option<u32>,
     /// Most bytes of a control-plane request's body. Default 1048576.
     pub max_json_bytes: Option<usize>,
+    /// Memory that all request bodies together may take while they are read and used, MiB; more
+    /// wait their turn, and are refused after 20 s. Default 256.
+    pub body_memory_mb: Option<usize>,
 }
 
 /// The `[clones]` table as typed.

@@ -91,7 +91,8 @@ impl Server {
     /// With stand-ins of this mode, and what the operator says of missing walls.
     pub(crate) async fn start_jailed(mode: &str, jail: JailMode) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        Self::start_all(dir, mode, LimitsFile::default(), None, jail).await
+        let change = |file: &mut ConfigFile| file.jail = Some(jail);
+        Self::start_changed(dir, mode, LimitsFile::default(), None, change).await
     }
 
     /// The same in a folder that may be another server's, which has stopped.
@@ -101,15 +102,16 @@ impl Server {
         limits: LimitsFile,
         pool_size: Option<usize>,
     ) -> Self {
-        Self::start_all(dir, mode, limits, pool_size, JailMode::Required).await
+        Self::start_changed(dir, mode, limits, pool_size, |_| {}).await
     }
 
-    async fn start_all(
+    /// The same with more changed in the configuration.
+    pub(crate) async fn start_changed(
         dir: tempfile::TempDir,
         mode: &str,
         limits: LimitsFile,
         pool_size: Option<usize>,
-        jail: JailMode,
+        change: impl FnOnce(&mut ConfigFile),
     ) -> Self {
         let vmm = dir.path().join(format!("fake-vmm-{mode}"));
         let _ = std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_fake-vmm"), &vmm);
@@ -124,9 +126,9 @@ impl Server {
         } else {
             agent().to_owned()
         };
-        let file = ConfigFile {
+        let mut file = ConfigFile {
             vmm: Some(vmm),
-            jail: Some(jail),
+            jail: Some(JailMode::Required),
             agent: Some(agent),
             api_keys: vec![KEY.into()],
             limits,
@@ -137,6 +139,7 @@ impl Server {
             pool: PoolFile { size: pool_size },
             ..ConfigFile::default()
         };
+        change(&mut file);
         let settings = Settings::new(file, Overrides::default(), dir.path()).unwrap();
         let state = DataFolder::open(&dir.path().join("data")).unwrap();
         let launcher = MachineLauncher {

@@ -1,0 +1,96 @@
+//! Names that a server on a loopback address answers to.
+//!
+//! A web page can have its own name point at 127.0.0.1 and make the browser ask this server in the
+//! page's name. It has no key and no token then, so all that it could reach are sandboxes without
+//! a token: those are not for requests under a name that is not this server's.
+
+use hyper::Uri;
+use hyper::header::{HOST, HeaderMap};
+use std::net::{IpAddr, Ipv6Addr};
+
+/// Whether a request came under a name that is neither this machine's, nor an address, nor of the
+/// sandboxes' domain.
+pub(crate) fn is_foreign(uri: &Uri, headers: &HeaderMap, domain: Option<&str>) -> bool {
+    let header = headers.get(HOST).map(|host| host.to_str().unwrap_or("?"));
+    let authority = uri.authority().map(hyper::http::uri::Authority::as_str);
+    // A client that names nobody is no browser.
+    let Some(host) = authority.or(header) else {
+        return false;
+    };
+    let name = name(host).to_ascii_lowercase();
+    let ours = |ours: &str| name.strip_suffix(ours).is_some_and(ends_label);
+    let domain = domain.map(|domain| name_of_domain(domain).to_ascii_lowercase());
+    !(is_address(&name) || ours("localhost") || domain.is_some_and(|domain| ours(&domain)))
+}
+
+/// Whether what is before a suffix ends a label.
+fn ends_label(before: &str) -> bool {
+    before.is_empty() || before.ends_with('.')
+}
+
+/// A host without its port and its final dot.
+fn name(host: &str) -> &str {
+    let end = if host.starts_with('[') {
+        host.find(']').map_or(host.len(), |at| at + 1)
+    } else {
+        host.find(':').unwrap_or(host.len())
+    };
+    host[..end].trim_end_matches('.')
+}
+
+fn name_of_domain(domain: &str) -> &str {
+    name(domain).trim_start_matches('.')
+}
+
+fn is_address(name: &str) -> bool {
+    let v6 = name.strip_prefix('[').and_then(|v6| v6.strip_suffix(']'));
+    v6.is_some_and(|v6| v6.parse::<Ipv6Addr>().is_ok()) || name.parse::<IpAddr>().is_ok()
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn foreign(host: &str, domain: Option<&str>) -> bool {
+        let headers = HeaderMap::from_iter([(HOST, host.parse().unwrap())]);
+        is_foreign(&Uri::from_static("/"), &headers, domain)
+    }
+
+    #[test]
+    fn this_machines_names_and_addresses_are_ours() {
+        for ours in [
+            "localhost",
+            "LocalHost:3000",
+            "localhost.",
+            "49983-i1.localhost:3000",
+            "127.0.0.1:3000",
+            "10.1.2.3",
+            "[::1]:3000",
+            "49983-i1.sandbox.example.com",
+            "api.sandbox.example.com",
+            "sandbox.example.com",
+        ] {
+            assert!(!foreign(ours, Some("sandbox.example.com:443")), "{ours}");
+        }
+        assert!(!is_foreign(&Uri::from_static("/"), &HeaderMap::new(), None));
+    }
+
+    #[test]
+    fn other_names_are_foreign() {
+        for other in [
+            "attacker.example",
+            "49983-i1.attacker.example:3000",
+            "notlocalhost",
+            "evilsandbox.example.com",
+            "127.0.0.1.attacker.example",
+            "[::1",
+            "",
+        ] {
+            assert!(foreign(other, Some("sandbox.example.com")), "{other}");
+        }
+        assert!(foreign("49983-i1.sandbox.example.com", None));
+        let authority = Uri::from_static("http://attacker.example/files");
+        let headers = HeaderMap::from_iter([(HOST, "localhost".parse().unwrap())]);
+        assert!(is_foreign(&authority, &headers, None), "as HTTP/2 has it");
+    }
+}
