@@ -121,7 +121,8 @@ fn cd(place: &LabPlace, kernel: &LabKernel, model: IntelModel) -> Result<PathBuf
     copy(&kernel.image(), "vmlinuz")?;
     copy(&place.initrd(), "initrd")?;
     let menu = format!(
-        "default lab\nlabel lab\n  kernel vmlinuz\n  initrd initrd\n  append {} {KERNEL_OPTIONS} {}\n",
+        "default lab\nlabel lab\n  kernel vmlinuz\n  initrd initrd\n  append {} {KERNEL_OPTIONS} \
+         {}\n",
         qemu::fast_command_line(),
         model.kernel_options()
     );

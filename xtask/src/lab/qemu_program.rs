@@ -1,10 +1,10 @@
 //! Which QEMU emulates a lab: a newer one than Debian 12's, which takes a sixth less time.
 //!
-//! Debian's own QEMU 10 for Debian 12 is in its backports. It is fetched from there by a source list
-//! of its own, so that the machine's list stays as it is, checked by apt with Debian's keys, and
-//! unpacked into the cache, not installed: the libraries that it needs come with the installed one.
-//! Instructions are counted as 7.2 counts them: the medians of `bench clone` differ by 0.2 % at
-//! most.
+//! Debian's own QEMU 10 for Debian 12 is in its backports. It is fetched from there by a source
+//! list of its own, so that the machine's list stays as it is, checked by apt with Debian's keys,
+//! and unpacked into the cache, not installed: the libraries that it needs come with the installed
+//! one. Instructions are counted as 7.2 counts them: the medians of `bench clone` differ by 0.2 %
+//! at most.
 
 use crate::kernel::output;
 use crate::{cache, deps};
