@@ -101,8 +101,8 @@ impl AgentStream {
     }
 }
 
-/// The error for bytes of a channel that does not belong to `request`: who read on would read for as
-/// long as a guest sends.
+/// The error for bytes of a channel that does not belong to `request`: who read on would read for
+/// as long as a guest sends.
 pub(crate) fn unasked_data(request: &'static str, channel: DataChannel) -> LinkError {
     LinkError::Unexpected {
         request,

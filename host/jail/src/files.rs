@@ -51,7 +51,8 @@ pub fn landlock_version() -> u32 {
 
 /// Takes away every right to the file system and to TCP ports, and to reach sockets and processes
 /// outside. Open descriptors keep working. Holds for the calling thread and the threads it starts
-/// afterwards. Tells whether the kernel enforces it; older ones know less, see [`landlock_version`].
+/// afterwards. Tells whether the kernel enforces it; older ones know less: see
+/// [`landlock_version`].
 ///
 /// # Errors
 /// [`JailError::Landlock`]. A kernel without Landlock is no error, see the result.

@@ -209,6 +209,17 @@ impl FakeMachine {
     fn is_copy(&self) -> bool {
         matches!(self.spec.boot_source, BootSource::Snapshot { .. })
     }
+
+    /// Whether its guest does as soon as it is started.
+    fn panics(&self, mode: &str) -> bool {
+        let unlucky = |id: &str| id.ends_with(|c| ('a'..='i').contains(&c));
+        match mode {
+            "panic" => true,
+            "unlucky" => unlucky(&self.spec.sandbox_id),
+            "crash" => self.is_copy(),
+            _ => false,
+        }
+    }
 }
 
 fn say(event: &Event) -> Result<(), Box<dyn Error>> {
@@ -275,6 +286,16 @@ fn configure(mode: &str, news: &Receiver<VmNews>) -> Result<Option<FakeMachine>,
     }))
 }
 
+/// Says what nobody asked, until nobody hears it.
+fn chat() -> Box<dyn Error> {
+    loop {
+        let message = "asked to say so".into();
+        if let Err(error) = say(&Event::Failed { message }) {
+            return error;
+        }
+    }
+}
+
 /// Until the machine ends; says why.
 fn serve(
     mode: &str,
@@ -307,29 +328,14 @@ fn serve(
             }
             VmNews::Request(request, fds) => match *request {
                 Request::Start if machine.agent.is_some() => machine.signal(Signal::CONT),
+                Request::Start if machine.panics(mode) => return Ok(ExitCause::GuestPanic),
+                Request::Start if mode == "chatty" => return Err(chat()),
+                Request::Start if mode == "noagent" => {}
                 Request::Start => {
-                    let panic = match mode {
-                        "panic" => true,
-                        "unlucky" => machine
-                            .spec
-                            .sandbox_id
-                            .ends_with(|c| ('a'..='i').contains(&c)),
-                        "crash" => machine.is_copy(),
-                        _ => false,
-                    };
-                    while mode == "chatty" {
-                        let message = "asked to say so".into();
-                        say(&Event::Failed { message })?;
-                    }
-                    if mode != "noagent" && !panic {
-                        let child = start_agent(machine, RelayLie::of(mode))?;
-                        machine.agent = Some(Pid::from_child(&child));
-                        let sender = sender.clone();
-                        std::thread::spawn(move || wait(child, &sender));
-                    }
-                    if panic {
-                        return Ok(ExitCause::GuestPanic);
-                    }
+                    let child = start_agent(machine, RelayLie::of(mode))?;
+                    machine.agent = Some(Pid::from_child(&child));
+                    let sender = sender.clone();
+                    std::thread::spawn(move || wait(child, &sender));
                 }
                 Request::Save(to) if to.ahead => {
                     copied = Some((to, fds));
