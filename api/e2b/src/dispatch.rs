@@ -61,39 +61,39 @@ impl AppState {
             .headers()
             .get("x-api-key")
             .ok_or(ApiError::Unauthorized)?;
-        if !self.options.keys.accepts(key.as_bytes()) {
-            return Err(ApiError::Unauthorized);
-        }
+        let known = self.options.keys.caller(key.as_bytes());
+        let who = known.ok_or(ApiError::Unauthorized)?;
         slots::accepted(&request);
+        // What belongs to another caller is not there, in each of these: see the engine's `owner`.
         match route? {
             Route::Health => Ok(health::handle(self)),
-            Route::Create(version) => create::handle(self, version, request).await,
-            Route::Batch => batch::handle(self, request).await,
-            Route::List(version) => list::handle(self, version, request.uri().query()),
-            Route::MetricsOfMany => metrics::of_many(self, request.uri().query()).await,
-            Route::Get(id) => get::handle(self, &id),
-            Route::Kill(id) => kill::handle(self, &id).await,
-            Route::Timeout(id) => timeout::set(self, &id, request).await,
-            Route::Refresh(id) => timeout::refresh(self, &id, request).await,
-            Route::Connect(id, version) => connect::handle(self, &id, version, request).await,
-            Route::Pause(id) => pause::handle(self, &id, request).await,
-            Route::Resume(id) => connect::resume(self, &id, request).await,
-            Route::Fork(id) => fork::fork(self, &id, request).await,
-            Route::Reset(id) => reset::reset(self, &id, request).await,
-            Route::Checkpoint(id) => checkpoints::take(self, &id, request).await,
-            Route::Checkpoints(id) => checkpoints::list(self, &id),
-            Route::DeleteCheckpoint(id, word) => checkpoints::delete(self, &id, &word).await,
-            Route::Snapshot(id) => snapshots::take(self, &id, request).await,
-            Route::Snapshots => snapshots::list(self, request.uri().query()),
-            Route::DeleteTemplate(name) => snapshots::delete(self, &name).await,
-            Route::Metrics(id) => metrics::of_one(self, &id, request.uri().query()).await,
-            Route::Logs(id, version) => get::logs(self, &id, version),
+            Route::Create(version) => create::handle(self, who, version, request).await,
+            Route::Batch => batch::handle(self, who, request).await,
+            Route::List(version) => list::handle(self, who, version, request.uri().query()),
+            Route::MetricsOfMany => metrics::of_many(self, who, request.uri().query()).await,
+            Route::Get(id) => get::handle(self, who, &id),
+            Route::Kill(id) => kill::handle(self, who, &id).await,
+            Route::Timeout(id) => timeout::set(self, who, &id, request).await,
+            Route::Refresh(id) => timeout::refresh(self, who, &id, request).await,
+            Route::Connect(id, version) => connect::handle(self, who, &id, version, request).await,
+            Route::Pause(id) => pause::handle(self, who, &id, request).await,
+            Route::Resume(id) => connect::resume(self, who, &id, request).await,
+            Route::Fork(id) => fork::fork(self, who, &id, request).await,
+            Route::Reset(id) => reset::reset(self, who, &id, request).await,
+            Route::Checkpoint(id) => checkpoints::take(self, who, &id, request).await,
+            Route::Checkpoints(id) => checkpoints::list(self, who, &id),
+            Route::DeleteCheckpoint(id, word) => checkpoints::delete(self, who, &id, &word).await,
+            Route::Snapshot(id) => snapshots::take(self, who, &id, request).await,
+            Route::Snapshots => snapshots::list(self, who, request.uri().query()),
+            Route::DeleteTemplate(name) => snapshots::delete(self, who, &name).await,
+            Route::Metrics(id) => metrics::of_one(self, who, &id, request.uri().query()).await,
+            Route::Logs(id, version) => get::logs(self, who, &id, version),
             Route::Templates => Ok(templates::list(self)),
             Route::Template(name) => templates::get(self, &name),
             Route::TemplateAlias(name) => templates::alias(self, &name),
             Route::NotYet(what, of) => {
                 if let Some(id) = of {
-                    self.look(&id)?;
+                    self.look(who, &id)?;
                 }
                 Err(ApiError::NotYet(what))
             }

@@ -3,6 +3,7 @@
 use crate::budget::BodyRefusal;
 use crate::{Body, body};
 use engine::error::EngineError;
+use engine::quota::LimitKind;
 use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
@@ -96,6 +97,13 @@ impl ApiError {
             Self::BodyMemory(_) => (Some(true), Some(1)),
             // Time alone does not help, but a sandbox that ends does.
             Self::Engine(EngineError::TooManySandboxes { .. }) => (Some(false), Some(1)),
+            // Here time alone does help.
+            Self::Engine(EngineError::LimitReached(reached)) if reached.again.is_some() => {
+                let wait = reached.again.unwrap_or_default().as_secs();
+                let wait = u32::try_from(wait).unwrap_or(u32::MAX).saturating_add(1);
+                (Some(true), Some(wait))
+            }
+            Self::Engine(EngineError::LimitReached(_)) => (Some(false), Some(1)),
             Self::Engine(EngineError::NoMemory { .. }) => (Some(false), Some(5)),
             _ if self.status().is_server_error() => (Some(false), None),
             _ => (None, None),
@@ -137,6 +145,10 @@ fn words(error: &EngineError) -> String {
             "You have reached the maximum number of concurrent E2B sandboxes ({max}). Kill one, or \
              raise limits.max_sandboxes"
         ),
+        EngineError::LimitReached(reached) if reached.kind == LimitKind::Running => format!(
+            "You have reached the maximum number of concurrent E2B sandboxes ({}). {reached}",
+            reached.max
+        ),
         other => other.to_string(),
     }
 }
@@ -148,7 +160,9 @@ fn engine_status(error: &EngineError) -> StatusCode {
         | EngineError::TemplateNotFound(_)
         | EngineError::CheckpointNotFound { .. } => StatusCode::NOT_FOUND,
         EngineError::Conflict(_) | EngineError::TooManyCheckpoints { .. } => StatusCode::CONFLICT,
-        EngineError::TooManySandboxes { .. } => StatusCode::TOO_MANY_REQUESTS,
+        EngineError::TooManySandboxes { .. } | EngineError::LimitReached(_) => {
+            StatusCode::TOO_MANY_REQUESTS
+        }
         EngineError::ShuttingDown | EngineError::NoMemory { .. } => StatusCode::SERVICE_UNAVAILABLE,
         EngineError::StartFailed(_)
         | EngineError::PauseFailed(_)
@@ -162,6 +176,13 @@ fn engine_status(error: &EngineError) -> StatusCode {
 fn engine_code(error: &EngineError) -> Option<&'static str> {
     match error {
         EngineError::TooManySandboxes { .. } => Some("sandbox_limit_reached"),
+        EngineError::LimitReached(reached) => match reached.kind {
+            LimitKind::Running => Some("sandbox_limit_reached"),
+            LimitKind::Paused => Some("paused_limit_reached"),
+            LimitKind::Snapshots => Some("snapshot_limit_reached"),
+            LimitKind::StoredBytes => Some("stored_bytes_limit_reached"),
+            LimitKind::Creations => Some("creation_rate_limit_reached"),
+        },
         EngineError::NoMemory { .. } => Some("host_memory_low"),
         EngineError::TemplateNotFound(_) => Some("template_not_found"),
         EngineError::CheckpointNotFound { .. } => Some("checkpoint_not_found"),

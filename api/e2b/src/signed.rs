@@ -38,7 +38,7 @@ impl AppState {
             token.is_some_and(|token| signed.is_by(token))
         };
         if let Some(id) = self.signers.remembered(signed.signature())
-            && self.registry.look(&id).as_ref().is_some_and(by)
+            && self.registry.look_any(&id).as_ref().is_some_and(by)
         {
             return Ok(id);
         }

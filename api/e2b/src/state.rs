@@ -9,6 +9,7 @@ use crate::options::ServerOptions;
 use crate::signers::SignerSearch;
 use bytes::{Bytes, BytesMut};
 use engine::error::EngineError;
+use engine::owner::Caller;
 use engine::registry::{SandboxRegistry, SandboxView};
 use engine::sandbox::Sandbox;
 use engine::template::Template;
@@ -72,21 +73,21 @@ impl AppState {
         self.registry.templates().find(template_name(name)?)
     }
 
-    /// A sandbox in whatever state it is, or 404.
+    /// A sandbox of the caller's in whatever state it is, or 404.
     ///
     /// # Errors
     /// [`engine::error::EngineError::SandboxNotFound`].
-    pub fn look(&self, id: &str) -> Result<SandboxView, ApiError> {
+    pub fn look(&self, who: &Caller, id: &str) -> Result<SandboxView, ApiError> {
         let missing = || EngineError::no_sandbox(id);
-        Ok(self.registry.look(id).ok_or_else(missing)?)
+        Ok(self.registry.look(who, id).ok_or_else(missing)?)
     }
 
-    /// A running sandbox, or 404.
+    /// A running sandbox of the caller's, or 404.
     ///
     /// # Errors
     /// [`engine::error::EngineError::SandboxNotFound`], [`ApiError::Conflict`].
-    pub fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, ApiError> {
-        Ok(self.registry.running_one(id)?)
+    pub fn sandbox(&self, who: &Caller, id: &str) -> Result<Arc<Sandbox>, ApiError> {
+        Ok(self.registry.running_one(who, id)?)
     }
 
     /// The body as JSON; an absent body reads as `{}`.

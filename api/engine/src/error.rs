@@ -1,5 +1,7 @@
 //! Why the engine refuses or fails: for whoever asked, in words, without a status.
 
+use crate::quota::LimitReached;
+
 /// What a request to the engine comes to when it does not succeed. Says what was tried and with
 /// which values; who serves a protocol maps it to that protocol's codes.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +24,9 @@ pub enum EngineError {
         /// The limit.
         max: usize,
     },
+    /// Another limit is reached, of one owner or of all.
+    #[error(transparent)]
+    LimitReached(#[from] LimitReached),
     /// The host is short of memory.
     #[error(
         "The host has {available} MiB of memory left, and {needed} have to be for this to begin \

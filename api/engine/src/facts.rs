@@ -1,5 +1,6 @@
 //! What a sandbox is to its clients, whatever machine it has or has not.
 
+use crate::owner::OwnerId;
 use crate::template::Template;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -46,6 +47,8 @@ impl SandboxOrigin {
 pub struct SandboxFacts {
     /// `i` and 19 characters of `[a-z0-9]`.
     pub id: String,
+    /// Whose it is, for good; `None`: everybody's, as an older version stored it.
+    pub owner: Option<OwnerId>,
     /// The template.
     pub origin: SandboxOrigin,
     /// Set at creation, never changed.

@@ -172,7 +172,9 @@ impl EngineMetrics {
     /// A sandbox was not created, for want of room or because it failed.
     pub(crate) fn creation_failed(&self, error: &EngineError) {
         let outcome = match error {
-            EngineError::TooManySandboxes { .. } | EngineError::NoMemory { .. } => "refused",
+            EngineError::TooManySandboxes { .. }
+            | EngineError::LimitReached(_)
+            | EngineError::NoMemory { .. } => "refused",
             EngineError::ShuttingDown => "closing",
             _ => "failed",
         };

@@ -1,6 +1,7 @@
 //! What an operator decides about the engine.
 
 use crate::environment::IdentityVariables;
+use crate::quota::{OwnerOptions, StoreLimits};
 use crate::template::Template;
 use std::time::Duration;
 
@@ -11,6 +12,10 @@ pub struct EngineOptions {
     pub max_sandboxes: usize,
     /// Most checkpoints of one sandbox.
     pub max_checkpoints: usize,
+    /// The most in the store.
+    pub store: StoreLimits,
+    /// Who has keys.
+    pub owners: Vec<OwnerOptions>,
     /// Memory that has to be left for something to begin, MiB; 0: nobody looks.
     pub min_memory_mb: u64,
     /// Longest wait for a new sandbox's agent.

@@ -84,7 +84,7 @@ fn memory_stays_cold_until_enough_machines_begin_there() {
         assert!(!base_memory.should_page(), "it is in memory");
         let both = image(&base_memory, Some(layer(5)));
         open(dir.path(), true)
-            .put(&id, (&both, KeptState::Memory), &base(), b"x")
+            .put((&id, None), (&both, KeptState::Memory), &base(), b"x")
             .unwrap();
     }
     // As before without a pager.
@@ -132,7 +132,7 @@ fn chains_of_layers_that_are_paged_in_stay_short() {
         let id = SnapshotId::new("chain").unwrap();
         let saved = image(&next.base_memory, Some(layer(page)));
         vault
-            .put(&id, (&saved, KeptState::Memory), &base(), b"x")
+            .put((&id, None), (&saved, KeptState::Memory), &base(), b"x")
             .unwrap();
         drop((next, saved));
         next = get(&vault, &id);

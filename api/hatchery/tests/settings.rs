@@ -13,8 +13,9 @@ const CONFIG: &str = include_str!("../src/config/typed.rs");
 const MAIN: &str = include_str!("../src/main.rs");
 
 /// The structs of `config.rs` that are typed, and the tables that they are.
-const TABLES: [(&str, &str); 6] = [
+const TABLES: [(&str, &str); 7] = [
     ("ConfigFile", ""),
+    ("KeyFile", "keys"),
     ("LimitsFile", "limits"),
     ("ClonesFile", "clones"),
     ("PoolFile", "pool"),
@@ -26,10 +27,12 @@ const TABLES: [(&str, &str); 6] = [
 const OLD: [&str; 1] = ["clones.husks"];
 
 /// Keys that `hatchery.toml` shows by an example, because they have no constant default.
-const EXAMPLES: [&str; 10] = [
+const EXAMPLES: [&str; 12] = [
     "domain",
     "api_keys",
     "api_keys_file",
+    "api_keys_name",
+    "keys",
     "image_dir",
     "metrics.listen",
     "templates.base.disk_size_mb",
@@ -63,6 +66,7 @@ fn shown(settings: Settings) -> String {
         domain,
         require_token,
         keys: _,
+        owners,
         vmm,
         jail,
         agent,
@@ -76,6 +80,7 @@ fn shown(settings: Settings) -> String {
     let places = (listen, data_dir, domain, vmm, agent, metrics_listen);
     format!(
         "{places:?}
+{owners:?}
 {require_token}
 {jail}
 {limits:?}
@@ -93,6 +98,10 @@ fn leaves(table: &Table, before: &str, all: &mut Vec<(String, toml::Value)>) {
         };
         match value {
             toml::Value::Table(inner) => leaves(inner, &name, all),
+            toml::Value::Array(many) if many.iter().any(toml::Value::is_table) => {
+                let tables = many.iter().filter_map(toml::Value::as_table);
+                tables.for_each(|inner| leaves(inner, &name, all));
+            }
             other => all.push((name, other.clone())),
         }
     }
@@ -143,8 +152,8 @@ fn every_key_is_in_the_file_and_no_other() {
     let mut there = BTreeSet::new();
     for (name, table) in TABLES {
         for (field, _) in fields(name) {
-            let is_table =
-                ["limits", "clones", "pool", "metrics", "templates"].contains(&field.as_str());
+            let is_table = ["keys", "limits", "clones", "pool", "metrics", "templates"]
+                .contains(&field.as_str());
             match table {
                 "" if is_table => {}
                 "" => drop(there.insert(field)),
@@ -155,7 +164,8 @@ fn every_key_is_in_the_file_and_no_other() {
     there.retain(|key| !OLD.contains(&key.as_str()));
     assert_eq!(shown, there);
     for key in EXAMPLES {
-        assert!(there.contains(key), "{key} is no key any more");
+        let known = there.contains(key) || TABLES.iter().any(|(_, table)| *table == key);
+        assert!(known, "{key} is no key any more");
     }
 }
 
@@ -172,7 +182,10 @@ fn every_default_is_the_programs() {
 /// What is an example is no default: else it would have to be held to it.
 #[test]
 fn every_example_changes_something() {
-    for example in EXAMPLES.iter().filter(|key| !key.starts_with("api_keys")) {
+    for example in EXAMPLES
+        .iter()
+        .filter(|key| !key.starts_with("api_keys") && **key != "keys")
+    {
         let mut table = live();
         for key in EXAMPLES.iter().filter(|key| *key != example) {
             without(&mut table, key);

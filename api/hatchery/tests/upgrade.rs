@@ -11,11 +11,11 @@
 
 mod support;
 
-use hatchery::config::LimitsFile;
+use hatchery::config::{ClonesFile, ConfigFile, PoolFile};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
-use support::Server;
+use support::{KEY, Server};
 
 /// Paused with its memory.
 const PAUSED: &str = "is5lgf7zuqgftom77vni";
@@ -43,6 +43,18 @@ async fn server() -> Server {
 }
 
 async fn server_of(version: &str) -> Server {
+    let file = ConfigFile {
+        clones: ClonesFile {
+            enabled: Some(true),
+            ..ClonesFile::default()
+        },
+        pool: PoolFile { size: Some(1) },
+        ..ConfigFile::default()
+    };
+    server_with(version, file).await
+}
+
+async fn server_with(version: &str, file: ConfigFile) -> Server {
     let dir = tempfile::tempdir().unwrap();
     let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
     copy(&goldens.join(version), &dir.path().join("data"));
@@ -50,7 +62,7 @@ async fn server_of(version: &str) -> Server {
     image.set_len(1 << 20).unwrap();
     let changed = SystemTime::UNIX_EPOCH + IMAGE_CHANGED;
     image.set_modified(changed).unwrap();
-    Server::start_in(dir, "", LimitsFile::default(), Some(1)).await
+    Server::start_file(dir, "", file).await
 }
 
 #[tokio::test]
@@ -120,6 +132,35 @@ async fn an_older_servers_machines_go_on() {
         204,
         "and is stored again"
     );
+    assert!(server.stop().await);
+}
+
+/// It has no owner, and is there for every key, as it was; what is made of it is its maker's.
+#[tokio::test]
+async fn what_an_older_server_stored_is_everybodys() {
+    const OTHER: &str = "e2b_fedcba9876543210fedcba9876543210fedcba98";
+    let file = ConfigFile {
+        api_keys: vec![KEY.into(), OTHER.into()],
+        ..ConfigFile::default()
+    };
+    let server = server_with("v2", file).await;
+    let snapshots = async |key: &str| {
+        let all = server.api_as(key, "GET", "/snapshots", Value::Null).await;
+        all.json().as_array().unwrap().len()
+    };
+    assert_eq!((snapshots(KEY).await, snapshots(OTHER).await), (1, 1));
+    let made = json!({ "templateID": "kept:v2", "timeout": 60 });
+    let id = server
+        .api_as(OTHER, "POST", "/v2/sandboxes", made)
+        .await
+        .id();
+    assert_eq!(server.get(&id).await.status, 404);
+    // Taken again under its name, it is one owner's, and no other is left.
+    let path = format!("/sandboxes/{id}/snapshots");
+    let again = json!({ "name": "kept:v2" });
+    let taken = server.api_as(OTHER, "POST", &path, again).await;
+    assert_eq!(taken.status, 201, "{taken:?}");
+    assert_eq!((snapshots(KEY).await, snapshots(OTHER).await), (0, 1));
     assert!(server.stop().await);
 }
 

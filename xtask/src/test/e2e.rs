@@ -2,7 +2,7 @@
 
 use super::rerun::{self, PartRun};
 use super::runner::{program, tee};
-use super::server::MortalServer;
+use super::server::{MortalServer, OTHER_KEY};
 use super::tally::{FLAKY, Tally};
 use crate::dist::{Dist, cargo, target_dir};
 use crate::lab::{self, LabOptions, free_port};
@@ -33,6 +33,7 @@ pub(super) fn native() -> Result<Tally> {
     let server = MortalServer::start_native()?;
     let mut target = SdkTarget::new("native", &server.url, API_KEY);
     target.set("HATCHERY_NATIVE", "1");
+    target.set("HATCHERY_OTHER_KEY", OTHER_KEY);
     server.describe(&mut target);
     let mut tally = sdk::pytest(&target, &SdkRelease::Pinned, &[], TestRound::First)?;
     tally.add(sdk::node_tests(&target, &SdkRelease::Pinned)?);

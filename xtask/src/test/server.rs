@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// Another key of the servers here: whoever has it sees nothing of what the first one has.
+pub(super) const OTHER_KEY: &str = "e2b_fedcba9876543210fedcba9876543210fedcba98";
+
 /// The server's port in the lab, beside that of `up`.
 const LAB_PORT: u16 = 3100;
 /// A server that is not there after this long is given up.
@@ -161,7 +164,7 @@ impl Drop for MortalServer {
 fn start_script(programs: &Path, listen: &str, dir: &Path, wrap: &str) -> String {
     let (programs, dir) = (programs.display(), dir.display());
     format!(
-        "HATCHERY_API_KEYS={API_KEY} HATCHERY_POOL_SIZE=0 setsid {wrap}sh -c \
+        "HATCHERY_API_KEYS={API_KEY},{OTHER_KEY} HATCHERY_POOL_SIZE=0 setsid {wrap}sh -c \
          'echo $$ > \"{dir}/pid\"; \
          exec \"{programs}/hatchery\" serve --listen {listen} --image-dir \"{programs}\" \
          --data-dir \"{dir}/data\"' >> '{dir}/log' 2>&1 < /dev/null &"

@@ -19,7 +19,7 @@ use crate::route::ApiVersion;
 use crate::state::{AppState, parse_json};
 use crate::{Body, BodyError};
 use bytes::Bytes;
-use engine::error::EngineError;
+use engine::owner::{Caller, OwnerId};
 use engine::registry::{NewSandbox, SandboxRegistry, SandboxReservation};
 use engine::sandbox::Sandbox;
 use engine::timings::StepTimings;
@@ -65,6 +65,7 @@ enum BatchMode {
 /// later is told in the lines.
 pub async fn handle(
     app: &Arc<AppState>,
+    who: &Caller,
     request: Request<LingeringBody>,
 ) -> Result<Response<Body>, ApiError> {
     let (head, body) = request.into_parts();
@@ -82,13 +83,14 @@ pub async fn handle(
         Some(key) => {
             // A single creation with this body is another request.
             let body = [b"batch\n", &*body].concat();
-            match app.idempotency.claim(key, &body).await? {
+            match app.idempotency.claim((&who.owner, key), &body).await? {
                 Ok(claim) => Some(claim),
-                Err(known) => return Ok(again(app, &known, count, mode)),
+                Err(known) => return Ok(again(app, who, &known, (count, mode))),
             }
         }
     };
-    let new = NewSandbox::new(find(app, &template).await?, asked)?;
+    let source = find(app, who, &template).await?;
+    let new = NewSandbox::new(who.owner.clone(), source, asked)?;
     let partial = mode == BatchMode::Any;
     let places = app.registry.reserve_batch(&new, count, partial).await?;
     let new = app.registry.load_source(new).await?;
@@ -96,6 +98,7 @@ pub async fn handle(
     let (lines, receiver) = mpsc::unbounded_channel();
     let job = BatchJob {
         registry: Arc::clone(&app.registry),
+        owner: who.owner.clone(),
         domain: app.options.domain.clone(),
         lines,
         count,
@@ -143,7 +146,7 @@ impl Drop for UndeliveredSandbox {
 }
 
 async fn kill(registry: &SandboxRegistry, id: &str) {
-    if let Err(error) = registry.kill(id).await {
+    if let Err(error) = registry.kill_any(id).await {
         tracing::error!(sandbox_id = id, %error, "a batch's sandbox was not taken back");
     }
 }
@@ -156,6 +159,7 @@ struct BatchLine {
 
 struct BatchJob {
     registry: Arc<SandboxRegistry>,
+    owner: OwnerId,
     domain: Option<String>,
     /// At most one line a sandbox and one more are ever in it.
     lines: mpsc::UnboundedSender<BatchLine>,
@@ -165,8 +169,7 @@ struct BatchJob {
 
 impl BatchJob {
     async fn run(self, new: NewSandbox, places: Vec<SandboxReservation>) {
-        let max = self.registry.max_sandboxes();
-        let full = ApiError::from(EngineError::TooManySandboxes { max });
+        let full = ApiError::from(self.registry.full(&self.owner));
         let mut failed = self.count - places.len();
         for index in places.len()..self.count {
             self.say(&json!({ "index": index, "error": full.view() }), Vec::new());
@@ -288,13 +291,18 @@ impl Drop for BatchBody {
 }
 
 /// The answer to a batch that was asked before: what was delivered then.
-fn again(app: &AppState, known: &str, count: usize, mode: BatchMode) -> Response<Body> {
+fn again(
+    app: &AppState,
+    who: &Caller,
+    known: &str,
+    (count, mode): (usize, BatchMode),
+) -> Response<Body> {
     let domain = app.options.domain.as_deref();
     let mut lines = vec![None; count];
     for (index, id) in known.split(',').filter_map(|one| one.split_once(':')) {
         let index: usize = index.parse().unwrap_or(count);
         if let Some(line) = lines.get_mut(index) {
-            *line = Some(match app.look(id) {
+            *line = Some(match app.look(who, id) {
                 Ok(view) => {
                     json!({ "index": index, "sandbox": CreatedView::new(&view.facts, domain) })
                 }

@@ -5,6 +5,7 @@ use crate::control::view::time;
 use crate::error::{ApiError, json_response};
 use crate::linger::LingeringBody;
 use crate::state::{AppState, no_content};
+use engine::owner::Caller;
 use engine::store::checkpoint_tree::CheckpointView;
 use hyper::{Request, Response, StatusCode};
 use serde::Deserialize;
@@ -22,11 +23,15 @@ struct CheckpointRequest {
 /// As [`engine::registry::SandboxRegistry::checkpoint`].
 pub async fn take(
     app: &Arc<AppState>,
+    who: &Caller,
     id: &str,
     request: Request<LingeringBody>,
 ) -> Result<Response<Body>, ApiError> {
     let wanted: CheckpointRequest = app.json(request.into_body()).await?;
-    let taken = app.registry.checkpoint(id, wanted.name.as_deref()).await?;
+    let taken = app
+        .registry
+        .checkpoint((who, id), wanted.name.as_deref())
+        .await?;
     Ok(json_response(StatusCode::CREATED, &view(&taken)))
 }
 
@@ -34,8 +39,8 @@ pub async fn take(
 ///
 /// # Errors
 /// [`engine::error::EngineError::SandboxNotFound`].
-pub fn list(app: &Arc<AppState>, id: &str) -> Result<Response<Body>, ApiError> {
-    let listing = app.registry.checkpoints(id)?;
+pub fn list(app: &Arc<AppState>, who: &Caller, id: &str) -> Result<Response<Body>, ApiError> {
+    let listing = app.registry.checkpoints(who, id)?;
     let views: Vec<Value> = listing.checkpoints.iter().map(view).collect();
     let list = json!({
         "checkpoints": views,
@@ -50,8 +55,13 @@ pub fn list(app: &Arc<AppState>, id: &str) -> Result<Response<Body>, ApiError> {
 ///
 /// # Errors
 /// As [`engine::registry::SandboxRegistry::delete_checkpoint`].
-pub async fn delete(app: &Arc<AppState>, id: &str, word: &str) -> Result<Response<Body>, ApiError> {
-    app.registry.delete_checkpoint(id, word).await?;
+pub async fn delete(
+    app: &Arc<AppState>,
+    who: &Caller,
+    id: &str,
+    word: &str,
+) -> Result<Response<Body>, ApiError> {
+    app.registry.delete_checkpoint((who, id), word).await?;
     Ok(no_content())
 }
 

@@ -10,6 +10,7 @@ use crate::route::ApiVersion;
 use crate::state::AppState;
 use engine::error::EngineError;
 use engine::facts::KeptState;
+use engine::owner::Caller;
 use engine::timings::StepTimings;
 use hyper::header::HeaderValue;
 use hyper::{Request, Response, StatusCode};
@@ -33,6 +34,7 @@ const RESUME_TIMEOUT: i64 = 15;
 /// [`ApiError::Invalid`], and those of [`engine::registry::SandboxRegistry::connect`].
 pub async fn handle(
     app: &Arc<AppState>,
+    who: &Caller,
     id: &str,
     version: ApiVersion,
     request: Request<LingeringBody>,
@@ -45,7 +47,7 @@ pub async fn handle(
             return Err(ApiError::Invalid("The field timeout is missing".into()));
         }
     };
-    answer(app, id, (kept(wanted.memory), timeout)).await
+    answer(app, who, id, (kept(wanted.memory), timeout)).await
 }
 
 /// `POST /sandboxes/{id}/resume`, which old clients use.
@@ -54,27 +56,33 @@ pub async fn handle(
 /// [`ApiError::Conflict`] for a sandbox that runs, else as [`handle`].
 pub async fn resume(
     app: &Arc<AppState>,
+    who: &Caller,
     id: &str,
     request: Request<LingeringBody>,
 ) -> Result<Response<Body>, ApiError> {
     let wanted: ConnectRequest = app.json(request.into_body()).await?;
-    if app.registry.look(id).is_some_and(|s| s.paused.is_none()) {
+    if app
+        .registry
+        .look(who, id)
+        .is_some_and(|s| s.paused.is_none())
+    {
         return Err(ApiError::Conflict(format!("Sandbox {id:?} is running")));
     }
     let timeout = wanted.timeout.unwrap_or(RESUME_TIMEOUT);
-    answer(app, id, (kept(wanted.memory), timeout)).await
+    answer(app, who, id, (kept(wanted.memory), timeout)).await
 }
 
 async fn answer(
     app: &Arc<AppState>,
+    who: &Caller,
     id: &str,
     (wanted, timeout): (KeptState, i64),
 ) -> Result<Response<Body>, ApiError> {
     let mut timings = StepTimings::default();
     let how = (wanted, seconds(timeout, 0, &app.options)?);
-    let (sandbox, resumed) = match app.registry.connect(id, how, &mut timings).await {
+    let (sandbox, resumed) = match app.registry.connect((who, id), how, &mut timings).await {
         Err(EngineError::SandboxNotFound(_)) => {
-            return Err(app.registry.why_missing(id).await.into());
+            return Err(app.registry.why_missing(who, id).await.into());
         }
         other => other?,
     };

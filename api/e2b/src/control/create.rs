@@ -10,6 +10,7 @@ use crate::route::ApiVersion;
 use crate::state::{AppState, parse_json};
 use engine::environment::is_variable;
 use engine::facts::{KeptState, LifecyclePolicy, TimeoutAction};
+use engine::owner::Caller;
 use engine::registry::{AskedSandbox, CreationSource, NewSandbox};
 use engine::timings::StepTimings;
 use hyper::header::HeaderValue;
@@ -22,6 +23,8 @@ use std::time::Duration;
 
 /// Most entries of `metadata`.
 const MAX_METADATA: usize = 512;
+/// Most bytes of them, keys and values.
+const MAX_METADATA_BYTES: usize = 64 << 10;
 
 /// The body. Fields that are not here are ignored, as the SDKs expect.
 #[derive(Clone, Debug, Deserialize)]
@@ -52,6 +55,7 @@ struct AutoResume {
 /// What is wrong with the request, or why no sandbox came of it.
 pub async fn handle(
     app: &Arc<AppState>,
+    who: &Caller,
     version: ApiVersion,
     request: Request<LingeringBody>,
 ) -> Result<Response<Body>, ApiError> {
@@ -65,17 +69,18 @@ pub async fn handle(
 
     let claim = match key {
         None => None,
-        Some(key) => match app.idempotency.claim(&key, &body).await? {
+        Some(key) => match app.idempotency.claim((&who.owner, &key), &body).await? {
             Ok(claim) => Some(claim),
             Err(known) => {
                 tracing::info!(sandbox_id = known, "creation asked again");
-                let known = app.look(&known)?;
+                let known = app.look(who, &known)?;
                 let view = CreatedView::new(&known.facts, app.options.domain.as_deref());
                 return Ok(json_response(StatusCode::CREATED, &view));
             }
         },
     };
-    let new = NewSandbox::new(find(app, &template).await?, asked)?;
+    let source = find(app, who, &template).await?;
+    let new = NewSandbox::new(who.owner.clone(), source, asked)?;
     let sandbox = app.registry.create(new, &mut timings).await?;
     if let Some(claim) = claim {
         claim.settle(&sandbox.id);
@@ -88,11 +93,16 @@ pub async fn handle(
     Ok(response)
 }
 
-/// The template of this name, or the snapshot, which is loaded by whoever makes a sandbox of it.
-pub(super) async fn find(app: &AppState, name: &str) -> Result<CreationSource, ApiError> {
+/// The template of this name, or the caller's snapshot, which is loaded by whoever makes a sandbox
+/// of it.
+pub(super) async fn find(
+    app: &AppState,
+    who: &Caller,
+    name: &str,
+) -> Result<CreationSource, ApiError> {
     match app.template(name) {
         Some(template) => Ok(CreationSource::Template(template)),
-        None => Ok(app.registry.snapshot_source(name).await?),
+        None => Ok(app.registry.snapshot_source(who, name).await?),
     }
 }
 
@@ -141,6 +151,13 @@ impl CreateRequest {
             return Err(ApiError::Invalid(format!(
                 "metadata has {} entries, over {MAX_METADATA}",
                 metadata.len()
+            )));
+        }
+        let each = metadata.iter().map(|(key, value)| key.len() + value.len());
+        let bytes: usize = each.sum();
+        if bytes > MAX_METADATA_BYTES {
+            return Err(ApiError::Invalid(format!(
+                "metadata has {bytes} bytes of keys and values, over {MAX_METADATA_BYTES}"
             )));
         }
         let env = self.env_vars.unwrap_or_default();

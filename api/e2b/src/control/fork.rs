@@ -6,6 +6,7 @@ use crate::control::view::CreatedView;
 use crate::error::{ApiError, json_response};
 use crate::linger::LingeringBody;
 use crate::state::AppState;
+use engine::owner::Caller;
 use engine::registry::CaptureTimings;
 use hyper::header::HeaderValue;
 use hyper::{Request, Response, StatusCode};
@@ -31,6 +32,7 @@ struct ForkRequest {
 /// [`ApiError::Invalid`], else as [`engine::registry::SandboxRegistry::fork`].
 pub async fn fork(
     app: &Arc<AppState>,
+    who: &Caller,
     id: &str,
     request: Request<LingeringBody>,
 ) -> Result<Response<Body>, ApiError> {
@@ -43,7 +45,10 @@ pub async fn fork(
         )));
     }
     let checkpoint = wanted.checkpoint.as_deref();
-    let forked = app.registry.fork(id, checkpoint, count, timeout).await?;
+    let forked = app
+        .registry
+        .fork((who, id), checkpoint, count, timeout)
+        .await?;
     let (children, copied) = forked;
     let views: Vec<Value> = children
         .into_iter()

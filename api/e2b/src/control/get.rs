@@ -5,6 +5,7 @@ use crate::control::view::DetailView;
 use crate::error::{ApiError, json_response};
 use crate::route::ApiVersion;
 use crate::state::AppState;
+use engine::owner::Caller;
 use hyper::{Response, StatusCode};
 use serde_json::json;
 use std::sync::Arc;
@@ -13,8 +14,8 @@ use std::sync::Arc;
 ///
 /// # Errors
 /// [`engine::error::EngineError::SandboxNotFound`].
-pub fn handle(app: &Arc<AppState>, id: &str) -> Result<Response<Body>, ApiError> {
-    let seen = app.look(id)?;
+pub fn handle(app: &Arc<AppState>, who: &Caller, id: &str) -> Result<Response<Body>, ApiError> {
+    let seen = app.look(who, id)?;
     let view = DetailView::new(&seen, app.options.domain.as_deref());
     Ok(json_response(StatusCode::OK, &view))
 }
@@ -25,10 +26,11 @@ pub fn handle(app: &Arc<AppState>, id: &str) -> Result<Response<Body>, ApiError>
 /// [`engine::error::EngineError::SandboxNotFound`].
 pub fn logs(
     app: &Arc<AppState>,
+    who: &Caller,
     id: &str,
     version: ApiVersion,
 ) -> Result<Response<Body>, ApiError> {
-    app.look(id)?;
+    app.look(who, id)?;
     let none = match version {
         ApiVersion::V1 => json!({ "logs": [], "logEntries": [] }),
         ApiVersion::V2 => json!({ "logs": [] }),

@@ -1,7 +1,9 @@
-//! `Idempotency-Key`: a creation that is asked again gives the same sandbox.
+//! `Idempotency-Key`: a creation that is asked again gives the same sandbox. Each owner has keys of
+//! its own.
 
 use crate::auth::same;
 use crate::error::ApiError;
+use engine::owner::OwnerId;
 use hyper::header::HeaderValue;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -10,12 +12,15 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Most keys that are remembered. Above it the oldest settled one is forgotten.
+/// Most keys that are remembered. Above it the oldest settled one is forgotten of the owner that
+/// has most.
 const MAX_KEYS: usize = 4096;
 /// How long a key is remembered.
 const MEMORY: Duration = Duration::from_secs(24 * 3600);
 
-type ClaimTable = HashMap<String, IdempotencyRecord>;
+/// Whose it is, and what was sent.
+type OwnedKey = (OwnerId, String);
+type ClaimTable = HashMap<OwnedKey, IdempotencyRecord>;
 
 /// Remembers which sandbox a key has given.
 #[derive(Clone, Debug, Default)]
@@ -32,13 +37,13 @@ struct IdempotencyRecord {
 /// The right and the duty to create. Dropped unsettled, the key is free again.
 #[derive(Debug)]
 pub struct IdempotencyClaim {
-    owner: IdempotencyTable,
-    key: String,
+    table: IdempotencyTable,
+    key: OwnedKey,
     outcome: watch::Sender<Option<String>>,
 }
 
 impl IdempotencyTable {
-    /// Either a claim to create, or the id of the sandbox that this key has given already. Waits
+    /// Either a claim to create, or the id of the sandbox that this owner's key has given. Waits
     /// while another request with the same key is on its way.
     ///
     /// # Errors
@@ -46,15 +51,16 @@ impl IdempotencyTable {
     /// [`ApiError::IdempotencyMismatch`] when the key came with another body.
     pub async fn claim(
         &self,
-        key: &HeaderValue,
+        (owner, key): (&OwnerId, &HeaderValue),
         body: &[u8],
     ) -> Result<Result<IdempotencyClaim, String>, ApiError> {
         let key = key.to_str().ok().filter(|key| is_key(key)).ok_or_else(|| {
             ApiError::Invalid("Idempotency-Key is not 1 to 255 characters of [A-Za-z0-9_-]".into())
         })?;
+        let key = (owner.clone(), key.to_owned());
         let hash: [u8; 32] = Sha256::digest(body).into();
         loop {
-            let mut outcome = match self.look(key, &hash)? {
+            let mut outcome = match self.look(&key, &hash)? {
                 Ok(claim) => return Ok(Ok(claim)),
                 Err(outcome) => outcome,
             };
@@ -67,7 +73,7 @@ impl IdempotencyTable {
 
     fn look(
         &self,
-        key: &str,
+        key: &OwnedKey,
         body: &[u8; 32],
     ) -> Result<Result<IdempotencyClaim, watch::Receiver<Option<String>>>, ApiError> {
         let mut table = self.table();
@@ -80,15 +86,11 @@ impl IdempotencyTable {
             return Ok(Err(record.outcome.clone()));
         }
         if table.len() >= MAX_KEYS {
-            let settled = table.iter().filter(|(_, r)| r.outcome.borrow().is_some());
-            let oldest = settled
-                .min_by_key(|(_, r)| r.since)
-                .map(|(key, _)| key.clone());
-            oldest.map(|key| table.remove(&key));
+            forget_one(&mut table);
         }
         let (sender, outcome) = watch::channel(None);
         table.insert(
-            key.to_owned(),
+            key.clone(),
             IdempotencyRecord {
                 body: *body,
                 since: now,
@@ -96,8 +98,8 @@ impl IdempotencyTable {
             },
         );
         Ok(Ok(IdempotencyClaim {
-            owner: self.clone(),
-            key: key.to_owned(),
+            table: self.clone(),
+            key: key.clone(),
             outcome: sender,
         }))
     }
@@ -117,8 +119,26 @@ impl IdempotencyClaim {
 impl Drop for IdempotencyClaim {
     fn drop(&mut self) {
         if self.outcome.borrow().is_none() {
-            self.owner.table().remove(&self.key);
+            self.table.table().remove(&self.key);
         }
+    }
+}
+
+/// The oldest settled one of the owner that has most of them: who sends many keys forgets its own.
+fn forget_one(table: &mut ClaimTable) {
+    let settled = || {
+        let all = table.iter();
+        all.filter(|(_, record)| record.outcome.borrow().is_some())
+    };
+    let mut counts: HashMap<&OwnerId, usize> = HashMap::new();
+    for ((owner, _), _) in settled() {
+        *counts.entry(owner).or_default() += 1;
+    }
+    let most = counts.into_iter().max_by_key(|(_, count)| *count);
+    let of_most = settled().filter(|((owner, _), _)| most.is_some_and(|(most, _)| most == owner));
+    let oldest = of_most.min_by_key(|(_, record)| record.since);
+    if let Some(key) = oldest.map(|(key, _)| key.clone()) {
+        table.remove(&key);
     }
 }
 
@@ -131,29 +151,36 @@ fn is_key(key: &str) -> bool {
 mod test {
     use super::*;
 
-    fn key(text: &str) -> HeaderValue {
-        HeaderValue::from_str(text).unwrap()
+    /// Of an owner and a key, claimed.
+    async fn ask(
+        table: &IdempotencyTable,
+        (owner, key): (&str, &str),
+        body: &[u8],
+    ) -> Result<Result<IdempotencyClaim, String>, ApiError> {
+        let owner = OwnerId::named(owner).unwrap();
+        let key = HeaderValue::from_str(key).unwrap();
+        table.claim((&owner, &key), body).await
     }
 
     #[tokio::test]
     async fn a_second_request_waits_for_the_first_and_gets_the_same() {
         let table = IdempotencyTable::default();
-        let claim = table.claim(&key("k"), b"body").await.unwrap().unwrap();
+        let claim = ask(&table, ("a", "k"), b"body").await.unwrap().unwrap();
         let other = table.clone();
-        let second = tokio::spawn(async move { other.claim(&key("k"), b"body").await });
+        let second = tokio::spawn(async move { ask(&other, ("a", "k"), b"body").await });
         tokio::task::yield_now().await;
         claim.settle("i1");
         assert_eq!(second.await.unwrap().unwrap().unwrap_err(), "i1");
-        let third = table.claim(&key("k"), b"body").await;
+        let third = ask(&table, ("a", "k"), b"body").await;
         assert_eq!(third.unwrap().unwrap_err(), "i1");
     }
 
     #[tokio::test]
     async fn a_failed_creation_frees_its_key() {
         let table = IdempotencyTable::default();
-        let claim = table.claim(&key("k"), b"body").await.unwrap().unwrap();
+        let claim = ask(&table, ("a", "k"), b"body").await.unwrap().unwrap();
         let other = table.clone();
-        let second = tokio::spawn(async move { other.claim(&key("k"), b"body").await });
+        let second = tokio::spawn(async move { ask(&other, ("a", "k"), b"body").await });
         tokio::task::yield_now().await;
         drop(claim);
         let second = second.await.unwrap().unwrap().unwrap();
@@ -164,16 +191,18 @@ mod test {
     #[tokio::test]
     async fn misuse_is_refused() {
         let table = IdempotencyTable::default();
-        table
-            .claim(&key("k"), b"body")
+        ask(&table, ("a", "k"), b"body")
             .await
             .unwrap()
             .unwrap()
             .settle("i1");
-        let other = table.claim(&key("k"), b"other").await.unwrap_err();
+        let other = ask(&table, ("a", "k"), b"other").await.unwrap_err();
         assert_eq!(other.status(), 409);
         for bad in ["", "a b", &"k".repeat(256)] {
-            assert_eq!(table.claim(&key(bad), b"").await.unwrap_err().status(), 400);
+            assert_eq!(
+                ask(&table, ("a", bad), b"").await.unwrap_err().status(),
+                400
+            );
         }
     }
 
@@ -181,13 +210,31 @@ mod test {
     async fn memory_is_bounded() {
         let table = IdempotencyTable::default();
         for n in 0..MAX_KEYS + 10 {
-            table
-                .claim(&key(&format!("k{n}")), b"")
+            ask(&table, ("a", &format!("k{n}")), b"")
                 .await
                 .unwrap()
                 .unwrap()
                 .settle("i1");
         }
         assert_eq!(table.table().len(), MAX_KEYS);
+    }
+
+    #[tokio::test]
+    async fn an_owners_keys_are_its_own_and_no_other_makes_it_forget() {
+        let table = IdempotencyTable::default();
+        let make = async |owner: &str, key: &str, body: &[u8], id: &str| {
+            let made = ask(&table, (owner, key), body).await.unwrap();
+            made.unwrap().settle(id);
+        };
+        make("a", "k", b"body", "i1").await;
+        make("b", "k", b"other", "i2").await;
+        for n in 0..MAX_KEYS {
+            make("b", &format!("k{n}"), b"", "i3").await;
+        }
+        assert_eq!(table.table().len(), MAX_KEYS);
+        let known = ask(&table, ("a", "k"), b"body").await;
+        assert_eq!(known.unwrap().unwrap_err(), "i1");
+        let forgotten = ask(&table, ("b", "k"), b"other").await.unwrap();
+        assert!(forgotten.is_ok(), "its oldest");
     }
 }

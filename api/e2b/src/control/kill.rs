@@ -4,6 +4,7 @@ use crate::Body;
 use crate::error::ApiError;
 use crate::state::{AppState, no_content};
 use engine::error::EngineError;
+use engine::owner::Caller;
 use hyper::Response;
 use std::sync::Arc;
 
@@ -12,8 +13,12 @@ use std::sync::Arc;
 ///
 /// # Errors
 /// [`EngineError::SandboxNotFound`], [`EngineError::KillFailed`].
-pub async fn handle(app: &Arc<AppState>, id: &str) -> Result<Response<Body>, ApiError> {
-    if app.registry.kill(id).await? {
+pub async fn handle(
+    app: &Arc<AppState>,
+    who: &Caller,
+    id: &str,
+) -> Result<Response<Body>, ApiError> {
+    if app.registry.kill(who, id).await? {
         return Ok(no_content());
     }
     Err(EngineError::no_sandbox(id).into())

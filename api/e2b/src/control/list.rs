@@ -8,6 +8,7 @@ use crate::route::ApiVersion;
 use crate::state::AppState;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use engine::owner::Caller;
 use engine::registry::SandboxView;
 use hyper::header::HeaderValue;
 use hyper::{Response, StatusCode};
@@ -44,13 +45,14 @@ struct ListPlace {
 /// [`ApiError::Invalid`] for a bad filter, limit or token.
 pub fn handle(
     app: &Arc<AppState>,
+    who: &Caller,
     version: ApiVersion,
     query: Option<&str>,
 ) -> Result<Response<Body>, ApiError> {
     let query = QueryString::parse(query.unwrap_or_default())
         .ok_or_else(|| ApiError::Invalid("The query does not decode".into()))?;
     let filter = ListFilter::new(&query, version)?;
-    let mut all = app.registry.all();
+    let mut all = app.registry.list(who);
     all.retain(|seen| filter.takes(seen));
     let total = all.iter().filter(|seen| seen.paused.is_none()).count();
     let next = filter.page(&mut all);

@@ -7,6 +7,7 @@ use crate::control::view::time;
 use crate::error::{ApiError, json_response};
 use crate::query::QueryString;
 use crate::state::AppState;
+use engine::owner::Caller;
 use engine::sandbox::Sandbox;
 use hyper::{Response, StatusCode};
 use jiff::Timestamp;
@@ -28,12 +29,13 @@ const MAX_IDS: usize = 100;
 /// [`engine::error::EngineError::SandboxNotFound`], [`ApiError::Invalid`].
 pub async fn of_one(
     app: &Arc<AppState>,
+    who: &Caller,
     id: &str,
     query: Option<&str>,
 ) -> Result<Response<Body>, ApiError> {
     let query = parse(query)?;
-    let sandbox = match app.sandbox(id) {
-        Err(_) if app.registry.look(id).is_some() => None,
+    let sandbox = match app.sandbox(who, id) {
+        Err(_) if app.registry.look(who, id).is_some() => None,
         other => Some(other?),
     };
     let now = Timestamp::now().as_second();
@@ -53,7 +55,11 @@ pub async fn of_one(
 ///
 /// # Errors
 /// [`ApiError::Invalid`] for more than a hundred ids.
-pub async fn of_many(app: &Arc<AppState>, query: Option<&str>) -> Result<Response<Body>, ApiError> {
+pub async fn of_many(
+    app: &Arc<AppState>,
+    who: &Caller,
+    query: Option<&str>,
+) -> Result<Response<Body>, ApiError> {
     let query = parse(query)?;
     let ids: Vec<&str> = query
         .all("sandbox_ids")
@@ -65,7 +71,7 @@ pub async fn of_many(app: &Arc<AppState>, query: Option<&str>) -> Result<Respons
             ids.len()
         )));
     }
-    let running = ids.iter().filter_map(|id| app.sandbox(id).ok());
+    let running = ids.iter().filter_map(|id| app.sandbox(who, id).ok());
     let samples = running.map(|sandbox| async move {
         let sample = measure(&sandbox).await?;
         Some((sandbox.id.clone(), sample))

@@ -5,6 +5,7 @@ use crate::error::ApiError;
 use crate::linger::LingeringBody;
 use crate::state::{AppState, no_content};
 use engine::facts::KeptState;
+use engine::owner::Caller;
 use hyper::{Request, Response};
 use serde::Deserialize;
 use std::sync::Arc;
@@ -22,11 +23,12 @@ struct PauseRequest {
 /// Those of [`engine::registry::SandboxRegistry::pause`].
 pub async fn handle(
     app: &Arc<AppState>,
+    who: &Caller,
     id: &str,
     request: Request<LingeringBody>,
 ) -> Result<Response<Body>, ApiError> {
     let wanted: PauseRequest = app.json(request.into_body()).await?;
-    app.registry.pause(id, kept(wanted.memory)).await?;
+    app.registry.pause((who, id), kept(wanted.memory)).await?;
     Ok(no_content())
 }
 

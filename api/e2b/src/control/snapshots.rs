@@ -8,6 +8,7 @@ use crate::linger::LingeringBody;
 use crate::query::QueryString;
 use crate::state::{AppState, no_content};
 use engine::error::EngineError;
+use engine::owner::Caller;
 use engine::store::snapshots::SandboxSnapshot;
 use hyper::header::HeaderValue;
 use hyper::{Request, Response, StatusCode};
@@ -30,20 +31,26 @@ struct SnapshotRequest {
 /// As [`engine::registry::SandboxRegistry::take_snapshot`].
 pub async fn take(
     app: &Arc<AppState>,
+    who: &Caller,
     id: &str,
     request: Request<LingeringBody>,
 ) -> Result<Response<Body>, ApiError> {
     let wanted: SnapshotRequest = app.json(request.into_body()).await?;
     let (name, kept) = (wanted.name.as_deref(), kept(wanted.memory));
-    let taken = app.registry.take_snapshot(id, name, kept).await?;
+    let taken = app.registry.take_snapshot((who, id), name, kept).await?;
     Ok(json_response(StatusCode::CREATED, &view(&taken)))
 }
 
-/// Lists snapshots. The token is the id of the last entry of the page before.
+/// Lists the caller's snapshots. The token is the name in the store of the last entry of the page
+/// before, since several owners may have one of the same id; an id is taken as well.
 ///
 /// # Errors
 /// [`ApiError::Invalid`].
-pub fn list(app: &Arc<AppState>, query: Option<&str>) -> Result<Response<Body>, ApiError> {
+pub fn list(
+    app: &Arc<AppState>,
+    who: &Caller,
+    query: Option<&str>,
+) -> Result<Response<Body>, ApiError> {
     let invalid = |what: &str| ApiError::Invalid(format!("{what} is not valid"));
     let query =
         QueryString::parse(query.unwrap_or_default()).ok_or_else(|| invalid("The query"))?;
@@ -53,7 +60,7 @@ pub fn list(app: &Arc<AppState>, query: Option<&str>) -> Result<Response<Body>, 
     let limit = limit.filter(|limit| (1..=MAX_LIMIT).contains(limit));
     let limit = limit.ok_or_else(|| invalid("limit (1 to 100)"))?;
     let filter = |name: &str| query.get(name).filter(|text| !text.is_empty());
-    let mut all = app.registry.snapshots();
+    let mut all = app.registry.snapshots(who);
     if let Some(sandbox) = filter("sandboxID") {
         all.retain(|s| s.sandbox_id == sandbox);
     }
@@ -62,7 +69,8 @@ pub fn list(app: &Arc<AppState>, query: Option<&str>) -> Result<Response<Body>, 
         all.retain(|s| s.id == plain || s.id.split(':').next() == Some(plain));
     }
     if let Some(token) = filter("nextToken") {
-        let last = all.iter().position(|s| s.id == token);
+        let is = |s: &SandboxSnapshot| s.stored.as_str() == token || s.id == token;
+        let last = all.iter().position(|s| is(s));
         all.drain(..=last.ok_or_else(|| invalid("nextToken"))?);
     }
     let more = all.len() > limit;
@@ -70,7 +78,7 @@ pub fn list(app: &Arc<AppState>, query: Option<&str>) -> Result<Response<Body>, 
     let views: Vec<_> = all.iter().map(|s| view(s)).collect();
     let mut response = json_response(StatusCode::OK, &views);
     let token = all.last().filter(|_| more);
-    if let Some(token) = token.and_then(|s| HeaderValue::from_str(&s.id).ok()) {
+    if let Some(token) = token.and_then(|s| HeaderValue::from_str(s.stored.as_str()).ok()) {
         response.headers_mut().insert("x-next-token", token);
     }
     Ok(response)
@@ -80,8 +88,12 @@ pub fn list(app: &Arc<AppState>, query: Option<&str>) -> Result<Response<Body>, 
 ///
 /// # Errors
 /// [`EngineError::TemplateNotFound`], [`ApiError::NotYet`], [`EngineError::KillFailed`].
-pub async fn delete(app: &Arc<AppState>, id: &str) -> Result<Response<Body>, ApiError> {
-    if app.registry.delete_snapshot(id).await? {
+pub async fn delete(
+    app: &Arc<AppState>,
+    who: &Caller,
+    id: &str,
+) -> Result<Response<Body>, ApiError> {
+    if app.registry.delete_snapshot(who, id).await? {
         return Ok(no_content());
     }
     match app.template(id) {

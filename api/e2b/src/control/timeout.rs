@@ -5,6 +5,7 @@ use crate::control::create::seconds;
 use crate::error::ApiError;
 use crate::linger::LingeringBody;
 use crate::state::{AppState, no_content};
+use engine::owner::Caller;
 use hyper::{Request, Response};
 use serde::Deserialize;
 use std::sync::Arc;
@@ -28,12 +29,13 @@ struct RefreshRequest {
 /// [`engine::error::EngineError::SandboxNotFound`], [`ApiError::Invalid`].
 pub async fn set(
     app: &Arc<AppState>,
+    who: &Caller,
     id: &str,
     request: Request<LingeringBody>,
 ) -> Result<Response<Body>, ApiError> {
     let wanted: TimeoutRequest = app.json(request.into_body()).await?;
     let time = seconds(wanted.timeout, 0, &app.options)?;
-    app.sandbox(id)?.set_timeout(time);
+    app.sandbox(who, id)?.set_timeout(time);
     Ok(no_content())
 }
 
@@ -43,12 +45,13 @@ pub async fn set(
 /// [`engine::error::EngineError::SandboxNotFound`], [`ApiError::Invalid`].
 pub async fn refresh(
     app: &Arc<AppState>,
+    who: &Caller,
     id: &str,
     request: Request<LingeringBody>,
 ) -> Result<Response<Body>, ApiError> {
     let wanted: RefreshRequest = app.json(request.into_body()).await?;
     let wanted = wanted.duration.unwrap_or(LEAST_REFRESH).max(LEAST_REFRESH);
     let time = seconds(wanted, LEAST_REFRESH, &app.options)?;
-    app.sandbox(id)?.extend(time);
+    app.sandbox(who, id)?.extend(time);
     Ok(no_content())
 }

@@ -19,8 +19,8 @@ impl SandboxRegistry {
     /// Whoever creates in them is not refused for want of room.
     ///
     /// # Errors
-    /// [`EngineError::TooManySandboxes`], [`EngineError::NoMemory`], [`EngineError::ShuttingDown`]:
-    /// nothing is reserved.
+    /// [`EngineError::TooManySandboxes`], [`EngineError::LimitReached`], [`EngineError::NoMemory`],
+    /// [`EngineError::ShuttingDown`]: nothing is reserved.
     pub async fn reserve_batch(
         self: &Arc<Self>,
         like: &NewSandbox,
@@ -31,10 +31,11 @@ impl SandboxRegistry {
             return Err(EngineError::ShuttingDown);
         }
         self.admission.check()?;
+        self.accounts.ask(&like.owner, count)?;
         let ids = (0..count).map(|_| ids::sandbox_id());
         let ids = ids.collect::<Result<Vec<_>, _>>();
         let ids = ids.map_err(|error| no_entropy(&error))?;
-        let entries = self.reserve_all(ids, partial)?;
+        let entries = self.reserve_all(&like.owner, ids, partial)?;
         let pool = match &like.source {
             CreationSource::Template(template) => self.pools.of(template),
             CreationSource::Snapshot(..) | CreationSource::Loaded(..) => None,

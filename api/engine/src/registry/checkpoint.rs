@@ -8,6 +8,7 @@
 
 use crate::error::{EngineError, chain};
 use crate::facts::{KeptState, SandboxFacts, SandboxOrigin};
+use crate::owner::Caller;
 use crate::registry::capture::{CapturedSandbox, failed};
 use crate::registry::load::{StoredMachine, not_loaded};
 use crate::registry::sandboxes::SandboxRegistry;
@@ -32,13 +33,15 @@ impl SandboxRegistry {
     /// # Errors
     /// [`EngineError::SandboxNotFound`]; [`EngineError::Conflict`], also for a name that is taken;
     /// [`EngineError::Invalid`] for a bad one; [`EngineError::TooManyCheckpoints`];
+    /// [`EngineError::LimitReached`];
     /// [`EngineError::PauseFailed`]: there is no checkpoint.
     pub async fn checkpoint(
         self: &Arc<Self>,
-        id: &str,
+        (who, id): (&Caller, &str),
         name: Option<&str>,
     ) -> Result<CheckpointView, EngineError> {
-        let (_, tree) = self.tree_of(id)?;
+        let (facts, tree) = self.tree_of(who, id)?;
+        self.admit_bytes(facts.owner.as_ref())?;
         let room = tree.reserve(name, self.max_checkpoints)?;
         // A task of its own: a client that leaves leaves nothing half-done behind.
         let (registry, id) = (Arc::clone(self), id.to_owned());
@@ -65,6 +68,7 @@ impl SandboxRegistry {
             processes,
         } = self.capture(id).await?;
         let base = self.base_image_of(&busy.sandbox.origin.base)?;
+        let owner = busy.sandbox.owner.clone();
         let taken = CheckpointFacts {
             kept: KeptState::Memory,
             processes,
@@ -75,7 +79,12 @@ impl SandboxRegistry {
         let metrics = Arc::clone(&self.metrics);
         let put = self.in_vault(move |vault| {
             let kept = (&*image, KeptState::Memory);
-            let blobs = vault.put(coming.stored(), kept, &base, &coming.record)?;
+            let blobs = vault.put(
+                (coming.stored(), owner.as_ref()),
+                kept,
+                &base,
+                &coming.record,
+            )?;
             metrics.stored("checkpoint", &blobs);
             Ok(coming.node(blobs))
         });
@@ -106,8 +115,8 @@ impl SandboxRegistry {
     ///
     /// # Errors
     /// [`EngineError::SandboxNotFound`].
-    pub fn checkpoints(&self, id: &str) -> Result<CheckpointListing, EngineError> {
-        Ok(self.tree_of(id)?.1.listing())
+    pub fn checkpoints(&self, who: &Caller, id: &str) -> Result<CheckpointListing, EngineError> {
+        Ok(self.tree_of(who, id)?.1.listing())
     }
 
     /// Removes a checkpoint of a sandbox in any state, with what nobody else needs. Its children
@@ -118,10 +127,10 @@ impl SandboxRegistry {
     /// [`EngineError::DeleteFailed`].
     pub async fn delete_checkpoint(
         self: &Arc<Self>,
-        id: &str,
+        (who, id): (&Caller, &str),
         word: &str,
     ) -> Result<(), EngineError> {
-        let (_, tree) = self.tree_of(id)?;
+        let (_, tree) = self.tree_of(who, id)?;
         let node = tree
             .find(word)
             .ok_or_else(|| EngineError::no_checkpoint(id, word))?;
@@ -134,7 +143,7 @@ impl SandboxRegistry {
             let (checkpoint, there) = (&node.id, tree.remove(&node.id).is_some());
             registry.collect_garbage();
             tracing::info!(sandbox_id, checkpoint, "checkpoint deleted");
-            Ok(there)
+            Ok::<_, EngineError>(there)
         });
         let lost = |_| EngineError::DeleteFailed("The work was given up".into());
         match work.await.map_err(lost)?? {
@@ -233,9 +242,11 @@ impl SandboxRegistry {
         };
         let coming = checkpoint_record::first(&sandbox.id, kept, point.processes.clone());
         let (coming, base) = (coming.map_err(|error| failed(&error))?, base.clone());
+        let owner = sandbox.owner.clone();
         let put = self.in_vault(move |vault| {
             if let BootSource::Image(image) | BootSource::Files(image) = &point.source {
-                vault.put(coming.stored(), (image, kept), &base, &coming.record)?;
+                let name = (coming.stored(), owner.as_ref());
+                vault.put(name, (image, kept), &base, &coming.record)?;
             }
             Ok(coming.node(Vec::new()))
         });

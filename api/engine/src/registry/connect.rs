@@ -4,6 +4,7 @@
 use crate::error::{EngineError, chain};
 use crate::facts::KeptState;
 use crate::machine::handle::VmProcess;
+use crate::owner::Caller;
 use crate::registry::bring_up::LaunchSource;
 use crate::registry::load::{StoredMachine, not_loaded};
 use crate::registry::reserve::Preallocated;
@@ -27,6 +28,17 @@ impl SandboxRegistry {
     /// [`EngineError::SandboxNotFound`], [`EngineError::TooManySandboxes`],
     /// [`EngineError::ResumeFailed`]: it stays paused.
     pub async fn connect(
+        self: &Arc<Self>,
+        (who, id): (&Caller, &str),
+        how: (KeptState, Duration),
+        timings: &mut StepTimings,
+    ) -> Result<(Arc<Sandbox>, bool), EngineError> {
+        self.own(who, id)?;
+        self.connect_any(id, how, timings).await
+    }
+
+    /// The same for traffic that may, whosever it is.
+    pub(super) async fn connect_any(
         self: &Arc<Self>,
         id: &str,
         (wanted, time): (KeptState, Duration),

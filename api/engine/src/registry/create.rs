@@ -20,18 +20,36 @@ impl SandboxRegistry {
     /// before. Cancel-safe: a dropped creation leaves nothing.
     ///
     /// # Errors
-    /// [`EngineError::TooManySandboxes`], [`EngineError::NoMemory`], [`EngineError::ShuttingDown`],
-    /// [`EngineError::StartFailed`].
+    /// [`EngineError::TooManySandboxes`], [`EngineError::LimitReached`], [`EngineError::NoMemory`],
+    /// [`EngineError::ShuttingDown`], [`EngineError::StartFailed`].
     pub async fn create(
         self: &Arc<Self>,
         new: NewSandbox,
         timings: &mut StepTimings,
     ) -> Result<Arc<Sandbox>, EngineError> {
+        match self.accounts.ask(&new.owner, 1) {
+            Ok(()) => self.create_asked(new, timings).await,
+            Err(reached) => {
+                let error = EngineError::from(reached);
+                self.metrics.creation_failed(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// The same for one of many that have been asked for together.
+    pub(super) async fn create_asked(
+        self: &Arc<Self>,
+        new: NewSandbox,
+        timings: &mut StepTimings,
+    ) -> Result<Arc<Sandbox>, EngineError> {
         let id = ids::sandbox_id().map_err(|error| no_entropy(&error))?;
-        let reserved = self.reserve(id).map(|entry| SandboxReservation {
-            entry,
-            preallocated: None,
-        });
+        let reserved = self
+            .reserve(&new.owner, id)
+            .map(|entry| SandboxReservation {
+                entry,
+                preallocated: None,
+            });
         match reserved {
             Ok(reservation) => self.create_reserved(reservation, new, timings).await,
             Err(error) => {
@@ -115,7 +133,11 @@ impl SandboxRegistry {
             mut preallocated,
         } = reservation;
         let id = entry.id.clone();
-        let NewSandbox { source, asked } = new;
+        let NewSandbox {
+            owner,
+            source,
+            asked,
+        } = new;
         let AskedSandbox {
             lifecycle,
             metadata,
@@ -141,6 +163,7 @@ impl SandboxRegistry {
         let IdentifiedMachine { launched, way } = made.await?;
         let facts = SandboxFacts {
             id: id.clone(),
+            owner: Some(owner),
             origin: SandboxOrigin {
                 disk_size_mb: launched.disk_size >> 20,
                 ..origin

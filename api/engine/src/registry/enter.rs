@@ -50,7 +50,9 @@ impl SandboxRegistry {
             return Ok(Entrance::Closed);
         }
         let how = (KeptState::Memory, facts.lifecycle.timeout.max(LEAST));
-        let (sandbox, _) = self.connect(id, how, &mut StepTimings::default()).await?;
+        let (sandbox, _) = self
+            .connect_any(id, how, &mut StepTimings::default())
+            .await?;
         Ok(Entrance::Open(sandbox))
     }
 }

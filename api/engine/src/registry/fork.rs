@@ -2,6 +2,7 @@
 
 use crate::error::{EngineError, chain};
 use crate::facts::{SandboxFacts, SandboxOrigin};
+use crate::owner::Caller;
 use crate::registry::new_sandbox::{CreationSource, NewSandbox};
 use crate::registry::sandboxes::SandboxRegistry;
 use crate::restore_point::{BootSource, RestorePoint};
@@ -45,21 +46,24 @@ pub(super) type ForkedChildren = Vec<Result<Arc<Sandbox>, EngineError>>;
 
 impl SandboxRegistry {
     /// Makes `count` sandboxes that go on where a running one is now, or where one in
-    /// any state was at a checkpoint, each with its own id, token, clock and randomness. A result
-    /// for each; and how the running one was saved.
+    /// any state was at a checkpoint, each with its own id, token, clock and randomness, and with
+    /// its parent's owner. A result for each; and how the running one was saved.
     ///
     /// # Errors
     /// [`EngineError::SandboxNotFound`], [`EngineError::CheckpointNotFound`],
-    /// [`EngineError::Conflict`], [`EngineError::NoMemory`], [`EngineError::PauseFailed`]: there
-    /// are no children.
+    /// [`EngineError::TooManySandboxes`], [`EngineError::LimitReached`], [`EngineError::Conflict`],
+    /// [`EngineError::NoMemory`], [`EngineError::PauseFailed`]: there are no children.
     pub async fn fork(
         self: &Arc<Self>,
-        id: &str,
+        (who, id): (&Caller, &str),
         checkpoint: Option<&str>,
         count: usize,
         timeout: Duration,
     ) -> Result<(ForkedChildren, Option<CaptureTimings>), EngineError> {
         let begin = Instant::now();
+        let owner = who.heir(self.own(who, id)?.as_ref());
+        self.admit_machine(&owner)?;
+        self.accounts.ask(&owner, count)?;
         let (facts, point, pages, saved) = match checkpoint {
             None => {
                 self.admission.check()?;
@@ -67,7 +71,7 @@ impl SandboxRegistry {
                 (facts, point, saved.memory_pages, Some(saved.into()))
             }
             Some(word) => {
-                let (facts, tree) = self.tree_of(id)?;
+                let (facts, tree) = self.tree_of(who, id)?;
                 let (node, point) = self.checkpoint_point(&facts, &tree, word).await?;
                 (facts, point, node.pages, None)
             }
@@ -76,13 +80,17 @@ impl SandboxRegistry {
         let template = self.template_of(&facts.origin)?;
         let source = CreationSource::Loaded(template, for_many(point, count).await?);
         let env = self.variables.asked(&facts.env);
-        let child = NewSandbox::child(&facts, env, source, timeout);
+        let child = NewSandbox::child((owner, &facts), env, source, timeout);
         // A task of its own: a client that leaves finds all of them.
         let registry = Arc::clone(self);
         let work = tokio::spawn(async move {
             let children = (0..count).map(|_| {
                 let (registry, child) = (Arc::clone(&registry), child.clone());
-                async move { registry.create(child, &mut StepTimings::default()).await }
+                async move {
+                    registry
+                        .create_asked(child, &mut StepTimings::default())
+                        .await
+                }
             });
             let children: ForkedChildren = stream::iter(children).buffered(AT_ONCE).collect().await;
             let made = children.iter().filter(|child| child.is_ok()).count();

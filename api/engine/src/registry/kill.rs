@@ -1,6 +1,7 @@
 //! Kill: a sandbox ends in whatever state it is, and what is stored of it goes.
 
 use crate::error::EngineError;
+use crate::owner::Caller;
 use crate::registry::entry::TableEntry;
 use crate::registry::sandboxes::{EndReason, SandboxRegistry};
 use crate::registry::transitions::{SandboxRequest, Transition};
@@ -17,15 +18,26 @@ enum KillTarget {
 }
 
 impl SandboxRegistry {
-    /// Ends a sandbox in whatever state it is, and removes what is stored of it, also of one that
-    /// cannot be read. False if there is none.
+    /// Ends a sandbox of the caller's in whatever state it is, and removes what is stored of it,
+    /// also of one that cannot be read. False if there is none.
     ///
     /// # Errors
     /// [`EngineError::KillFailed`]: it stays paused.
-    pub async fn kill(&self, id: &str) -> Result<bool, EngineError> {
+    pub async fn kill(&self, who: &Caller, id: &str) -> Result<bool, EngineError> {
+        if self.own(who, id).is_err() || !self.kill_any(id).await? {
+            return self.kill_unreadable(who, id).await;
+        }
+        Ok(true)
+    }
+
+    /// The same, whosever it is, for whoever has made it; not of one that cannot be read.
+    ///
+    /// # Errors
+    /// [`EngineError::KillFailed`]: it stays paused.
+    pub async fn kill_any(&self, id: &str) -> Result<bool, EngineError> {
         loop {
             let (sandbox, busy) = match self.kill_target(id) {
-                None => return self.kill_unreadable(id).await,
+                None => return Ok(false),
                 Some(KillTarget::Stored(paused)) => {
                     return self.kill_paused(paused).await.map(|()| true);
                 }
@@ -50,7 +62,7 @@ impl SandboxRegistry {
             return None;
         };
         Some(match entry? {
-            TableEntry::Creating => return None,
+            TableEntry::Creating(_) => return None,
             TableEntry::Running(sandbox) => KillTarget::Machine(Arc::clone(sandbox), false),
             TableEntry::Busy(sandbox, _) => KillTarget::Machine(Arc::clone(sandbox), true),
             TableEntry::Paused(paused) | TableEntry::Resuming(paused, _) => {
@@ -71,7 +83,10 @@ impl SandboxRegistry {
             }
             Err(error) => {
                 tracing::error!(sandbox_id = id, %error, "paused sandbox not killed");
-                self.table().entry(id).or_insert(TableEntry::Paused(paused));
+                let mut table = self.table();
+                if table.get(&id).is_none() {
+                    table.insert(id, TableEntry::Paused(paused));
+                }
             }
         }
         forgotten

@@ -141,11 +141,15 @@ impl SandboxRegistry {
             TimeoutAction::Kill => {
                 self.end(sandbox, &EndReason::Deadline);
             }
-            TimeoutAction::Pause(kept) => match self.pause(&sandbox.id, kept).await {
+            TimeoutAction::Pause(kept) => match self.pause_any(&sandbox.id, kept).await {
                 Ok(()) | Err(EngineError::SandboxNotFound(_)) => {}
                 // A client was quicker: look again when it is done.
                 Err(EngineError::Conflict(_)) => tokio::task::yield_now().await,
-                Err(_) => sandbox.set_timeout(AGAIN),
+                // Nothing of it is lost for want of room: it runs on, and counts as running.
+                Err(error) => {
+                    tracing::warn!(sandbox_id = sandbox.id, %error, "not paused at its deadline");
+                    sandbox.set_timeout(AGAIN);
+                }
             },
         }
     }

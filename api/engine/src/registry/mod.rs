@@ -11,7 +11,7 @@
 //!
 //! | verb | file | what it calls |
 //! |---|---|---|
-//! | create | `new_sandbox`, `create` | `reserve`, `load`, `bring_up` (`claim`), `take_identity`, `running` |
+//! | create | `new_sandbox`, `create` | `limits`, `reserve`, `load`, `bring_up` (`claim`), `take_identity`, `running` |
 //! | create many | `batch` | `reserve` |
 //! | pause, connect, kill | `pause`, `connect`, `kill` | `capture`; `load`, `bring_up`; `table` |
 //! | traffic | `enter` | `connect` |
@@ -25,6 +25,7 @@ mod capture;
 mod checkpoint;
 mod claim;
 mod connect;
+mod counted;
 mod create;
 mod enter;
 mod entry;
@@ -32,6 +33,7 @@ mod fork;
 mod in_place;
 mod kill;
 mod lifecycle;
+mod limits;
 mod load;
 mod new_sandbox;
 mod pause;

@@ -3,6 +3,7 @@
 
 use crate::error::EngineError;
 use crate::facts::{LifecyclePolicy, SandboxFacts};
+use crate::owner::OwnerId;
 use crate::restore_point::RestorePoint;
 use crate::store::snapshots::SandboxSnapshot;
 use crate::template::Template;
@@ -55,18 +56,23 @@ impl CreationSource {
 /// A sandbox to be made, checked.
 #[derive(Clone, Debug)]
 pub struct NewSandbox {
+    pub(super) owner: OwnerId,
     pub(super) source: CreationSource,
     pub(super) asked: AskedSandbox,
 }
 
 impl NewSandbox {
-    /// What a request asks for. One that goes on at a snapshot has its variables, under those of
-    /// the request.
+    /// What a request of this owner asks for. One that goes on at a snapshot has its variables,
+    /// under those of the request.
     ///
     /// # Errors
     /// [`EngineError::Invalid`] when it has more variables than [`MAX_VARIABLES`], or more bytes of
     /// them than [`MAX_VARIABLE_BYTES`].
-    pub fn new(source: CreationSource, mut asked: AskedSandbox) -> Result<Self, EngineError> {
+    pub fn new(
+        owner: OwnerId,
+        source: CreationSource,
+        mut asked: AskedSandbox,
+    ) -> Result<Self, EngineError> {
         if let CreationSource::Snapshot(_, snapshot) = &source {
             for (name, value) in &snapshot.env {
                 let own = asked.env.entry(name.clone());
@@ -80,13 +86,17 @@ impl NewSandbox {
                  over {MAX_VARIABLES} or {MAX_VARIABLE_BYTES} bytes"
             )));
         }
-        Ok(Self { source, asked })
+        Ok(Self {
+            owner,
+            source,
+            asked,
+        })
     }
 
-    /// A child of this sandbox, which is what its parent is: labels, variables, whether it asks for
-    /// a token, what happens at the deadline. The time to live is its own.
+    /// A child of this sandbox, of this owner, which is what its parent is: labels, variables,
+    /// whether it asks for a token, what happens at the deadline. The time to live is its own.
     pub(super) fn child(
-        parent: &SandboxFacts,
+        (owner, parent): (OwnerId, &SandboxFacts),
         env: BTreeMap<String, String>,
         source: CreationSource,
         timeout: Duration,
@@ -100,7 +110,11 @@ impl NewSandbox {
             env,
             secure: parent.access_token.is_some(),
         };
-        Self { source, asked }
+        Self {
+            owner,
+            source,
+            asked,
+        }
     }
 }
 

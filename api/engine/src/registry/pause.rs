@@ -3,6 +3,7 @@
 
 use crate::error::{EngineError, chain};
 use crate::facts::KeptState;
+use crate::owner::Caller;
 use crate::registry::capture::{failed, or_ended};
 use crate::registry::sandboxes::SandboxRegistry;
 use crate::registry::table::BusySandbox;
@@ -18,9 +19,23 @@ impl SandboxRegistry {
     /// Pauses a running sandbox. When this returns it is kept, and its machine is about to go.
     ///
     /// # Errors
-    /// [`EngineError::SandboxNotFound`], [`EngineError::Conflict`], [`EngineError::PauseFailed`]:
-    /// it runs on.
-    pub async fn pause(self: &Arc<Self>, id: &str, kept: KeptState) -> Result<(), EngineError> {
+    /// [`EngineError::SandboxNotFound`], [`EngineError::Conflict`], [`EngineError::LimitReached`],
+    /// [`EngineError::PauseFailed`]: it runs on.
+    pub async fn pause(
+        self: &Arc<Self>,
+        (who, id): (&Caller, &str),
+        kept: KeptState,
+    ) -> Result<(), EngineError> {
+        self.own(who, id)?;
+        self.pause_any(id, kept).await
+    }
+
+    /// The same at a deadline, whosever it is.
+    pub(super) async fn pause_any(
+        self: &Arc<Self>,
+        id: &str,
+        kept: KeptState,
+    ) -> Result<(), EngineError> {
         let busy = self.begin_work(id, BusyReason::Pause).await?;
         let registry = Arc::clone(self);
         let work = tokio::spawn(async move { registry.store_and_stop(busy, kept).await });
@@ -82,7 +97,11 @@ impl SandboxRegistry {
         self.store_first(sandbox, &base).await?;
         let record = paused.encode().map_err(|error| failed(&error))?;
         let name = stored_name(&sandbox.id).map_err(|error| failed(&error))?;
-        let put = self.in_vault(move |vault| vault.put(&name, (&image, kept), &base, &record));
+        let owner = sandbox.owner.clone();
+        let put = self.in_vault(move |vault| {
+            let name = (&name, owner.as_ref());
+            vault.put(name, (&image, kept), &base, &record)
+        });
         let blobs = put.await.map_err(|error| failed(&error))?;
         self.metrics.stored("pause", &blobs);
         Ok(paused)

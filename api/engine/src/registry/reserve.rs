@@ -1,6 +1,7 @@
 //! A sandbox's place, before it is made: its entry in the table, and what its machine counts for.
 
 use crate::error::EngineError;
+use crate::owner::OwnerId;
 use crate::pool::warm_pool::WarmVm;
 use crate::registry::entry::TableEntry;
 use crate::registry::sandboxes::SandboxRegistry;
@@ -26,7 +27,7 @@ pub(super) struct TableReservation {
 impl Drop for TableReservation {
     fn drop(&mut self) {
         let mut table = self.registry.table();
-        if matches!(table.get(&self.id), Some(TableEntry::Creating)) {
+        if matches!(table.get(&self.id), Some(TableEntry::Creating(_))) {
             table.remove(&self.id);
         }
     }
@@ -43,8 +44,12 @@ pub struct SandboxReservation {
 
 impl SandboxRegistry {
     /// A place in the table, if there is one.
-    pub(super) fn reserve(self: &Arc<Self>, id: String) -> Result<TableReservation, EngineError> {
-        let mut reserved = self.reserve_all(vec![id], false)?;
+    pub(super) fn reserve(
+        self: &Arc<Self>,
+        owner: &OwnerId,
+        id: String,
+    ) -> Result<TableReservation, EngineError> {
+        let mut reserved = self.reserve_all(owner, vec![id], false)?;
         // One was asked for, and it is one or an error.
         let full = EngineError::TooManySandboxes { max: self.max };
         reserved.pop().ok_or(full)
@@ -53,17 +58,17 @@ impl SandboxRegistry {
     /// Places for these, or for as many of them as there are places, under one look.
     pub(super) fn reserve_all(
         self: &Arc<Self>,
+        owner: &OwnerId,
         ids: Vec<String>,
         partial: bool,
     ) -> Result<Vec<TableReservation>, EngineError> {
         let mut table = self.table();
-        let alive = table.values().filter(|entry| entry.is_alive()).count();
-        let free = self.max.saturating_sub(alive);
+        let (free, full) = self.free_places(&table, Some(owner));
         if free == 0 || !partial && free < ids.len() {
-            return Err(EngineError::TooManySandboxes { max: self.max });
+            return Err(full);
         }
         let place = |id: String| {
-            table.insert(id.clone(), TableEntry::Creating);
+            table.insert(id.clone(), TableEntry::Creating(owner.clone()));
             let registry = Arc::clone(self);
             TableReservation { registry, id }
         };

@@ -4,6 +4,7 @@
 
 use crate::error::EngineError;
 use crate::machine::handle::VmProcess;
+use crate::owner::Caller;
 use crate::registry::bring_up::LaunchSource;
 use crate::registry::in_place::ResetOutcome;
 use crate::registry::running::{SandboxHistory, running_sandbox};
@@ -27,16 +28,18 @@ impl SandboxRegistry {
     /// gone if its machine was lost.
     pub async fn reset(
         self: &Arc<Self>,
-        id: &str,
+        (who, id): (&Caller, &str),
         checkpoint: Option<&str>,
         timings: &mut StepTimings,
     ) -> Result<Arc<Sandbox>, EngineError> {
-        let (registry, id, mut steps) = (Arc::clone(self), id.to_owned(), timings.clone());
+        self.own(who, id)?;
+        let (registry, mut steps) = (Arc::clone(self), timings.clone());
+        let (who, id) = (who.clone(), id.to_owned());
         let checkpoint = checkpoint.map(str::to_owned);
         // A task of its own: a client that leaves does not leave half a sandbox behind.
         let work = tokio::spawn(async move {
             let begin = Instant::now();
-            let reset = registry.reset_now(&id, checkpoint.as_deref(), &mut steps);
+            let reset = registry.reset_now((&who, &id), checkpoint.as_deref(), &mut steps);
             let reset = reset.await;
             registry
                 .metrics
@@ -51,14 +54,14 @@ impl SandboxRegistry {
 
     async fn reset_now(
         self: &Arc<Self>,
-        id: &str,
+        (who, id): (&Caller, &str),
         checkpoint: Option<&str>,
         timings: &mut StepTimings,
     ) -> Result<(Arc<Sandbox>, &'static str), EngineError> {
         let busy = self.begin_work(id, BusyReason::Reset).await?;
         let (old, tree) = (&busy.sandbox, &busy.sandbox.machine.tree);
         let made = async {
-            let (ancestry, point) = self.point_to_reset(old, checkpoint).await?;
+            let (ancestry, point) = self.point_to_reset(who, old, checkpoint).await?;
             timings.step("load");
             let made = self.machine_at(old, point.as_deref(), timings).await?;
             Ok((ancestry, made))
@@ -97,6 +100,7 @@ impl SandboxRegistry {
     /// its template's beginning.
     async fn point_to_reset(
         &self,
+        who: &Caller,
         old: &Sandbox,
         checkpoint: Option<&str>,
     ) -> Result<(Vec<String>, Option<Arc<RestorePoint>>), EngineError> {
@@ -116,7 +120,9 @@ impl SandboxRegistry {
             )));
         }
         if point.is_none() && old.origin.template_id != old.origin.base {
-            let snapshot = self.find_snapshot(&old.origin.template_id).await?;
+            // Its owner's, whoever resets it.
+            let owner = Caller::new(who.heir(old.owner.as_ref()));
+            let snapshot = self.find_snapshot(&owner, &old.origin.template_id).await?;
             point = Some(self.snapshot_point(&snapshot).await?);
         }
         Ok((Vec::new(), point))

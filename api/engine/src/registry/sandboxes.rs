@@ -9,13 +9,15 @@ use crate::launch::launcher::MachineLauncher;
 use crate::metrics::{EngineGauges, EngineMetrics};
 use crate::options::EngineOptions;
 use crate::pool::warm_pools::WarmPools;
+use crate::quota::{Accounts, StoreLimits};
+use crate::registry::counted::CountedTable;
 use crate::registry::entry::TableEntry;
-use crate::registry::recover::paused_ones;
+use crate::registry::recover::{count_stored, paused_ones};
 use crate::store::snapshots::SnapshotIndex;
 use crate::store::vault::ImageVault;
 use crate::template::{CatalogError, Template, TemplateCatalog};
 use snapshot_format::BaseImage;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -55,10 +57,13 @@ impl EndReason {
 /// All sandboxes.
 #[derive(Debug)]
 pub struct SandboxRegistry {
-    pub(super) table: Mutex<HashMap<String, TableEntry>>,
+    pub(super) table: Mutex<CountedTable<TableEntry>>,
     pub(super) slots: Arc<Semaphore>,
     pub(super) admission: Arc<MemoryAdmission>,
     pub(super) max: usize,
+    /// The most in the store.
+    pub(super) store_limits: StoreLimits,
+    pub(super) accounts: Accounts,
     /// Most checkpoints of one sandbox.
     pub(super) max_checkpoints: usize,
     pub(super) launcher: MachineLauncher,
@@ -96,19 +101,24 @@ impl SandboxRegistry {
         let admission = Arc::new(MemoryAdmission::new(options.min_memory_mb));
         let shared = (Arc::clone(&slots), Arc::clone(&admission));
         let pools = WarmPools::new(&launcher, shared, options.pool_size, closing.subscribe());
-        let paused = paused_ones(&vault);
+        let accounts = Accounts::new(options.owners);
+        let paused = paused_ones(&vault, &accounts);
+        let snapshots = SnapshotIndex::new(&vault, |owner| accounts.now(owner));
+        count_stored(&vault, &accounts, (&paused, &snapshots));
         let registry = Arc::new(Self {
             table: Mutex::new(paused),
             slots,
             admission,
             max,
+            store_limits: options.store,
+            accounts,
             max_checkpoints: options.max_checkpoints,
             launcher,
             pools,
             templates: TemplateCatalog::default(),
             variables: options.variables,
             images: Mutex::default(),
-            snapshots: SnapshotIndex::new(&vault),
+            snapshots,
             vault: Arc::new(vault),
             background_jobs: Arc::default(),
             closed: OnceLock::new(),

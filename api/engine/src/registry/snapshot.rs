@@ -3,12 +3,13 @@
 use crate::error::{EngineError, chain};
 use crate::facts::{KeptState, SandboxOrigin};
 use crate::ids;
+use crate::owner::{Caller, OwnerId};
 use crate::registry::load::{StoredMachine, not_loaded};
 use crate::registry::new_sandbox::CreationSource;
 use crate::registry::sandboxes::SandboxRegistry;
 use crate::restore_point::{BootSource, RestorePoint};
 use crate::store::snapshots::{
-    MAX_NAME, MAX_SNAPSHOTS, SandboxSnapshot, readable, snapshot_id, stored_name,
+    MAX_NAME, SandboxSnapshot, SnapshotReservation, readable, snapshot_id, stored_name,
 };
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -19,20 +20,22 @@ impl SandboxRegistry {
     /// meanwhile and then runs on. What was there under this name is replaced.
     ///
     /// # Errors
-    /// [`EngineError::Invalid`] for a bad name; [`EngineError::Conflict`] for a template's, or when
-    /// there are too many; else as pausing.
+    /// [`EngineError::Invalid`] for a bad name; [`EngineError::Conflict`] for a template's;
+    /// [`EngineError::LimitReached`]; else as pausing.
     pub async fn take_snapshot(
         self: &Arc<Self>,
-        id: &str,
+        (who, id): (&Caller, &str),
         name: Option<&str>,
         kept: KeptState,
     ) -> Result<Arc<SandboxSnapshot>, EngineError> {
-        let snapshot_id = self.name_snapshot(name)?;
+        let owner = who.heir(self.own(who, id)?.as_ref());
+        let place = self.name_snapshot(&owner, name)?;
+        self.admit_bytes(Some(&owner))?;
         // A task of its own: a client that leaves leaves nothing half-done behind.
-        let (registry, id) = (Arc::clone(self), id.to_owned());
+        let (registry, who, id) = (Arc::clone(self), who.clone(), id.to_owned());
         let work = tokio::spawn(async move {
             let begin = Instant::now();
-            let taken = registry.store_snapshot(&id, snapshot_id, kept).await;
+            let taken = registry.store_snapshot((&who, &id), place, kept).await;
             let (good, time) = (taken.is_ok(), begin.elapsed());
             registry.metrics.done("snapshot", good, time);
             taken
@@ -43,19 +46,22 @@ impl SandboxRegistry {
 
     async fn store_snapshot(
         self: &Arc<Self>,
-        id: &str,
-        snapshot_id: String,
+        (who, id): (&Caller, &str),
+        place: SnapshotReservation,
         kept: KeptState,
     ) -> Result<Arc<SandboxSnapshot>, EngineError> {
         let failed = |error: String| EngineError::PauseFailed(error);
+        let (owner, snapshot_id) = place.name();
         if kept == KeptState::Files {
-            self.sync(&*self.running_one(id)?).await?;
+            self.sync(&*self.running_one(who, id)?).await?;
         }
         let captured = self.capture(id).await?;
         let origin = &captured.busy.sandbox.origin;
         let base = self.base_image_of(&origin.base)?;
         let snapshot = Arc::new(SandboxSnapshot {
-            stored: stored_name(&snapshot_id).map_err(|error| failed(chain(&error)))?,
+            stored: stored_name(Some(&owner), &snapshot_id)
+                .map_err(|error| failed(chain(&error)))?,
+            owner: Some(owner),
             sandbox_id: id.to_owned(),
             taken_at: Timestamp::now(),
             origin: SandboxOrigin {
@@ -74,12 +80,11 @@ impl SandboxRegistry {
         let image = captured.image;
         let work = tokio::task::spawn_blocking(move || {
             let record = own.encode().map_err(|error| error.to_string())?;
-            let put = registry
-                .vault
-                .put(&own.stored, (&image, kept), &base, &record);
+            let name = (&own.stored, own.owner.as_ref());
+            let put = registry.vault.put(name, (&image, kept), &base, &record);
             if let Ok(blobs) = &put {
                 registry.metrics.stored("snapshot", blobs);
-                registry.snapshots.insert(own);
+                registry.put_in_place(own);
             }
             // Of what it has replaced, or of one that failed half-way.
             registry.vault.collect_garbage();
@@ -98,8 +103,26 @@ impl SandboxRegistry {
         Ok(snapshot)
     }
 
-    /// The id of a snapshot to be, checked: there is room for it.
-    fn name_snapshot(&self, name: Option<&str>) -> Result<String, EngineError> {
+    /// A snapshot that is stored is there for clients. What was there under its name may have
+    /// another one in the store: everybody's, and what its owner stored before it had this name.
+    fn put_in_place(&self, snapshot: Arc<SandboxSnapshot>) {
+        let stored = snapshot.stored.clone();
+        let mut replaced = self.snapshots.insert(snapshot);
+        replaced.retain(|old| old.stored != stored);
+        for old in replaced {
+            if let Err(error) = self.vault.remove(&old.stored) {
+                let error = chain(&error);
+                tracing::warn!(snapshot = %old.stored, error, "a replaced snapshot stays");
+            }
+        }
+    }
+
+    /// The place of a snapshot to be, checked: there is room for it.
+    fn name_snapshot(
+        &self,
+        owner: &OwnerId,
+        name: Option<&str>,
+    ) -> Result<SnapshotReservation, EngineError> {
         let no_entropy =
             |e: std::io::Error| EngineError::PauseFailed(format!("No random bytes: {e}"));
         let id = match name {
@@ -120,29 +143,41 @@ impl SandboxRegistry {
                 "{plain:?} is a template's name"
             )));
         }
-        let count = self.snapshots.count();
-        if count >= MAX_SNAPSHOTS && self.snapshots.find(&id).is_none() {
-            return Err(EngineError::Conflict(format!(
-                "There are {count} snapshots, the most that are kept: delete some"
-            )));
-        }
-        Ok(id)
+        let admit = |counts| self.admit_snapshot(owner, counts);
+        Ok(self.snapshots.reserve(owner, id, admit)?)
     }
 
-    /// All snapshots, the newest first.
+    /// All snapshots that the caller can see, the newest first.
     #[must_use]
-    pub fn snapshots(&self) -> Vec<Arc<SandboxSnapshot>> {
-        self.snapshots.list()
+    pub fn snapshots(&self, who: &Caller) -> Vec<Arc<SandboxSnapshot>> {
+        let mut all = self.snapshots.list();
+        all.retain(|snapshot| who.sees(snapshot.owner.as_ref()));
+        all
     }
 
-    /// Removes a snapshot; sandboxes that began at it go on. False if there is none.
+    /// The snapshot of this id that the caller means.
+    fn snapshot_for(
+        &self,
+        who: &Caller,
+        id: &str,
+    ) -> Result<Option<Arc<SandboxSnapshot>>, EngineError> {
+        self.snapshots.find_for(who, id).map_err(|many| {
+            EngineError::Conflict(format!(
+                "{many} owners have a snapshot {id:?}, and the caller has none: use a key of the \
+                 one that is meant"
+            ))
+        })
+    }
+
+    /// Removes a snapshot of the caller's; sandboxes that began at it go on. False if there is
+    /// none.
     ///
     /// # Errors
     /// [`EngineError::DeleteFailed`]: it stays.
-    pub async fn delete_snapshot(&self, id: &str) -> Result<bool, EngineError> {
+    pub async fn delete_snapshot(&self, who: &Caller, id: &str) -> Result<bool, EngineError> {
         let id = snapshot_id(id).unwrap_or_default();
-        let Some(snapshot) = self.snapshots.find(&id) else {
-            return match self.unreadable_snapshot(&id).await {
+        let Some(snapshot) = self.snapshot_for(who, &id)? else {
+            return match self.unreadable_snapshot(who, &id).await {
                 Some((name, why)) => self.remove_unreadable(name, why).await,
                 None => Ok(false),
             };
@@ -150,38 +185,43 @@ impl SandboxRegistry {
         let stored = snapshot.stored.clone();
         let removed = self.in_vault(move |vault| vault.remove(&stored)).await;
         removed.map_err(|error| EngineError::DeleteFailed(chain(&error)))?;
-        self.snapshots.remove(&id);
+        self.snapshots.remove(&snapshot);
         self.collect_garbage();
         tracing::info!(snapshot_id = id, "snapshot deleted");
         Ok(true)
     }
 
-    /// What a creation begins with that names a snapshot. Nothing of it is loaded.
+    /// What a creation begins with that names a snapshot of the caller's. Nothing of it is loaded.
     ///
     /// # Errors
     /// [`EngineError::TemplateNotFound`]; [`EngineError::StartFailed`] for one that cannot be read,
     /// or whose template is not there any more.
-    pub async fn snapshot_source(&self, name: &str) -> Result<CreationSource, EngineError> {
-        let snapshot = self.find_snapshot(name).await?;
+    pub async fn snapshot_source(
+        &self,
+        who: &Caller,
+        name: &str,
+    ) -> Result<CreationSource, EngineError> {
+        let snapshot = self.find_snapshot(who, name).await?;
         let template = self.template_of(&snapshot.origin);
         let template = template.map_err(|error| EngineError::StartFailed(error.to_string()))?;
         Ok(CreationSource::Snapshot(template, snapshot))
     }
 
-    /// The snapshot of this name.
+    /// The snapshot of this name that the caller means.
     ///
     /// # Errors
     /// As [`SandboxRegistry::snapshot_source`].
     pub(super) async fn find_snapshot(
         &self,
+        who: &Caller,
         name: &str,
     ) -> Result<Arc<SandboxSnapshot>, EngineError> {
         let missing = || EngineError::no_template(name);
         let id = snapshot_id(name).ok_or_else(missing)?;
-        if let Some(snapshot) = self.snapshots.find(&id) {
+        if let Some(snapshot) = self.snapshot_for(who, &id)? {
             return Ok(snapshot);
         }
-        let unreadable = self.unreadable_snapshot(&id).await;
+        let unreadable = self.unreadable_snapshot(who, &id).await;
         Err(unreadable.map_or_else(missing, |(_, why)| EngineError::StartFailed(why)))
     }
 

@@ -3,6 +3,8 @@
 
 use crate::error::EngineError;
 use crate::facts::SandboxFacts;
+use crate::owner::{Caller, OwnerId};
+use crate::registry::counted::{Counted as _, CountedTable};
 use crate::registry::entry::TableEntry;
 use crate::registry::sandboxes::{EndReason, SandboxRegistry};
 use crate::registry::transitions::{BusyReason, SandboxRequest, Transition, transition};
@@ -10,7 +12,6 @@ use crate::registry::view::{RouteState, SandboxView};
 use crate::sandbox::Sandbox;
 use crate::store::checkpoint_tree::CheckpointTree;
 use crate::store::paused::PausedSandbox;
-use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use tokio::sync::{OwnedMutexGuard, watch};
 
@@ -24,7 +25,7 @@ fn refused(id: &str, transition: Transition) -> EngineError {
 }
 
 impl SandboxRegistry {
-    pub(super) fn table(&self) -> MutexGuard<'_, HashMap<String, TableEntry>> {
+    pub(super) fn table(&self) -> MutexGuard<'_, CountedTable<TableEntry>> {
         // No code panics while it holds the lock; if some does, the table is still whole.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -40,17 +41,30 @@ impl SandboxRegistry {
 
     /// How many sandboxes have a machine, or will.
     pub(super) fn alive(&self) -> usize {
-        self.table().values().filter(|e| e.is_alive()).count()
+        self.table().all().alive
     }
 
-    /// A running sandbox.
+    /// Whose a sandbox is that is there for the caller: one that is another's is as one that is not
+    /// there.
+    ///
+    /// # Errors
+    /// [`EngineError::SandboxNotFound`].
+    pub(super) fn own(&self, who: &Caller, id: &str) -> Result<Option<OwnerId>, EngineError> {
+        let table = self.table();
+        match table.get(id).filter(|entry| entry.is_seen_by(who)) {
+            Some(TableEntry::Creating(_)) | None => Err(EngineError::no_sandbox(id)),
+            Some(entry) => Ok(entry.owner().cloned()),
+        }
+    }
+
+    /// A running sandbox of the caller's.
     ///
     /// # Errors
     /// [`EngineError::SandboxNotFound`], also for a paused one; [`EngineError::Conflict`] for one
     /// that is being paused, resumed or reset.
-    pub fn running_one(&self, id: &str) -> Result<Arc<Sandbox>, EngineError> {
+    pub fn running_one(&self, who: &Caller, id: &str) -> Result<Arc<Sandbox>, EngineError> {
         let table = self.table();
-        let entry = table.get(id);
+        let entry = table.get(id).filter(|entry| entry.is_seen_by(who));
         match (self.transition(entry, SandboxRequest::Use), entry) {
             (
                 Transition::Proceed,
@@ -92,28 +106,45 @@ impl SandboxRegistry {
         self.table().values().filter_map(running).collect()
     }
 
-    /// A sandbox that clients can see.
+    /// A sandbox that the caller can see.
     #[must_use]
-    pub fn look(&self, id: &str) -> Option<SandboxView> {
+    pub fn look(&self, who: &Caller, id: &str) -> Option<SandboxView> {
+        let table = self.table();
+        let entry = table.get(id).filter(|entry| entry.is_seen_by(who));
+        SandboxView::of(entry?)
+    }
+
+    /// A sandbox that anybody can see, whosever it is: for traffic that has its token.
+    #[must_use]
+    pub fn look_any(&self, id: &str) -> Option<SandboxView> {
         SandboxView::of(self.table().get(id)?)
     }
 
-    /// All sandboxes that clients can see, in no order.
+    /// All sandboxes that the caller can see, in no order.
+    #[must_use]
+    pub fn list(&self, who: &Caller) -> Vec<SandboxView> {
+        let table = self.table();
+        let seen = table.values().filter(|entry| entry.is_seen_by(who));
+        seen.filter_map(SandboxView::of).collect()
+    }
+
+    /// All sandboxes that anybody can see, in no order.
     #[must_use]
     pub fn all(&self) -> Vec<SandboxView> {
         self.table().values().filter_map(SandboxView::of).collect()
     }
 
-    /// The facts and checkpoints of a sandbox in any state.
+    /// The facts and checkpoints of a sandbox of the caller's in any state.
     ///
     /// # Errors
     /// [`EngineError::SandboxNotFound`].
     pub(super) fn tree_of(
         &self,
+        who: &Caller,
         id: &str,
     ) -> Result<(Arc<SandboxFacts>, Arc<CheckpointTree>), EngineError> {
         let table = self.table();
-        let entry = table.get(id);
+        let entry = table.get(id).filter(|entry| entry.is_seen_by(who));
         match entry {
             Some(TableEntry::Running(sandbox) | TableEntry::Busy(sandbox, _)) => Ok((
                 Arc::clone(&sandbox.facts),
@@ -122,7 +153,7 @@ impl SandboxRegistry {
             Some(TableEntry::Paused(paused) | TableEntry::Resuming(paused, _)) => {
                 Ok((Arc::clone(&paused.facts), Arc::clone(&paused.tree)))
             }
-            Some(TableEntry::Creating) | None => {
+            Some(TableEntry::Creating(_)) | None => {
                 Err(refused(id, self.transition(entry, SandboxRequest::View)))
             }
         }
@@ -151,7 +182,8 @@ impl SandboxRegistry {
     ///
     /// # Errors
     /// [`EngineError::SandboxNotFound`]; [`EngineError::Conflict`] for a sandbox that is paused, or
-    /// about to be paused or resumed; [`EngineError::ShuttingDown`].
+    /// about to be paused or resumed; [`EngineError::LimitReached`] for a pause that there is no
+    /// place for; [`EngineError::ShuttingDown`].
     pub(super) async fn begin_work(
         &self,
         id: &str,
@@ -167,6 +199,9 @@ impl SandboxRegistry {
                         let sandbox = Arc::clone(sandbox);
                         let own = held.take().filter(|(own, _)| Arc::ptr_eq(own, &sandbox));
                         let free = || Arc::clone(&sandbox.machine.turn).try_lock_owned().ok();
+                        if reason == BusyReason::Pause {
+                            self.admit_pause(&table, sandbox.owner.as_ref())?;
+                        }
                         if let Some(turn) = own.map(|(_, turn)| turn).or_else(free) {
                             let busy = TableEntry::Busy(Arc::clone(&sandbox), reason);
                             table.insert(id.to_owned(), busy);
@@ -242,6 +277,7 @@ impl SandboxRegistry {
                 }
                 (Transition::Become(_), Some(TableEntry::Paused(paused))) => {
                     let paused = Arc::clone(paused);
+                    self.admit_resume(&table, paused.facts.owner.as_ref())?;
                     let (sender, done) = watch::channel(());
                     let resuming = TableEntry::Resuming(Arc::clone(&paused), done);
                     table.insert(id.to_owned(), resuming);

@@ -21,7 +21,7 @@ pub struct SandboxView {
 impl SandboxView {
     pub(super) fn of(entry: &TableEntry) -> Option<Self> {
         Some(match entry {
-            TableEntry::Creating => return None,
+            TableEntry::Creating(_) => return None,
             TableEntry::Busy(sandbox, BusyReason::Pause) => Self {
                 facts: Arc::clone(&sandbox.facts),
                 end_at: Timestamp::now(),

@@ -1,6 +1,7 @@
 //! Fuzz entry point: any record, as the store may hold it after damage.
 
 use crate::image::machine_image::MachineShape;
+use crate::store::record::record_owner;
 use crate::store::vault::StoredHeader;
 use crate::store::{checkpoint_record, paused, snapshots};
 use serde_json::Value;
@@ -23,10 +24,11 @@ pub fn fuzz_records(bytes: &[u8]) {
         shape,
         blobs: Vec::new(),
     };
+    let owner = record_owner(bytes).flatten();
     let checkpoint = format!("{}{sandbox}-{id}", crate::store::checkpoint_node::PREFIX);
     let read = [
         paused::stored_name(&id).map(|id| paused::readable(&header(id))),
-        snapshots::stored_name(&id).map(|id| snapshots::readable(&header(id))),
+        snapshots::stored_name(owner.as_ref(), &id).map(|id| snapshots::readable(&header(id))),
         SnapshotId::new(&checkpoint).map(|id| checkpoint_record::readable(&header(id))),
     ];
     let read = read.into_iter().flatten().filter(Result::is_ok).count();

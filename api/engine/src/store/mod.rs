@@ -11,6 +11,8 @@ pub mod checkpoint_node;
 pub mod checkpoint_record;
 pub mod checkpoint_tree;
 mod fuzz;
+mod ledger;
+pub mod load_weight;
 pub mod paused;
 pub mod record;
 pub mod restore_points;

@@ -4,6 +4,7 @@ use crate::error::chain;
 use crate::facts::{KeptState, LifecyclePolicy, SandboxFacts, SandboxOrigin, TimeoutAction};
 use crate::ids::is_sandbox_id;
 use crate::image::machine_image::MachineShape;
+use crate::owner::OwnerId;
 use crate::process::{ProcessRecord, ProcessRecordV1};
 use crate::restore_point::RestorePoint;
 use crate::store::checkpoint_tree::CheckpointTree;
@@ -19,7 +20,7 @@ use std::time::Duration;
 /// Names of paused sandboxes in the store begin with it.
 pub const PREFIX: &str = "paused-";
 /// [`SandboxRecordV1::version`].
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Most bytes of a token, user, folder or template name that is read back.
 const MAX_TEXT: usize = 4096;
 /// Most processes, metadata entries and checkpoints that are read back.
@@ -49,7 +50,7 @@ pub enum RecordError {
     #[error("The record of a paused sandbox does not decode")]
     Decode(#[from] serde_json::Error),
     /// It is of another version of this program.
-    #[error("The record of a paused sandbox has version {0}, this program reads {VERSION}")]
+    #[error("The record of a paused sandbox has version {0}, this program reads up to {VERSION}")]
     Version(u32),
     /// It decodes and is wrong.
     #[error("The record of a paused sandbox has a bad {what}: {value}")]
@@ -89,6 +90,9 @@ struct SandboxRecordV1 {
     /// The checkpoint that it descends from, and that one's ancestors.
     #[serde(default)]
     checkpoints: Vec<String>,
+    /// From version 2 on; none: everybody's.
+    #[serde(default)]
+    owner: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -122,6 +126,7 @@ impl PausedSandbox {
     pub fn encode(&self) -> Result<Vec<u8>, RecordError> {
         let SandboxFacts {
             id,
+            owner,
             origin,
             metadata,
             env,
@@ -161,6 +166,7 @@ impl PausedSandbox {
             },
             processes: self.processes.iter().map(Into::into).collect(),
             checkpoints: self.tree.current(),
+            owner: owner.as_ref().map(|owner| owner.as_str().to_owned()),
         };
         Ok(serde_json::to_vec(&record)?)
     }
@@ -176,11 +182,12 @@ impl PausedSandbox {
         shape: MachineShape,
     ) -> Result<(Self, Vec<String>), RecordError> {
         let version = record_version(bytes)?;
-        if version != VERSION {
+        if !(1..=VERSION).contains(&version) {
             return Err(RecordError::Version(version));
         }
         let record: SandboxRecordV1 = serde_json::from_slice(bytes)?;
         record.check(name, shape)?;
+        let owner = record.owner()?;
         let time = |us| Timestamp::from_microsecond(us).map_err(|_| invalid("time", us));
         let on_timeout = match record.on_timeout {
             OnTimeoutV1::Kill => TimeoutAction::Kill,
@@ -189,6 +196,7 @@ impl PausedSandbox {
         };
         let facts = SandboxFacts {
             id: record.id,
+            owner,
             origin: SandboxOrigin {
                 template_id: record.template_id,
                 base: record.base,
@@ -226,6 +234,18 @@ impl PausedSandbox {
 }
 
 impl SandboxRecordV1 {
+    /// Whose it is.
+    fn owner(&self) -> Result<Option<OwnerId>, RecordError> {
+        match &self.owner {
+            Some(owner) if self.version >= 2 => {
+                let known = OwnerId::parse(owner).ok_or_else(|| invalid("owner", owner));
+                known.map(Some)
+            }
+            Some(owner) => Err(invalid("owner in version 1", owner)),
+            None => Ok(None),
+        }
+    }
+
     /// The one gate: what passes is a sandbox that this server could have made.
     fn check(&self, name: &SnapshotId, shape: MachineShape) -> Result<(), RecordError> {
         let own = stored_name(&self.id).is_ok_and(|own| own == *name);

@@ -1,25 +1,25 @@
-//! Snapshots: restore points of sandboxes that outlive them, with the record of each.
+//! Snapshots: restore points of sandboxes that outlive them, with the record of each. Each owner
+//! has names of its own.
 
 use crate::error::chain;
 use crate::facts::{KeptState, SandboxOrigin};
+use crate::owner::{Caller, OwnerId};
 use crate::process::{ProcessRecord, ProcessRecordV1};
 use crate::restore_point::RestorePoint;
-use crate::store::record::{bad_env, record_version};
+use crate::store::record::{LAST_WITHOUT_OWNER, bad_env, record_owner, record_version};
 use crate::store::restore_points::RestorePointCache;
 use crate::store::vault::{ImageVault, StoredHeader};
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 use snapshot_store::{SnapshotId, StoreError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Names of snapshots in the store begin with it.
 const PREFIX: &str = "snapshot-";
 /// [`SnapshotRecord::version`].
-const VERSION: u32 = 2;
-/// Most snapshots.
-pub const MAX_SNAPSHOTS: usize = 1000;
+const VERSION: u32 = 3;
 /// Most characters of a name or tag.
 pub const MAX_NAME: usize = 64;
 /// Most processes that are read back.
@@ -30,6 +30,8 @@ const MAX_PROCESSES: usize = 4096;
 pub struct SandboxSnapshot {
     /// `name:tag`.
     pub id: String,
+    /// Whose it is; `None`: everybody's, as an older version stored it.
+    pub owner: Option<OwnerId>,
     /// The sandbox it was taken of.
     pub sandbox_id: String,
     /// When.
@@ -65,12 +67,17 @@ struct SnapshotRecord {
     #[serde(default, deserialize_with = "present")]
     env: Option<BTreeMap<String, String>>,
     processes: Vec<ProcessRecordV1>,
+    /// From version 3 on.
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    owner: Option<String>,
 }
 
 /// A field that may be missing, but not null.
-fn present<'de, D: Deserializer<'de>>(
-    from: D,
-) -> Result<Option<BTreeMap<String, String>>, D::Error> {
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
     Deserialize::deserialize(from).map(Some)
 }
 
@@ -90,70 +97,179 @@ impl SnapshotRecord {
                 "version {version} of a record has variables, or none, where another one has"
             ));
         }
+        if record.owner.is_some() != (version >= 3) {
+            return Err(format!(
+                "version {version} of a record has an owner, or none, where another one has"
+            ));
+        }
         Ok(record)
     }
 }
 
-/// All snapshots by id, and the last ones that sandboxes began at.
+/// A snapshot's place in the index.
+type OwnedName = (Option<OwnerId>, String);
+
+#[derive(Debug, Default)]
+struct IndexState {
+    all: BTreeMap<OwnedName, Arc<SandboxSnapshot>>,
+    /// About to be taken; a name that is there twice is taken twice.
+    coming: Vec<OwnedName>,
+}
+
+/// A snapshot that is about to be taken. Dropped, its place is free again, or the snapshot's.
+#[derive(Debug)]
+pub struct SnapshotReservation {
+    state: Arc<Mutex<IndexState>>,
+    owner: OwnerId,
+    id: String,
+}
+
+impl SnapshotReservation {
+    /// Whose it will be, and its id.
+    #[must_use]
+    pub fn name(&self) -> (OwnerId, String) {
+        (self.owner.clone(), self.id.clone())
+    }
+}
+
+impl Drop for SnapshotReservation {
+    fn drop(&mut self) {
+        let place = (Some(self.owner.clone()), self.id.clone());
+        let mut state = lock(&self.state);
+        if let Some(at) = state.coming.iter().position(|own| *own == place) {
+            state.coming.swap_remove(at);
+        }
+    }
+}
+
+impl IndexState {
+    /// One that is found in the store. Where two have one place, since their owner has another name
+    /// than it had, the newer one has it.
+    fn insert(&mut self, found: Arc<SandboxSnapshot>) {
+        let there = self.all.get(&found.place());
+        if there.is_none_or(|there| there.taken_at < found.taken_at) {
+            self.all.insert(found.place(), found);
+        }
+    }
+
+    /// How many there are or will be, of this owner and of all.
+    fn counts(&self, owner: &OwnerId) -> (usize, usize) {
+        let there = |place: &&OwnedName| self.all.contains_key(*place);
+        let coming: BTreeSet<_> = self.coming.iter().filter(|place| !there(place)).collect();
+        let names = || self.all.keys().chain(coming.iter().copied());
+        let own = names().filter(|(whose, _)| whose.as_ref() == Some(owner));
+        (own.count(), names().count())
+    }
+}
+
+/// All snapshots by owner and id, and the last ones that sandboxes began at.
 #[derive(Debug)]
 pub struct SnapshotIndex {
-    all: Mutex<BTreeMap<String, Arc<SandboxSnapshot>>>,
+    state: Arc<Mutex<IndexState>>,
     recent: Mutex<RestorePointCache<Arc<SandboxSnapshot>>>,
 }
 
 impl SnapshotIndex {
-    /// Those that a vault has; what cannot be read is logged and left alone.
+    /// Those that a vault has, of whom `now` says that they are; what cannot be read is logged and
+    /// left alone.
     #[must_use]
-    pub fn new(vault: &ImageVault) -> Self {
+    pub fn new(vault: &ImageVault, now: impl Fn(OwnerId) -> OwnerId) -> Self {
         let headers = vault.list(PREFIX).unwrap_or_else(|error| {
             let error = chain(&error);
             tracing::error!(error, "snapshots are not there: the store cannot be listed");
             Vec::new()
         });
-        let mut all = BTreeMap::new();
+        let mut state = IndexState::default();
         for header in headers {
             match SandboxSnapshot::decode(&header) {
-                Ok(found) => drop(all.insert(found.id.clone(), Arc::new(found))),
+                Ok(found) => {
+                    let owner = found.owner.clone().map(&now);
+                    state.insert(Arc::new(SandboxSnapshot { owner, ..found }));
+                }
                 Err(why) => {
                     tracing::error!(snapshot = %header.id, error = why, "a snapshot is not there");
                 }
             }
         }
         Self {
-            all: Mutex::new(all),
+            state: Arc::new(Mutex::new(state)),
             recent: Mutex::default(),
         }
     }
 
-    /// The newest first.
+    /// Those of all owners, the newest first.
     #[must_use]
     pub fn list(&self) -> Vec<Arc<SandboxSnapshot>> {
-        let mut all: Vec<_> = lock(&self.all).values().cloned().collect();
+        let mut all: Vec<_> = lock(&self.state).all.values().cloned().collect();
         all.sort_by(|a, b| b.taken_at.cmp(&a.taken_at).then_with(|| a.id.cmp(&b.id)));
         all
     }
 
-    /// How many there are.
+    /// A place for a snapshot that is about to be taken, if `admit` says so of how many there are
+    /// or will be, of its owner and of all; always, in the place of one that is there.
+    ///
+    /// # Errors
+    /// What `admit` says.
+    pub fn reserve<E>(
+        &self,
+        owner: &OwnerId,
+        id: String,
+        admit: impl FnOnce((usize, usize)) -> Result<(), E>,
+    ) -> Result<SnapshotReservation, E> {
+        let place = (Some(owner.clone()), id.clone());
+        let mut state = lock(&self.state);
+        let everybodys = (None, id.clone());
+        let there = [&place, &everybodys].map(|place| state.all.contains_key(place));
+        if there == [false; 2] && !state.coming.contains(&place) {
+            admit(state.counts(owner))?;
+        }
+        state.coming.push(place);
+        Ok(SnapshotReservation {
+            state: Arc::clone(&self.state),
+            owner: owner.clone(),
+            id,
+        })
+    }
+
+    /// The one of this id and owner, or else of this id and everybody's.
     #[must_use]
-    pub fn count(&self) -> usize {
-        lock(&self.all).len()
+    pub fn find(&self, owner: Option<&OwnerId>, id: &str) -> Option<Arc<SandboxSnapshot>> {
+        let state = lock(&self.state);
+        let own = state.all.get(&(owner.cloned(), id.to_owned()));
+        let found = own.or_else(|| state.all.get(&(None, id.to_owned())));
+        found.cloned()
     }
 
-    /// The one of this id.
-    #[must_use]
-    pub fn find(&self, id: &str) -> Option<Arc<SandboxSnapshot>> {
-        lock(&self.all).get(id).cloned()
+    /// The one of this id that the caller means: its own, everybody's, or for an admin another's.
+    ///
+    /// # Errors
+    /// How many others have one, if that is more than one.
+    pub fn find_for(&self, who: &Caller, id: &str) -> Result<Option<Arc<SandboxSnapshot>>, usize> {
+        if let Some(own) = self.find(Some(&who.owner), id) {
+            return Ok(Some(own));
+        }
+        let mut others = self.list();
+        others.retain(|other| other.id == id && who.sees(other.owner.as_ref()));
+        match others.len() {
+            0 | 1 => Ok(others.pop()),
+            many => Err(many),
+        }
     }
 
-    /// Adds one that is stored, in the place of one of this id.
-    pub fn insert(&self, snapshot: Arc<SandboxSnapshot>) {
-        lock(&self.all).insert(snapshot.id.clone(), snapshot);
+    /// Adds one that is stored, in the place of those of this id that are its owner's or
+    /// everybody's, which it gives back.
+    pub fn insert(&self, snapshot: Arc<SandboxSnapshot>) -> Vec<Arc<SandboxSnapshot>> {
+        let mut state = lock(&self.state);
+        let everybodys = state.all.remove(&(None, snapshot.id.clone()));
+        let own = state.all.insert(snapshot.place(), snapshot);
+        everybodys.into_iter().chain(own).collect()
     }
 
-    /// Takes one out.
-    pub fn remove(&self, id: &str) {
-        lock(&self.all).remove(id);
-        lock(&self.recent).forget(|own| own.id == id);
+    /// Takes the one of its owner and id out.
+    pub fn remove(&self, snapshot: &SandboxSnapshot) {
+        let place = snapshot.place();
+        lock(&self.state).all.remove(&place);
+        lock(&self.recent).forget(|own| own.place() == place);
     }
 
     /// What sandboxes of this very snapshot begin at, if one did lately.
@@ -169,13 +285,20 @@ impl SnapshotIndex {
 }
 
 impl SandboxSnapshot {
+    fn place(&self) -> OwnedName {
+        (self.owner.clone(), self.id.clone())
+    }
+
     /// The record to store.
     ///
     /// # Errors
     /// When it does not encode.
     pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
         serde_json::to_vec(&SnapshotRecord {
-            version: VERSION,
+            version: match self.owner {
+                Some(_) => VERSION,
+                None => LAST_WITHOUT_OWNER,
+            },
             id: self.id.clone(),
             sandbox_id: self.sandbox_id.clone(),
             base: self.origin.base.clone(),
@@ -186,13 +309,15 @@ impl SandboxSnapshot {
             taken_at_us: self.taken_at.as_microsecond(),
             env: Some(self.env.clone()),
             processes: self.processes.iter().map(Into::into).collect(),
+            owner: self.owner.as_ref().map(|owner| owner.as_str().to_owned()),
         })
     }
 
     /// Reads a record; what passes is a snapshot that this server could have taken.
     fn decode(header: &StoredHeader) -> Result<Self, String> {
         let record = SnapshotRecord::read(&header.record)?;
-        let own = stored_name(&record.id).is_ok_and(|own| own == header.id);
+        let owner = record_owner(&header.record).ok_or("it does not say whose it is")?;
+        let own = stored_name(owner.as_ref(), &record.id).is_ok_and(|own| own == header.id);
         if !own || snapshot_id(&record.id).as_ref() != Some(&record.id) {
             return Err("its id is not of its name".into());
         }
@@ -222,6 +347,7 @@ impl SandboxSnapshot {
                 forked: false,
             },
             id: record.id,
+            owner,
             sandbox_id: record.sandbox_id,
             taken_at: taken_at.map_err(|error| error.to_string())?,
             kept: match record.files_only {
@@ -263,12 +389,15 @@ pub fn snapshot_id(text: &str) -> Option<String> {
     (good(name) && good(tag)).then(|| format!("{name}:{tag}"))
 }
 
-/// The store's names have fewer characters than a snapshot's.
+/// The store's names have fewer characters than a snapshot's. Before there were owners, names had
+/// none.
 ///
 /// # Errors
 /// [`StoreError::Name`], which no id of [`snapshot_id`] gives.
-pub fn stored_name(id: &str) -> Result<SnapshotId, StoreError> {
-    let hash = hex::encode(&Sha256::digest(id)[..16]);
+pub fn stored_name(owner: Option<&OwnerId>, id: &str) -> Result<SnapshotId, StoreError> {
+    // No owner's text has a zero byte.
+    let whole = owner.map_or_else(|| id.to_owned(), |owner| format!("{owner}\0{id}"));
+    let hash = hex::encode(&Sha256::digest(whole)[..16]);
     SnapshotId::new(&format!("{PREFIX}{hash}"))
 }
 

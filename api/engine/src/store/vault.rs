@@ -10,6 +10,9 @@ use crate::files;
 use crate::image::base_memory::BaseMemory;
 use crate::image::machine_image::{AgentLink, MachineImage, MachineShape};
 use crate::image::pager::LONGEST;
+use crate::owner::OwnerId;
+use crate::store::ledger::StoredBytes;
+use crate::store::load_weight::LoadWeight;
 use snapshot_format::{BaseImage, BlobRef, Digest, GuestShape, MANIFEST_VERSION, Manifest};
 use snapshot_memory::MemoryError;
 use snapshot_store::{BlobLease, SnapshotId, SnapshotStore, StoreError};
@@ -72,58 +75,6 @@ pub enum VaultError {
     GivenUp,
 }
 
-/// Memory that is loaded with a stored machine, bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LoadWeight {
-    /// Its delta layer.
-    delta: u64,
-    /// The layers under it.
-    base: u64,
-    /// What of these is not in memory yet.
-    missing: u64,
-}
-
-impl LoadWeight {
-    /// Of layers, newest first; the base memory may be in use already, or the machine may leave all
-    /// of them where they are.
-    fn of(layers: &[BlobRef], in_use: bool, cold: bool) -> Self {
-        let size = |layers: &[BlobRef]| layers.iter().map(|layer| layer.size).sum();
-        let (delta, base) = match layers {
-            [delta, base @ ..] if !base.is_empty() && !cold => (delta.size, size(base)),
-            all => (0, size(all)),
-        };
-        let missing = if in_use { 0 } else { base };
-        Self {
-            delta,
-            base,
-            missing,
-        }
-    }
-
-    /// For the machine to go on: it has the delta layer as its own.
-    #[must_use]
-    pub const fn machine(self) -> u64 {
-        self.delta + self.missing
-    }
-
-    /// For the base memory to be there, whoever begins over it.
-    #[must_use]
-    pub const fn base_memory(self) -> u64 {
-        self.missing
-    }
-
-    /// For all of its memory to be merged to one of its own.
-    #[must_use]
-    pub const fn merged(self) -> u64 {
-        let whole = if self.delta == 0 {
-            0
-        } else {
-            self.delta + self.base
-        };
-        whole + self.missing
-    }
-}
-
 /// Images on a disk.
 #[derive(Debug)]
 pub struct ImageVault {
@@ -138,6 +89,7 @@ pub struct ImageVault {
     making: Mutex<()>,
     sweeping: Mutex<()>,
     swept: AtomicBool,
+    stored: StoredBytes,
 }
 
 /// What is stored under a name, without the machine itself.
@@ -168,18 +120,19 @@ impl ImageVault {
             making: Mutex::default(),
             sweeping: Mutex::default(),
             swept: AtomicBool::new(false),
+            stored: StoredBytes::default(),
         })
     }
 
-    /// Keeps an image under a name, or of its memory nothing, with its owner's record. It is on the
-    /// disk when this returns. What was there under this name is replaced. What is stored for it
-    /// and not for its base memory.
+    /// Keeps an image under a name, or of its memory nothing, with its record, for an owner. It is
+    /// on the disk when this returns. What was there under this name is replaced. What is stored
+    /// for it and not for its base memory.
     ///
     /// # Errors
     /// When the disk refuses; then what was there before is kept.
     pub fn put(
         &self,
-        id: &SnapshotId,
+        (id, owner): (&SnapshotId, Option<&OwnerId>),
         (image, kept): (&MachineImage, KeptState),
         base: &BaseImage,
         record: &[u8],
@@ -223,6 +176,7 @@ impl ImageVault {
             record: Some(record),
         };
         self.store.replace(id, &manifest)?;
+        self.stored.note(id.as_str(), owner, all_blobs(&manifest));
         Ok(own_blobs(&manifest))
     }
 
@@ -426,9 +380,30 @@ impl ImageVault {
     /// When the disk refuses.
     pub fn remove(&self, id: &SnapshotId) -> Result<(), VaultError> {
         match self.store.remove(id) {
-            Err(StoreError::NoSnapshot(_)) | Ok(()) => Ok(()),
+            Err(StoreError::NoSnapshot(_)) | Ok(()) => {
+                self.stored.forget(id.as_str());
+                Ok(())
+            }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Bytes of all that is stored, and of what is this owner's.
+    #[must_use]
+    pub fn used(&self, owner: Option<&OwnerId>) -> (u64, u64) {
+        self.stored.used(owner)
+    }
+
+    /// Counts what an earlier server stored, for those that `owner` names. The bytes of all.
+    pub fn count_all(&self, owner: impl Fn(&SnapshotId) -> Option<OwnerId>) -> u64 {
+        for id in self.store.list().unwrap_or_default() {
+            // What cannot be read was logged when it was looked for.
+            if let Ok((manifest, _lease)) = self.store.load(&id) {
+                let blobs = all_blobs(&manifest);
+                self.stored.note(id.as_str(), owner(&id).as_ref(), blobs);
+            }
+        }
+        self.used(None).0
     }
 
     /// Removes the blobs that nobody needs any more. Calls that come while one runs are served by
@@ -476,6 +451,12 @@ fn check_base(wanted: &BaseImage, found: &BaseImage) -> Result<(), VaultError> {
         found_size: found.size,
         found_ns: found.modified_ns,
     })
+}
+
+/// All that a manifest names.
+fn all_blobs(manifest: &Manifest) -> impl Iterator<Item = &BlobRef> {
+    let memory = manifest.memory.iter().chain(&manifest.disk);
+    memory.chain([&manifest.machine]).chain(&manifest.record)
 }
 
 /// What a manifest names beside the layers of a base memory.

@@ -24,13 +24,43 @@ pub enum ConfigError {
     },
     /// No API key from anywhere.
     #[error(
-        "No API key is configured, so nobody could use the server. Set HATCHERY_API_KEYS, api_keys \
-         or api_keys_file; a key that every SDK accepts is `e2b_` and 40 lowercase hex digits"
+        "No API key is configured, so nobody could use the server. Set HATCHERY_API_KEYS, \
+         api_keys, api_keys_file or [[keys]]; a key that every SDK accepts is `e2b_` and 40 \
+         lowercase hex digits"
     )]
     NoKeys,
     /// A key that cannot be sent as a header value, or too short to be a secret.
     #[error("API key number {0} is shorter than 16 characters or not printable ASCII")]
     BadKey(usize),
+    /// The same for a key of an entry with a name.
+    #[error("A key of {0:?} is shorter than 16 characters or not printable ASCII")]
+    NamedBadKey(String),
+    /// A name of keys with other characters than are taken.
+    #[error("The name {0:?} of API keys is not 1 to 64 characters of [A-Za-z0-9_.-]")]
+    KeyName(String),
+    /// Two entries have one name.
+    #[error("The name {0:?} of API keys is given twice: one entry may have several keys")]
+    KeyNameTwice(String),
+    /// A key that is somebody else's as well.
+    #[error("A key of {0:?} is another's as well: every key has one owner, take it out of one")]
+    KeyTwice(String),
+    /// Nothing tells the keys of an entry.
+    #[error("The [[keys]] entry {0:?} has no key: give it hashes, key_env or key_file")]
+    NamedNoKey(String),
+    /// No digest of a key.
+    #[error(
+        "A hash of the [[keys]] entry {0:?} is not 64 hex digits: `printf %s KEY | sha256sum` \
+         prints it"
+    )]
+    KeyHash(String),
+    /// The variable that has the keys is not set.
+    #[error("The [[keys]] entry {name:?} has key_env = {variable:?}, which is not set")]
+    KeyEnv {
+        /// The entry.
+        name: String,
+        /// The variable.
+        variable: String,
+    },
     /// A value out of its range.
     #[error("{key} = {value} is out of range: {range}")]
     Range {

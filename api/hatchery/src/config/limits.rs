@@ -9,6 +9,12 @@ use std::time::Duration;
 pub struct LimitSettings {
     /// Most sandboxes at one time.
     pub max_sandboxes: usize,
+    /// Most paused sandboxes.
+    pub max_paused: usize,
+    /// Most snapshots.
+    pub max_snapshots: usize,
+    /// Most bytes of what is stored.
+    pub max_stored_bytes: u64,
     /// Most checkpoints of one sandbox.
     pub max_checkpoints: usize,
     /// Memory that has to be left when a creation, a batch, a warm VM or a resumption begins, MiB.
@@ -45,6 +51,9 @@ impl LimitSettings {
         let count = |key, value: Option<usize>, default, most, range| {
             in_range(key, value.unwrap_or(default), 1..=most, range)
         };
+        let stored = |key, value: Option<usize>| {
+            in_range(key, value.unwrap_or(1000), 0..=1_000_000, "0 to 1000000")
+        };
         Ok(Self {
             max_sandboxes: count(
                 "limits.max_sandboxes",
@@ -52,6 +61,14 @@ impl LimitSettings {
                 64,
                 65_536,
                 "1 to 65536",
+            )?,
+            max_paused: stored("limits.max_paused", file.max_paused)?,
+            max_snapshots: stored("limits.max_snapshots", file.max_snapshots)?,
+            max_stored_bytes: in_range(
+                "limits.max_stored_bytes",
+                file.max_stored_bytes.unwrap_or(1 << 40),
+                0..=1 << 60,
+                "0 to 1152921504606846976",
             )?,
             max_checkpoints: count(
                 "limits.max_checkpoints",

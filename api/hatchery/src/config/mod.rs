@@ -5,6 +5,7 @@
 //! lists every key with its default; a test keeps it true.
 
 mod error;
+mod keys;
 mod limits;
 mod settings;
 mod templates;
@@ -14,7 +15,7 @@ pub use error::ConfigError;
 pub use limits::LimitSettings;
 pub use settings::{CloneSettings, Settings};
 pub use typed::{
-    ClonesFile, ConfigFile, LimitsFile, MetricsFile, Overrides, PoolFile, TemplateFile,
+    ClonesFile, ConfigFile, KeyFile, LimitsFile, MetricsFile, Overrides, PoolFile, TemplateFile,
 };
 
 #[cfg(test)]
@@ -81,5 +82,70 @@ mod test {
             settings("api_keys=['short']", Overrides::default()),
             Err(ConfigError::BadKey(1))
         ));
+    }
+
+    #[test]
+    fn keys_have_a_name_once_and_something_to_know_them_by() {
+        let hash = "0".repeat(63);
+        let named = |rest: &str| format!("[[keys]]\nname = 'a'\n{rest}\n");
+        let known = named(&format!("hashes = ['{hash}1']"));
+        let refused = |toml: &str| {
+            settings(toml, Overrides::default())
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(
+            settings(&known, Overrides::default()).is_ok(),
+            "no other key is needed"
+        );
+        assert!(refused(&named("")).contains("hashes, key_env or key_file"));
+        assert!(refused(&named(&format!("hashes = ['{hash}']"))).contains("sha256sum"));
+        assert!(refused(&named("key_env = 'NO_SUCH_VARIABLE'")).contains("NO_SUCH_VARIABLE"));
+        assert!(refused(&format!("{known}{known}")).contains("\"a\""));
+        let other = known.replace("'a'", "'b'");
+        assert!(
+            refused(&format!("{known}{other}")).contains("\"b\""),
+            "one key, two owners"
+        );
+        assert!(refused(&known.replace("'a'", "'a b'")).contains("a b"));
+        assert!(
+            refused(&named(&format!("hashes = ['{hash}1']\nmax_runing = 1"))).contains("runing")
+        );
+        assert!(
+            refused(&format!(
+                "api_keys_name = 'a'\napi_keys = ['{KEY}']\n{known}"
+            ))
+            .contains("twice")
+        );
+    }
+
+    #[test]
+    fn plain_keys_are_owners_each_and_named_ones_are_who_they_were() {
+        let [a, b] = ["e2b_aaaaaaaaaaaaaaaa", "e2b_bbbbbbbbbbbbbbbb"];
+        let owner = |toml: &str, key: &str| {
+            let settings = settings(toml, Overrides::default()).unwrap();
+            let caller = settings.keys.caller(key.as_bytes()).unwrap().clone();
+            let owners = settings.owners.into_iter();
+            let mut options = owners.filter(|options| options.owner == caller.owner);
+            let options = options.next().unwrap();
+            (caller, options)
+        };
+        let plain = format!("api_keys = ['{a}', '{b}', '{a}']");
+        let ((first, _), (second, _)) = (owner(&plain, a), owner(&plain, b));
+        assert_ne!(first.owner, second.owner);
+        let shared = format!("api_keys_name = 'team'\n{plain}");
+        let ((one, options), (two, _)) = (owner(&shared, a), owner(&shared, b));
+        assert_eq!((one.owner.as_str(), &one.owner), ("name:team", &two.owner));
+        assert!(one.alone && options.before.contains(&first.owner));
+        let hash = "9fc19df2a55b7ec42ec1fb06b8ea3d6a1a26b94bb6fbf5c3b4d22f0b9dd2ac06";
+        let named = format!("{plain}\n[[keys]]\nname = 'ops'\nhashes = ['{hash}']\nadmin = true");
+        let settings = settings(&named, Overrides::default()).unwrap();
+        let ops = &settings
+            .owners
+            .iter()
+            .find(|o| o.owner.as_str() == "name:ops")
+            .unwrap();
+        assert_eq!(ops.before.len(), 1);
+        assert!(!settings.keys.caller(a.as_bytes()).unwrap().admin);
     }
 }

@@ -1,14 +1,16 @@
 //! What the program runs with: the file, what is over it, and the defaults, put together and
 //! checked.
 
-use crate::config::error::{ConfigError, read_text};
+use crate::config::error::ConfigError;
+use crate::config::keys::KeySettings;
 use crate::config::limits::{LimitSettings, in_range};
 use crate::config::templates::templates;
 use crate::config::typed::{ConfigFile, Overrides};
 use control::JailMode;
-use e2b::auth::{ApiKeys, KeyError};
+use e2b::auth::ApiKeys;
 use e2b::options::ServerOptions;
 use engine::options::EngineOptions;
+use engine::quota::{OwnerOptions, StoreLimits};
 use engine::template::Template;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -38,6 +40,8 @@ pub struct Settings {
     pub require_token: bool,
     /// Who may use the control plane.
     pub keys: ApiKeys,
+    /// How much each of these may have.
+    pub owners: Vec<OwnerOptions>,
     /// The VM program.
     pub vmm: PathBuf,
     /// What is done where walls around VM processes are missing.
@@ -65,11 +69,7 @@ impl Settings {
     pub fn new(file: ConfigFile, over: Overrides, program_dir: &Path) -> Result<Self, ConfigError> {
         let mut notes = Vec::new();
         let clones = CloneSettings::new(&file, &over, &mut notes)?;
-        let keys = ApiKeys::new(&key_list(&file, over.api_keys.as_deref())?);
-        let keys = keys.map_err(|error| match error {
-            KeyError::NoKeys => ConfigError::NoKeys,
-            KeyError::BadKey(number) => ConfigError::BadKey(number),
-        })?;
+        let KeySettings { keys, owners } = KeySettings::new(&file, over.api_keys.as_deref())?;
         let dir = over
             .image_dir
             .or(file.image_dir)
@@ -92,6 +92,7 @@ impl Settings {
             domain: over.domain.or(file.domain),
             require_token: file.require_token.unwrap_or(false),
             keys,
+            owners,
             vmm: find(over.vmm.or(file.vmm), "hatchery-vmm"),
             jail: over.jail.or(file.jail).unwrap_or_default(),
             agent: find(over.agent.or(file.agent), "hatchery-agent"),
@@ -109,6 +110,12 @@ impl Settings {
         EngineOptions {
             max_sandboxes: self.limits.max_sandboxes,
             max_checkpoints: self.limits.max_checkpoints,
+            store: StoreLimits {
+                max_paused: self.limits.max_paused,
+                max_snapshots: self.limits.max_snapshots,
+                max_stored_bytes: self.limits.max_stored_bytes,
+            },
+            owners: self.owners.clone(),
             min_memory_mb: self.limits.min_memory_mb,
             boot_timeout: self.limits.boot_timeout,
             pool_size: self.clones.enabled.then_some(self.clones.pool_size),
@@ -178,25 +185,4 @@ fn renamed<T>(
         }
         (None, value) => Ok(value),
     }
-}
-
-/// The keys of the environment if it has any, else those of the file and of the key file.
-fn key_list(file: &ConfigFile, env: Option<&str>) -> Result<Vec<String>, ConfigError> {
-    if let Some(env) = env.filter(|env| !env.trim().is_empty()) {
-        return Ok(env
-            .split(',')
-            .map(str::trim)
-            .filter(|k| !k.is_empty())
-            .map(Into::into)
-            .collect());
-    }
-    let mut keys = file.api_keys.clone();
-    if let Some(path) = &file.api_keys_file {
-        let text = read_text(path)?;
-        let lines = text
-            .lines()
-            .map(|line| line.split('#').next().unwrap_or_default().trim());
-        keys.extend(lines.filter(|key| !key.is_empty()).map(Into::into));
-    }
-    Ok(keys)
 }

@@ -27,6 +27,12 @@ pub struct ConfigFile {
     pub api_keys: Vec<String>,
     /// A file with one key per line; `#` begins a comment.
     pub api_keys_file: Option<PathBuf>,
+    /// The name that the keys of both, or of the environment, have together. No default: each is an
+    /// owner of its own.
+    pub api_keys_name: Option<String>,
+    /// Keys with a name and limits.
+    #[serde(default)]
+    pub keys: Vec<KeyFile>,
     /// Folder in which the names below are looked up when they are relative. Default: the folder of
     /// the `hatchery` program.
     pub image_dir: Option<PathBuf>,
@@ -56,12 +62,45 @@ pub struct ConfigFile {
     pub templates: BTreeMap<String, TemplateFile>,
 }
 
+/// One `[[keys]]` table as typed.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyFile {
+    /// Whose is what these keys make.
+    pub name: String,
+    /// SHA-256 hashes of keys.
+    #[serde(default)]
+    pub hashes: Vec<String>,
+    /// A variable of the environment with keys, separated by commas.
+    pub key_env: Option<String>,
+    /// A file with one key per line; `#` begins a comment.
+    pub key_file: Option<PathBuf>,
+    /// Whether these keys see everything. Default false.
+    pub admin: Option<bool>,
+    /// Most sandboxes with a machine. No default: `limits.max_sandboxes` is all there is.
+    pub max_running: Option<usize>,
+    /// Most paused sandboxes. No default.
+    pub max_paused: Option<usize>,
+    /// Most snapshots. No default.
+    pub max_snapshots: Option<usize>,
+    /// Most bytes in the store. No default.
+    pub max_stored_bytes: Option<u64>,
+    /// Most sandboxes that are asked for in a second. No default.
+    pub max_creates_per_second: Option<u32>,
+}
+
 /// The `[limits]` table as typed.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LimitsFile {
     /// Most sandboxes at one time; more are refused with 429. Default 64.
     pub max_sandboxes: Option<usize>,
+    /// Most paused sandboxes; more are refused with 429. Default 1000.
+    pub max_paused: Option<usize>,
+    /// Most snapshots; more are refused with 429. Default 1000.
+    pub max_snapshots: Option<usize>,
+    /// Most bytes of what is stored; above it nothing more is, with 429. Default 1099511627776.
+    pub max_stored_bytes: Option<u64>,
     /// Most checkpoints of one sandbox; more are refused with 409. Default 64.
     pub max_checkpoints: Option<usize>,
     /// Memory that has to be left when a creation, a batch, a warm VM or a resumption begins, MiB;

@@ -113,6 +113,25 @@ impl Server {
         pool_size: Option<usize>,
         change: impl FnOnce(&mut ConfigFile),
     ) -> Self {
+        let mut file = ConfigFile {
+            limits,
+            clones: ClonesFile {
+                enabled: Some(pool_size.is_some()),
+                ..ClonesFile::default()
+            },
+            pool: PoolFile { size: pool_size },
+            ..ConfigFile::default()
+        };
+        change(&mut file);
+        Self::start_file(dir, mode, file).await
+    }
+
+    /// The same as a file says, with the only key if that has none.
+    pub(crate) async fn start_file(
+        dir: tempfile::TempDir,
+        mode: &str,
+        mut file: ConfigFile,
+    ) -> Self {
         let vmm = dir.path().join(format!("fake-vmm-{mode}"));
         let _ = std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_fake-vmm"), &vmm);
         for (name, size) in [("base.ext4", 1 << 20), ("vmlinux", 4096)] {
@@ -126,20 +145,11 @@ impl Server {
         } else {
             agent().to_owned()
         };
-        let mut file = ConfigFile {
-            vmm: Some(vmm),
-            jail: Some(JailMode::Required),
-            agent: Some(agent),
-            api_keys: vec![KEY.into()],
-            limits,
-            clones: ClonesFile {
-                enabled: Some(pool_size.is_some()),
-                ..ClonesFile::default()
-            },
-            pool: PoolFile { size: pool_size },
-            ..ConfigFile::default()
-        };
-        change(&mut file);
+        (file.vmm, file.agent) = (Some(vmm), Some(agent));
+        file.jail.get_or_insert(JailMode::Required);
+        if file.api_keys.is_empty() {
+            file.api_keys.push(KEY.into());
+        }
         let settings = Settings::new(file, Overrides::default(), dir.path()).unwrap();
         let state = DataFolder::open(&dir.path().join("data")).unwrap();
         let launcher = MachineLauncher {
@@ -194,12 +204,17 @@ impl Server {
 
     /// A control-plane request with the key.
     pub(crate) async fn api(&self, method: &str, path: &str, body: Value) -> Answer {
+        self.api_as(KEY, method, path, body).await
+    }
+
+    /// The same with another key.
+    pub(crate) async fn api_as(&self, key: &str, method: &str, path: &str, body: Value) -> Answer {
         let body = if body.is_null() {
             Vec::new()
         } else {
             body.to_string().into_bytes()
         };
-        self.send(method, path, &[("x-api-key", KEY)], body).await
+        self.send(method, path, &[("x-api-key", key)], body).await
     }
 
     /// `GET /sandboxes/{id}`.

@@ -4,6 +4,7 @@ The server is named by E2B_API_URL, E2B_SANDBOX_URL and E2B_API_KEY, as for any 
 
 HATCHERY_TIME_SCALE   every limit that is not under test is multiplied by it (the lab: 10)
 HATCHERY_BIG_MIB      size of the large upload, 100 unless told
+HATCHERY_OTHER_KEY    another API key of the server: its owner sees nothing of E2B_API_KEY's
 HATCHERY_NATIVE=1     the agent runs as an ordinary process: tests marked `vm` are skipped
 HATCHERY_HOST_CMD     a command line that runs its last argument by a shell on the server's host
 HATCHERY_STATE_DIR    the server's state folder on that host
