@@ -6,10 +6,10 @@
 //!                           └─ longer ─────────> the rest, for the whole body at once, in turn
 //! ```
 //!
-//! A small body takes what has arrived. A longer one takes all that it can become before it goes on,
-//! so that no two of them wait for each other. Who has to wait looks for a body that is slower than
-//! `held::RATE`, has that one's request ended, and is itself refused after [`WAIT`]. One sandbox's
-//! requests have no more than their share.
+//! A small body takes what has arrived. A longer one takes all that it can become before it goes
+//! on, so that no two of them wait for each other. Who has to wait looks for a body that is slower
+//! than `held::RATE`, has that one's request ended, and is itself refused after [`WAIT`]. One
+//! sandbox's requests have no more than their share.
 
 mod held;
 mod share;

@@ -260,8 +260,8 @@ pub enum ProxyError {
     SignatureOver,
     /// Too many signed file URLs that no sandbox's token has signed came before it.
     #[error(
-        "Too many signed URLs without a sandbox were invalid of late: send it again in a second, or \
-         name the sandbox by E2b-Sandbox-Id and E2b-Sandbox-Port"
+        "Too many signed URLs without a sandbox were invalid of late: send it again in a second, \
+         or name the sandbox by E2b-Sandbox-Id and E2b-Sandbox-Port"
     )]
     TooManySignatures,
     /// A sandbox without a token, under a name that is not this server's.

@@ -312,6 +312,13 @@ impl DriverQueue {
         self.put16(self.avail_ring() + 2, self.avail);
     }
 
+    /// Breaks the queue: its available index jumps by more than its size, at once, so that a device
+    /// which looks just now sees all of it.
+    pub(crate) fn break_it(&mut self) {
+        self.avail = self.avail.wrapping_add(self.size + 1);
+        self.put16(self.avail_ring() + 2, self.avail);
+    }
+
     /// Whether the device wants to be notified of what was added last (§2.7.10).
     pub(crate) fn wants_kick(&self) -> bool {
         let event = self.get16(self.used_ring() + 4 + 8 * u64::from(self.size));

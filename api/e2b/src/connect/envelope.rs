@@ -72,8 +72,8 @@ impl EnvelopeDecoder {
         }))
     }
 
-    /// How long the envelope will be that has begun, once that is known; `None` for one that is over
-    /// the limit and will be refused.
+    /// How long the envelope will be that has begun, once that is known; `None` for one that is
+    /// over the limit and will be refused.
     #[must_use]
     pub fn announced(&self) -> Option<usize> {
         let (&[_, a, b, c, d], _) = self.buffer.split_first_chunk::<HEADER>()?;

@@ -6,7 +6,7 @@ use crate::machine::command::{MachineCommand, MachineOrder};
 use crate::machine::end::MachineEnd;
 use crate::machine::name::MachineName;
 use crate::machine::phase::MachinePhase;
-use crate::machine::task::MachineTask;
+use crate::machine::task::{GRACE, MachineTask};
 use control::{Reset, ResetSpec, SaveSpec, Saved, VmStats};
 use rustix::process::Pid;
 use std::os::fd::OwnedFd;
@@ -46,6 +46,7 @@ impl VmProcess {
             report: None,
             failure: None,
             allowance: EventAllowance::configured(),
+            grace: GRACE,
         };
         tokio::spawn(async move {
             let end = task.run(pid, control, receiver).await;

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 /// How long a process may take to end after it was asked to, before it is killed.
-const GRACE: Duration = Duration::from_secs(1);
+pub(super) const GRACE: Duration = Duration::from_secs(1);
 
 /// One VM process, from its configuration to its end.
 pub(super) struct MachineTask {
@@ -28,6 +28,8 @@ pub(super) struct MachineTask {
     pub(super) report: Option<ExitReport>,
     pub(super) failure: Option<String>,
     pub(super) allowance: EventAllowance,
+    /// How long the process may take to end by itself.
+    pub(super) grace: Duration,
 }
 
 impl MachineTask {
@@ -133,6 +135,7 @@ impl MachineTask {
             let why = "The VM process sent an answer to nothing; it is ended";
             tracing::warn!(sandbox_id = %self.name, "{why}");
             self.failure = Some(why.into());
+            self.grace = Duration::ZERO;
             return false;
         }
         match event {
@@ -190,7 +193,7 @@ impl MachineTask {
 
     /// Sees the process out and reaps it.
     async fn finish(&mut self, ends: &ProcessFds) -> String {
-        if timeout(GRACE, ends.exited()).await.is_err() {
+        if timeout(self.grace, ends.exited()).await.is_err() {
             tracing::debug!(
                 sandbox_id = %self.name,
                 "killing a VM process that does not end"

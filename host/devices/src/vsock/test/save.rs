@@ -194,7 +194,7 @@ fn the_copy_is_interrupted_only_if_its_driver_has_not_seen_everything() {
 fn a_device_without_a_driver_or_with_a_broken_one_is_saved_as_such() {
     let mut guest = Guest::new(0);
     guest.connect();
-    (0..300).for_each(|_| guest.queues[TX].publish(0));
+    guest.queues[TX].break_it();
     guest.queues[TX].force_kick(guest.mmio());
     wait(|| (read32(guest.mmio(), 0x70) & 64 != 0).then_some(()));
     let mut copy = guest.copy(SavedConnection::Kept);
