@@ -69,7 +69,7 @@ pub enum ConfigError {
         /// The value.
         value: String,
         /// What is allowed.
-        range: &'static str,
+        range: String,
     },
     /// A setting under its old name beside the new one.
     #[error("{old} and {new} are the same setting, and both are given: take {old} out")]

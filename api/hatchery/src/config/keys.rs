@@ -82,7 +82,7 @@ impl KeyList {
             return Err(ConfigError::Range {
                 key: format!("max_creates_per_second of {:?}", entry.name),
                 value: "0".into(),
-                range: "1 or more; leave it out for no limit",
+                range: "1 or more; leave it out for no limit".into(),
             });
         }
         let digests = digests(entry)?;

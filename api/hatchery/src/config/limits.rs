@@ -40,48 +40,28 @@ pub struct LimitSettings {
 impl LimitSettings {
     pub(super) fn new(file: &LimitsFile) -> Result<Self, ConfigError> {
         let seconds = |key, value: Option<u32>, default: u32| {
-            let value = in_range(
-                key,
-                value.unwrap_or(default),
-                1..=31_536_000,
-                "1 to 31536000",
-            )?;
+            let value = in_range(key, value.unwrap_or(default), 1..=31_536_000)?;
             Ok(Duration::from_secs(value.into()))
         };
-        let count = |key, value: Option<usize>, default, most, range| {
-            in_range(key, value.unwrap_or(default), 1..=most, range)
+        let count = |key, value: Option<usize>, default, most| {
+            in_range(key, value.unwrap_or(default), 1..=most)
         };
-        let stored = |key, value: Option<usize>| {
-            in_range(key, value.unwrap_or(1000), 0..=1_000_000, "0 to 1000000")
-        };
+        let stored =
+            |key, value: Option<usize>| in_range(key, value.unwrap_or(1000), 0..=1_000_000);
         Ok(Self {
-            max_sandboxes: count(
-                "limits.max_sandboxes",
-                file.max_sandboxes,
-                64,
-                65_536,
-                "1 to 65536",
-            )?,
+            max_sandboxes: count("limits.max_sandboxes", file.max_sandboxes, 64, 65_536)?,
             max_paused: stored("limits.max_paused", file.max_paused)?,
             max_snapshots: stored("limits.max_snapshots", file.max_snapshots)?,
             max_stored_bytes: in_range(
                 "limits.max_stored_bytes",
                 file.max_stored_bytes.unwrap_or(1 << 40),
                 0..=1 << 60,
-                "0 to 1152921504606846976",
             )?,
-            max_checkpoints: count(
-                "limits.max_checkpoints",
-                file.max_checkpoints,
-                64,
-                4096,
-                "1 to 4096",
-            )?,
+            max_checkpoints: count("limits.max_checkpoints", file.max_checkpoints, 64, 4096)?,
             min_memory_mb: in_range(
                 "limits.min_memory_mb",
                 file.min_memory_mb.unwrap_or(128),
                 0..=1 << 24,
-                "0 to 16777216",
             )?,
             max_timeout: seconds("limits.max_timeout", file.max_timeout, 86_400)?,
             boot_timeout: seconds("limits.boot_timeout", file.boot_timeout, 60)?,
@@ -90,13 +70,11 @@ impl LimitSettings {
                 file.max_connections,
                 4096,
                 1 << 20,
-                "1 to 1048576",
             )?,
             max_peer_connections: in_range(
                 "limits.max_peer_connections",
                 file.max_peer_connections.unwrap_or(0),
                 0..=1 << 20,
-                "0 to 1048576",
             )?,
             header_timeout: seconds("limits.header_timeout", file.header_timeout, 10)?,
             idle_timeout: seconds("limits.idle_timeout", file.idle_timeout, 620)?,
@@ -105,13 +83,11 @@ impl LimitSettings {
                 file.max_json_bytes,
                 1 << 20,
                 1 << 28,
-                "1 to 268435456",
             )?,
             body_memory_mb: in_range(
                 "limits.body_memory_mb",
                 file.body_memory_mb.unwrap_or(256),
                 64..=1 << 20,
-                "64 to 1048576",
             )?,
         })
     }
@@ -122,7 +98,6 @@ pub(super) fn in_range<T: PartialOrd + ToString>(
     key: &str,
     value: T,
     range: std::ops::RangeInclusive<T>,
-    text: &'static str,
 ) -> Result<T, ConfigError> {
     if range.contains(&value) {
         return Ok(value);
@@ -130,6 +105,10 @@ pub(super) fn in_range<T: PartialOrd + ToString>(
     Err(ConfigError::Range {
         key: key.to_owned(),
         value: value.to_string(),
-        range: text,
+        range: format!(
+            "{} to {}",
+            range.start().to_string(),
+            range.end().to_string()
+        ),
     })
 }

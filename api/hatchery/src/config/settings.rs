@@ -81,7 +81,7 @@ impl Settings {
         let default_listen = SocketAddr::from(([127, 0, 0, 1], 3000));
         let mut limits = LimitSettings::new(&file.limits)?;
         if let Some(max) = over.max_sandboxes {
-            limits.max_sandboxes = in_range("max_sandboxes", max, 1..=65_536, "1 to 65536")?;
+            limits.max_sandboxes = in_range("max_sandboxes", max, 1..=65_536)?;
         }
         Ok(Self {
             listen: over.listen.or(file.listen).unwrap_or(default_listen),
@@ -150,7 +150,7 @@ impl CloneSettings {
         notes: &mut Vec<String>,
     ) -> Result<Self, ConfigError> {
         let size = |name, value: Option<usize>| {
-            let value = value.map(|value| in_range(name, value, 0..=1024, "0 to 1024"));
+            let value = value.map(|value| in_range(name, value, 0..=1024));
             Ok((name, value.transpose()?))
         };
         let from_file = renamed(

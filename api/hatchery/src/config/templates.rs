@@ -57,21 +57,14 @@ impl TemplateFile {
             &key("cpu_count"),
             self.cpu_count.unwrap_or(1),
             1..=control::MAX_VCPUS,
-            "1 to 8",
         )?;
         let memory = in_range(
             &key("memory_mb"),
             self.memory_mb.unwrap_or(512),
             control::MIN_MEMORY_MIB..=control::MAX_MEMORY_MIB,
-            "128 to 16384",
         )?;
         if let Some(disk) = self.disk_size_mb {
-            in_range(
-                &key("disk_size_mb"),
-                disk,
-                16..=(16 << 20),
-                "16 to 16777216",
-            )?;
+            in_range(&key("disk_size_mb"), disk, 16..=(16 << 20))?;
         }
         Ok(Template {
             name: name.to_owned(),
