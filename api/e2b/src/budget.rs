@@ -3,11 +3,11 @@
 //!
 //! ```text
 //! bytes arrive ─> BodyHold ─┬─ at most 64 KiB ─> the small eighth of the budget
-//!                           └─ longer ─────────> the rest, for the whole body at once, in turn
+//!                           └─ longer ─────────> the rest, in turn
 //! ```
 //!
-//! A small body takes what has arrived. A longer one takes all that it can become before it goes
-//! on, so that no two of them wait for each other. Who has to wait looks for a body that is slower
+//! Each takes all that it can become before it goes on, so that no two wait for what the other
+//! has; one that does not say how long it is takes 64 KiB first. Who has to wait looks for a body that is slower
 //! than `held::RATE`, has that one's request ended, and is itself refused after [`WAIT`]. One
 //! sandbox's requests have no more than their share.
 
@@ -55,6 +55,8 @@ pub struct BodyBudget {
     next: AtomicU64,
     shares: BodyShares,
     holds: Mutex<BTreeMap<u64, Weak<HoldState>>>,
+    /// When slow bodies were looked for.
+    looked: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug)]
@@ -83,6 +85,7 @@ impl BodyBudget {
             next: AtomicU64::new(0),
             shares: BodyShares::default(),
             holds: Mutex::default(),
+            looked: Mutex::default(),
         })
     }
 
@@ -121,22 +124,21 @@ impl BodyBudget {
         let until = Instant::now() + WAIT;
         let own = match share {
             None => None,
-            Some(share) if large => Some(self.wait(&share.turns, 1, (large, units), until).await?),
-            Some(share) => {
-                let own = Arc::clone(&share.small).try_acquire_many_owned(count(units));
-                Some(own.map_err(|_| self.refusal(false))?)
-            }
+            // Those of its own sandbox are waited for, and nobody is ended for it.
+            Some(share) if large => Some(self.wait(&share.turns, 1, None, until).await?),
+            Some(share) => Some(self.wait(&share.small, units, None, until).await?),
         };
-        let all = self.wait(&pool.free, units, (large, units), until).await?;
+        let missed = Some((large, units));
+        let all = self.wait(&pool.free, units, missed, until).await?;
         Ok([Some(all), own])
     }
 
-    /// Waits in turn, and has slow bodies that hold what is `missed` ended meanwhile.
+    /// Waits in turn, and has slow bodies that hold what is `missed`, if anything, ended meanwhile.
     async fn wait(
         &self,
         free: &Arc<Semaphore>,
         permits: usize,
-        missed: (bool, usize),
+        missed: Option<(bool, usize)>,
         until: Instant,
     ) -> Result<OwnedSemaphorePermit, BodyRefusal> {
         let wanted = count(permits);
@@ -148,14 +150,27 @@ impl BodyBudget {
             match timeout(LOOK, turn.as_mut()).await {
                 Ok(Ok(permit)) => return Ok(permit),
                 Ok(Err(_)) => break,
-                Err(_) => self.end_slow(missed.0, missed.1),
+                Err(_) => {
+                    if let Some((large, units)) = missed {
+                        self.end_slow(large, units);
+                    }
+                }
             }
         }
         Err(self.refusal(false))
     }
 
     /// Ends the requests of slow bodies, those that hold most first, until so much is on its way.
+    /// One look serves all who wait: they would look at each other.
     fn end_slow(&self, large: bool, units: usize) {
+        let now = Instant::now();
+        let before = {
+            let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+            looked.replace(now)
+        };
+        if before.is_some_and(|before| now < before + LOOK / 2) {
+            return;
+        }
         let holds: Vec<_> = {
             let table = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
             table.values().filter_map(Weak::upgrade).collect()
@@ -238,20 +253,21 @@ impl BodyHold {
             }
             inner.since.get_or_insert_with(Instant::now);
             self.enter(&mut inner);
+            let between = large && inner.permit.is_some();
+            let between = between.then(|| Between::new(budget)).transpose()?;
             inner.spared = true;
             let share = inner.share.clone();
-            (large, more, large && inner.permit.is_some(), share)
+            (large, more, between, share)
         };
         let begin = Instant::now();
-        let _between = between.then(|| Between::new(budget)).transpose()?;
         let got = budget.take(share.as_deref(), large, more).await;
         let mut inner = self.0.lock();
         inner.spared = false;
         inner.since = inner.since.map(|since| since + begin.elapsed());
         let [all, own] = got?;
         inner.large = large;
-        put(&mut inner.permit, all, between);
-        put(&mut inner.own, own, between);
+        put(&mut inner.permit, all, between.is_some());
+        put(&mut inner.own, own, between.is_some());
         Ok(())
     }
 

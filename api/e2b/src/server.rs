@@ -115,13 +115,19 @@ impl Drop for Place {
     }
 }
 
+/// How often a newcomer that waits looks for a connection that has begun to rest.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// A place for a newcomer. Waits while all are busy: others wait in the listen queue meanwhile.
 async fn place(table: &Arc<ConnectionTable>, peer: SocketAddr) -> Option<Arc<ConnectionSlot>> {
     loop {
         match table.admit(peer) {
             Ok(slot) => return Some(slot),
             Err(SlotRefusal::Peer) => return None,
-            Err(SlotRefusal::Full) => table.freed().await,
+            // One that begins to rest may give way, and says nothing.
+            Err(SlotRefusal::Full) => {
+                let _ = tokio::time::timeout(LOOK, table.freed()).await;
+            }
         }
     }
 }

@@ -114,8 +114,8 @@ impl std::fmt::Display for LimitReached {
         match &self.owner {
             None => write!(
                 f,
-                "There are {has} {noun} of {max}, the limit of the server (limits.{setting}). \
-                 {remedy}, or have the limit raised"
+                "The server has the {max} {noun} that it may have (limits.{setting}). {remedy}, or \
+                 have the limit raised"
             ),
             Some(_) if self.kind == LimitKind::Creations => write!(
                 f,

@@ -69,6 +69,7 @@ async fn without_a_zygote_none_starts_and_nothing_is_said_to_stand() {
 
     let server = Server::start_jailed("single", JailMode::Degraded).await;
     assert_eq!(create(&server).await.0, 201);
+    assert_eq!(jail(&server).await["missing"], json!(["namespaces"]));
     assert!(server.stop().await);
 }
 

@@ -104,9 +104,15 @@ pub(crate) fn begin() -> Vec<MissingWall> {
         let remedy = remedy.to_owned();
         missing.push(MissingWall { wall, why, remedy });
     };
-    if !rustix::process::geteuid().is_root() {
-        let why = "only root can make a process another user";
-        lacks(Wall::User, why.to_owned(), "run `hatchery serve` as root");
+    // A user is a thread's own.
+    let no_user = match std::thread::spawn(become_user).join() {
+        Ok(tried) => tried.err().map(|error| crate::error::chain(&error)),
+        Err(_) => Some("the attempt broke off".to_owned()),
+    };
+    if let Some(why) = no_user {
+        let remedy = "run `hatchery serve` as root; in a container, with CAP_SETUID and \
+                      CAP_SETGID and all users, not a part of them";
+        lacks(Wall::User, why, remedy);
     }
     // SAFETY: a zygote calls this before it starts a thread, the probe in a thread that shares
     // nothing which this takes away; all paths of either that are needed later are in /proc.
@@ -148,6 +154,12 @@ pub(crate) enum ConfineError {
     Open,
 }
 
+/// Makes the calling thread, and all that it starts, the user of this process.
+fn become_user() -> Result<(), JailError> {
+    let process = rustix::process::getpid().as_raw_nonzero().get();
+    jail::become_user(FIRST_USER + process.unsigned_abs())
+}
+
 /// Confines the calling thread and all that it starts, before it has started any and before it has
 /// read a byte from anybody. Nothing can be opened afterwards. What it opens of itself is the
 /// thread's, which may be another user than the process's first thread.
@@ -156,9 +168,9 @@ pub(crate) fn process(mode: JailMode) -> Result<OwnFiles, ConfineError> {
         descriptors: DESCRIPTORS,
     }
     .apply()?;
-    if rustix::process::geteuid().is_root() {
-        let process = rustix::process::getpid().as_raw_nonzero().get();
-        jail::become_user(FIRST_USER + process.unsigned_abs())?;
+    match (become_user(), mode) {
+        (Err(error), JailMode::Required) => return Err(error.into()),
+        (Err(_), JailMode::Degraded) | (Ok(()), _) => {}
     }
     let own = OwnFiles {
         pagemap: Pagemap::open()?,

@@ -131,6 +131,9 @@ fn it_sees_no_network_and_no_file() {
 fn a_program_that_is_none_is_found_out() {
     let error = Zygote::start("/bin/true", MODE).unwrap_err();
     assert!(error.is_lost(), "{error:?}");
+    // One that says why it cannot be one is heard.
+    let why = Zygote::start("/bin/ls", MODE).unwrap_err();
+    assert!(why.is_lost() && why.to_string().contains("zygote"), "{why}");
 }
 
 /// Starts the program as root that may not administer the system.

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 /// What one byte of a body costs at its peak: itself, the string that is parsed of it, and what is
 /// decoded from that.
 pub(super) const COST: usize = 3;
-/// Longest body that takes what has arrived and no more.
+/// Longest body that is small; one that does not say how long it is takes this first.
 pub(super) const SMALL: usize = 64 * 1024;
 /// What is counted in.
 pub(super) const UNIT: usize = 1024;
@@ -52,8 +52,8 @@ impl HeldMemory {
         let whole = self.announced.unwrap_or(0).max(self.kept);
         let large = self.large || whole > SMALL;
         let bytes = match (large, self.announced) {
-            (false, _) => self.kept,
-            (true, Some(_)) => whole,
+            (false, None) => self.most.min(SMALL).max(self.kept),
+            (_, Some(_)) => whole,
             (true, None) => whole.max(self.most),
         };
         let units = bytes.saturating_mul(COST).div_ceil(UNIT);

@@ -162,6 +162,49 @@ async fn who_waits_for_large_memory_leaves_half_of_the_small() {
     assert!(begin.elapsed() < WAIT + Duration::from_secs(1));
 }
 
+#[tokio::test(start_paused = true)]
+async fn small_bodies_that_come_by_and_by_do_not_wait_for_each_other() {
+    let budget = BodyBudget::new(64);
+    let body = |announced: bool| {
+        let hold = budget.hold(None);
+        hold.begin(announced.then_some(SMALL), 16 * MIB);
+        async move {
+            for _ in 0..4 {
+                hold.keep(SMALL / 4).await?;
+                sleep(Duration::from_millis(1)).await;
+            }
+            Ok::<_, BodyRefusal>(())
+        }
+    };
+    let begin = Instant::now();
+    let done = join_all((0..1000).map(|n| body(n % 2 == 0))).await;
+    assert!(done.iter().all(Result::is_ok), "some were refused");
+    assert!(begin.elapsed() < WAIT / 2, "{:?}", begin.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_its_own_sandbox_ends_nobody() {
+    let budget = BodyBudget::new(256);
+    let other = budget.hold(Some("other"));
+    other.begin(Some(16 * MIB), 16 * MIB);
+    other.keep(1).await.unwrap();
+    let mut own = Vec::new();
+    for _ in 0..2 {
+        let hold = budget.hold(Some("own"));
+        hold.begin(Some(SMALL + 1), 16 * MIB);
+        hold.keep(1).await.unwrap();
+        own.push(hold);
+    }
+    let third = budget.hold(Some("own"));
+    third.begin(Some(SMALL + 1), 16 * MIB);
+    third.keep(1).await.unwrap_err();
+    assert_eq!(
+        other.ended().now_or_never(),
+        None,
+        "there was memory enough"
+    );
+}
+
 #[tokio::test]
 async fn what_is_dropped_or_released_is_free() {
     let budget = BodyBudget::new(64);
@@ -169,9 +212,13 @@ async fn what_is_dropped_or_released_is_free() {
     assert_eq!(budget.held(), 16 * MIB * COST);
     hold.release();
     assert_eq!(budget.held(), 0);
-    hold.begin(None, 16 * MIB);
+    hold.begin(Some(10), 16 * MIB);
     hold.keep(10).await.unwrap();
     assert_eq!(budget.held(), UNIT);
+    hold.release();
+    hold.begin(None, 16 * MIB);
+    hold.keep(10).await.unwrap();
+    assert_eq!(budget.held(), SMALL * COST, "it may become as long");
     drop(hold);
     assert_eq!(budget.held(), 0);
     assert!(budget.holds.lock().unwrap().is_empty());
@@ -198,7 +245,7 @@ async fn those_of_one_sandbox_do_not_keep_another_one_out() {
     assert!(begin.elapsed() < GRACE * 2, "{:?}", begin.elapsed());
     slow.iter().for_each(tokio::task::JoinHandle::abort);
 
-    // Nor do small ones: who has more than the share of its sandbox is refused at once.
+    // Nor do small ones: who has more than the share of its sandbox waits, and is refused in time.
     let mut held = Vec::new();
     let refused = loop {
         let hold = budget.hold(Some("one"));

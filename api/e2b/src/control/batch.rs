@@ -11,7 +11,7 @@
 //! sandbox with its line, with mode `all` every sandbox with the summary, or none. The rest is
 //! ended.
 
-use crate::control::create::{CreateRequest, IdempotencyClaim, find};
+use crate::control::create::{CreateRequest, IdempotencyClaim, IdempotencyTable, find};
 use crate::control::view::CreatedView;
 use crate::error::ApiError;
 use crate::linger::LingeringBody;
@@ -78,16 +78,15 @@ pub async fn handle(
     }
     let wanted: CreateRequest = parse_json(&body)?;
     let (template, asked) = wanted.check(&app.options, ApiVersion::V2)?;
+    // A single creation with this body is another request.
+    let sent = IdempotencyTable::digest(&[b"batch\n", &body]);
+    drop(body);
     let claim = match head.headers.get("idempotency-key") {
         None => None,
-        Some(key) => {
-            // A single creation with this body is another request.
-            let body = [b"batch\n", &*body].concat();
-            match app.idempotency.claim((&who.owner, key), &body).await? {
-                Ok(claim) => Some(claim),
-                Err(known) => return Ok(again(app, who, &known, (count, mode))),
-            }
-        }
+        Some(key) => match app.idempotency.claim((&who.owner, key), sent).await? {
+            Ok(claim) => Some(claim),
+            Err(known) => return Ok(again(app, who, &known, (count, mode))),
+        },
     };
     let source = find(app, who, &template).await?;
     let new = NewSandbox::new(who.owner.clone(), source, asked)?;

@@ -61,15 +61,17 @@ pub async fn handle(
 ) -> Result<Response<Body>, ApiError> {
     let mut timings = StepTimings::default();
     let (head, body) = request.into_parts();
-    let key = head.headers.get("idempotency-key").cloned();
     let body = app.body(body).await?;
     let wanted: CreateRequest = parse_json(&body)?;
     let (template, asked) = wanted.check(&app.options, version)?;
+    let key = head.headers.get("idempotency-key");
+    let key = key.map(|key| (key, IdempotencyTable::digest(&[&body])));
+    drop(body);
     timings.step("request");
 
     let claim = match key {
         None => None,
-        Some(key) => match app.idempotency.claim((&who.owner, &key), &body).await? {
+        Some((key, sent)) => match app.idempotency.claim((&who.owner, key), sent).await? {
             Ok(claim) => Some(claim),
             Err(known) => {
                 tracing::info!(sandbox_id = known, "creation asked again");

@@ -10,13 +10,16 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 /// Most keys that are remembered. Above it the oldest settled one is forgotten of the owner that
 /// has most.
 const MAX_KEYS: usize = 4096;
 /// How long a key is remembered.
 const MEMORY: Duration = Duration::from_secs(24 * 3600);
+
+/// How long a request waits for another one with its key.
+const WAIT: Duration = Duration::from_secs(120);
 
 /// Whose it is, and what was sent.
 type OwnedKey = (OwnerId, String);
@@ -43,31 +46,47 @@ pub struct IdempotencyClaim {
 }
 
 impl IdempotencyTable {
+    /// What a body is told by: the memory that it takes is free while its key is waited for.
+    #[must_use]
+    pub fn digest(body: &[&[u8]]) -> [u8; 32] {
+        let all = body.iter().fold(Sha256::new(), Sha256::chain_update);
+        all.finalize().into()
+    }
+
     /// Either a claim to create, or the id of the sandbox that this owner's key has given. Waits
     /// while another request with the same key is on its way.
     ///
     /// # Errors
     /// [`ApiError::Invalid`] for a key that is not 1 to 255 characters of `[A-Za-z0-9_-]`;
-    /// [`ApiError::IdempotencyMismatch`] when the key came with another body.
+    /// [`ApiError::IdempotencyMismatch`] when the key came with another body;
+    /// [`ApiError::Conflict`] when the other request takes too long.
     pub async fn claim(
         &self,
         (owner, key): (&OwnerId, &HeaderValue),
-        body: &[u8],
+        body: [u8; 32],
     ) -> Result<Result<IdempotencyClaim, String>, ApiError> {
         let key = key.to_str().ok().filter(|key| is_key(key)).ok_or_else(|| {
             ApiError::Invalid("Idempotency-Key is not 1 to 255 characters of [A-Za-z0-9_-]".into())
         })?;
         let key = (owner.clone(), key.to_owned());
-        let hash: [u8; 32] = Sha256::digest(body).into();
+        let until = Instant::now() + WAIT;
         loop {
-            let mut outcome = match self.look(&key, &hash)? {
+            let mut outcome = match self.look(&key, &body)? {
                 Ok(claim) => return Ok(Ok(claim)),
                 Err(outcome) => outcome,
             };
-            if let Ok(known) = outcome.wait_for(Option::is_some).await {
-                return Ok(Err(known.clone().unwrap_or_default()));
+            match timeout_at(until, outcome.wait_for(Option::is_some)).await {
+                Ok(Ok(known)) => return Ok(Err(known.clone().unwrap_or_default())),
+                // The other creation failed: try to be the one who creates.
+                Ok(Err(_)) => {}
+                Err(_) => {
+                    let seconds = WAIT.as_secs();
+                    return Err(ApiError::Conflict(format!(
+                        "Another request with this Idempotency-Key is under way for {seconds} s: \
+                         send it again later"
+                    )));
+                }
             }
-            // The other creation failed: try to be the one who creates.
         }
     }
 
@@ -86,6 +105,14 @@ impl IdempotencyTable {
             return Ok(Err(record.outcome.clone()));
         }
         if table.len() >= MAX_KEYS {
+            let own = table.iter().filter(|((owner, _), _)| *owner == key.0);
+            let pending = own.filter(|(_, r)| r.outcome.borrow().is_none()).count();
+            if pending >= MAX_KEYS / 2 {
+                return Err(ApiError::Conflict(format!(
+                    "{pending} creations with an Idempotency-Key are under way: send this one \
+                     again when some are done"
+                )));
+            }
             forget_one(&mut table);
         }
         let (sender, outcome) = watch::channel(None);
@@ -159,7 +186,9 @@ mod test {
     ) -> Result<Result<IdempotencyClaim, String>, ApiError> {
         let owner = OwnerId::named(owner).unwrap();
         let key = HeaderValue::from_str(key).unwrap();
-        table.claim((&owner, &key), body).await
+        table
+            .claim((&owner, &key), IdempotencyTable::digest(&[body]))
+            .await
     }
 
     #[tokio::test]
@@ -173,6 +202,15 @@ mod test {
         assert_eq!(second.await.unwrap().unwrap().unwrap_err(), "i1");
         let third = ask(&table, ("a", "k"), b"body").await;
         assert_eq!(third.unwrap().unwrap_err(), "i1");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_too_long_is_told() {
+        let table = IdempotencyTable::default();
+        let _claim = ask(&table, ("a", "k"), b"body").await.unwrap().unwrap();
+        let error = ask(&table, ("a", "k"), b"body").await.unwrap_err();
+        assert_eq!(error.status(), 409);
+        assert!(error.to_string().contains("120 s"), "{error}");
     }
 
     #[tokio::test]

@@ -5,6 +5,9 @@
 
 use control::Request;
 
+/// Most that is outstanding at one time, and more: what was never answered does not add up.
+const MOST: u64 = 64;
+
 /// What was asked and not answered. Some requests need no answer when all is well, so this only
 /// bounds what may come.
 #[derive(Debug)]
@@ -18,7 +21,7 @@ impl EventAllowance {
 
     /// It is asked this.
     pub(super) fn ask(&mut self, request: &Request) {
-        self.0 += match request {
+        let more = match request {
             // Memory is copied ahead; then the save's own end.
             Request::Save(_) => 2,
             Request::Configure(_)
@@ -28,6 +31,7 @@ impl EventAllowance {
             | Request::Stats
             | Request::Stop => 1,
         };
+        self.0 = MOST.min(self.0 + more);
     }
 
     /// An event came; false when nothing asked for it.

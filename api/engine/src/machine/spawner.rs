@@ -9,12 +9,13 @@ use crate::machine::stderr;
 use control::{JailMode, MissingWall, Spawned, Wall, Zygote, ZygoteError, list_missing};
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
-/// How long VM processes are started by themselves after there was no zygote, where that is
-/// allowed: one may take as long as [`Zygote::start`] waits to not come.
+/// How long it is not tried again to have a zygote after there was none, or none that is behind all
+/// walls: one may take as long as [`Zygote::start`] waits to not come, and a namespace of networks
+/// takes the kernel long to end.
 const NEXT_TRY: Duration = Duration::from_secs(30);
 
 /// Which walls stand around VM processes on this host, by name.
@@ -49,14 +50,9 @@ pub enum SpawnError {
 #[derive(Clone, Debug, Default)]
 pub struct VmSpawner {
     mode: JailMode,
-    shared: Arc<Mutex<Shared>>,
-}
-
-#[derive(Debug, Default)]
-struct Shared {
-    state: SpawnerState,
-    /// As the last zygote said; `None` before the first.
-    missing: Option<Vec<MissingWall>>,
+    state: Arc<Mutex<SpawnerState>>,
+    /// As the last zygote said; `None` before the first. Held by nobody who waits.
+    missing: Arc<Mutex<Option<Vec<MissingWall>>>>,
 }
 
 #[derive(Debug, Default)]
@@ -66,6 +62,8 @@ enum SpawnerState {
     Forks(Arc<Zygote>),
     /// There was none, and VM processes are started by themselves since.
     Without(Instant),
+    /// Walls are missing that are required: since when, and what is said.
+    Refused(Instant, String),
 }
 
 impl VmSpawner {
@@ -74,14 +72,14 @@ impl VmSpawner {
     pub fn new(mode: JailMode) -> Self {
         Self {
             mode,
-            shared: Arc::default(),
+            ..Self::default()
         }
     }
 
     /// Which walls stand.
     #[must_use]
     pub fn walls(&self) -> WallsView {
-        let known = self.lock().missing.clone();
+        let known = unpoisoned(&self.missing).clone();
         let missing: Vec<Wall> = known.iter().flatten().map(|missing| missing.wall).collect();
         let standing = |wall: &Wall| known.is_some() && !missing.contains(wall);
         WallsView {
@@ -128,11 +126,14 @@ impl VmSpawner {
 
     /// The one there is; a new one if there is none. `None`: VM processes may be started without.
     fn zygote(&self, program: &Path) -> Result<Option<Arc<Zygote>>, SpawnError> {
-        let mut shared = self.lock();
-        match &shared.state {
+        let mut state = unpoisoned(&self.state);
+        match &*state {
             SpawnerState::Forks(zygote) => return Ok(Some(Arc::clone(zygote))),
             SpawnerState::Without(since) if since.elapsed() < NEXT_TRY => return Ok(None),
-            SpawnerState::Without(_) | SpawnerState::Unborn => {}
+            SpawnerState::Refused(since, why) if since.elapsed() < NEXT_TRY => {
+                return Err(SpawnError::NotConfined(why.clone()));
+            }
+            SpawnerState::Without(_) | SpawnerState::Refused(..) | SpawnerState::Unborn => {}
         }
         match Zygote::start(program, self.mode) {
             Ok(mut zygote) => {
@@ -140,23 +141,31 @@ impl VmSpawner {
                     stderr::copy_to_log(MachineName::new("zygote"), log.into());
                 }
                 let missing = zygote.missing().to_vec();
-                shared.missing = Some(missing.clone());
+                *unpoisoned(&self.missing) = Some(missing.clone());
                 if self.mode == JailMode::Required && !missing.is_empty() {
-                    return Err(SpawnError::NotConfined(list_missing(&missing)));
+                    let why = list_missing(&missing);
+                    *state = SpawnerState::Refused(Instant::now(), why.clone());
+                    return Err(SpawnError::NotConfined(why));
                 }
                 for missing in &missing {
                     tracing::warn!(%missing, "VM processes are not fully confined on this host");
                 }
                 tracing::info!(pid = zygote.pid(), jail = %self.mode, "zygote ready");
                 let zygote = Arc::new(zygote);
-                shared.state = SpawnerState::Forks(Arc::clone(&zygote));
+                *state = SpawnerState::Forks(Arc::clone(&zygote));
                 Ok(Some(zygote))
             }
             Err(error) if self.mode == JailMode::Required => Err(error.into()),
             Err(error) => {
                 let error = crate::error::chain(&error);
-                tracing::warn!(error, "no zygote: VM processes are started by themselves");
-                shared.state = SpawnerState::Without(Instant::now());
+                let what = "VM processes are not fully confined: they are started by themselves";
+                tracing::warn!(error, "no zygote: {what}");
+                *unpoisoned(&self.missing) = Some(vec![MissingWall {
+                    wall: Wall::Namespaces,
+                    why: format!("there is no zygote: {error}"),
+                    remedy: "see the log".into(),
+                }]);
+                *state = SpawnerState::Without(Instant::now());
                 Ok(None)
             }
         }
@@ -170,16 +179,16 @@ impl VmSpawner {
             error,
             "the zygote is lost, another one is started"
         );
-        let mut shared = self.lock();
-        if matches!(&shared.state, SpawnerState::Forks(current) if Arc::ptr_eq(current, lost)) {
-            shared.state = SpawnerState::Unborn;
+        let mut state = unpoisoned(&self.state);
+        if matches!(&*state, SpawnerState::Forks(current) if Arc::ptr_eq(current, lost)) {
+            *state = SpawnerState::Unborn;
         }
     }
+}
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Shared> {
-        // Nothing panics while it holds the lock.
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Nothing panics while it holds one of these locks.
+fn unpoisoned<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Without a zygote.

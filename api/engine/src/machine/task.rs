@@ -184,7 +184,7 @@ impl MachineTask {
                     "the VM process could not do it"
                 );
                 let running = matches!(*self.phase.borrow(), MachinePhase::Started);
-                self.failure = Some(message);
+                self.failure.get_or_insert(message);
                 return running;
             }
         }
@@ -201,8 +201,8 @@ impl MachineTask {
             let _ = pidfd_send_signal(&ends.process, Signal::KILL);
             ends.exited().await;
         }
-        // It may have said why between the last look and its end.
-        while self.report.is_none() {
+        // It may have said why between the last look and its end; who talks unasked is not heard.
+        while self.report.is_none() && !self.grace.is_zero() {
             match control::recv::<Event>(&ends.control) {
                 Ok(Some((Event::Exited(report), _))) => self.report = Some(report),
                 Ok(Some((Event::Failed { message }, _))) => {

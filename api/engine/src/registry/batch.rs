@@ -31,11 +31,12 @@ impl SandboxRegistry {
             return Err(EngineError::ShuttingDown);
         }
         self.admission.check()?;
-        self.accounts.ask(&like.owner, count)?;
         let ids = (0..count).map(|_| ids::sandbox_id());
         let ids = ids.collect::<Result<Vec<_>, _>>();
         let ids = ids.map_err(|error| no_entropy(&error))?;
         let entries = self.reserve_all(&like.owner, ids, partial)?;
+        // Only what there is a place for.
+        self.accounts.ask(&like.owner, entries.len())?;
         let pool = match &like.source {
             CreationSource::Template(template) => self.pools.of(template),
             CreationSource::Snapshot(..) | CreationSource::Loaded(..) => None,

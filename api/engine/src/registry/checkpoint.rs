@@ -67,6 +67,8 @@ impl SandboxRegistry {
             saved,
             processes,
         } = self.capture(id).await?;
+        // Others may have stored theirs while this one waited for its turn.
+        self.admit_bytes(busy.sandbox.owner.as_ref())?;
         let base = self.base_image_of(&busy.sandbox.origin.base)?;
         let owner = busy.sandbox.owner.clone();
         let taken = CheckpointFacts {

@@ -63,16 +63,17 @@ impl SandboxRegistry {
         let begin = Instant::now();
         let owner = who.heir(self.own(who, id)?.as_ref());
         self.admit_machine(&owner)?;
-        self.accounts.ask(&owner, count)?;
         let (facts, point, pages, saved) = match checkpoint {
             None => {
                 self.admission.check()?;
+                self.accounts.ask(&owner, count)?;
                 let (facts, point, saved) = self.present(id).await?;
                 (facts, point, saved.memory_pages, Some(saved.into()))
             }
             Some(word) => {
                 let (facts, tree) = self.tree_of(who, id)?;
                 let (node, point) = self.checkpoint_point(&facts, &tree, word).await?;
+                self.accounts.ask(&owner, count)?;
                 (facts, point, node.pages, None)
             }
         };

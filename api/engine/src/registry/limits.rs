@@ -106,10 +106,11 @@ impl SandboxRegistry {
         table: &CountedTable<TableEntry>,
         owner: Option<&OwnerId>,
     ) -> Result<(), EngineError> {
-        match self.free_places(table, owner) {
-            (0, full @ EngineError::LimitReached(_)) => Err(full),
-            _ => Ok(()),
-        }
+        let Some(owner) = owner else { return Ok(()) };
+        let max = self.accounts.limits(owner).max_running;
+        let max = max.map(|max| max as u64);
+        let own = (table.of(owner).alive as u64, max);
+        Ok(below(LimitKind::Running, own, (0, 1), Some(owner))?)
     }
 
     /// Whether more may be stored for this owner. What is begun below the limit is finished.

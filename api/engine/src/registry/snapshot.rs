@@ -56,6 +56,8 @@ impl SandboxRegistry {
             self.sync(&*self.running_one(who, id)?).await?;
         }
         let captured = self.capture(id).await?;
+        // Others may have stored theirs while this one waited for its turn.
+        self.admit_bytes(Some(&owner))?;
         let origin = &captured.busy.sandbox.origin;
         let base = self.base_image_of(&origin.base)?;
         let snapshot = Arc::new(SandboxSnapshot {

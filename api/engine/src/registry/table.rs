@@ -15,6 +15,9 @@ use crate::store::paused::PausedSandbox;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use tokio::sync::{OwnedMutexGuard, watch};
 
+/// Most requests that wait for one sandbox's turn, a pause apart.
+const MAX_WAITING: usize = 256;
+
 /// What a transition that does not proceed says to whoever asked.
 fn refused(id: &str, transition: Transition) -> EngineError {
     match transition {
@@ -182,7 +185,7 @@ impl SandboxRegistry {
     ///
     /// # Errors
     /// [`EngineError::SandboxNotFound`]; [`EngineError::Conflict`] for a sandbox that is paused, or
-    /// about to be paused or resumed; [`EngineError::LimitReached`] for a pause that there is no
+    /// about to be paused or resumed, or that too many wait for; [`EngineError::LimitReached`] for a pause that there is no
     /// place for; [`EngineError::ShuttingDown`].
     pub(super) async fn begin_work(
         &self,
@@ -217,6 +220,14 @@ impl SandboxRegistry {
                 }
             };
             drop(held.take());
+            // Those of a client that leaves wait on, in tasks of their own.
+            let waiting = Arc::strong_count(&busy.machine.turn);
+            if waiting > MAX_WAITING && reason != BusyReason::Pause {
+                return Err(EngineError::Conflict(format!(
+                    "Sandbox {id:?} has {MAX_WAITING} requests that wait for each other to save or \
+                     reset it: send this one again when they are done"
+                )));
+            }
             let turn = Arc::clone(&busy.machine.turn).lock_owned().await;
             held = Some((busy, turn));
         }

@@ -7,6 +7,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use std::ffi::OsStr;
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, ChildStderr};
 use std::sync::{Mutex, PoisonError};
@@ -14,6 +15,9 @@ use std::time::Duration;
 
 /// How long a zygote may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Most bytes of a zygote's last words.
+const MAX_WORDS: u64 = 2048;
 
 /// Why there is no zygote, or no VM process from it.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +31,9 @@ pub enum ZygoteError {
     /// The zygote is gone, or is not one.
     #[error("The zygote has ended")]
     Gone,
+    /// It ended before it was ready, and said why.
+    #[error("The zygote has ended: {0}")]
+    Ended(String),
     /// What it said is not an answer, or it is silent.
     #[error("The zygote does not answer")]
     Channel(#[from] ChannelError),
@@ -39,7 +46,7 @@ impl ZygoteError {
     /// Whether another zygote may do better.
     #[must_use]
     pub const fn is_lost(&self) -> bool {
-        matches!(self, Self::Gone | Self::Channel(_))
+        matches!(self, Self::Gone | Self::Ended(_) | Self::Channel(_))
     }
 }
 
@@ -76,7 +83,8 @@ impl Zygote {
     /// requires them, it is there to say so, and makes no VM process.
     ///
     /// # Errors
-    /// [`ZygoteError`]; a program that is no zygote is [`ZygoteError::Gone`].
+    /// [`ZygoteError`]; a program that is no zygote is [`ZygoteError::Gone`], or
+    /// [`ZygoteError::Ended`] with what it wrote to its standard error.
     pub fn start(program: impl AsRef<OsStr>, mode: JailMode) -> Result<Self, ZygoteError> {
         let (child, socket) =
             crate::spawn(program, &[ZYGOTE_ARGUMENT, mode.name()]).map_err(ZygoteError::Start)?;
@@ -99,9 +107,23 @@ impl Zygote {
         match ready {
             Some((Event::Ready { missing }, _)) => zygote.missing = missing,
             Some((other, _)) => return Err(ZygoteError::Fork(format!("it said {other:?}"))),
-            None => return Err(ZygoteError::Gone),
+            None => return Err(zygote.last_words()),
         }
         Ok(zygote)
+    }
+
+    /// Why it has closed its socket, as far as it says.
+    fn last_words(&mut self) -> ZygoteError {
+        // It may not have ended, and hold its standard error open.
+        let _ = self.child.kill();
+        let mut text = Vec::new();
+        if let Some(stderr) = self.child.stderr.take() {
+            let _ = stderr.take(MAX_WORDS).read_to_end(&mut text);
+        }
+        match String::from_utf8_lossy(&text).trim() {
+            "" => ZygoteError::Gone,
+            words => ZygoteError::Ended(words.to_owned()),
+        }
     }
 
     /// The walls that cannot be had on this host.
