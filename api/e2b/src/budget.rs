@@ -6,10 +6,10 @@
 //!                           └─ longer ─────────> the rest, in turn
 //! ```
 //!
-//! Each takes all that it can become before it goes on, so that no two wait for what the other
-//! has; one that does not say how long it is takes 64 KiB first. Who has to wait looks for a body that is slower
-//! than `held::RATE`, has that one's request ended, and is itself refused after [`WAIT`]. One
-//! sandbox's requests have no more than their share.
+//! Each takes all that it can become before it goes on, so that no two wait for what the other has;
+//! one that does not say how long it is takes 64 KiB first. Who has to wait looks for a body that
+//! is slower than `held::RATE`, has that one's request ended, and is itself refused after [`WAIT`].
+//! One sandbox's requests have no more than their share.
 
 mod held;
 mod share;

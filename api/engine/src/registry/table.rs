@@ -185,8 +185,8 @@ impl SandboxRegistry {
     ///
     /// # Errors
     /// [`EngineError::SandboxNotFound`]; [`EngineError::Conflict`] for a sandbox that is paused, or
-    /// about to be paused or resumed, or that too many wait for; [`EngineError::LimitReached`] for a pause that there is no
-    /// place for; [`EngineError::ShuttingDown`].
+    /// about to be paused or resumed, or that too many wait for; [`EngineError::LimitReached`] for
+    /// a pause that there is no place for; [`EngineError::ShuttingDown`].
     pub(super) async fn begin_work(
         &self,
         id: &str,
