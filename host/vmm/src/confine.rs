@@ -114,8 +114,9 @@ pub(crate) fn begin() -> Vec<MissingWall> {
                       CAP_SETGID and all users, not a part of them";
         lacks(Wall::User, why, remedy);
     }
-    // SAFETY: a zygote calls this before it starts a thread, the probe in a thread that shares
-    // nothing which this takes away; all paths of either that are needed later are in /proc.
+    // SAFETY: a zygote has no other thread, the one above has ended; the probe calls this in a
+    // thread that shares nothing which this takes away; all paths of either that are needed later
+    // are in /proc.
     if let Err(error) = unsafe { jail::enter_empty_namespaces() } {
         let why = crate::error::chain(&error);
         let remedy = "run `hatchery serve` as root; in a container, with CAP_SYS_ADMIN and \

@@ -140,7 +140,7 @@ fn resolve() -> Result<Option<String>> {
         .map(str::to_owned))
 }
 
-fn apt_update() -> Result<()> {
+pub(super) fn apt_update() -> Result<()> {
     run(Command::new("apt-get").args(["-qq", "update"]))
 }
 

@@ -6,6 +6,7 @@
 //! one. Instructions are counted as 7.2 counts them: the medians of `bench clone` differ by 0.2 %
 //! at most.
 
+use super::package::apt_update;
 use crate::kernel::output;
 use crate::{cache, deps};
 use anyhow::{Context, Result, bail};
@@ -22,9 +23,10 @@ const PACKAGES: [&str; 3] = [
     "qemu-system-data=1:10.0.2+ds-2+deb13u1~bpo12+1",
     "seabios=1.16.3-2~bpo12+1",
 ];
-/// Whence, and who must have signed it.
-const SOURCE: &str = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] \
-                      http://deb.debian.org/debian bookworm-backports main\n";
+/// The release that the machine has by its own source list, in whose archive the backports are.
+const RELEASE: &str = "bookworm";
+/// Who must have signed them.
+const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// What is kept of the packages, and what it is called in the cache.
 const KEPT: [(&str, &str); 3] = [
     ("usr/bin/qemu-system-x86_64", PROGRAM),
@@ -66,7 +68,7 @@ impl QemuProgram {
 
     /// That of the backports, from the cache or Debian's archive.
     fn backport() -> Result<Self> {
-        let inputs = ["lab qemu 1", SOURCE].into_iter().chain(PACKAGES);
+        let inputs = ["lab qemu 1"].into_iter().chain(PACKAGES);
         let key = cache::key(inputs.map(str::as_bytes));
         let dir = cache::entry("lab", &format!("qemu-{key}"), fetch)?;
         Ok(Self::unpacked(&dir))
@@ -115,7 +117,8 @@ fn fetch(dir: &Path) -> Result<()> {
         let folder = apt.join(folder);
         fs::create_dir_all(&folder).with_context(|| format!("Creating {}", folder.display()))?;
     }
-    for (file, text) in [(&list, SOURCE), (&settings, &own_settings(&list, &apt))] {
+    let source = source(&archive()?);
+    for (file, text) in [(&list, &source), (&settings, &own_settings(&list, &apt))] {
         fs::write(file, text).with_context(|| format!("Writing {}", file.display()))?;
     }
     let apt_get = |verb: &[&str]| {
@@ -132,6 +135,28 @@ fn fetch(dir: &Path) -> Result<()> {
         bail!("it says that it is QEMU {version}");
     }
     Ok(())
+}
+
+/// Where this machine's apt has its packages from.
+fn archive() -> Result<String> {
+    if let Some(archive) = known_archive()? {
+        return Ok(archive);
+    }
+    apt_update()?; // a fresh machine has no lists, and apt tells of those that it has
+    known_archive()?.with_context(|| format!("apt has no source for {RELEASE}"))
+}
+
+fn known_archive() -> Result<Option<String>> {
+    let mut command = Command::new("apt-get");
+    command.args(["indextargets", "--format", "$(RELEASE) $(REPO_URI)"]);
+    let said = output(&mut command)?;
+    let of_release = |line: &str| Some(line.strip_prefix(RELEASE)?.strip_prefix(' ')?.to_owned());
+    Ok(said.lines().find_map(of_release))
+}
+
+/// The list with the backports of an archive.
+fn source(archive: &str) -> String {
+    format!("deb [signed-by={KEYS}] {archive} {RELEASE}-backports main\n")
 }
 
 /// What has apt read this list alone, and keep what it learns of it apart from the machine's lists.
