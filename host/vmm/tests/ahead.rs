@@ -5,8 +5,9 @@ mod common;
 
 use common::saved::{Files, base_memory, clone, empty, save_as, save_spec, start};
 use common::{HALT, Machine, RESET, kvm, print};
-use control::{Event, ExitCause, Request};
+use control::{Event, ExitCause, Request, SaveSpec};
 use std::io::{BufRead, BufReader};
+use std::os::fd::OwnedFd;
 
 /// Rounds over the pages that are written all the time.
 const ROUNDS: u32 = 1500;
@@ -112,18 +113,23 @@ fn a_machine_that_writes_all_the_time_is_saved_as_it_was_at_one_time() {
     }
 }
 
-#[test]
-fn a_save_that_was_given_up_when_it_was_copied_ahead_is_in_nobody_s_way() {
-    if !kvm() {
-        return;
-    }
+/// A machine that has begun, and what it is told to save itself ahead.
+fn about_to_be_saved() -> (Machine, (SaveSpec, Vec<OwnedFd>)) {
     let mut machine = Machine::start(&[&sweep(CALM, END)[..], &print("begin\n"), &HALT].concat());
     wait_for_begin(&mut machine);
     let files = Files {
         memory: empty(),
         state: empty(),
     };
-    let (spec, fds) = save_spec(&files, true);
+    (machine, save_spec(&files, true))
+}
+
+#[test]
+fn a_save_that_was_given_up_when_it_was_copied_ahead_is_in_nobody_s_way() {
+    if !kvm() {
+        return;
+    }
+    let (machine, (spec, fds)) = about_to_be_saved();
     machine.send(&Request::Save(spec), &fds);
     assert!(matches!(machine.receive(), Some(Event::CopiedAhead)));
     // The service has waited too long, and lets the machine run, which it does.
@@ -141,13 +147,7 @@ fn what_comes_out_of_turn_is_refused_and_the_save_goes_on() {
     if !kvm() {
         return;
     }
-    let mut machine = Machine::start(&[&sweep(CALM, END)[..], &print("begin\n"), &HALT].concat());
-    wait_for_begin(&mut machine);
-    let files = Files {
-        memory: empty(),
-        state: empty(),
-    };
-    let (spec, files) = save_spec(&files, true);
+    let (machine, (spec, files)) = about_to_be_saved();
     machine.send(&Request::Save(spec.clone()), &files);
     machine.send(&Request::Start, &[]);
     machine.send(&Request::Save(spec), &files);
