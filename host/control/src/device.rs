@@ -13,6 +13,15 @@ pub enum DeviceSpec {
     Block(DiskSpec),
     /// A source of random numbers.
     Rng,
+    /// A network card. The guest calls the first one `eth0`.
+    Net(NetDeviceSpec),
+}
+
+/// A network card's wire, when it is made and when it is reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetDeviceSpec {
+    /// A connected sequential-packet socket in blocking mode; each message is one Ethernet frame.
+    pub frames: FdName,
 }
 
 /// A socket device's link, when it is made and when it is reset.
@@ -60,6 +69,8 @@ pub enum DeviceReset {
     },
     /// An entropy device takes nothing.
     Rng,
+    /// A network card's new wire.
+    Net(NetDeviceSpec),
 }
 
 impl DeviceSpec {
@@ -69,6 +80,7 @@ impl DeviceSpec {
             Self::Vsock(vsock) => [Some(vsock.link), None, None],
             Self::Block(disk) => [Some(disk.base), disk.parent, disk.layer],
             Self::Rng => [None; 3],
+            Self::Net(net) => [Some(net.frames), None, None],
         };
         named.into_iter().flatten()
     }
@@ -82,6 +94,7 @@ impl DeviceReset {
             (Self::Vsock(_), DeviceSpec::Vsock(_))
                 | (Self::Block { .. }, DeviceSpec::Block(_))
                 | (Self::Rng, DeviceSpec::Rng)
+                | (Self::Net(_), DeviceSpec::Net(_))
         )
     }
 
@@ -91,6 +104,7 @@ impl DeviceReset {
             Self::Vsock(vsock) => Some(vsock.link),
             Self::Block { parent } => *parent,
             Self::Rng => None,
+            Self::Net(net) => Some(net.frames),
         }
     }
 }

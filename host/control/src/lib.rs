@@ -44,7 +44,7 @@ mod walls;
 mod zygote;
 
 pub use descriptors::{Descriptors, FdName, MissingFd, ReceivedFds};
-pub use device::{DeviceReset, DeviceSpec, DiskSpec, SavedLink, VsockSpec};
+pub use device::{DeviceReset, DeviceSpec, DiskSpec, NetDeviceSpec, SavedLink, VsockSpec};
 pub use frame::{ChannelError, MAX_FDS, MAX_MESSAGE, fuzz_messages, pair, recv, send};
 pub use message::{
     Configured, Event, ExitCause, ExitReport, MAX_CONSOLE_TAIL, Request, Reset, Saved, VmStats,

@@ -163,6 +163,12 @@ pub trait Device: std::fmt::Debug {
         Ok(())
     }
 
+    /// Whether a state may say nothing of it: one that was saved before there was this kind. The
+    /// device is then as if no driver had found it, which is so: the saved guest knows of none.
+    fn may_be_missing(&self) -> bool {
+        false
+    }
+
     /// Refuses a loaded state that only a running device can have.
     ///
     /// # Errors

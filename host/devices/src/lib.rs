@@ -4,9 +4,9 @@
 //!  vCPU threads                         event loop thread (one io_uring)
 //!  ------------                         --------------------------------
 //!  register access --> [MmioWindow] --attention --> activate / reset
-//!  queue kick ------------------ ioeventfd --------> device: vsock | block | rng
-//!  interrupt  <----------------- [IrqLine] ---------   |        |
-//!  port I/O --> [Console], [ResetPort]              link sock  base + layer files
+//!  queue kick ------------------ ioeventfd --------> device: vsock | block | rng | net
+//!  interrupt  <----------------- [IrqLine] ---------   |        |           |
+//!  port I/O --> [Console], [ResetPort]              link sock  base + layer  frame socket
 //!  IOAPIC   --> [Ioapic] --> [IrqRoutes]            [LoopHost]: control socket, VM's own eventfds
 //! ```
 //!
@@ -30,6 +30,7 @@ mod ioapic;
 mod memory;
 mod metrics;
 mod mmio;
+mod net;
 mod reset;
 mod ring;
 mod rng;
@@ -48,8 +49,9 @@ pub use event_loop::{EventLoop, LoopControl, LoopError, LoopHost, WatchId};
 pub use interrupt::IrqLine;
 pub use ioapic::{IOAPIC_PINS, IOAPIC_WINDOW, Ioapic, IrqRoutes, MsiRoute};
 pub use memory::Memory;
-pub use metrics::{BlockMetrics, Counter, LoopMetrics, VsockMetrics};
+pub use metrics::{BlockMetrics, Counter, LoopMetrics, NetMetrics, VsockMetrics};
 pub use mmio::{INTERRUPT_ACK, MMIO_WINDOW, MmioWindow, Notifier, QUEUE_NOTIFY};
+pub use net::{FrameSocket, Net};
 pub use reset::ResetPort;
 pub use rng::Rng;
 pub use state::{LoadError, SaveError, SavedDevices};

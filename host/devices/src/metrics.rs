@@ -83,3 +83,20 @@ pub struct BlockMetrics {
     /// Malformed requests.
     pub malformed: Counter,
 }
+
+/// What the network device moved.
+#[derive(Debug, Default)]
+pub struct NetMetrics {
+    /// Frames from the guest, those that were dropped among them.
+    pub from_guest_frames: Counter,
+    /// Bytes of frames from the guest.
+    pub from_guest_bytes: Counter,
+    /// Frames to the guest.
+    pub to_guest_frames: Counter,
+    /// Bytes of frames to the guest.
+    pub to_guest_bytes: Counter,
+    /// Frames from the guest that went nowhere.
+    pub dropped: Counter,
+    /// Chains that hold no frame.
+    pub malformed: Counter,
+}

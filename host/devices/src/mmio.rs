@@ -126,6 +126,22 @@ pub struct MmioWindow {
     pub(crate) accesses: Counter,
 }
 
+impl WindowState {
+    /// As no driver has seen it.
+    fn new(identity: &DeviceIdentity) -> Self {
+        Self {
+            phase: WindowPhase::Idle,
+            status: 0,
+            device_features_select: 0,
+            driver_features_select: 0,
+            driver_features: 0,
+            queue_select: 0,
+            queues: fresh_queues(identity.queue_sizes),
+            reset_taken: false,
+        }
+    }
+}
+
 fn fresh_queues(sizes: &[u16]) -> Vec<QueueState> {
     let queue = |&max_size| QueueState {
         max_size,
@@ -147,16 +163,7 @@ impl MmioWindow {
             .iter()
             .map(|_| EventFd::new(EFD_NONBLOCK))
             .collect::<Result<_, _>>()?;
-        let state = WindowState {
-            phase: WindowPhase::Idle,
-            status: 0,
-            device_features_select: 0,
-            driver_features_select: 0,
-            driver_features: 0,
-            queue_select: 0,
-            queues: fresh_queues(identity.queue_sizes),
-            reset_taken: false,
-        };
+        let state = WindowState::new(&identity);
         Ok(Self {
             identity,
             interrupt: Interrupt::new(line),

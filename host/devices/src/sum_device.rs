@@ -8,8 +8,8 @@ use crate::mmio::{DeviceIdentity, F_EVENT_IDX};
 use crate::state::{DeviceKind, InvalidState, StateRefusal, take};
 use crate::testing::{DriverQueue, QUEUES, Running, line, memory, restore, set_up, vsock_config};
 use crate::{
-    Block, BlockConfig, DiskParent, EventLoop, LoadError, Memory, MmioWindow, Rng, SavedConnection,
-    Vsock,
+    Block, BlockConfig, DiskParent, EventLoop, FrameSocket, LoadError, Memory, MmioWindow, Net,
+    Rng, SavedConnection, Vsock,
 };
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -235,6 +235,9 @@ fn each_kind_has_a_tag_of_its_own() {
         size: 4096,
         serial: String::new(),
     });
-    let kinds = [vsock.kind(), block.unwrap().kind(), Rng::default().kind()];
-    assert_eq!(kinds.map(|kind| kind.tag), [0, 1, 2], "on disk for ever");
+    let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
+    let net = Net::new(FrameSocket(socket.into()));
+    let (block, rng) = (block.unwrap(), Rng::default());
+    let kinds = [vsock.kind(), block.kind(), rng.kind(), net.kind()];
+    assert_eq!(kinds.map(|kind| kind.tag), [0, 1, 2, 3], "on disk for ever");
 }

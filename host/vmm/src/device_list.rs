@@ -4,11 +4,13 @@
 use crate::error::AssembleError;
 use crate::wiring::IrqfdLine;
 use control::{
-    DeviceReset, DeviceSpec, DiskSpec, FdName, MissingFd, ReceivedFds, SavedLink, VsockSpec,
+    DeviceReset, DeviceSpec, DiskSpec, FdName, MissingFd, NetDeviceSpec, ReceivedFds, SavedLink,
+    VsockSpec,
 };
 use devices::{
-    Attachment, Block, BlockConfig, BlockMetrics, Device, DiskParent, EventLoop, LoopMetrics,
-    MmioWindow, Rng, SavedConnection, Vsock, VsockConfig, VsockLink, VsockMetrics,
+    Attachment, Block, BlockConfig, BlockMetrics, Device, DiskParent, EventLoop, FrameSocket,
+    LoopMetrics, MmioWindow, Net, NetMetrics, Rng, SavedConnection, Vsock, VsockConfig, VsockLink,
+    VsockMetrics,
 };
 use machine::{Vm, layout};
 use std::fs::File;
@@ -24,6 +26,7 @@ pub(crate) struct DeviceMetrics {
     pub(crate) event_loop: Arc<LoopMetrics>,
     pub(crate) vsock: Arc<VsockMetrics>,
     pub(crate) blocks: Vec<Arc<BlockMetrics>>,
+    pub(crate) net: Arc<NetMetrics>,
 }
 
 /// A virtio device in its place.
@@ -47,6 +50,7 @@ impl<'a> DeviceList<'a> {
             event_loop: event_loop.metrics(),
             vsock: Arc::default(),
             blocks: Vec::new(),
+            net: Arc::default(),
         };
         Self {
             vm,
@@ -66,6 +70,7 @@ impl<'a> DeviceList<'a> {
             DeviceSpec::Vsock(vsock) => Box::new(self.vsock(link(vsock, fds)?)),
             DeviceSpec::Block(disk) => Box::new(self.block(disk, fds)?),
             DeviceSpec::Rng => Box::new(Rng::default()),
+            DeviceSpec::Net(net) => Box::new(self.net(wire(net, fds)?)),
         };
         self.place(device)
     }
@@ -77,6 +82,12 @@ impl<'a> DeviceList<'a> {
             link,
         });
         self.metrics.vsock = device.metrics();
+        device
+    }
+
+    fn net(&mut self, wire: FrameSocket) -> Net {
+        let device = Net::new(wire);
+        self.metrics.net = device.metrics();
         device
     }
 
@@ -124,6 +135,7 @@ pub(crate) fn attachment(
         DeviceReset::Vsock(vsock) => link(vsock, fds)?.into(),
         DeviceReset::Block { parent } => DiskParent(file(*parent, fds)?).into(),
         DeviceReset::Rng => Attachment::none(),
+        DeviceReset::Net(net) => wire(net, fds)?.into(),
     })
 }
 
@@ -135,6 +147,10 @@ fn link(spec: &VsockSpec, fds: &mut ReceivedFds) -> Result<VsockLink, MissingFd>
             SavedLink::Broken => SavedConnection::Broken,
         },
     })
+}
+
+fn wire(spec: &NetDeviceSpec, fds: &mut ReceivedFds) -> Result<FrameSocket, MissingFd> {
+    Ok(FrameSocket(fds.take(spec.frames)?))
 }
 
 fn file(name: Option<FdName>, fds: &mut ReceivedFds) -> Result<Option<File>, MissingFd> {

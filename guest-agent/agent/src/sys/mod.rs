@@ -10,6 +10,7 @@
 pub(crate) mod event;
 pub(crate) mod file;
 pub(crate) mod memory;
+pub(crate) mod network;
 pub(crate) mod runtime;
 pub(crate) mod spawn;
 mod start;

@@ -147,21 +147,6 @@ pub(crate) fn add_entropy(random: &Fd, bytes: &[u8]) -> Result<()> {
     plain(nr::IOCTL, &[random, RNDRESEEDCRNG]).map(drop)
 }
 
-/// Brings the loopback interface up.
-pub(crate) fn loopback_up() -> Result<()> {
-    const AF_INET: usize = 2;
-    const SOCK_DGRAM_CLOEXEC: usize = 0o2_000_002;
-    const SIOCSIFFLAGS: usize = 0x8914;
-    const IFF_UP: u8 = 1;
-    let socket = super::fd(plain(nr::SOCKET, &[AF_INET, SOCK_DGRAM_CLOEXEC, 0])?);
-    let mut request = [0u8; 40];
-    request[..2].copy_from_slice(b"lo");
-    request[16] = IFF_UP;
-    let at = request.as_ptr().expose_provenance();
-    // SAFETY: the kernel reads one `struct ifreq` of 40 bytes.
-    unsafe { call(nr::IOCTL, [signed(socket.raw()), SIOCSIFFLAGS, at, 0, 0, 0]) }.map(drop)
-}
-
 /// Says something to whoever reads the log: the kernel's log, or standard error in test mode.
 pub(crate) fn log(message: core::fmt::Arguments<'_>) {
     let line = FixedText::<256>::of(format_args!("<6>hatchery-agent: {message}\n"));

@@ -66,14 +66,20 @@ impl EventLoop {
         attachments: Vec<Attachment>,
     ) -> Result<(), LoadError> {
         self.check_count(devices.len())?;
-        self.check_count(attachments.len())?;
-        for (index, (bytes, attachment)) in devices.iter().zip(attachments).enumerate() {
+        let (saved, present) = (attachments.len(), self.slots.len());
+        if saved != present {
+            return Err(LoadError::Count { saved, present });
+        }
+        for (index, attachment) in attachments.into_iter().enumerate() {
             let reset = self.slots[index].device.reset(attachment);
             reset.map_err(|source| LoadError::Reset {
                 device: self.name(index),
                 source,
             })?;
-            self.load_slot(index, bytes)?;
+            match devices.get(index) {
+                Some(bytes) => self.load_slot(index, bytes)?,
+                None => self.slots[index].mmio.renew(),
+            }
         }
         self.raise_owed().map_err(|error| LoadError::Reset {
             device: "the event loop".into(),

@@ -94,12 +94,15 @@ impl EventLoop {
         self.check_count(saved)
     }
 
+    /// Refuses a state of more devices than there are, or of fewer, unless those that it does not
+    /// know, the last ones, came later.
     pub(super) fn check_count(&self, saved: usize) -> Result<(), LoadError> {
         let present = self.slots.len();
-        if saved != present {
-            return Err(LoadError::Count { saved, present });
+        let unknown = self.slots.get(saved..);
+        if unknown.is_some_and(|slots| slots.iter().all(|slot| slot.device.may_be_missing())) {
+            return Ok(());
         }
-        Ok(())
+        Err(LoadError::Count { saved, present })
     }
 
     /// What follows the tag of the device's kind in its blob.

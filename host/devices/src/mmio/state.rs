@@ -95,6 +95,12 @@ impl MmioWindow {
         }
     }
 
+    /// Makes the window of a device that is not in use as no driver has seen it.
+    pub(crate) fn renew(&self) {
+        *self.lock() = WindowState::new(&self.identity);
+        self.interrupt.reset();
+    }
+
     /// Takes over a saved window. The answer says how the device is to be started.
     pub(crate) fn load(&self, saved: &WindowV1) -> Result<LoadedWindow, InvalidState> {
         self.check(saved)?;

@@ -1,0 +1,112 @@
+//! Network interfaces, by the requests that a socket takes (`netdevice(7)`, `arp(7)`).
+
+use super::{Fd, Result, call, nr, plain, signed};
+use core::ffi::CStr;
+
+const AF_INET: u16 = 2;
+/// An address, a hardware address or a mask, with its family: `struct sockaddr`.
+const ADDRESS: usize = 16;
+/// An interface's name.
+const NAME: usize = 16;
+
+/// The wire that a guest has: its only interface and who is at the other end.
+pub(crate) struct Wire {
+    pub(crate) name: &'static CStr,
+    pub(crate) guest: [u8; 4],
+    pub(crate) mask: [u8; 4],
+    pub(crate) gateway: [u8; 4],
+    pub(crate) gateway_mac: [u8; 6],
+}
+
+/// A request's fields, each at its place in the structure.
+struct Request<const N: usize>([u8; N]);
+
+impl<const N: usize> Request<N> {
+    const fn new() -> Self {
+        Self([0; N])
+    }
+
+    fn put(mut self, at: usize, bytes: &[u8]) -> Self {
+        self.0[at..at + bytes.len()].copy_from_slice(bytes);
+        self
+    }
+
+    /// An IPv4 address.
+    fn address(self, at: usize, address: [u8; 4]) -> Self {
+        self.put(at, &AF_INET.to_ne_bytes()).put(at + 4, &address)
+    }
+
+    fn of(self, socket: &Fd, request: usize) -> Result<()> {
+        let at = self.0.as_ptr().expose_provenance();
+        // SAFETY: the kernel reads the structure of this request, which is as long as that.
+        unsafe { call(nr::IOCTL, [signed(socket.raw()), request, at, 0, 0, 0]) }.map(drop)
+    }
+}
+
+/// What is asked of an interface: `struct ifreq`, its name and one field.
+fn interface(name: &CStr) -> Request<40> {
+    let name = name.to_bytes();
+    Request::new().put(0, &name[..name.len().min(NAME - 1)])
+}
+
+fn socket() -> Result<Fd> {
+    const SOCK_DGRAM_CLOEXEC: usize = 0o2_000_002;
+    Ok(super::fd(plain(
+        nr::SOCKET,
+        &[usize::from(AF_INET), SOCK_DGRAM_CLOEXEC, 0],
+    )?))
+}
+
+fn up(socket: &Fd, name: &CStr) -> Result<()> {
+    const SIOCSIFFLAGS: usize = 0x8914;
+    const IFF_UP: u16 = 1;
+    let request = interface(name).put(NAME, &IFF_UP.to_ne_bytes());
+    request.of(socket, SIOCSIFFLAGS)
+}
+
+/// Brings the loopback interface up.
+pub(crate) fn loopback_up() -> Result<()> {
+    up(&socket()?, c"lo")
+}
+
+/// Brings a wire up: address, mask, the gateway's hardware address for good (nobody else is there,
+/// so nothing need be asked), and the route to everywhere through it.
+pub(crate) fn wire_up(wire: &Wire) -> Result<()> {
+    const SIOCSIFADDR: usize = 0x8916;
+    const SIOCSIFNETMASK: usize = 0x891c;
+    let socket = socket()?;
+    let with = |address| interface(wire.name).address(NAME, address);
+    with(wire.guest).of(&socket, SIOCSIFADDR)?;
+    with(wire.mask).of(&socket, SIOCSIFNETMASK)?;
+    up(&socket, wire.name)?;
+    neighbour(&socket, wire)?;
+    default_route(&socket, wire)
+}
+
+/// `struct arpreq`.
+fn neighbour(socket: &Fd, wire: &Wire) -> Result<()> {
+    const SIOCSARP: usize = 0x8955;
+    const ARPHRD_ETHER: u16 = 1;
+    const COMPLETE_PERMANENT: u32 = 0x06;
+    let name = wire.name.to_bytes();
+    Request::<68>::new()
+        .address(0, wire.gateway)
+        .put(ADDRESS, &ARPHRD_ETHER.to_ne_bytes())
+        .put(ADDRESS + 2, &wire.gateway_mac)
+        .put(2 * ADDRESS, &COMPLETE_PERMANENT.to_ne_bytes())
+        .put(3 * ADDRESS + 4, name)
+        .of(socket, SIOCSARP)
+}
+
+/// `struct rtentry`.
+fn default_route(socket: &Fd, wire: &Wire) -> Result<()> {
+    const SIOCADDRT: usize = 0x890b;
+    const UP_GATEWAY: u16 = 3;
+    let destination = 8;
+    Request::<120>::new()
+        .address(destination, [0; 4])
+        .address(destination + ADDRESS, wire.gateway)
+        .address(destination + 2 * ADDRESS, [0; 4])
+        .put(destination + 3 * ADDRESS, &UP_GATEWAY.to_ne_bytes())
+        .of(socket, SIOCADDRT)
+}
