@@ -2,8 +2,8 @@
 
 use crate::budget::BodyBudget;
 use crate::control::{
-    batch, checkpoints, connect, create, fork, get, health, kill, list, metrics, pause, reset,
-    snapshots, templates, timeout,
+    batch, checkpoints, connect, create, egress, fork, get, health, kill, list, metrics, pause,
+    reset, snapshots, templates, timeout,
 };
 use crate::error::{ApiError, ProxyError};
 use crate::linger::LingeringBody;
@@ -74,6 +74,7 @@ impl AppState {
             Route::Get(id) => get::handle(self, who, &id),
             Route::Kill(id) => kill::handle(self, who, &id).await,
             Route::Timeout(id) => timeout::set(self, who, &id, request).await,
+            Route::Network(id) => egress::set(self, who, &id, request).await,
             Route::Refresh(id) => timeout::refresh(self, who, &id, request).await,
             Route::Connect(id, version) => connect::handle(self, who, &id, version, request).await,
             Route::Pause(id) => pause::handle(self, who, &id, request).await,
@@ -91,12 +92,7 @@ impl AppState {
             Route::Templates => Ok(templates::list(self)),
             Route::Template(name) => templates::get(self, &name),
             Route::TemplateAlias(name) => templates::alias(self, &name),
-            Route::NotYet(what, of) => {
-                if let Some(id) = of {
-                    self.look(who, &id)?;
-                }
-                Err(ApiError::NotYet(what))
-            }
+            Route::NotYet(what) => Err(ApiError::NotYet(what)),
         }
     }
 

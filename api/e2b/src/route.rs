@@ -136,6 +136,8 @@ pub enum Route {
     Kill(String),
     /// `POST /sandboxes/{id}/timeout`
     Timeout(String),
+    /// Replaces what a sandbox may reach.
+    Network(String),
     /// `POST /sandboxes/{id}/refreshes`
     Refresh(String),
     /// `POST /sandboxes/{id}/connect`, `POST /v2/…`
@@ -170,8 +172,8 @@ pub enum Route {
     Snapshots,
     /// `DELETE /templates/{name}`
     DeleteTemplate(String),
-    /// Part of E2B's API, not of this version: what it is, and the sandbox it would act on.
-    NotYet(&'static str, Option<String>),
+    /// Part of E2B's API, not of this version: what it is.
+    NotYet(&'static str),
 }
 
 /// Finds the endpoint. Path segments are decoded after splitting, so that an encoded `/` stays
@@ -211,11 +213,10 @@ fn find(method: &Method, segments: &[&str]) -> Option<Route> {
     use ApiVersion::{V1, V2};
     use Route::{
         Batch, Checkpoint, Checkpoints, Connect, Create, DeleteCheckpoint, DeleteTemplate, Fork,
-        Get, Health, Kill, List, Logs, Metrics, MetricsOfMany, NotYet, Pause, Refresh, Reset,
-        Resume, Snapshot, Snapshots, Template, TemplateAlias, Templates, Timeout,
+        Get, Health, Kill, List, Logs, Metrics, MetricsOfMany, Network, NotYet, Pause, Refresh,
+        Reset, Resume, Snapshot, Snapshots, Template, TemplateAlias, Templates, Timeout,
     };
     let id = |id: &str| sandbox_id(id).unwrap_or_else(|| id.to_owned());
-    let not_yet = |what, of: &str| NotYet(what, Some(id(of)));
     Some(match (method.as_str(), segments) {
         ("GET", ["health"]) => Health,
 
@@ -242,29 +243,27 @@ fn find(method: &Method, segments: &[&str]) -> Option<Route> {
         ("POST", ["sandboxes", s, "checkpoints"]) => Checkpoint(id(s)),
         ("GET", ["sandboxes", s, "checkpoints"]) => Checkpoints(id(s)),
         ("DELETE", ["sandboxes", s, "checkpoints", c]) => DeleteCheckpoint(id(s), (*c).to_owned()),
-        ("PUT", ["sandboxes", s, "network"]) => not_yet("Changing a sandbox's network", s),
+        ("PUT", ["sandboxes", s, "network"]) => Network(id(s)),
         ("GET", ["snapshots"]) => Snapshots,
 
         ("GET", ["templates"] | ["v2", "templates"]) => Templates,
         ("GET", ["templates", "aliases", name]) => TemplateAlias((*name).to_owned()),
         ("GET", ["templates", name]) => Template((*name).to_owned()),
-        ("POST", ["templates"] | ["v2" | "v3", "templates"]) => NotYet("Building a template", None),
-        ("POST" | "DELETE", ["templates", "tags"]) => NotYet("Tagging a template", None),
+        ("POST", ["templates"] | ["v2" | "v3", "templates"]) => NotYet("Building a template"),
+        ("POST" | "DELETE", ["templates", "tags"]) => NotYet("Tagging a template"),
         ("DELETE", ["templates", name]) => DeleteTemplate((*name).to_owned()),
-        ("POST", ["templates", _]) => NotYet("Changing a template", None),
-        ("PATCH", ["templates", _] | ["v2", "templates", _]) => NotYet("Changing a template", None),
-        ("GET", ["templates", _, "tags"]) => NotYet("Tagging a template", None),
+        ("POST", ["templates", _]) => NotYet("Changing a template"),
+        ("PATCH", ["templates", _] | ["v2", "templates", _]) => NotYet("Changing a template"),
+        ("GET", ["templates", _, "tags"]) => NotYet("Tagging a template"),
         ("GET" | "POST", ["templates", _, "files" | "builds", ..])
-        | ("POST", ["v2", "templates", _, "builds", _]) => NotYet("Building a template", None),
+        | ("POST", ["v2", "templates", _, "builds", _]) => NotYet("Building a template"),
 
-        ("GET" | "POST", ["volumes"]) | ("GET" | "DELETE", ["volumes", _]) => {
-            NotYet("A volume", None)
-        }
-        (_, ["volumecontent", ..]) => NotYet("A volume", None),
+        ("GET" | "POST", ["volumes"]) | ("GET" | "DELETE", ["volumes", _]) => NotYet("A volume"),
+        (_, ["volumecontent", ..]) => NotYet("A volume"),
         ("GET" | "POST", ["secrets"]) | ("GET" | "POST" | "DELETE", ["secrets", _]) => {
-            NotYet("A secret", None)
+            NotYet("A secret")
         }
-        ("GET", ["teams"]) => NotYet("Listing teams", None),
+        ("GET", ["teams"]) => NotYet("Listing teams"),
         _ => return None,
     })
 }

@@ -1,5 +1,6 @@
 //! What a sandbox is to its clients, whatever machine it has or has not.
 
+use crate::network::NetPolicy;
 use crate::owner::OwnerId;
 use crate::template::Template;
 use jiff::Timestamp;
@@ -66,6 +67,8 @@ pub struct SandboxFacts {
     pub started_at: Timestamp,
     /// What happens at its deadline, and after.
     pub lifecycle: LifecyclePolicy,
+    /// What it may reach over the network, when it begins; a running sandbox has the present one.
+    pub egress: NetPolicy,
 }
 
 /// What happens to a sandbox at its deadline, and after.

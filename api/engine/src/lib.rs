@@ -29,6 +29,7 @@ pub mod image;
 pub mod launch;
 pub mod machine;
 pub mod metrics;
+pub mod network;
 pub mod options;
 pub mod owner;
 pub mod pool;

@@ -1,6 +1,7 @@
 //! What an operator decides about the engine.
 
 use crate::environment::IdentityVariables;
+use crate::network::NetworkSettings;
 use crate::quota::{OwnerOptions, StoreLimits};
 use crate::template::Template;
 use std::time::Duration;
@@ -25,6 +26,8 @@ pub struct EngineOptions {
     pub pool_size: Option<usize>,
     /// How processes are told who and where they are.
     pub variables: IdentityVariables,
+    /// What sandboxes may have of the network.
+    pub network: NetworkSettings,
     /// The templates that there are from the start.
     pub templates: Vec<Template>,
 }

@@ -5,6 +5,7 @@ use crate::image::base_memory::BaseMemory;
 use crate::image::machine_image::MachineShape;
 use crate::machine::handle::MachineHandle;
 use crate::machine::handover::MachineHandover;
+use crate::network::NetPolicy;
 use crate::process::ProcessTable;
 use crate::restore_point::RestorePoint;
 use crate::store::checkpoint_tree::CheckpointTree;
@@ -25,6 +26,8 @@ pub struct Sandbox {
     pub link: Link,
     /// The processes that clients started.
     pub processes: ProcessTable,
+    /// What it may reach; a network process that serves it follows.
+    pub(crate) egress: watch::Sender<NetPolicy>,
     pub(crate) deadline: watch::Sender<SandboxDeadline>,
     pub(crate) gone: watch::Sender<bool>,
     pub(crate) ended: OnceLock<String>,
@@ -81,6 +84,24 @@ impl Sandbox {
     #[must_use]
     pub fn end_at(&self) -> Timestamp {
         self.deadline.borrow().at
+    }
+
+    /// What it may reach from now on: flows that are no longer allowed are cut.
+    pub fn set_egress(&self, policy: NetPolicy) {
+        self.egress.send_replace(policy);
+    }
+
+    /// Its facts, with what it may reach at this moment.
+    #[must_use]
+    pub fn present_facts(&self) -> Arc<SandboxFacts> {
+        let egress = self.egress.borrow();
+        if *egress == self.facts.egress {
+            return Arc::clone(&self.facts);
+        }
+        Arc::new(SandboxFacts {
+            egress: egress.clone(),
+            ..(*self.facts).clone()
+        })
     }
 
     /// Moves the end to `time` from now.

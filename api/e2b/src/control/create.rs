@@ -1,6 +1,7 @@
 //! `POST /sandboxes`, `POST /v2/sandboxes` (api/PROTOCOL.md §4.2).
 
 use crate::Body;
+use crate::control::egress;
 pub use crate::control::idempotency::{IdempotencyClaim, IdempotencyTable};
 use crate::control::view::CreatedView;
 use crate::error::{ApiError, json_response};
@@ -38,6 +39,8 @@ pub(super) struct CreateRequest {
     auto_resume: Option<AutoResume>,
     secure: Option<bool>,
     network: Option<Value>,
+    #[serde(rename = "allow_internet_access")]
+    allow_internet_access: Option<bool>,
     metadata: Option<BTreeMap<String, String>>,
     env_vars: Option<BTreeMap<String, String>>,
     iam: Option<Value>,
@@ -147,7 +150,7 @@ impl CreateRequest {
         if self.iam.is_some_and(|iam| !is_empty(&iam)) {
             return Err(ApiError::NotYet("Workload identity (iam)"));
         }
-        check_network(self.network.as_ref())?;
+        let egress = egress::asked(self.network.as_ref(), self.allow_internet_access)?;
         let metadata = self.metadata.unwrap_or_default();
         if metadata.len() > MAX_METADATA {
             return Err(ApiError::Invalid(format!(
@@ -176,36 +179,14 @@ impl CreateRequest {
             secure: version == ApiVersion::V2
                 || options.require_token
                 || self.secure.unwrap_or(false),
+            egress,
         };
         Ok((self.template_id, asked))
     }
 }
 
-/// Sandboxes have no network yet. What only takes away is honoured by that; what needs machinery
-/// that is not there is refused, not ignored.
-fn check_network(network: Option<&Value>) -> Result<(), ApiError> {
-    let Some(Value::Object(network)) = network else {
-        return Ok(());
-    };
-    let needs = [
-        "egressProxy",
-        "rules",
-        "maskRequestHost",
-        "httpsPorts",
-        "dnsServers",
-    ];
-    if needs
-        .iter()
-        .any(|key| network.get(*key).is_some_and(|value| !is_empty(value)))
-    {
-        return Err(ApiError::NotYet(
-            "A sandbox's network configuration (network)",
-        ));
-    }
-    Ok(())
-}
-
-fn is_empty(value: &Value) -> bool {
+/// Whether a field that is not served is as if it were not there.
+pub(super) fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::Array(items) => items.is_empty(),

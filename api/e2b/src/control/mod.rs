@@ -4,6 +4,7 @@ pub mod batch;
 pub mod checkpoints;
 pub mod connect;
 pub mod create;
+pub mod egress;
 pub mod fork;
 pub mod get;
 pub mod health;

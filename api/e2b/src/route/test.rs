@@ -179,6 +179,7 @@ fn every_endpoint_has_its_place() {
             "DELETE /templates/team%2Fsnap%3Adefault",
             Route::DeleteTemplate("team/snap:default".into()),
         ),
+        ("PUT /sandboxes/iabc/network", Route::Network("iabc".into())),
         ("GET /templates", Route::Templates),
         ("GET /v2/templates", Route::Templates),
         ("GET /templates/base", Route::Template("base".into())),
@@ -196,7 +197,6 @@ fn every_endpoint_has_its_place() {
 #[test]
 fn what_is_not_built_says_so() {
     for request in [
-        "PUT /sandboxes/iabc/network",
         "POST /v3/templates",
         "GET /templates/t/files/abc",
         "POST /v2/templates/t/builds/b",

@@ -3,7 +3,7 @@
 use crate::files;
 use crate::image::machine_image::MachineImage;
 use crate::machine::handle::{MachineHandle, ResetError};
-use control::{Descriptors, DeviceReset, Reset, ResetSpec, VsockSpec};
+use control::{Descriptors, DeviceReset, NetDeviceSpec, Reset, ResetSpec, VsockSpec};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tokio::time::timeout;
 const RESET_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Resets a machine that began at the image's base memory back to the image, in place. It stands
-/// still when this returns, with `link` in the place of its old one: [`MachineHandle::start`] lets
+/// still when this returns, with `link` and `wire` in the place of its old ones: [`MachineHandle::start`] lets
 /// it go. It has to take an identity before anything else, as a copy does.
 ///
 /// # Errors
@@ -21,7 +21,7 @@ const RESET_TIMEOUT: Duration = Duration::from_secs(20);
 pub async fn reset_in_place(
     machine: &MachineHandle,
     image: &MachineImage,
-    link: impl Into<OwnedFd>,
+    (link, wire): (impl Into<OwnedFd>, OwnedFd),
 ) -> Result<Reset, ResetError> {
     let reopen = |what, file: &File| {
         let again = files::reopen(what, file).map(OwnedFd::from);
@@ -45,6 +45,9 @@ pub async fn reset_in_place(
             DeviceReset::Vsock(vsock),
             DeviceReset::Block { parent },
             DeviceReset::Rng,
+            DeviceReset::Net(NetDeviceSpec {
+                frames: fds.add(wire),
+            }),
         ],
     };
     let reset = timeout(RESET_TIMEOUT, machine.reset(spec, fds.into())).await;

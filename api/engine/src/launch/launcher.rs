@@ -3,6 +3,7 @@
 use crate::image::pager::PagerClient;
 use crate::launch::error::LaunchError;
 use crate::launch::plan::{BuiltMachine, LaunchPlan, LaunchedMachine};
+use crate::launch::prepare::PreparedMachine;
 use crate::machine::handle::{LAST_WORD, VmProcess};
 use crate::machine::phase::MachinePhase;
 use crate::machine::spawner::VmSpawner;
@@ -47,15 +48,19 @@ impl MachineLauncher {
     ) -> Result<BuiltMachine, LaunchError> {
         let (launcher, name) = (self.clone(), plan.name.clone());
         let prepare = tokio::task::spawn_blocking(move || launcher.prepare(plan));
-        let (mut machine, stream, disk_size) =
-            prepare.await.map_err(|_| LaunchError::GivenUp)??;
+        let PreparedMachine {
+            mut machine,
+            link,
+            wire,
+            disk_size,
+        } = prepare.await.map_err(|_| LaunchError::GivenUp)??;
         timings.step("spawn");
 
         let ready = async {
             let configured =
                 |p: &MachinePhase| matches!(p, MachinePhase::Configured(_) | MachinePhase::Started);
             reach(&mut machine, configured, "building the machine").await?;
-            tokio::net::UnixStream::from_std(stream).map_err(LaunchError::Socket)
+            tokio::net::UnixStream::from_std(link).map_err(LaunchError::Socket)
         };
         match ready.await {
             Ok(stream) => {
@@ -63,6 +68,7 @@ impl MachineLauncher {
                 Ok(BuiltMachine {
                     machine,
                     stream,
+                    wire,
                     disk_size,
                 })
             }
@@ -88,11 +94,17 @@ impl MachineLauncher {
             BootSource::Boot | BootSource::Files(_) => None,
         };
         let built = self.build(plan, timings).await?;
-        let (mut machine, disk_size) = (built.machine, built.disk_size);
-        match self.greet(&mut machine, built.stream, timings).await {
+        let BuiltMachine {
+            mut machine,
+            stream,
+            wire,
+            disk_size,
+        } = built;
+        match self.greet(&mut machine, stream, timings).await {
             Ok(link) => Ok(LaunchedMachine {
                 machine,
                 link,
+                wire,
                 disk_size,
                 base_memory,
             }),

@@ -3,6 +3,7 @@
 use crate::image::base_memory::BaseMemory;
 use crate::machine::handle::VmProcess;
 use crate::machine::name::MachineName;
+use crate::network::FrameWire;
 use crate::restore_point::BootSource;
 use crate::template::Template;
 use link::Link;
@@ -31,6 +32,8 @@ pub struct BuiltMachine {
     pub machine: VmProcess,
     /// Our end of its link.
     pub stream: tokio::net::UnixStream,
+    /// Our end of its network.
+    pub wire: FrameWire,
     /// The root disk as the guest sees it, bytes.
     pub disk_size: u64,
 }
@@ -42,6 +45,8 @@ pub struct LaunchedMachine {
     pub machine: VmProcess,
     /// The agent.
     pub link: Link,
+    /// Our end of its network.
+    pub wire: FrameWire,
     /// The root disk as the guest sees it, bytes.
     pub disk_size: u64,
     /// What it began at; `None` if it booted.

@@ -10,22 +10,29 @@ use crate::launch::plan::LaunchPlan;
 use crate::machine::handle::VmProcess;
 use crate::machine::pidfile::PidFile;
 use crate::machine::stderr;
+use crate::network::FrameWire;
 use crate::restore_point::BootSource;
 use crate::template::Template;
 use control::{
-    BootSource as VmBootSource, Descriptors, DeviceSpec, DiskSpec, FdName, Request, SavedLink,
-    Spawned, VmSpec, VsockSpec,
+    BootSource as VmBootSource, Descriptors, DeviceSpec, DiskSpec, FdName, NetDeviceSpec, Request,
+    SavedLink, Spawned, VmSpec, VsockSpec,
 };
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+/// A process that has been told what to build, and our ends of what it has.
+pub(super) struct PreparedMachine {
+    pub(super) machine: VmProcess,
+    pub(super) link: UnixStream,
+    pub(super) wire: FrameWire,
+    /// Bytes of the root disk as the guest sees it.
+    pub(super) disk_size: u64,
+}
+
 impl MachineLauncher {
     /// Opens, makes, spawns, and sends the configuration. Blocks.
-    pub(super) fn prepare(
-        &self,
-        plan: LaunchPlan,
-    ) -> Result<(VmProcess, UnixStream, u64), LaunchError> {
+    pub(super) fn prepare(&self, plan: LaunchPlan) -> Result<PreparedMachine, LaunchError> {
         let mut fds = Descriptors::default();
         let spawn_error = |source| LaunchError::Spawn {
             path: self.vmm.clone(),
@@ -33,10 +40,11 @@ impl MachineLauncher {
         };
         let (link, guest_link) = UnixStream::pair().map_err(LaunchError::Socket)?;
         link.set_nonblocking(true).map_err(LaunchError::Socket)?;
-        let guest_link = fds.add(guest_link);
-        let spec = self.spec(&plan, guest_link, &mut fds)?;
+        let (wire, guest_wire) = FrameWire::pair().map_err(LaunchError::Socket)?;
+        let sockets = (fds.add(guest_link), fds.add(guest_wire));
+        let spec = self.spec(&plan, sockets, &mut fds)?;
         spec.check(fds.count())?;
-        let size = spec.disks().next().map_or(0, |disk| disk.size);
+        let disk_size = spec.disks().next().map_or(0, |disk| disk.size);
 
         let spawned = self.spawner.spawn(&self.vmm).map_err(spawn_error)?;
         let Spawned {
@@ -55,7 +63,12 @@ impl MachineLauncher {
         let machine = VmProcess::adopt(name.clone(), pid, control, (record.ok(), slot));
         stderr::copy_to_log(name, stderr);
         sent?;
-        Ok((machine, link, size))
+        Ok(PreparedMachine {
+            machine,
+            link,
+            wire,
+            disk_size,
+        })
     }
 
     /// Where a machine goes on, with the files for it.
@@ -109,7 +122,7 @@ impl MachineLauncher {
     fn spec(
         &self,
         plan: &LaunchPlan,
-        link: FdName,
+        (link, frames): (FdName, FdName),
         fds: &mut Descriptors,
     ) -> Result<VmSpec, LaunchError> {
         let t = &plan.template;
@@ -156,6 +169,7 @@ impl MachineLauncher {
                 DeviceSpec::Vsock(VsockSpec { link, connection }),
                 DeviceSpec::Block(disk),
                 DeviceSpec::Rng,
+                DeviceSpec::Net(NetDeviceSpec { frames }),
             ],
         })
     }

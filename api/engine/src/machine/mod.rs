@@ -14,7 +14,7 @@ pub mod handover;
 pub mod name;
 pub mod phase;
 pub mod pidfile;
-mod ready;
+pub(crate) mod ready;
 pub mod spawner;
 pub(crate) mod stderr;
 mod task;

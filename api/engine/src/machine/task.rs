@@ -235,14 +235,7 @@ impl ProcessFds {
     }
 
     async fn event(&self) -> Result<Option<Event>, ChannelError> {
-        loop {
-            let mut ready = self.control.readable().await.map_err(ChannelError::Io)?;
-            match control::recv::<Event>(&self.control) {
-                Err(error) if error.would_block() => ready.clear_ready(),
-                // Descriptors that come along are not expected and closed here.
-                other => return other.map(|event| event.map(|(event, _fds)| event)),
-            }
-        }
+        ready::message(&self.control).await
     }
 
     async fn exited(&self) {

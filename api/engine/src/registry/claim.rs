@@ -2,7 +2,7 @@
 
 use crate::error::EngineError;
 use crate::image::machine_image::{AgentLink, MachineImage};
-use crate::launch::plan::LaunchedMachine;
+use crate::launch::plan::{BuiltMachine, LaunchedMachine};
 use crate::pool::warm_pool::{WarmPool, WarmVm};
 use crate::registry::reserve::Preallocated;
 use crate::registry::sandboxes::SandboxRegistry;
@@ -63,7 +63,12 @@ impl SandboxRegistry {
         env: &BTreeMap<String, String>,
         timings: &mut StepTimings,
     ) -> Result<LaunchedMachine, String> {
-        let (mut machine, stream) = (warm_vm.built.machine, warm_vm.built.stream);
+        let BuiltMachine {
+            mut machine,
+            stream,
+            wire,
+            disk_size,
+        } = warm_vm.built;
         machine.name().assign(id);
         machine.start().await;
         // The identity is on its way before the first instruction has run.
@@ -78,7 +83,8 @@ impl SandboxRegistry {
         Ok(LaunchedMachine {
             machine,
             link,
-            disk_size: warm_vm.built.disk_size,
+            wire,
+            disk_size,
             base_memory: Some(Arc::clone(&warm_vm.template_vm.base_memory)),
         })
     }

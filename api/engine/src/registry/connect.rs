@@ -170,7 +170,13 @@ impl SandboxRegistry {
             restore_point: paused.restore_point.clone(),
             tree: Arc::clone(&paused.tree),
         };
-        let (sandbox, machine) = running_sandbox(Arc::clone(facts), made.launched, deadline, past);
+        let (sandbox, machine) = running_sandbox(
+            Arc::clone(facts),
+            made.launched,
+            deadline,
+            past,
+            &self.network,
+        );
         sandbox.processes.attach_all(&point.processes).await;
         timings.step("processes");
         Ok((sandbox, machine))

@@ -143,6 +143,7 @@ impl SandboxRegistry {
             metadata,
             env,
             secure,
+            egress,
         } = asked;
         let access_token = secure.then(ids::token).transpose();
         let access_token = access_token.map_err(|error| no_entropy(&error))?;
@@ -175,10 +176,12 @@ impl SandboxRegistry {
             default_workdir: template.default_workdir.clone(),
             started_at: Timestamp::now(),
             lifecycle,
+            egress,
         };
         let deadline = SandboxDeadline::after(facts.lifecycle.timeout);
         let history = SandboxHistory::of(restore_point);
-        let (sandbox, machine) = running_sandbox(Arc::new(facts), launched, deadline, history);
+        let (sandbox, machine) =
+            running_sandbox(Arc::new(facts), launched, deadline, history, &self.network);
         if let Some(point) = &sandbox.machine.restore_point {
             sandbox.processes.attach_all(&point.processes).await;
             timings.step("processes");

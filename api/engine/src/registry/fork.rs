@@ -108,7 +108,7 @@ impl SandboxRegistry {
         id: &str,
     ) -> Result<(Arc<SandboxFacts>, Arc<RestorePoint>, Saved), EngineError> {
         let captured = self.capture(id).await?;
-        let facts = Arc::clone(&captured.busy.sandbox.facts);
+        let facts = captured.busy.sandbox.present_facts();
         let point = RestorePoint {
             source: BootSource::Image(captured.image),
             processes: captured.processes,

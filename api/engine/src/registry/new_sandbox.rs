@@ -3,6 +3,7 @@
 
 use crate::error::EngineError;
 use crate::facts::{LifecyclePolicy, SandboxFacts};
+use crate::network::NetPolicy;
 use crate::owner::OwnerId;
 use crate::restore_point::RestorePoint;
 use crate::store::snapshots::SandboxSnapshot;
@@ -28,6 +29,8 @@ pub struct AskedSandbox {
     pub env: BTreeMap<String, String>,
     /// Whether the data plane asks for a token.
     pub secure: bool,
+    /// What it may reach over the network.
+    pub egress: NetPolicy,
 }
 
 /// Where a new sandbox goes on.
@@ -94,7 +97,7 @@ impl NewSandbox {
     }
 
     /// A child of this sandbox, of this owner, which is what its parent is: labels, variables,
-    /// whether it asks for a token, what happens at the deadline. The time to live is its own.
+    /// whether it asks for a token, what it may reach, what happens at the deadline. The time to live is its own.
     pub(super) fn child(
         (owner, parent): (OwnerId, &SandboxFacts),
         env: BTreeMap<String, String>,
@@ -109,6 +112,7 @@ impl NewSandbox {
             metadata: parent.metadata.clone(),
             env,
             secure: parent.access_token.is_some(),
+            egress: parent.egress.clone(),
         };
         Self {
             owner,

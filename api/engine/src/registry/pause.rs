@@ -86,7 +86,7 @@ impl SandboxRegistry {
             .await
             .map_err(|error| failed(&error))?;
         let paused = PausedSandbox {
-            facts: Arc::clone(&sandbox.facts),
+            facts: sandbox.present_facts(),
             paused_at: Timestamp::now(),
             kept,
             processes: sandbox.processes.records(),

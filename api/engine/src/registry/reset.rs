@@ -152,12 +152,12 @@ impl SandboxRegistry {
                 (made?.launched, "replaced")
             }
         };
-        let (facts, deadline) = (Arc::clone(&old.facts), *old.deadline.borrow());
+        let (facts, deadline) = (old.present_facts(), *old.deadline.borrow());
         let history = SandboxHistory {
             restore_point: old.machine.restore_point.clone(),
             tree: Arc::clone(&old.machine.tree),
         };
-        let (sandbox, machine) = running_sandbox(facts, launched, deadline, history);
+        let (sandbox, machine) = running_sandbox(facts, launched, deadline, history, &self.network);
         if let Some(point) = point {
             sandbox.processes.attach_all(&point.processes).await;
         }

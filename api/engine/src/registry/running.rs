@@ -6,6 +6,7 @@ use crate::image::machine_image::MachineShape;
 use crate::launch::plan::LaunchedMachine;
 use crate::machine::handle::VmProcess;
 use crate::machine::handover::MachineHandover;
+use crate::network::NetworkService;
 use crate::process::{GuestContext, ProcessTable};
 use crate::registry::entry::TableEntry;
 use crate::registry::lifecycle::follow;
@@ -42,10 +43,12 @@ pub(super) fn running_sandbox(
     launched: LaunchedMachine,
     deadline: SandboxDeadline,
     history: SandboxHistory,
+    network: &Arc<NetworkService>,
 ) -> (Arc<Sandbox>, VmProcess) {
     let LaunchedMachine {
         machine,
         link,
+        wire,
         disk_size,
         base_memory,
     } = launched;
@@ -60,8 +63,11 @@ pub(super) fn running_sandbox(
         link: link.clone(),
         gone: gone.subscribe(),
     });
+    let egress = watch::Sender::new(facts.egress.clone());
+    network.serve(&facts.id, wire, egress.subscribe());
     let sandbox = Sandbox {
         facts,
+        egress,
         link,
         processes,
         deadline: watch::Sender::new(deadline),

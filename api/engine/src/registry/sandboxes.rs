@@ -7,6 +7,7 @@ use crate::facts::SandboxOrigin;
 use crate::launch::identity::since_1970;
 use crate::launch::launcher::MachineLauncher;
 use crate::metrics::{EngineGauges, EngineMetrics};
+use crate::network::NetworkService;
 use crate::options::EngineOptions;
 use crate::pool::warm_pools::WarmPools;
 use crate::quota::{Accounts, StoreLimits};
@@ -67,6 +68,7 @@ pub struct SandboxRegistry {
     /// Most checkpoints of one sandbox.
     pub(super) max_checkpoints: usize,
     pub(super) launcher: MachineLauncher,
+    pub(super) network: Arc<NetworkService>,
     pub(super) pools: WarmPools,
     pub(super) templates: TemplateCatalog,
     pub(super) variables: IdentityVariables,
@@ -114,6 +116,7 @@ impl SandboxRegistry {
             accounts,
             max_checkpoints: options.max_checkpoints,
             launcher,
+            network: NetworkService::new(options.network),
             pools,
             templates: TemplateCatalog::default(),
             variables: options.variables,

@@ -10,6 +10,7 @@
 pub mod checkpoint_node;
 pub mod checkpoint_record;
 pub mod checkpoint_tree;
+mod egress_record;
 mod fuzz;
 mod ledger;
 pub mod load_weight;

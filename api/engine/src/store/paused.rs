@@ -4,10 +4,12 @@ use crate::error::chain;
 use crate::facts::{KeptState, LifecyclePolicy, SandboxFacts, SandboxOrigin, TimeoutAction};
 use crate::ids::is_sandbox_id;
 use crate::image::machine_image::MachineShape;
+use crate::network::NetPolicy;
 use crate::owner::OwnerId;
 use crate::process::{ProcessRecord, ProcessRecordV1};
 use crate::restore_point::RestorePoint;
 use crate::store::checkpoint_tree::CheckpointTree;
+use crate::store::egress_record::EgressV1;
 use crate::store::record::{bad_env, record_version};
 use crate::store::vault::StoredHeader;
 use jiff::Timestamp;
@@ -20,7 +22,7 @@ use std::time::Duration;
 /// Names of paused sandboxes in the store begin with it.
 pub const PREFIX: &str = "paused-";
 /// [`SandboxRecordV1::version`].
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Most bytes of a token, user, folder or template name that is read back.
 const MAX_TEXT: usize = 4096;
 /// Most processes, metadata entries and checkpoints that are read back.
@@ -93,6 +95,9 @@ struct SandboxRecordV1 {
     /// From version 2 on; none: everybody's.
     #[serde(default)]
     owner: Option<String>,
+    /// From version 3 on; none: the default, as a sandbox of before had no network.
+    #[serde(default)]
+    egress: Option<EgressV1>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -135,6 +140,7 @@ impl PausedSandbox {
             default_workdir,
             started_at,
             lifecycle,
+            egress,
         } = &*self.facts;
         let record = SandboxRecordV1 {
             version: VERSION,
@@ -167,6 +173,7 @@ impl PausedSandbox {
             processes: self.processes.iter().map(Into::into).collect(),
             checkpoints: self.tree.current(),
             owner: owner.as_ref().map(|owner| owner.as_str().to_owned()),
+            egress: Some(egress.into()),
         };
         Ok(serde_json::to_vec(&record)?)
     }
@@ -188,6 +195,7 @@ impl PausedSandbox {
         let record: SandboxRecordV1 = serde_json::from_slice(bytes)?;
         record.check(name, shape)?;
         let owner = record.owner()?;
+        let egress = record.egress()?;
         let time = |us| Timestamp::from_microsecond(us).map_err(|_| invalid("time", us));
         let on_timeout = match record.on_timeout {
             OnTimeoutV1::Kill => TimeoutAction::Kill,
@@ -217,6 +225,7 @@ impl PausedSandbox {
                 on_timeout,
                 auto_resume: record.auto_resume,
             },
+            egress,
         };
         let paused = Self {
             facts: Arc::new(facts),
@@ -243,6 +252,19 @@ impl SandboxRecordV1 {
             }
             Some(owner) => Err(invalid("owner in version 1", owner)),
             None => Ok(None),
+        }
+    }
+
+    /// What it may reach.
+    fn egress(&self) -> Result<NetPolicy, RecordError> {
+        match &self.egress {
+            Some(_) if self.version < 3 => {
+                Err(invalid("version of a network policy", self.version))
+            }
+            Some(egress) => egress
+                .policy()
+                .map_err(|why| invalid("network policy", why)),
+            None => Ok(NetPolicy::default()),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Why a configuration is refused.
 
+use control::NetPolicyError;
 use std::path::{Path, PathBuf};
 
 /// Why a configuration is refused.
@@ -71,6 +72,9 @@ pub enum ConfigError {
         /// What is allowed.
         range: String,
     },
+    /// What is opened of the network cannot be.
+    #[error("network.openings cannot be so: {0}")]
+    Openings(NetPolicyError),
     /// A setting under its old name beside the new one.
     #[error("{old} and {new} are the same setting, and both are given: take {old} out")]
     OldName {

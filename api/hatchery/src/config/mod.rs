@@ -7,6 +7,7 @@
 mod error;
 mod keys;
 mod limits;
+mod network;
 mod settings;
 mod templates;
 mod typed;
@@ -15,7 +16,8 @@ pub use error::ConfigError;
 pub use limits::LimitSettings;
 pub use settings::{CloneSettings, Settings};
 pub use typed::{
-    ClonesFile, ConfigFile, KeyFile, LimitsFile, MetricsFile, Overrides, PoolFile, TemplateFile,
+    ClonesFile, ConfigFile, KeyFile, LimitsFile, MetricsFile, NetworkFile, Overrides, PoolFile,
+    TemplateFile,
 };
 
 #[cfg(test)]
@@ -70,6 +72,8 @@ mod test {
         assert!(refused("[limits]\nmax_sandboxes = 0").contains("max_sandboxes"));
         assert!(refused("[clones]\nhusk = 1").contains("husk"));
         assert!(refused("[pool]\nsize = 1025").contains("pool.size"));
+        assert!(refused("[network]\nmax_flows = 0").contains("network.max_flows"));
+        assert!(refused("[network]\nopenings = ['10.0.0.5:0']").contains("10.0.0.5:0"));
         assert!(refused("[templates.A]\nimage = 'x'").contains("\"A\""));
         let twice = "[templates.a]\nimage = 'x'\n[templates.b]\nimage = 'y'\naliases = ['a']";
         assert!(refused(twice).contains("twice"));

@@ -4,11 +4,13 @@
 use crate::config::error::ConfigError;
 use crate::config::keys::KeySettings;
 use crate::config::limits::{LimitSettings, in_range};
+use crate::config::network::network;
 use crate::config::templates::templates;
 use crate::config::typed::{ConfigFile, Overrides};
 use control::JailMode;
 use e2b::auth::ApiKeys;
 use e2b::options::ServerOptions;
+use engine::network::NetworkSettings;
 use engine::options::EngineOptions;
 use engine::quota::{OwnerOptions, StoreLimits};
 use engine::template::Template;
@@ -52,6 +54,8 @@ pub struct Settings {
     pub limits: LimitSettings,
     /// Clones.
     pub clones: CloneSettings,
+    /// What sandboxes may have of the network.
+    pub network: NetworkSettings,
     /// Where `GET /metrics` is answered; `None`: nowhere.
     pub metrics_listen: Option<SocketAddr>,
     /// What the operator should know: settings under their old names.
@@ -83,6 +87,7 @@ impl Settings {
         if let Some(max) = over.max_sandboxes {
             limits.max_sandboxes = in_range("max_sandboxes", max, 1..=65_536)?;
         }
+        let vmm = find(over.vmm.or(file.vmm), "hatchery-vmm");
         Ok(Self {
             listen: over.listen.or(file.listen).unwrap_or(default_listen),
             data_dir: over
@@ -93,7 +98,8 @@ impl Settings {
             require_token: file.require_token.unwrap_or(false),
             keys,
             owners,
-            vmm: find(over.vmm.or(file.vmm), "hatchery-vmm"),
+            network: network(file.network, &vmm)?,
+            vmm,
             jail: over.jail.or(file.jail).unwrap_or_default(),
             agent: find(over.agent.or(file.agent), "hatchery-agent"),
             limits,
@@ -119,6 +125,7 @@ impl Settings {
             min_memory_mb: self.limits.min_memory_mb,
             boot_timeout: self.limits.boot_timeout,
             pool_size: self.clones.enabled.then_some(self.clones.pool_size),
+            network: self.network.clone(),
             variables: e2b::options::VARIABLES,
             templates: self.templates.values().cloned().collect(),
         }

@@ -54,6 +54,9 @@ pub struct ConfigFile {
     /// Clones that are made ahead.
     #[serde(default)]
     pub pool: PoolFile,
+    /// What sandboxes may have of the network.
+    #[serde(default)]
+    pub network: NetworkFile,
     /// What is counted.
     #[serde(default)]
     pub metrics: MetricsFile,
@@ -145,6 +148,21 @@ pub struct ClonesFile {
 pub struct PoolFile {
     /// Warm VMs of each template that are kept ready for the next sandboxes. Default 2.
     pub size: Option<usize>,
+}
+
+/// The `[network]` table as typed.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkFile {
+    /// Addresses with a port that every sandbox may reach though they are private, or the host's.
+    #[serde(default)]
+    pub openings: Vec<SocketAddr>,
+    /// Most flows (connections, and peers of datagrams) of one sandbox at a time. Default 1024.
+    pub max_flows: Option<u32>,
+    /// Most bytes a second of one sandbox, both ways together. 0: as many as there are. Default 0.
+    pub max_bytes_per_second: Option<u64>,
+    /// Most frames a second of one sandbox, both ways together. 0: as many as there are. Default 0.
+    pub max_packets_per_second: Option<u64>,
 }
 
 /// The `[metrics]` table as typed.

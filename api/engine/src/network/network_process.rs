@@ -1,0 +1,119 @@
+//! One network process: its start, its messages, its end.
+
+use crate::machine::name::MachineName;
+use crate::machine::{ready, stderr};
+use crate::network::wire::FrameWire;
+use control::{ChannelError, NetEvent, NetPolicy, NetRequest, NetSpec};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+use tokio::io::unix::AsyncFd;
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+/// How long one may take to end once nobody talks to it.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Why a network process does not serve.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NetworkError {
+    /// It was not started.
+    #[error("Starting {program} failed")]
+    Start {
+        /// The program.
+        program: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The host's addresses, which are to be denied, are not known.
+    #[error("Listing the host's addresses failed")]
+    Host(#[source] io::Error),
+    /// It is not heard.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// It has ended.
+    #[error("It ended: {0}")]
+    Ended(String),
+}
+
+/// A process of `hatchery-net`, which is killed when this is dropped.
+pub(super) struct NetworkProcess {
+    child: Child,
+    control: AsyncFd<OwnedFd>,
+}
+
+impl NetworkProcess {
+    /// Starts one that serves `wire` for the sandbox. The wire's end is its standard input, its
+    /// messages are its standard output. It confines itself before it looks at either.
+    pub(super) fn start(
+        program: &Path,
+        wire: &FrameWire,
+        name: &str,
+    ) -> Result<Self, NetworkError> {
+        let start = || {
+            let (ours, theirs) = control::pair()?;
+            rustix::io::ioctl_fionbio(&ours, true)?;
+            let mut child = Command::new(program)
+                .env_clear()
+                .stdin(Stdio::from(wire.as_fd().try_clone_to_owned()?))
+                .stdout(Stdio::from(theirs))
+                .stderr(Stdio::piped())
+                // A terminal's Ctrl-C is for the service.
+                .process_group(0)
+                .kill_on_drop(true)
+                .spawn()?;
+            if let Some(log) = child.stderr.take() {
+                stderr::copy_to_log(MachineName::new(name), log.into_owned_fd()?);
+            }
+            let control = ready::for_input(ours)?;
+            Ok(Self { child, control })
+        };
+        start().map_err(|source| NetworkError::Start {
+            program: program.display().to_string(),
+            source,
+        })
+    }
+
+    /// Says what the network is.
+    pub(super) fn configure(&self, spec: NetSpec) -> Result<(), ChannelError> {
+        self.send(&NetRequest::Configure(Box::new(spec)))
+    }
+
+    /// Says what may be reached from now on.
+    pub(super) fn set_policy(&self, policy: NetPolicy) -> Result<(), ChannelError> {
+        self.send(&NetRequest::SetPolicy(Box::new(policy)))
+    }
+
+    fn send(&self, request: &NetRequest) -> Result<(), ChannelError> {
+        control::send(&self.control, request, &[])
+    }
+
+    /// The next thing it says.
+    pub(super) async fn event(&self) -> Result<NetEvent, NetworkError> {
+        match ready::message(&self.control).await? {
+            Some(event) => Ok(event),
+            None => Err(NetworkError::Ended("it closed its control socket".into())),
+        }
+    }
+
+    /// Sees it end: its wire or its control socket is closed, or else it is killed.
+    pub(super) async fn finish(self) -> String {
+        let Self { mut child, control } = self;
+        drop(control);
+        let ended = timeout(GRACE, child.wait()).await;
+        let status = match ended {
+            Ok(status) => status,
+            Err(_) => match child.kill().await {
+                Ok(()) => child.wait().await,
+                Err(error) => Err(error),
+            },
+        };
+        status.map_or_else(
+            |error| error.to_string(),
+            |status: ExitStatus| status.to_string(),
+        )
+    }
+}

@@ -1,0 +1,166 @@
+//! Serves the wires of sandboxes: waits for the first frame on each, and has a network process take
+//! it from there, for as long as the machine lives.
+
+use crate::error::chain;
+use crate::network::host;
+use crate::network::network_process::{NetworkError, NetworkProcess};
+use crate::network::wire::FrameWire;
+use control::{NetEvent, NetLimits, NetPolicy, NetSpec};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+/// The wait after a network process that ended by itself; it doubles up to 25 s.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const MAX_DOUBLINGS: u32 = 8;
+
+/// What an operator and the host decide about sandboxes' networks.
+#[derive(Clone, Debug)]
+pub struct NetworkSettings {
+    /// The program.
+    pub program: PathBuf,
+    /// Addresses and ports that every sandbox may reach though they are private, or the host's.
+    pub openings: Vec<SocketAddr>,
+    /// How much of the network one sandbox may have.
+    pub limits: NetLimits,
+}
+
+/// What gives sandboxes their network.
+#[derive(Debug)]
+pub struct NetworkService {
+    settings: NetworkSettings,
+}
+
+impl NetworkService {
+    /// As the settings say.
+    #[must_use]
+    pub fn new(settings: NetworkSettings) -> Arc<Self> {
+        Arc::new(Self { settings })
+    }
+
+    /// Has a sandbox's wire served until its machine is gone. Must be called on the runtime.
+    pub(crate) fn serve(
+        self: &Arc<Self>,
+        id: &str,
+        wire: FrameWire,
+        policy: watch::Receiver<NetPolicy>,
+    ) {
+        let wired = WiredSandbox {
+            service: Arc::clone(self),
+            id: id.to_owned(),
+            policy,
+        };
+        tokio::spawn(wired.run(wire));
+    }
+
+    fn spec(&self, id: &str, policy: NetPolicy) -> Result<NetSpec, NetworkError> {
+        Ok(NetSpec {
+            ipv6: None,
+            policy: self.opened(policy),
+            name_servers: host::name_servers(),
+            host_addresses: host::addresses().map_err(NetworkError::Host)?,
+            limits: self.settings.limits,
+            ..NetSpec::standard(id)
+        })
+    }
+
+    /// With what the operator has opened for all.
+    fn opened(&self, policy: NetPolicy) -> NetPolicy {
+        NetPolicy {
+            openings: self.settings.openings.clone(),
+            ..policy
+        }
+    }
+}
+
+/// One sandbox's wire.
+struct WiredSandbox {
+    service: Arc<NetworkService>,
+    id: String,
+    policy: watch::Receiver<NetPolicy>,
+}
+
+impl WiredSandbox {
+    /// Until the machine is gone.
+    async fn run(mut self, mut wire: FrameWire) {
+        let mut setbacks = 0;
+        loop {
+            wire = match wire.wanted().await {
+                Ok(Some(wire)) => wire,
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::error!(sandbox_id = self.id, %error, "the sandbox's wire is lost");
+                    return;
+                }
+            };
+            let Err(error) = self.serve(&wire, &mut setbacks).await else {
+                return;
+            };
+            let (sandbox_id, error) = (&self.id, chain(&error));
+            tracing::warn!(
+                sandbox_id,
+                error,
+                "network process lost, its flows are reset"
+            );
+            sleep(FIRST_WAIT * 2_u32.pow(setbacks.min(MAX_DOUBLINGS))).await;
+            setbacks = setbacks.saturating_add(1);
+        }
+    }
+
+    /// Has a network process serve the wire; returns when the machine is gone.
+    async fn serve(&mut self, wire: &FrameWire, setbacks: &mut u32) -> Result<(), NetworkError> {
+        let program = &self.service.settings.program;
+        let process = NetworkProcess::start(program, wire, &self.id)?;
+        let policy = self.policy.borrow_and_update().clone();
+        process.configure(self.service.spec(&self.id, policy)?)?;
+        let mut open = true;
+        loop {
+            tokio::select! {
+                event = process.event() => match event {
+                    Ok(event) => self.take(event, setbacks),
+                    Err(NetworkError::Ended(_)) => {
+                        let status = process.finish().await;
+                        let gone = status == "exit status: 0";
+                        return if gone { Ok(()) } else { Err(NetworkError::Ended(status)) };
+                    }
+                    Err(error) => return Err(error),
+                },
+                changed = self.policy.changed(), if open => match changed {
+                    Ok(()) => {
+                        let policy = self.policy.borrow_and_update().clone();
+                        process.set_policy(self.service.opened(policy))?;
+                    }
+                    // The sandbox is gone, and soon its machine: the wire tells.
+                    Err(_) => open = false,
+                },
+            }
+        }
+    }
+
+    fn take(&self, event: NetEvent, setbacks: &mut u32) {
+        let sandbox_id = &self.id;
+        match event {
+            NetEvent::Ready => {
+                *setbacks = 0;
+                tracing::debug!(sandbox_id, "network ready");
+            }
+            NetEvent::Denied(denied) => {
+                tracing::info!(
+                    sandbox_id,
+                    protocol = ?denied.protocol,
+                    to = %denied.to,
+                    name = denied.name,
+                    reason = ?denied.reason,
+                    left_out = denied.left_out,
+                    "denied by the sandbox's network policy"
+                );
+            }
+            NetEvent::Counters(counters) => {
+                tracing::debug!(sandbox_id, ?counters, "network counters");
+            }
+        }
+    }
+}
