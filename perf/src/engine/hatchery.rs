@@ -5,8 +5,8 @@ use super::{BootTimes, GuestSpec, now_ns};
 use crate::agent::AgentClient;
 use anyhow::{Context, Result, bail};
 use control::{
-    BootSource, Descriptors, DeviceSpec, DiskSpec, Event, Request, SaveSpec, SavedLink, Spawned,
-    VmSpec, VmStats, VsockSpec,
+    BootSource, Descriptors, DeviceSpec, DiskSpec, Event, NetDeviceSpec, Request, SaveSpec,
+    SavedLink, Spawned, VmSpec, VmStats, VsockSpec,
 };
 use snapshot_memory::{BaseMemory, LayerFile, WorkingSet};
 use std::fs::File;
@@ -19,6 +19,8 @@ use std::os::unix::net::UnixStream;
 pub(crate) struct RunningVm {
     child: VmChild,
     control: OwnedFd,
+    /// The far end of its network card, which nobody reads.
+    _wire: OwnedFd,
     /// The agent.
     pub(crate) agent: AgentClient<UnixStream>,
     /// Where its start went.
@@ -31,7 +33,8 @@ impl RunningVm {
         let spawned_ns = now_ns();
         let (child, Spawned { control, .. }) = child::spawn(&guest.dist.join("hatchery-vmm"))?;
         let (ours, theirs) = UnixStream::pair()?;
-        configure(guest, &control, theirs)?;
+        let (wire, guest_wire) = control::pair()?;
+        configure(guest, &control, (theirs, guest_wire))?;
         expect(&control, "Configure", |e| matches!(e, Event::Configured(_)))?;
         control::send(&control, &Request::Start, &[])?;
         let (agent, ready) = AgentClient::greet(ours)?;
@@ -41,6 +44,7 @@ impl RunningVm {
         Ok(Self {
             child,
             control,
+            _wire: wire,
             agent,
             boot,
         })
@@ -82,6 +86,7 @@ pub(crate) struct WarmVm {
     child: VmChild,
     control: OwnedFd,
     link: UnixStream,
+    _wire: OwnedFd,
     next_stream: u32,
     /// Program start to standing ready, nanoseconds.
     pub(crate) build_ns: u64,
@@ -182,6 +187,7 @@ impl WarmVm {
         let spawned_ns = now_ns();
         let (child, Spawned { control, .. }) = child::spawn(&guest.dist.join("hatchery-vmm"))?;
         let (link, theirs) = UnixStream::pair()?;
+        let (wire, guest_wire) = control::pair()?;
         let disk = DiskSpec {
             base: fds.add(base),
             parent: Some(fds.add(parent)),
@@ -193,7 +199,7 @@ impl WarmVm {
             vcpus: guest.vcpus,
             memory_mib: guest.memory_mib,
             boot_source,
-            devices: devices(theirs, SavedLink::Kept, disk, &mut fds),
+            devices: devices((theirs, guest_wire), SavedLink::Kept, disk, &mut fds),
         };
         let configure = Request::Configure(Box::new(spec));
         control::send(&control, &configure, &fds.borrow())?;
@@ -202,6 +208,7 @@ impl WarmVm {
             child,
             control,
             link,
+            _wire: wire,
             next_stream: saved.next_stream,
             build_ns: now_ns() - spawned_ns,
         })
@@ -220,6 +227,7 @@ impl WarmVm {
         Ok(RunningVm {
             child: self.child,
             control: self.control,
+            _wire: self._wire,
             agent,
             boot: BootTimes::default(),
         })
@@ -238,7 +246,7 @@ fn open(guest: &GuestSpec, name: &str) -> Result<File> {
     File::open(&path).with_context(|| format!("Opening {}", path.display()))
 }
 
-fn configure(guest: &GuestSpec, control: &OwnedFd, link: UnixStream) -> Result<()> {
+fn configure(guest: &GuestSpec, control: &OwnedFd, sockets: (UnixStream, OwnedFd)) -> Result<()> {
     let (base, size) = base_image(guest)?;
     let mut fds = Descriptors::default();
     let disk = DiskSpec {
@@ -257,7 +265,7 @@ fn configure(guest: &GuestSpec, control: &OwnedFd, link: UnixStream) -> Result<(
             cmdline_extra: String::new(),
             contents: None,
         },
-        devices: devices(link, SavedLink::Broken, disk, &mut fds),
+        devices: devices(sockets, SavedLink::Broken, disk, &mut fds),
     };
     let configure = Request::Configure(Box::new(spec));
     control::send(control, &configure, &fds.borrow()).context("Configuring")
@@ -265,16 +273,17 @@ fn configure(guest: &GuestSpec, control: &OwnedFd, link: UnixStream) -> Result<(
 
 /// The devices that the service gives each machine.
 fn devices(
-    link: UnixStream,
+    (link, wire): (UnixStream, OwnedFd),
     connection: SavedLink,
     disk: DiskSpec,
     fds: &mut Descriptors,
 ) -> Vec<DeviceSpec> {
-    let link = fds.add(link);
+    let (link, frames) = (fds.add(link), fds.add(wire));
     vec![
         DeviceSpec::Vsock(VsockSpec { link, connection }),
         DeviceSpec::Block(disk),
         DeviceSpec::Rng,
+        DeviceSpec::Net(NetDeviceSpec { frames }),
     ]
 }
 
