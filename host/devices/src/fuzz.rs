@@ -18,12 +18,17 @@ use crate::testing::{
 use crate::vsock::packet::{PacketHeader, PacketOp};
 use crate::vsock::spec::{HEADER_LEN, RX, TX};
 use crate::{
-    BlockConfig, DiskParent, Ioapic, IrqRoutes, Memory, MmioWindow, MsiRoute, Rng, SavedConnection,
+    BlockConfig, DiskParent, EventLoop, FrameSocket, Ioapic, IrqRoutes, Memory, MmioWindow,
+    MsiRoute, Net, Rng, SavedConnection,
 };
 pub use load::fuzz_load;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
+};
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,10 +82,14 @@ struct Guest {
     memory: Arc<Memory>,
     queues: Vec<Vec<DriverQueue>>,
     link: UnixStream,
+    wire: OwnedFd,
 }
 
 const VSOCK: usize = 0;
 const BLOCK: usize = 1;
+const NET: usize = 3;
+/// Where a frame lies, behind its header.
+const FRAME: u64 = 0x40_0000;
 
 fn file(len: u64) -> File {
     let fd = memfd_create("disk", MemfdFlags::CLOEXEC).unwrap();
@@ -88,11 +97,23 @@ fn file(len: u64) -> File {
     fd.into()
 }
 
+/// A network card's wire: the far end, and the card's.
+fn wire() -> (OwnedFd, OwnedFd) {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    socketpair(family, kind, SocketFlags::CLOEXEC, None).unwrap()
+}
+
+fn add_net(event_loop: &mut EventLoop, frames: OwnedFd) -> Arc<MmioWindow> {
+    let device = Net::new(FrameSocket(frames));
+    event_loop.add(Box::new(device), line()).unwrap()
+}
+
 impl Guest {
     fn new() -> Self {
         let memory = memory();
         let (link, theirs) = UnixStream::pair().unwrap();
         link.set_nonblocking(true).unwrap();
+        let (wire, frames) = wire();
         let running = Running::new(memory.clone(), move |event_loop| {
             let config = vsock_config(theirs, SavedConnection::Broken);
             let (vsock, _) = add_vsock(event_loop, config, line());
@@ -106,13 +127,14 @@ impl Guest {
             };
             let (block, _) = add_block(event_loop, config);
             let rng = event_loop.add(Box::new(Rng::default()), line()).unwrap();
-            vec![vsock, block, rng]
+            vec![vsock, block, rng, add_net(event_loop, frames)]
         });
         let mut guest = Self {
             running,
             memory,
             queues: Vec::new(),
             link,
+            wire,
         };
         guest.set_up();
         guest
@@ -134,10 +156,10 @@ impl Guest {
         let queues = &mut self.queues[device];
         let count = queues.len();
         let queue = &mut queues[usize::from(source.u8()) % count];
-        match source.u8() % 9 {
+        match source.u8() % 12 {
             0 => write32(&mmio, u64::from(source.u8() % 70) * 4, source.u32()),
             1 => {
-                let at = QUEUES + u64::from(source.u32()) % 0x6_0000;
+                let at = QUEUES + u64::from(source.u32()) % 0x8_0000;
                 self.memory
                     .write_slice(&source.take::<8>(), GuestAddress(at))
                     .unwrap();
@@ -167,6 +189,12 @@ impl Guest {
                 let len = usize::from(source.u16());
                 let _ = (&self.link).read(&mut vec![0; len]);
             }
+            8 => self.frame(source),
+            9 => {
+                let len = source.u16();
+                let _ = send(&self.wire, &vec![7; len.into()], SendFlags::DONTWAIT);
+            }
+            10 => drop(recv(&self.wire, &mut [0; 64][..], RecvFlags::DONTWAIT)),
             _ => {}
         }
         self.queues[device].iter().for_each(|q| q.force_kick(&mmio));
@@ -197,6 +225,14 @@ impl Guest {
         if source.u8().is_multiple_of(2) {
             self.queues[VSOCK][RX].add(&[(0x20_0000, source.len(), true)]);
         }
+    }
+
+    /// A frame that is nearly right, and sometimes a buffer for one.
+    fn frame(&mut self, source: &mut Source<'_>) {
+        let header = if source.u8() == 0 { source.len() } else { 12 };
+        let parts = [(FRAME - 0x100, header, false), (FRAME, source.len(), false)];
+        self.queues[NET][0].add(&[(FRAME + 0x2_0000, source.len(), true)]);
+        self.queues[NET][1].add(&parts[..if source.u8() == 0 { 1 } else { 2 }]);
     }
 
     /// A disk request that is nearly right.
@@ -272,11 +308,26 @@ impl Guest {
             .unwrap();
         assert_eq!(PacketHeader::parse(&header).op, PacketOp::Response);
         assert_eq!(read32(&mmio, 0x70), 15);
+        self.wire_recovers();
+    }
+
+    /// A frame gets through, after those that were under way.
+    fn wire_recovers(&mut self) {
+        let (mmio, sent) = (self.running.made[NET].clone(), [0xa5; 99]);
+        self.memory.write_slice(&sent, GuestAddress(FRAME)).unwrap();
+        let queue = &mut self.queues[NET][1];
+        queue.add(&[(FRAME - 0x100, 12, false), (FRAME, 99, false)]);
+        queue.force_kick(&mmio);
+        wait(|| {
+            let mut frame = [0; 100];
+            let got = recv(&self.wire, &mut frame[..], RecvFlags::DONTWAIT);
+            got.is_ok_and(|(len, _)| frame[..len] == sent).then_some(())
+        });
     }
 }
 
-/// A hostile driver of the socket, block and entropy devices: register writes, descriptors, rings,
-/// packets and requests out of `input`, while the link is read and written.
+/// A hostile driver of the socket, block, entropy and network devices: register writes, descriptors, rings,
+/// packets, requests and frames out of `input`, while the link and the wire are read and written.
 pub fn fuzz_devices(input: &[u8]) {
     let mut guest = Guest::new();
     let mut source = Source(input);

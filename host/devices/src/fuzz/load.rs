@@ -1,11 +1,12 @@
 //! The loader of saved devices against state that nobody saved.
 
-use super::{BLOCK, Guest, Source, VSOCK, file};
+use super::{BLOCK, Guest, Source, VSOCK, add_net, file, wire};
 use crate::testing::{MEMORY, Running, add_block, add_vsock, copy, line, vsock_config};
 use crate::{
     BlockConfig, DiskParent, EventLoop, LoadError, Memory, MmioWindow, Rng, SavedConnection,
 };
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -41,7 +42,7 @@ fn valid() -> State {
 /// The devices that [`Guest::new`] has, over a snapshot's disk layer.
 fn add(
     event_loop: &mut EventLoop,
-    link: UnixStream,
+    (link, frames): (UnixStream, OwnedFd),
     after: SavedConnection,
 ) -> Vec<Arc<MmioWindow>> {
     let (vsock, _) = add_vsock(event_loop, vsock_config(link, after), line());
@@ -54,13 +55,14 @@ fn add(
     };
     let (block, _) = add_block(event_loop, config);
     let rng = event_loop.add(Box::new(Rng::default()), line()).unwrap();
-    vec![vsock, block, rng]
+    vec![vsock, block, rng, add_net(event_loop, frames)]
 }
 
 /// A loop with these devices that has not run.
 fn new_loop(memory: Arc<Memory>, after: SavedConnection) -> EventLoop {
     let mut event_loop = EventLoop::new(memory).unwrap();
-    add(&mut event_loop, UnixStream::pair().unwrap().0, after);
+    let sockets = (UnixStream::pair().unwrap().0, wire().1);
+    add(&mut event_loop, sockets, after);
     event_loop
 }
 
@@ -74,7 +76,7 @@ fn edit(devices: &mut [Vec<u8>], source: &mut Source<'_>) {
         1 => blob.insert(at, source.u8()),
         2 => blob.extend(source.take::<8>()),
         3 => drop(blob.splice(at..at, source.take::<4>())),
-        4 => devices.swap(index, usize::from(source.u8()) % 3),
+        4 => devices.swap(index, usize::from(source.u8()) % 4),
         5..9 => blob
             .iter_mut()
             .skip(at)
@@ -109,12 +111,13 @@ fn load(memory: Arc<Memory>, devices: Vec<Vec<u8>>, after: SavedConnection) -> O
     let (link, theirs) = UnixStream::pair().unwrap();
     link.set_nonblocking(true).unwrap();
     let _ = (&link).write(&[7; MEMORY / 256]);
+    let (wire, frames) = wire();
     let try_first = |devices: &[Vec<u8>]| -> Result<(), LoadError> {
         new_loop(memory.clone(), after).load(devices)
     };
     try_first(&devices).ok()?;
     let running = Running::new(memory.clone(), move |event_loop| {
-        let made = add(event_loop, theirs, after);
+        let made = add(event_loop, (theirs, frames), after);
         event_loop.load(&devices).unwrap();
         made
     });
@@ -124,6 +127,7 @@ fn load(memory: Arc<Memory>, devices: Vec<Vec<u8>>, after: SavedConnection) -> O
         memory,
         queues,
         link,
+        wire,
     })
 }
 
@@ -149,6 +153,7 @@ mod test {
         Vsock(VsockV1),
         Block(BlockV1),
         Rng,
+        Net,
     }
 
     impl DeviceV1 {
@@ -157,11 +162,12 @@ mod test {
                 Self::Vsock(_) => "vsock",
                 Self::Block(_) => "block",
                 Self::Rng => "rng",
+                Self::Net => "net",
             }
         }
     }
 
-    const KINDS: [&str; 3] = ["vsock", "block", "rng"];
+    const KINDS: [&str; 4] = ["vsock", "block", "rng", "net"];
 
     proptest! {
         #![proptest_config(ProptestConfig {
@@ -195,12 +201,13 @@ mod test {
             .recovers();
     }
 
-    /// What version 1 of the saved state's section `devices` has for a socket, a block and an
-    /// entropy device.
-    const GOLDENS: [&[u8]; 3] = [
+    /// What version 1 of the saved state's section `devices` has for a socket, a block, an entropy
+    /// and a network device; the last of which it did not have at first.
+    const GOLDENS: [&[u8]; 4] = [
         include_bytes!("goldens/vsock-v1"),
         include_bytes!("goldens/block-v1"),
         include_bytes!("goldens/rng-v1"),
+        include_bytes!("goldens/net-v1"),
     ];
 
     /// A change that this does not pass needs another version of the section, and goldens of it,
@@ -219,8 +226,10 @@ mod test {
                 );
             }
         }
-        let mut event_loop = new_loop(crate::testing::memory(), SavedConnection::Kept);
-        event_loop.load(&stored).unwrap();
+        for states in [&stored[..3], &stored[..]] {
+            let mut event_loop = new_loop(crate::testing::memory(), SavedConnection::Kept);
+            event_loop.load(states).unwrap();
+        }
     }
 
     #[test]
@@ -245,7 +254,7 @@ mod test {
             refused(&devices[..2]),
             LoadError::Count {
                 saved: 2,
-                present: 3
+                present: 4
             }
         ));
         let mut longer = devices.clone();

@@ -42,8 +42,6 @@ pub struct Net {
     // Volatile state
     receive: Lane,
     send: Lane,
-    /// The other end has closed: frames from the guest go nowhere.
-    closed: bool,
 }
 
 #[derive(Debug)]
@@ -61,6 +59,8 @@ struct Lane {
     cancelled: bool,
     /// The queue may have something.
     pending: bool,
+    /// The other end has closed this way, or an empty message said so: nothing passes any more.
+    closed: bool,
 }
 
 impl Lane {
@@ -89,7 +89,6 @@ impl Net {
             metrics: Arc::default(),
             receive: Lane::default(),
             send: Lane::default(),
-            closed: false,
         }
     }
 
@@ -118,7 +117,7 @@ impl Net {
             let len = chain::len(&lane.chain.readable).saturating_sub(HEADER_LEN);
             if loaded.is_err() || !(MIN_FRAME..=MAX_FRAME).contains(&len) {
                 self.metrics.malformed.add(1);
-            } else if self.closed {
+            } else if lane.closed {
                 self.metrics.dropped.add(1);
             } else {
                 let pieces = chain::pieces(&lane.chain.readable, HEADER_LEN, len).collect();
@@ -142,7 +141,7 @@ impl Net {
             else {
                 return Ok(NextTurn::Wait);
             };
-            if !lane.pending || self.closed {
+            if !lane.pending || lane.closed {
                 return Ok(NextTurn::Wait);
             }
             let Some(descriptors) = rx.iter(cx.memory)?.next() else {
@@ -171,10 +170,9 @@ impl Net {
         self.send.completed();
         match done.result {
             Ok(bytes) => self.metrics.from_guest_bytes.add(bytes.into()),
-            Err(Errno::CANCELED) => self.metrics.dropped.add(1),
-            Err(_) => {
+            Err(error) => {
                 self.metrics.dropped.add(1);
-                self.closed = true;
+                self.send.closed |= matches!(error, Errno::PIPE | Errno::CONNRESET);
             }
         }
         self.metrics.from_guest_frames.add(1);
@@ -200,7 +198,7 @@ impl Net {
             other => {
                 // Its buffer was not used: it is the next one again.
                 rx.set_next_avail(rx.next_avail().wrapping_sub(1));
-                self.closed |= other != Err(Errno::CANCELED);
+                lane.closed |= other != Err(Errno::CANCELED);
                 return Ok(());
             }
         };
@@ -285,7 +283,7 @@ impl Device for Net {
     fn reset(&mut self, attachment: Attachment) -> std::io::Result<()> {
         let FrameSocket(socket) = attachment.take()?;
         self.socket = socket;
-        self.closed = false;
+        (self.receive, self.send) = Default::default();
         Ok(())
     }
 

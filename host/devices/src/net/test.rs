@@ -294,3 +294,15 @@ fn the_driver_finds_the_address_and_the_mtu() {
     assert_eq!(config[..6], [0x02, 0xfc, 0, 0, 0, 5]);
     assert_eq!(config[10..], MTU.to_le_bytes());
 }
+
+#[test]
+fn an_empty_message_ends_that_way_only() {
+    let mut guest = Guest::new();
+    guest.post(2000);
+    guest.put(&[]);
+    for seed in 0..3 {
+        guest.send(&frame(100, seed));
+        assert_eq!(guest.arrives(), frame(100, seed));
+    }
+    assert!(guest.queues[RX].take_used().is_none());
+}
