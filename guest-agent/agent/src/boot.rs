@@ -14,7 +14,7 @@ use crate::sys::file::{
     O_CREAT, O_DIRECTORY, O_PATH, O_RDWR, O_WRONLY, PathBase, chmod, mkdir, open, replace, symlink,
     sync, unlink, write_setting,
 };
-use crate::sys::network::{Wire, loopback_up, wire_up};
+use crate::sys::network::{Card, card_up, loopback_up};
 use crate::sys::system::{
     MS_BIND, MS_MOVE, MS_NOATIME, MS_NODEV, MS_NOEXEC, MS_NOSUID, chdir, chroot, log, mount,
 };
@@ -99,9 +99,9 @@ const OPEN_NODES: [&CStr; 2] = [c"/dev/fuse", c"/dev/net/tun"];
 /// nothing to do.
 const SETTINGS: [(&CStr, &str); 1] = [(c"/proc/sys/vm/compaction_proactiveness", "0")];
 
-/// The guest's wire, as the service's end of it has it (`control::NetSpec`): every guest has the
+/// The guest's network card, as whoever serves it has it (`control::NetSpec`): every guest has the
 /// same, so that a clone need not be told.
-const WIRE: Wire = Wire {
+const CARD: Card = Card {
     name: c"eth0",
     guest: [169, 254, 0, 21],
     mask: [255, 255, 255, 252],
@@ -232,10 +232,10 @@ fn set_up() {
     }
 }
 
-/// The wire, and who answers names on it, in place of what the image says.
+/// The network card, and who answers names, in place of what the image says.
 fn network() -> Result<(), (&'static str, Errno)> {
     write_setting(PathBase::Cwd, NO_IPV6, "1").map_err(|e| ("find eth0", e))?;
-    wire_up(&WIRE).map_err(|e| ("bring eth0 up", e))?;
+    card_up(&CARD).map_err(|e| ("bring eth0 up", e))?;
     let _ = unlink(PathBase::Cwd, RESOLV_CONF);
     open(PathBase::Cwd, RESOLV_CONF, O_WRONLY | O_CREAT, 0o644)
         .and_then(|file| write_all(&file, NAME_SERVER))

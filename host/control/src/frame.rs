@@ -148,8 +148,8 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<Option<T>, ChannelError> 
     }
 }
 
-/// Fuzz entry point: any packet of a VM process, of a network process, and of a service. What decodes encodes again, and
-/// what is checked holds.
+/// Fuzz entry point: any packet of a VM process, of a network process, and of a service. What
+/// decodes encodes again, and what is checked holds.
 pub fn fuzz_messages(bytes: &[u8]) {
     let _ = decode::<crate::Event>(bytes);
     let _ = decode::<crate::NetEvent>(bytes);

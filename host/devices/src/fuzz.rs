@@ -326,8 +326,9 @@ impl Guest {
     }
 }
 
-/// A hostile driver of the socket, block, entropy and network devices: register writes, descriptors, rings,
-/// packets, requests and frames out of `input`, while the link and the wire are read and written.
+/// A hostile driver of the socket, block, entropy and network devices: register writes,
+/// descriptors, rings, packets, requests and frames out of `input`, while the link and the far end
+/// of the network are read and written.
 pub fn fuzz_devices(input: &[u8]) {
     let mut guest = Guest::new();
     let mut source = Source(input);

@@ -1,7 +1,7 @@
 //! `POST /sandboxes`, `POST /v2/sandboxes` (api/PROTOCOL.md §4.2).
 
 use crate::Body;
-use crate::control::egress;
+use crate::control::egress::{self, is_empty};
 pub use crate::control::idempotency::{IdempotencyClaim, IdempotencyTable};
 use crate::control::view::CreatedView;
 use crate::error::{ApiError, json_response};
@@ -182,17 +182,6 @@ impl CreateRequest {
             egress,
         };
         Ok((self.template_id, asked))
-    }
-}
-
-/// Whether a field that is not served is as if it were not there.
-pub(super) fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.values().all(is_empty),
-        Value::String(text) => text.is_empty(),
-        Value::Bool(_) | Value::Number(_) => false,
     }
 }
 

@@ -2,7 +2,6 @@
 //! `PUT /sandboxes/{id}/network` (api/PROTOCOL.md §4.13).
 
 use crate::Body;
-use crate::control::create::is_empty;
 use crate::error::ApiError;
 use crate::linger::LingeringBody;
 use crate::state::{AppState, no_content};
@@ -133,6 +132,17 @@ impl EgressRequest {
         };
         policy.check().map_err(|error| invalid(&error))?;
         Ok(policy)
+    }
+}
+
+/// Whether a field that is not served is as if it were not there.
+pub(super) fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.values().all(is_empty),
+        Value::String(text) => text.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
     }
 }
 

@@ -13,15 +13,16 @@ use tokio::time::timeout;
 const RESET_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Resets a machine that began at the image's base memory back to the image, in place. It stands
-/// still when this returns, with `link` and `wire` in the place of its old ones: [`MachineHandle::start`] lets
-/// it go. It has to take an identity before anything else, as a copy does.
+/// still when this returns, with `link` and `frames` in the place of its old ones:
+/// [`MachineHandle::start`] lets it go. It has to take an identity before anything else, as a copy
+/// does.
 ///
 /// # Errors
 /// [`ResetError`]: whether it runs on as it was.
 pub async fn reset_in_place(
     machine: &MachineHandle,
     image: &MachineImage,
-    (link, wire): (impl Into<OwnedFd>, OwnedFd),
+    (link, frames): (impl Into<OwnedFd>, OwnedFd),
 ) -> Result<Reset, ResetError> {
     let reopen = |what, file: &File| {
         let again = files::reopen(what, file).map(OwnedFd::from);
@@ -46,7 +47,7 @@ pub async fn reset_in_place(
             DeviceReset::Block { parent },
             DeviceReset::Rng,
             DeviceReset::Net(NetDeviceSpec {
-                frames: fds.add(wire),
+                frames: fds.add(frames),
             }),
         ],
     };

@@ -2,8 +2,7 @@
 
 use crate::image::pager::PagerClient;
 use crate::launch::error::LaunchError;
-use crate::launch::plan::{BuiltMachine, LaunchPlan, LaunchedMachine};
-use crate::launch::prepare::PreparedMachine;
+use crate::launch::plan::{BuiltMachine, LaunchPlan, LaunchedMachine, PreparedMachine};
 use crate::machine::handle::{LAST_WORD, VmProcess};
 use crate::machine::phase::MachinePhase;
 use crate::machine::spawner::VmSpawner;
@@ -51,7 +50,7 @@ impl MachineLauncher {
         let PreparedMachine {
             mut machine,
             link,
-            wire,
+            frames,
             disk_size,
         } = prepare.await.map_err(|_| LaunchError::GivenUp)??;
         timings.step("spawn");
@@ -68,7 +67,7 @@ impl MachineLauncher {
                 Ok(BuiltMachine {
                     machine,
                     stream,
-                    wire,
+                    frames,
                     disk_size,
                 })
             }
@@ -97,14 +96,14 @@ impl MachineLauncher {
         let BuiltMachine {
             mut machine,
             stream,
-            wire,
+            frames,
             disk_size,
         } = built;
         match self.greet(&mut machine, stream, timings).await {
             Ok(link) => Ok(LaunchedMachine {
                 machine,
                 link,
-                wire,
+                frames,
                 disk_size,
                 base_memory,
             }),

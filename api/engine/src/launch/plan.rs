@@ -3,10 +3,11 @@
 use crate::image::base_memory::BaseMemory;
 use crate::machine::handle::VmProcess;
 use crate::machine::name::MachineName;
-use crate::network::FrameWire;
+use crate::network::FrameSocket;
 use crate::restore_point::BootSource;
 use crate::template::Template;
 use link::Link;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -25,6 +26,15 @@ pub struct LaunchPlan {
     pub slot: OwnedSemaphorePermit,
 }
 
+/// A process that has been told what to build, and our ends of what it has.
+pub(super) struct PreparedMachine {
+    pub(super) machine: VmProcess,
+    pub(super) link: UnixStream,
+    pub(super) frames: FrameSocket,
+    /// Bytes of the root disk as the guest sees it.
+    pub(super) disk_size: u64,
+}
+
 /// A process that has been told what to build.
 #[derive(Debug)]
 pub struct BuiltMachine {
@@ -33,7 +43,7 @@ pub struct BuiltMachine {
     /// Our end of its link.
     pub stream: tokio::net::UnixStream,
     /// Our end of its network.
-    pub wire: FrameWire,
+    pub frames: FrameSocket,
     /// The root disk as the guest sees it, bytes.
     pub disk_size: u64,
 }
@@ -46,7 +56,7 @@ pub struct LaunchedMachine {
     /// The agent.
     pub link: Link,
     /// Our end of its network.
-    pub wire: FrameWire,
+    pub frames: FrameSocket,
     /// The root disk as the guest sees it, bytes.
     pub disk_size: u64,
     /// What it began at; `None` if it booted.

@@ -6,11 +6,11 @@ use crate::image::machine_image::MachineImage;
 use crate::image::pager::PagedMemory;
 use crate::launch::error::LaunchError;
 use crate::launch::launcher::MachineLauncher;
-use crate::launch::plan::LaunchPlan;
+use crate::launch::plan::{LaunchPlan, PreparedMachine};
 use crate::machine::handle::VmProcess;
 use crate::machine::pidfile::PidFile;
 use crate::machine::stderr;
-use crate::network::FrameWire;
+use crate::network::FrameSocket;
 use crate::restore_point::BootSource;
 use crate::template::Template;
 use control::{
@@ -20,15 +20,6 @@ use control::{
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-
-/// A process that has been told what to build, and our ends of what it has.
-pub(super) struct PreparedMachine {
-    pub(super) machine: VmProcess,
-    pub(super) link: UnixStream,
-    pub(super) wire: FrameWire,
-    /// Bytes of the root disk as the guest sees it.
-    pub(super) disk_size: u64,
-}
 
 impl MachineLauncher {
     /// Opens, makes, spawns, and sends the configuration. Blocks.
@@ -40,8 +31,8 @@ impl MachineLauncher {
         };
         let (link, guest_link) = UnixStream::pair().map_err(LaunchError::Socket)?;
         link.set_nonblocking(true).map_err(LaunchError::Socket)?;
-        let (wire, guest_wire) = FrameWire::pair().map_err(LaunchError::Socket)?;
-        let sockets = (fds.add(guest_link), fds.add(guest_wire));
+        let (frames, guest_frames) = FrameSocket::pair().map_err(LaunchError::Socket)?;
+        let sockets = (fds.add(guest_link), fds.add(guest_frames));
         let spec = self.spec(&plan, sockets, &mut fds)?;
         spec.check(fds.count())?;
         let disk_size = spec.disks().next().map_or(0, |disk| disk.size);
@@ -66,7 +57,7 @@ impl MachineLauncher {
         Ok(PreparedMachine {
             machine,
             link,
-            wire,
+            frames,
             disk_size,
         })
     }

@@ -2,7 +2,7 @@
 
 use crate::machine::name::MachineName;
 use crate::machine::{ready, stderr};
-use crate::network::wire::FrameWire;
+use crate::network::frames::FrameSocket;
 use control::{ChannelError, NetEvent, NetPolicy, NetRequest, NetSpec};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -46,11 +46,11 @@ pub(super) struct NetworkProcess {
 }
 
 impl NetworkProcess {
-    /// Starts one that serves `wire` for the sandbox. The wire's end is its standard input, its
-    /// messages are its standard output. It confines itself before it looks at either.
+    /// Starts one that serves `frames` for the sandbox: that is its standard input, its messages
+    /// are its standard output. It confines itself before it looks at either.
     pub(super) fn start(
         program: &Path,
-        wire: &FrameWire,
+        frames: &FrameSocket,
         name: &str,
     ) -> Result<Self, NetworkError> {
         let start = || {
@@ -58,7 +58,7 @@ impl NetworkProcess {
             rustix::io::ioctl_fionbio(&ours, true)?;
             let mut child = Command::new(program)
                 .env_clear()
-                .stdin(Stdio::from(wire.as_fd().try_clone_to_owned()?))
+                .stdin(Stdio::from(frames.as_fd().try_clone_to_owned()?))
                 .stdout(Stdio::from(theirs))
                 .stderr(Stdio::piped())
                 // A terminal's Ctrl-C is for the service.
@@ -99,7 +99,7 @@ impl NetworkProcess {
         }
     }
 
-    /// Sees it end: its wire or its control socket is closed, or else it is killed.
+    /// Sees it end: its frame socket or its control socket is closed, or else it is killed.
     pub(super) async fn finish(self) -> String {
         let Self { mut child, control } = self;
         drop(control);

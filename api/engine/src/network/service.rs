@@ -1,10 +1,10 @@
-//! Serves the wires of sandboxes: waits for the first frame on each, and has a network process take
-//! it from there, for as long as the machine lives.
+//! Serves the frame sockets of sandboxes: waits for the first frame of each, and has a network
+//! process take it from there, for as long as the machine lives.
 
 use crate::error::chain;
+use crate::network::frames::FrameSocket;
 use crate::network::host;
 use crate::network::network_process::{NetworkError, NetworkProcess};
-use crate::network::wire::FrameWire;
 use control::{NetEvent, NetLimits, NetPolicy, NetSpec};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -41,19 +41,19 @@ impl NetworkService {
         Arc::new(Self { settings })
     }
 
-    /// Has a sandbox's wire served until its machine is gone. Must be called on the runtime.
+    /// Has a sandbox's frames served until its machine is gone. Must be called on the runtime.
     pub(crate) fn serve(
         self: &Arc<Self>,
         id: &str,
-        wire: FrameWire,
+        frames: FrameSocket,
         policy: watch::Receiver<NetPolicy>,
     ) {
-        let wired = WiredSandbox {
+        let served = ServedSandbox {
             service: Arc::clone(self),
             id: id.to_owned(),
             policy,
         };
-        tokio::spawn(wired.run(wire));
+        tokio::spawn(served.run(frames));
     }
 
     fn spec(&self, id: &str, policy: NetPolicy) -> Result<NetSpec, NetworkError> {
@@ -76,27 +76,27 @@ impl NetworkService {
     }
 }
 
-/// One sandbox's wire.
-struct WiredSandbox {
+/// One sandbox's frames.
+struct ServedSandbox {
     service: Arc<NetworkService>,
     id: String,
     policy: watch::Receiver<NetPolicy>,
 }
 
-impl WiredSandbox {
+impl ServedSandbox {
     /// Until the machine is gone.
-    async fn run(mut self, mut wire: FrameWire) {
+    async fn run(mut self, mut frames: FrameSocket) {
         let mut setbacks = 0;
         loop {
-            wire = match wire.wanted().await {
-                Ok(Some(wire)) => wire,
+            frames = match frames.wanted().await {
+                Ok(Some(frames)) => frames,
                 Ok(None) => return,
                 Err(error) => {
-                    tracing::error!(sandbox_id = self.id, %error, "the sandbox's wire is lost");
+                    tracing::error!(sandbox_id = self.id, %error, "its frame socket is lost");
                     return;
                 }
             };
-            let Err(error) = self.serve(&wire, &mut setbacks).await else {
+            let Err(error) = self.serve(&frames, &mut setbacks).await else {
                 return;
             };
             let (sandbox_id, error) = (&self.id, chain(&error));
@@ -110,10 +110,14 @@ impl WiredSandbox {
         }
     }
 
-    /// Has a network process serve the wire; returns when the machine is gone.
-    async fn serve(&mut self, wire: &FrameWire, setbacks: &mut u32) -> Result<(), NetworkError> {
+    /// Has a network process serve the frames; returns when the machine is gone.
+    async fn serve(
+        &mut self,
+        frames: &FrameSocket,
+        setbacks: &mut u32,
+    ) -> Result<(), NetworkError> {
         let program = &self.service.settings.program;
-        let process = NetworkProcess::start(program, wire, &self.id)?;
+        let process = NetworkProcess::start(program, frames, &self.id)?;
         let policy = self.policy.borrow_and_update().clone();
         process.configure(self.service.spec(&self.id, policy)?)?;
         let mut open = true;
@@ -133,7 +137,7 @@ impl WiredSandbox {
                         let policy = self.policy.borrow_and_update().clone();
                         process.set_policy(self.service.opened(policy))?;
                     }
-                    // The sandbox is gone, and soon its machine: the wire tells.
+                    // The sandbox is gone, and soon its machine: its frame socket tells.
                     Err(_) => open = false,
                 },
             }

@@ -66,7 +66,7 @@ impl SandboxRegistry {
         let BuiltMachine {
             mut machine,
             stream,
-            wire,
+            frames,
             disk_size,
         } = warm_vm.built;
         machine.name().assign(id);
@@ -83,7 +83,7 @@ impl SandboxRegistry {
         Ok(LaunchedMachine {
             machine,
             link,
-            wire,
+            frames,
             disk_size,
             base_memory: Some(Arc::clone(&warm_vm.template_vm.base_memory)),
         })

@@ -4,7 +4,7 @@ use crate::error::EngineError;
 use crate::facts::{SandboxFacts, SandboxOrigin};
 use crate::ids;
 use crate::registry::bring_up::{IdentifiedMachine, LaunchSource};
-use crate::registry::new_sandbox::{AskedSandbox, CreationSource, NewSandbox};
+use crate::registry::new_sandbox::{CreationSource, NewSandbox};
 use crate::registry::reserve::{Preallocated, SandboxReservation};
 use crate::registry::running::{SandboxHistory, running_sandbox};
 use crate::registry::sandboxes::SandboxRegistry;
@@ -138,15 +138,8 @@ impl SandboxRegistry {
             source,
             asked,
         } = new;
-        let AskedSandbox {
-            lifecycle,
-            metadata,
-            env,
-            secure,
-            egress,
-        } = asked;
-        let access_token = secure.then(ids::token).transpose();
-        let access_token = access_token.map_err(|error| no_entropy(&error))?;
+        let token = asked.secure.then(ids::token).transpose();
+        let access_token = token.map_err(|error| no_entropy(&error))?;
         let template = source.template();
         let restore_point = self
             .creation_point(&source, &mut preallocated, timings)
@@ -155,7 +148,9 @@ impl SandboxRegistry {
             Some(point) => point.origin.clone(),
             None => SandboxOrigin::of(template),
         };
-        let env = self.variables.environment(&id, &origin.template_id, env);
+        let env = self
+            .variables
+            .environment(&id, &origin.template_id, asked.env);
         let source = LaunchSource {
             template,
             restore_point: restore_point.as_deref(),
@@ -169,14 +164,14 @@ impl SandboxRegistry {
                 disk_size_mb: launched.disk_size >> 20,
                 ..origin
             },
-            metadata,
+            metadata: asked.metadata,
             env,
             access_token,
             default_user: template.default_user.clone(),
             default_workdir: template.default_workdir.clone(),
             started_at: Timestamp::now(),
-            lifecycle,
-            egress,
+            lifecycle: asked.lifecycle,
+            egress: asked.egress,
         };
         let deadline = SandboxDeadline::after(facts.lifecycle.timeout);
         let history = SandboxHistory::of(restore_point);

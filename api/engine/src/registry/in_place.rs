@@ -8,7 +8,7 @@ use crate::image::machine_image::{AgentLink, MachineImage};
 use crate::image::reset::reset_in_place;
 use crate::launch::plan::LaunchedMachine;
 use crate::machine::handle::{ResetError, VmProcess};
-use crate::network::FrameWire;
+use crate::network::FrameSocket;
 use crate::registry::bring_up::LaunchSource;
 use crate::registry::lifecycle::take_machine;
 use crate::registry::sandboxes::{EndReason, SandboxRegistry};
@@ -45,7 +45,7 @@ impl SandboxRegistry {
             return ResetOutcome::Unchanged;
         };
         let id = &old.id;
-        let (stream, wire) = match swap_links(old, &image).await {
+        let (stream, frames) = match swap_links(old, &image).await {
             Ok(ends) => ends,
             Err(error @ ResetError::RunsOn(_)) => {
                 tracing::warn!(sandbox_id = id, %error, "not reset in place");
@@ -61,7 +61,7 @@ impl SandboxRegistry {
                 ResetOutcome::Done(LaunchedMachine {
                     machine,
                     link,
-                    wire,
+                    frames,
                     disk_size: image.shape.disk_size,
                     base_memory: Some(Arc::clone(&image.base_memory)),
                 })
@@ -111,19 +111,19 @@ impl SandboxRegistry {
     }
 }
 
-/// Resets the machine with another link and another wire; our ends of them.
+/// Resets the machine with another link and another frames; our ends of them.
 async fn swap_links(
     old: &Sandbox,
     image: &MachineImage,
-) -> Result<(tokio::net::UnixStream, FrameWire), ResetError> {
+) -> Result<(tokio::net::UnixStream, FrameSocket), ResetError> {
     let failed = |error: std::io::Error| ResetError::RunsOn(format!("no link: {error}"));
-    let (wire, guest_wire) = FrameWire::pair().map_err(failed)?;
+    let (frames, guest_frames) = FrameSocket::pair().map_err(failed)?;
     let (ours, theirs) = UnixStream::pair().map_err(failed)?;
     ours.set_nonblocking(true).map_err(failed)?;
     let ours = tokio::net::UnixStream::from_std(ours).map_err(failed)?;
-    let reset = reset_in_place(&old.machine.handle, image, (theirs, guest_wire)).await?;
+    let reset = reset_in_place(&old.machine.handle, image, (theirs, guest_frames)).await?;
     tracing::debug!(sandbox_id = old.id, ?reset, "reset in place");
-    Ok((ours, wire))
+    Ok((ours, frames))
 }
 
 /// Sees the end of a machine of which nobody knows what it is.

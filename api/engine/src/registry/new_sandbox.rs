@@ -97,7 +97,8 @@ impl NewSandbox {
     }
 
     /// A child of this sandbox, of this owner, which is what its parent is: labels, variables,
-    /// whether it asks for a token, what it may reach, what happens at the deadline. The time to live is its own.
+    /// whether it asks for a token, what it may reach, what happens at the deadline. The time to
+    /// live is its own.
     pub(super) fn child(
         (owner, parent): (OwnerId, &SandboxFacts),
         env: BTreeMap<String, String>,

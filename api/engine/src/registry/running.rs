@@ -48,7 +48,7 @@ pub(super) fn running_sandbox(
     let LaunchedMachine {
         machine,
         link,
-        wire,
+        frames,
         disk_size,
         base_memory,
     } = launched;
@@ -64,7 +64,7 @@ pub(super) fn running_sandbox(
         gone: gone.subscribe(),
     });
     let egress = watch::Sender::new(facts.egress.clone());
-    network.serve(&facts.id, wire, egress.subscribe());
+    network.serve(&facts.id, frames, egress.subscribe());
     let sandbox = Sandbox {
         facts,
         egress,

@@ -9,8 +9,8 @@ const ADDRESS: usize = 16;
 /// An interface's name.
 const NAME: usize = 16;
 
-/// The wire that a guest has: its only interface and who is at the other end.
-pub(crate) struct Wire {
+/// A guest's network card, and who is at the other end.
+pub(crate) struct Card {
     pub(crate) name: &'static CStr,
     pub(crate) guest: [u8; 4],
     pub(crate) mask: [u8; 4],
@@ -69,43 +69,43 @@ pub(crate) fn loopback_up() -> Result<()> {
     up(&socket()?, c"lo")
 }
 
-/// Brings a wire up: address, mask, the gateway's hardware address for good (nobody else is there,
-/// so nothing need be asked), and the route to everywhere through it.
-pub(crate) fn wire_up(wire: &Wire) -> Result<()> {
+/// Brings the card up: address, mask, the gateway's hardware address for good (nobody else is
+/// there, so nothing need be asked), and the route to everywhere through it.
+pub(crate) fn card_up(card: &Card) -> Result<()> {
     const SIOCSIFADDR: usize = 0x8916;
     const SIOCSIFNETMASK: usize = 0x891c;
     let socket = socket()?;
-    let with = |address| interface(wire.name).address(NAME, address);
-    with(wire.guest).of(&socket, SIOCSIFADDR)?;
-    with(wire.mask).of(&socket, SIOCSIFNETMASK)?;
-    up(&socket, wire.name)?;
-    neighbour(&socket, wire)?;
-    default_route(&socket, wire)
+    let with = |address| interface(card.name).address(NAME, address);
+    with(card.guest).of(&socket, SIOCSIFADDR)?;
+    with(card.mask).of(&socket, SIOCSIFNETMASK)?;
+    up(&socket, card.name)?;
+    neighbour(&socket, card)?;
+    default_route(&socket, card)
 }
 
 /// `struct arpreq`.
-fn neighbour(socket: &Fd, wire: &Wire) -> Result<()> {
+fn neighbour(socket: &Fd, card: &Card) -> Result<()> {
     const SIOCSARP: usize = 0x8955;
     const ARPHRD_ETHER: u16 = 1;
     const COMPLETE_PERMANENT: u32 = 0x06;
-    let name = wire.name.to_bytes();
+    let name = card.name.to_bytes();
     Request::<68>::new()
-        .address(0, wire.gateway)
+        .address(0, card.gateway)
         .put(ADDRESS, &ARPHRD_ETHER.to_ne_bytes())
-        .put(ADDRESS + 2, &wire.gateway_mac)
+        .put(ADDRESS + 2, &card.gateway_mac)
         .put(2 * ADDRESS, &COMPLETE_PERMANENT.to_ne_bytes())
         .put(3 * ADDRESS + 4, name)
         .of(socket, SIOCSARP)
 }
 
 /// `struct rtentry`.
-fn default_route(socket: &Fd, wire: &Wire) -> Result<()> {
+fn default_route(socket: &Fd, card: &Card) -> Result<()> {
     const SIOCADDRT: usize = 0x890b;
     const UP_GATEWAY: u16 = 3;
     let destination = 8;
     Request::<120>::new()
         .address(destination, [0; 4])
-        .address(destination + ADDRESS, wire.gateway)
+        .address(destination + ADDRESS, card.gateway)
         .address(destination + 2 * ADDRESS, [0; 4])
         .put(destination + 3 * ADDRESS, &UP_GATEWAY.to_ne_bytes())
         .of(socket, SIOCADDRT)

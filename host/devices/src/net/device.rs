@@ -5,8 +5,8 @@
 //!
 //! - A socket that takes nothing more holds the frame that is being sent, the queue fills, and the
 //!   guest's own queueing sees it.
-//! - A receive waits in the ring with a buffer of the guest's. Before a save it is cancelled and its
-//!   buffer counts as not taken.
+//! - A receive waits in the ring with a buffer of the guest's. Before a save it is cancelled, and
+//!   its buffer counts as not taken.
 
 use super::config::FrameSocket;
 use super::spec::{

@@ -1,33 +1,31 @@
-//! The service's end of a machine's wire: one Ethernet frame a message.
+//! The service's end of a machine's frame socket: one Ethernet frame a message.
 
 use crate::machine::ready;
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair,
-    sockopt::set_socket_send_buffer_size,
-};
+use rustix::net::sockopt::set_socket_send_buffer_size;
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Bytes that wait on the wire each way, at least: a few of the largest frames. What a guest sends
-/// beyond that waits in its own queue.
+/// Bytes that wait in the socket each way, at least: a few of the largest frames. What a guest
+/// sends beyond that waits in its own queue.
 const BUFFER: usize = 256 << 10;
 /// The first bit of a frame's first byte: it is for more than one receiver.
 const GROUP: u8 = 1;
 
-/// The end of a wire that is not the machine's.
+/// The end of a frame socket that is not the machine's.
 #[derive(Debug)]
-pub struct FrameWire(OwnedFd);
+pub struct FrameSocket(OwnedFd);
 
-impl AsFd for FrameWire {
+impl AsFd for FrameSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
-impl FrameWire {
-    /// A wire, and the machine's end of it.
+impl FrameSocket {
+    /// A pair: ours, and the machine's.
     ///
     /// # Errors
     /// Out of descriptors.
@@ -44,7 +42,7 @@ impl FrameWire {
         Ok((Self(ours), theirs))
     }
 
-    /// Waits for a frame that somebody has to answer, and leaves it on the wire; `None` when the
+    /// Waits for a frame that somebody has to answer, and leaves it there; `None` when the
     /// machine is gone. Frames for groups, which a machine sends by itself, are dropped.
     pub(super) async fn wanted(self) -> io::Result<Option<Self>> {
         fcntl_setfl(&self.0, OFlags::NONBLOCK)?;

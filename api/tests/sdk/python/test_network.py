@@ -1,0 +1,155 @@
+"""What a sandbox reaches over the network, with the programs that people use for it. The servers are on this
+machine (`world.py`); the server under test has opened them: `network.openings` in `server.toml`."""
+
+import time
+
+import e2b
+import pytest
+from support import create, patient, run
+from world import ADDRESS, HTTP_PORT, NAME, SILENT, URL, World
+
+pytestmark = pytest.mark.vm
+NETWORK = {"dns_servers": [ADDRESS]}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    there = World(tmp_path_factory.mktemp("git"))
+    yield there
+    there.close()
+
+
+@pytest.fixture(scope="module")
+def net(world):
+    """A sandbox whose names are answered by this world's name server."""
+    sandbox = create(network=NETWORK)
+    yield sandbox
+    sandbox.kill()
+
+
+def quickly(box, command, seconds=2):
+    """What a command that has to fail at once says."""
+    timed = f"start=$(date +%s%N); ( {command} ) 2>&1; code=$?; echo took $(( ($(date +%s%N) - start) / 1000000 )); exit $code"
+    with pytest.raises(e2b.CommandExitException) as failed:
+        run(box, timed)
+    took = int(failed.value.stdout.rsplit("took ", 1)[1])
+    assert took < patient(seconds) * 1000, failed.value.stdout
+    return failed.value.stdout
+
+
+def test_names_are_found_as_programs_ask_for_them(net):
+    assert run(net, f"getent ahostsv4 {NAME}").stdout.startswith(ADDRESS)
+    python = f"import socket; print(socket.getaddrinfo('{NAME}', 80, type=socket.SOCK_STREAM)[0][4][0])"
+    assert run(net, f'python3 -c "{python}"').stdout == f"{ADDRESS}\n"
+    node = f"require('dns').lookup('{NAME}', (e, a) => console.log(a))"
+    assert run(net, f'node -e "{node}"').stdout == f"{ADDRESS}\n"
+
+
+def test_a_name_that_is_not_there_is_refused_at_once(net):
+    quickly(net, "getent hosts nowhere.test")
+    assert "resolve" in quickly(net, "curl -s -S http://nowhere.test/")
+
+
+def test_a_name_that_stands_for_a_private_address_is_not_followed(net):
+    quickly(net, "getent hosts rebind.test")
+
+
+def test_a_name_server_that_is_silent_is_given_up(net):
+    quickly(net, f"getent hosts {SILENT}", 30)
+
+
+def test_curl_and_fetch(net):
+    assert run(net, f"curl -fsS {URL}/hello").stdout == "hello from outside\n"
+    fetch = f"fetch('{URL}/hello').then(r => r.text()).then(t => process.stdout.write(t))"
+    assert run(net, f'node -e "{fetch}"').stdout == "hello from outside\n"
+
+
+def test_a_megabyte_each_way_comes_whole(net):
+    assert run(net, f"curl -fsS {URL}/zeros/5000000 | wc -c").stdout.strip() == "5000000"
+    sent = f"head -c 3000000 /dev/urandom > /tmp/sent; curl -fsS --data-binary @/tmp/sent {URL}/echo | cmp - /tmp/sent && echo same"
+    assert run(net, sent).stdout == "same\n"
+
+
+def test_pip_installs(net):
+    options = f"--index-url {URL}/simple/ --trusted-host {NAME} --disable-pip-version-check"
+    run(net, f"pip install --break-system-packages {options} hatchling-hello", timeout=patient(60))
+    assert run(net, "python3 -c 'import hatchling_hello; print(hatchling_hello.ANSWER)'").stdout == "42\n"
+
+
+def test_npm_installs(net):
+    run(net, f"mkdir -p /tmp/n && cd /tmp/n && npm install --no-audit --no-fund --registry {URL}/npm/ hatchling-hello", timeout=patient(60))
+    assert run(net, "cd /tmp/n && node -p 'require(\"hatchling-hello\")'").stdout == "42\n"
+
+
+def test_apt_installs(net):
+    source = f"deb [trusted=yes] {URL}/apt ./"
+    only = "-o Dir::Etc::sourcelist=/tmp/test.list -o Dir::Etc::sourceparts=-"
+    script = f"echo '{source}' > /tmp/test.list && apt-get {only} -q update && apt-get {only} -q -y install hatchling-hello"
+    run(net, script, user="root", timeout=patient(60))
+    assert run(net, "hatchling-hello").stdout == "42\n"
+
+
+def test_git_clones_and_pushes(net):
+    script = f"""cd $(mktemp -d) && git clone -q {URL}/git/project.git p && cd p && git checkout -q -b main &&
+        git config user.email a@b && git config user.name a && echo 42 > answer && git add . &&
+        git commit -q -m one && git push -q origin main && cd .. &&
+        git clone -q {URL}/git/project.git again && cat again/answer"""
+    assert run(net, script, timeout=patient(60)).stdout == "42\n"
+
+
+def test_what_nobody_has_opened_is_refused_at_once(net):
+    for target in [f"{ADDRESS}:{HTTP_PORT + 1}", "10.0.2.15:3000", "169.254.169.254:80", "192.168.1.1:80", "127.1.1.1:80"]:
+        quickly(net, f"curl -sS http://{target}/")
+
+
+def test_a_closed_port_is_refused_at_once(net):
+    assert "refused" in quickly(net, f"curl -sS http://{ADDRESS}:18081/").lower()
+
+
+def test_without_the_internet_the_opened_ones_are_left():
+    sandbox = create(allow_internet_access=False, network=NETWORK)
+    try:
+        assert run(sandbox, f"curl -fsS http://{ADDRESS}:{HTTP_PORT}/hello").stdout == "hello from outside\n"
+        quickly(sandbox, "curl -sS http://192.0.2.1/")
+    finally:
+        sandbox.kill()
+
+
+def test_forks_share_an_address_and_no_connection(world, net):
+    stream = f"curl -sN {URL}/stream > /tmp/stream 2>/tmp/stream.error; echo $? > /tmp/stream.code"
+    net.commands.run(f"sh -c '{stream}'", background=True, timeout=0)
+    run(net, "until [ -s /tmp/stream ]; do sleep 0.1; done")
+    child = net.fork(count=1)[0]
+    try:
+        # The parent's goes on; the child's is reset, not shared; and both have the network at once.
+        for box in (child, net):
+            assert run(box, f"curl -fsS {URL}/hello").stdout == "hello from outside\n"
+        code = run(child, "until [ -s /tmp/stream.code ]; do sleep 0.1; done; cat /tmp/stream.code")
+        assert code.stdout.strip() != "0"
+        before = run(net, "wc -l < /tmp/stream").stdout
+        time.sleep(patient(0.3))
+        assert int(run(net, "wc -l < /tmp/stream").stdout) > int(before)
+    finally:
+        child.kill()
+        run(net, "pkill curl || true")
+
+
+def test_a_paused_sandbox_has_the_network_when_it_goes_on(world):
+    sandbox = create(network=NETWORK)
+    try:
+        run(sandbox, f"curl -fsS {URL}/hello")
+        sandbox.pause()
+        sandbox = sandbox.connect()
+        assert run(sandbox, f"curl -fsS {URL}/hello").stdout == "hello from outside\n"
+    finally:
+        sandbox.kill()
+
+
+def test_rules_are_refused_with_what_is_wrong():
+    for network, words in [
+        ({"deny_out": ["example.com"]}, "example.com"),
+        ({"allow_out": ["example.com"]}, "0.0.0.0/0"),
+        ({"deny_out": ["10.0.0.0/64"]}, "10.0.0.0/64"),
+    ]:
+        with pytest.raises(e2b.SandboxException, match=words):
+            create(network=network)
