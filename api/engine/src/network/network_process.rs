@@ -3,15 +3,22 @@
 use crate::machine::name::MachineName;
 use crate::machine::{ready, stderr};
 use crate::network::frames::FrameSocket;
-use control::{ChannelError, NetEvent, NetPolicy, NetRequest, NetSpec};
+use control::{ChannelError, JailMode, NetEvent, NetPolicy, NetRequest, NetSpec};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
+
+/// Users of network processes are numbered from here, so that no two that run are one user; far
+/// from the numbers of people, services, and VM processes.
+const FIRST_USER: u32 = 0x7400_0000;
+/// How many there are before they begin anew.
+const USERS: u32 = 1 << 20;
 
 /// How long one may take to end once nobody talks to it.
 const GRACE: Duration = Duration::from_secs(1);
@@ -45,11 +52,23 @@ pub(super) struct NetworkProcess {
     control: AsyncFd<OwnedFd>,
 }
 
+/// Arguments that name a user of its own, which only root can give it.
+fn user() -> Vec<String> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    if !rustix::process::geteuid().is_root() {
+        return Vec::new();
+    }
+    let user = FIRST_USER + NEXT.fetch_add(1, Ordering::Relaxed) % USERS;
+    ["--uid", &user.to_string(), "--gid", &user.to_string()]
+        .map(str::to_owned)
+        .into()
+}
+
 impl NetworkProcess {
     /// Starts one that serves `frames` for the sandbox: that is its standard input, its messages
     /// are its standard output. It confines itself before it looks at either.
     pub(super) fn start(
-        program: &Path,
+        (program, jail): (&Path, JailMode),
         frames: &FrameSocket,
         name: &str,
     ) -> Result<Self, NetworkError> {
@@ -57,6 +76,8 @@ impl NetworkProcess {
             let (ours, theirs) = control::pair()?;
             rustix::io::ioctl_fionbio(&ours, true)?;
             let mut child = Command::new(program)
+                .args(["--jail", jail.name()])
+                .args(user())
                 .env_clear()
                 .stdin(Stdio::from(frames.as_fd().try_clone_to_owned()?))
                 .stdout(Stdio::from(theirs))

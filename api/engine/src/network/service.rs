@@ -5,7 +5,7 @@ use crate::error::chain;
 use crate::network::frames::FrameSocket;
 use crate::network::host;
 use crate::network::network_process::{NetworkError, NetworkProcess};
-use control::{NetEvent, NetLimits, NetPolicy, NetSpec};
+use control::{JailMode, NetEvent, NetLimits, NetPolicy, NetSpec};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,6 +22,8 @@ const MAX_DOUBLINGS: u32 = 8;
 pub struct NetworkSettings {
     /// The program.
     pub program: PathBuf,
+    /// What is done where it cannot be confined.
+    pub jail: JailMode,
     /// Addresses and ports that every sandbox may reach though they are private, or the host's.
     pub openings: Vec<SocketAddr>,
     /// How much of the network one sandbox may have.
@@ -116,7 +118,8 @@ impl ServedSandbox {
         frames: &FrameSocket,
         setbacks: &mut u32,
     ) -> Result<(), NetworkError> {
-        let program = &self.service.settings.program;
+        let settings = &self.service.settings;
+        let program = (&*settings.program, settings.jail);
         let process = NetworkProcess::start(program, frames, &self.id)?;
         let policy = self.policy.borrow_and_update().clone();
         process.configure(self.service.spec(&self.id, policy)?)?;

@@ -3,7 +3,7 @@
 use crate::config::error::ConfigError;
 use crate::config::limits::in_range;
 use crate::config::typed::NetworkFile;
-use control::{MAX_NET_FLOWS, NetLimits, NetPolicy};
+use control::{JailMode, MAX_NET_FLOWS, NetLimits, NetPolicy};
 use engine::network::NetworkSettings;
 use std::path::Path;
 
@@ -11,7 +11,11 @@ use std::path::Path;
 const PROGRAM: &str = "hatchery-net";
 
 /// Checks the table and fills the defaults in.
-pub(super) fn network(file: NetworkFile, vmm: &Path) -> Result<NetworkSettings, ConfigError> {
+pub(super) fn network(
+    file: NetworkFile,
+    vmm: &Path,
+    jail: JailMode,
+) -> Result<NetworkSettings, ConfigError> {
     let default = NetLimits::default();
     let flows = file.max_flows.unwrap_or(default.flows);
     let bytes_per_s = file.max_bytes_per_second;
@@ -23,6 +27,7 @@ pub(super) fn network(file: NetworkFile, vmm: &Path) -> Result<NetworkSettings, 
     opened.check().map_err(ConfigError::Openings)?;
     Ok(NetworkSettings {
         program: vmm.with_file_name(PROGRAM),
+        jail,
         openings: file.openings,
         limits: NetLimits {
             flows: in_range("network.max_flows", flows, 1..=MAX_NET_FLOWS)?,

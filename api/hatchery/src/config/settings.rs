@@ -88,6 +88,7 @@ impl Settings {
             limits.max_sandboxes = in_range("max_sandboxes", max, 1..=65_536)?;
         }
         let vmm = find(over.vmm.or(file.vmm), "hatchery-vmm");
+        let jail = over.jail.or(file.jail).unwrap_or_default();
         Ok(Self {
             listen: over.listen.or(file.listen).unwrap_or(default_listen),
             data_dir: over
@@ -98,9 +99,9 @@ impl Settings {
             require_token: file.require_token.unwrap_or(false),
             keys,
             owners,
-            network: network(file.network, &vmm)?,
+            network: network(file.network, &vmm, jail)?,
             vmm,
-            jail: over.jail.or(file.jail).unwrap_or_default(),
+            jail,
             agent: find(over.agent.or(file.agent), "hatchery-agent"),
             limits,
             clones,
