@@ -148,10 +148,20 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<Option<T>, ChannelError> 
     }
 }
 
-/// Fuzz entry point: any packet of a VM process, and of a service. What decodes encodes again, and
-/// what is checked holds.
+/// Fuzz entry point: any packet of a VM process, of a network process, and of a service. What
+/// decodes encodes again, and what is checked holds.
 pub fn fuzz_messages(bytes: &[u8]) {
     let _ = decode::<crate::Event>(bytes);
+    let _ = decode::<crate::NetEvent>(bytes);
+    if let Ok(Some(request)) = decode::<crate::NetRequest>(bytes) {
+        let again = postcard::to_extend(&request, vec![VERSION]);
+        let decoded = decode(&again.unwrap_or_default()).ok();
+        assert_eq!(decoded, Some(Some(request.clone())));
+        let _ = match request {
+            crate::NetRequest::Configure(spec) => spec.check().is_ok(),
+            crate::NetRequest::SetPolicy(policy) => policy.check().is_ok(),
+        };
+    }
     if let Ok(Some(request)) = decode::<crate::Request>(bytes) {
         let again = postcard::to_extend(&request, vec![VERSION]);
         assert_eq!(

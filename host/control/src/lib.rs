@@ -19,6 +19,8 @@
 //! Either side may vanish: end-of-file on the socket means the peer is gone. A VM process whose
 //! service is gone ends itself, so that a crashed service leaves no process behind.
 //!
+//! Messages with a network process are [`NetRequest`] and [`NetEvent`], in the same frames.
+//!
 //! **Architecture invariant:** this crate knows neither KVM nor HTTP.
 //!
 //! ```
@@ -38,6 +40,8 @@ mod descriptors;
 mod device;
 mod frame;
 mod message;
+mod net;
+mod net_policy;
 mod spawn;
 mod spec;
 mod walls;
@@ -48,6 +52,16 @@ pub use device::{DeviceReset, DeviceSpec, DiskSpec, SavedLink, VsockSpec};
 pub use frame::{ChannelError, MAX_FDS, MAX_MESSAGE, fuzz_messages, pair, recv, send};
 pub use message::{
     Configured, Event, ExitCause, ExitReport, MAX_CONSOLE_TAIL, Request, Reset, Saved, VmStats,
+};
+pub use net::{
+    DeniedFlow, DenyReason, GATEWAY_IPV4, GATEWAY_IPV6, GATEWAY_MAC, GUEST_IPV4, GUEST_IPV6,
+    GUEST_MAC, IPV4_PREFIX, IPV6_PREFIX, MAX_FRAME, MAX_HOST_ADDRESSES, MAX_NET_FLOWS, MIN_NET_MTU,
+    NET_CONTROL_FD, NET_FRAMES_FD, NET_MTU, NetCounters, NetEvent, NetIpv6, NetLimits, NetProtocol,
+    NetRequest, NetSpec, NetSpecError,
+};
+pub use net_policy::{
+    AllowTarget, DomainPattern, IpRange, MAX_ALLOW_OUT, MAX_DENY_OUT, MAX_DOMAIN_BYTES,
+    MAX_NAME_SERVERS, MAX_OPENINGS, NetPolicy, NetPolicyError,
 };
 pub use spawn::spawn;
 pub use spec::{
