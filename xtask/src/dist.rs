@@ -11,8 +11,8 @@ pub(crate) const BASE: &str = "base";
 
 /// `target/dist/` of this workspace.
 pub(crate) struct Dist {
-    /// Holds `hatchery`, `hatchery-vmm`, `hatchery-pager`, `hatchery-agent`, `vmlinux`,
-    /// `base.ext4`.
+    /// Holds `hatchery`, `hatchery-vmm`, `hatchery-net`, `hatchery-pager`, `hatchery-agent`,
+    /// `vmlinux`, `base.ext4`.
     pub(crate) dir: PathBuf,
     /// The base image's own place in the cache.
     pub(crate) image: PathBuf,
@@ -51,6 +51,7 @@ impl Dist {
         for name in [
             "hatchery",
             "hatchery-vmm",
+            "hatchery-net",
             "hatchery-pager",
             "hatchery-bench",
         ] {
@@ -70,7 +71,7 @@ impl Dist {
 /// Builds the programs as a release has them; their folder. All at once, whoever asks: cargo builds
 /// what they share anew for each choice of packages, and measures should be of what is shipped.
 pub(crate) fn release() -> Result<PathBuf> {
-    let packages = ["hatchery", "vmm", "perf", "snapshot-memory"];
+    let packages = ["hatchery", "vmm", "usernet", "perf", "snapshot-memory"];
     let chosen = packages.iter().flat_map(|package| ["-p", *package]);
     let args: Vec<_> = ["--release"].into_iter().chain(chosen).collect();
     cargo(&args)?;

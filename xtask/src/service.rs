@@ -20,6 +20,7 @@ pub(crate) const LAB_DIST: &str = "/opt/hatchery";
 pub(crate) const PROGRAMS: &[&str] = &[
     "hatchery",
     "hatchery-vmm",
+    "hatchery-net",
     "hatchery-pager",
     "hatchery-agent",
     "hatchery-bench",

@@ -1,7 +1,9 @@
-//! The targets: what a guest does to its devices, and devices that were saved by nobody.
+//! The targets: what a guest does to its devices, what it
+//! sends to its network, and devices that were saved by nobody.
 
 use control::fuzz_messages;
 use devices::fuzz::{fuzz_devices, fuzz_ioapic, fuzz_load};
+use usernet::fuzz_frames;
 
 /// A fuzz target: its name, which is its corpus' too, and what is run.
 pub(crate) type Target = (&'static str, fn(&[u8]));
@@ -9,6 +11,7 @@ pub(crate) type Target = (&'static str, fn(&[u8]));
 pub(crate) const TARGETS: &[Target] = &[
     ("control", fuzz_messages),
     ("devices", fuzz_devices),
+    ("frames", fuzz_frames),
     ("ioapic", fuzz_ioapic),
     ("load", fuzz_load),
 ];

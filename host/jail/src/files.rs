@@ -6,8 +6,8 @@
 
 use crate::error::JailError;
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, RestrictionStatus, Ruleset,
-    RulesetAttr, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, RestrictionStatus,
+    Ruleset, RulesetAttr, RulesetStatus, Scope,
 };
 
 /// Closes every descriptor from `first` on. To be called at the start of `main`, before anything
@@ -57,12 +57,25 @@ pub fn landlock_version() -> u32 {
 /// # Errors
 /// [`JailError::Landlock`]. A kernel without Landlock is no error, see the result.
 pub fn forbid_files_and_network() -> Result<bool, JailError> {
+    forbid(AccessNet::from_all(ABI::V6))
+}
+
+/// As [`forbid_files_and_network`], for a process whose work is to connect to other hosts: it may
+/// connect to TCP ports, and bind none.
+///
+/// # Errors
+/// [`JailError::Landlock`]. A kernel without Landlock is no error, see the result.
+pub fn forbid_files_and_servers() -> Result<bool, JailError> {
+    forbid(AccessNet::BindTcp.into())
+}
+
+fn forbid(network: BitFlags<AccessNet>) -> Result<bool, JailError> {
     let abi = ABI::V6;
     let apply = || -> Result<RestrictionStatus, landlock::RulesetError> {
         Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
             .handle_access(AccessFs::from_all(abi))?
-            .handle_access(AccessNet::from_all(abi))?
+            .handle_access(network)?
             .scope(Scope::from_all(abi))?
             .create()?
             .restrict_self()
@@ -96,6 +109,22 @@ mod test {
                     .kind(),
             );
             open.read_exact(&mut [0; 4]).unwrap();
+        });
+        test.join().unwrap();
+    }
+
+    #[test]
+    fn who_may_connect_has_no_file_and_is_no_server() {
+        let test = std::thread::spawn(|| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            if landlock_version() < 4 || !forbid_files_and_servers().unwrap() {
+                eprintln!("skipped: this kernel has no (full) Landlock");
+                return;
+            }
+            let denied = |kind| assert_eq!(kind, std::io::ErrorKind::PermissionDenied);
+            denied(File::open("/proc/self/status").unwrap_err().kind());
+            denied(TcpListener::bind("127.0.0.1:0").unwrap_err().kind());
+            TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         });
         test.join().unwrap();
     }

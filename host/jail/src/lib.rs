@@ -8,8 +8,9 @@
 //! | [`enter_empty_namespaces`] | no network, no file but `/proc`, no System V objects in sight |
 //! | [`become_user`] | no capability; its own user, whom no other process has |
 //! | [`seal`] | no new privileges, no core dump, nobody of the same user may trace it |
-//! | [`Limits::apply`] | a bounded number of descriptors |
+//! | [`Limits::apply`] | a bounded number of descriptors, and of bytes |
 //! | [`forbid_files_and_network`] | nothing can be opened, bound or connected any more |
+//! | [`forbid_files_and_servers`] | in its place where a process has to connect to other hosts |
 //! | [`Filter::apply`] | all threads have only the system calls they were given |
 //!
 //! **Architecture invariant:** this crate knows no VM: which system calls a process needs is said
@@ -22,7 +23,11 @@ mod limits;
 mod namespaces;
 
 pub use error::JailError;
-pub use files::{close_inherited, forbid_files_and_network, landlock_version};
+pub use files::{
+    close_inherited, forbid_files_and_network, forbid_files_and_servers, landlock_version,
+};
 pub use filter::{Allowed, Filter, When};
 pub use limits::{Limits, seal};
-pub use namespaces::{become_user, enter_empty_namespaces, leave_shared_paths};
+pub use namespaces::{
+    become_user, become_user_of_group, enter_empty_namespaces, leave_shared_paths,
+};

@@ -30,6 +30,9 @@ pub fn seal() -> Result<(), JailError> {
 pub struct Limits {
     /// Highest descriptor plus one.
     pub descriptors: u64,
+    /// Bytes of private memory that can be written, program and stack among them. `None`: as many
+    /// as the process had.
+    pub memory: Option<u64>,
 }
 
 impl Limits {
@@ -38,10 +41,13 @@ impl Limits {
     /// # Errors
     /// [`JailError::System`].
     pub fn apply(self) -> Result<(), JailError> {
-        let limit = Rlimit {
-            current: Some(self.descriptors),
-            maximum: Some(self.descriptors),
+        let at_most = |most| Rlimit {
+            current: Some(most),
+            maximum: Some(most),
         };
-        setrlimit(Resource::Nofile, limit).map_err(system("limit descriptors"))
+        if let Some(memory) = self.memory {
+            setrlimit(Resource::Data, at_most(memory)).map_err(system("limit memory"))?;
+        }
+        setrlimit(Resource::Nofile, at_most(self.descriptors)).map_err(system("limit descriptors"))
     }
 }

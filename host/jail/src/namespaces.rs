@@ -68,9 +68,17 @@ pub unsafe fn enter_empty_namespaces() -> Result<(), JailError> {
 /// # Errors
 /// [`JailError::System`] without the right to change users.
 pub fn become_user(id: u32) -> Result<(), JailError> {
+    become_user_of_group(id, id)
+}
+
+/// As [`become_user`], with another group than the one of the user's number.
+///
+/// # Errors
+/// [`JailError::System`] without the right to change users.
+pub fn become_user_of_group(user: u32, group: u32) -> Result<(), JailError> {
     use rustix::process::{DumpableBehavior, Gid, Uid, set_dumpable_behavior};
     use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
-    let (user, group) = (Uid::from_raw(id), Gid::from_raw(id));
+    let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
     set_thread_groups(&[]).map_err(system("leave all groups"))?;
     set_thread_res_gid(group, group, group).map_err(system("change the group"))?;
     set_thread_res_uid(user, user, user).map_err(system("change the user"))?;

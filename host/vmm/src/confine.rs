@@ -167,6 +167,7 @@ fn become_user() -> Result<(), JailError> {
 pub(crate) fn process(mode: JailMode) -> Result<OwnFiles, ConfineError> {
     Limits {
         descriptors: DESCRIPTORS,
+        memory: None, // a guest's is counted by who gave it
     }
     .apply()?;
     match (become_user(), mode) {

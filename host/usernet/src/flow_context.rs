@@ -1,0 +1,53 @@
+//! What every flow needs around it while it has its turn.
+
+use crate::host_socket;
+use crate::inbound::WireAddresses;
+use crate::outbox::Outbox;
+use crate::poller::Poller;
+use crate::report::EventReport;
+use crate::rules::{PolicyRules, Verdict};
+use control::{DenyReason, NetProtocol};
+use std::net::SocketAddr;
+use std::time::Instant;
+
+/// The parts of one network that its flows share.
+#[derive(Debug)]
+pub(crate) struct FlowContext {
+    pub(crate) wire: WireAddresses,
+    pub(crate) outbox: Outbox,
+    pub(crate) rules: PolicyRules,
+    pub(crate) report: EventReport,
+    pub(crate) poller: Poller,
+    /// The time of this turn of the loop.
+    pub(crate) now: Instant,
+    /// How many flows there may be.
+    pub(crate) most_flows: usize,
+}
+
+impl FlowContext {
+    /// Whether a new flow may go to an address, and whether only by a name. What may not is told.
+    pub(crate) fn admit(
+        &mut self,
+        protocol: NetProtocol,
+        to: SocketAddr,
+        open_flows: usize,
+    ) -> Option<Admitted> {
+        let reason = match self.rules.verdict(to, self.now) {
+            _ if self.wire.is_gateway(to.ip()) => DenyReason::Reserved,
+            Verdict::Deny(reason) => reason,
+            _ if open_flows >= self.most_flows => DenyReason::Flows,
+            _ if !self.rules.is_opening(to) && host_socket::is_own(to) => DenyReason::Host,
+            Verdict::Allow => return Some(Admitted { by_name: false }),
+            Verdict::ByName => return Some(Admitted { by_name: true }),
+        };
+        self.report.deny(protocol, to, None, reason, self.now);
+        None
+    }
+}
+
+/// A flow that may begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Admitted {
+    /// It has to say an allowed name.
+    pub(crate) by_name: bool,
+}

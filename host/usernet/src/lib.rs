@@ -1,0 +1,31 @@
+//! A user-mode network for one sandbox: frames of its guest on one side, sockets of the host on the
+//! other, and the policy between them.
+#![forbid(unsafe_code)]
+
+mod confine;
+mod dns_message;
+mod dns_relay;
+mod dns_stream;
+mod flow_context;
+mod flow_table;
+mod fuzz;
+mod host_socket;
+mod inbound;
+mod net_stack;
+mod outbox;
+mod pace;
+mod poller;
+mod reply;
+mod report;
+mod reserved;
+mod rules;
+mod serve;
+mod sniff;
+mod tcp_flow;
+mod tcp_stack;
+mod tcp_table;
+mod udp_table;
+
+pub use confine::{ConfineError, NetUser, confine};
+pub use fuzz::fuzz_frames;
+pub use serve::{ServeError, serve};

@@ -1,0 +1,241 @@
+//! One guest's network: what comes in on one side goes out on the other, or is refused.
+
+use crate::dns_relay::{DnsAnswer, DnsAsker, DnsRelay};
+use crate::flow_context::FlowContext;
+use crate::inbound::{self, EchoRequest, Inbound, UdpDatagram, Unfit, WireAddresses};
+use crate::outbox::{Outbox, OutboxCounts};
+use crate::pace::FramePace;
+use crate::poller::{PollEvent, PollToken, Poller};
+use crate::reply;
+use crate::report::EventReport;
+use crate::rules::PolicyRules;
+use crate::tcp_stack::TcpStack;
+use crate::tcp_table::{DNS_PORT, TcpTable};
+use crate::udp_table::UdpTable;
+use control::{NetPolicy, NetSpec};
+use rustix::io::Errno;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+/// A network.
+#[derive(Debug)]
+pub(crate) struct NetStack {
+    pub(crate) ctx: FlowContext,
+    tcp: TcpTable,
+    udp: UdpTable,
+    relay: DnsRelay,
+    pace: FramePace,
+    paced: OutboxCounts,
+}
+
+impl NetStack {
+    /// A network without flows, of a specification that has passed its gate. `seed` is random.
+    pub(crate) fn new(
+        spec: NetSpec,
+        frames: OwnedFd,
+        control: OwnedFd,
+        seed: u64,
+    ) -> Result<Self, Errno> {
+        let now = Instant::now();
+        let wire = WireAddresses::new(&spec);
+        let mut outbox = Outbox::new(frames, wire);
+        let stack = TcpStack::new(&wire, seed, &mut outbox, now);
+        let limits = spec.limits;
+        Ok(Self {
+            ctx: FlowContext {
+                wire,
+                outbox,
+                rules: PolicyRules::new(spec.policy, spec.host_addresses),
+                report: EventReport::new(control, now),
+                poller: Poller::new()?,
+                now,
+                most_flows: usize::try_from(limits.flows).unwrap_or(usize::MAX),
+            },
+            tcp: TcpTable::new(stack),
+            udp: UdpTable::new(now),
+            relay: DnsRelay::new(spec.name_servers),
+            pace: FramePace::new(limits.bytes_per_s, limits.packets_per_s, now),
+            paced: OutboxCounts::default(),
+        })
+    }
+
+    fn open_flows(&self) -> usize {
+        self.tcp.len() + self.udp.len()
+    }
+
+    /// How long nothing may move, because too much has.
+    pub(crate) fn pause(&mut self) -> Duration {
+        self.pace.wait(self.ctx.now)
+    }
+
+    /// One frame of the guest's.
+    pub(crate) fn frame(&mut self, frame: &[u8]) {
+        self.pace.take(frame.len());
+        let counters = &mut self.ctx.report.counters;
+        counters.tx_frames += 1;
+        counters.tx_bytes += frame.len() as u64;
+        let wire = self.ctx.wire;
+        let inbound = match inbound::parse(frame, &wire) {
+            Ok(inbound) => inbound,
+            Err(unfit) => {
+                match unfit {
+                    Unfit::Malformed => counters.malformed += 1,
+                    Unfit::Spoofed => counters.spoofed += 1,
+                    Unfit::Fragment => counters.fragments += 1,
+                    Unfit::Unwanted => {}
+                }
+                return;
+            }
+        };
+        let open_flows = self.open_flows();
+        let fine = match inbound {
+            Inbound::Arp(message) => reply::arp(message, &wire, &mut self.ctx.outbox),
+            Inbound::Neighbour { message, source } => {
+                reply::neighbour(message, source, &wire, &mut self.ctx.outbox)
+            }
+            Inbound::Tcp(segment) => {
+                self.tcp.segment(&segment, open_flows, &mut self.ctx);
+                true
+            }
+            Inbound::Udp(datagram) => {
+                self.datagram(&datagram, open_flows);
+                true
+            }
+            Inbound::Echo(echo) => {
+                self.echo(&echo, open_flows);
+                true
+            }
+        };
+        if !fine {
+            self.ctx.report.counters.malformed += 1;
+        }
+    }
+
+    fn datagram(&mut self, datagram: &UdpDatagram<'_>, open_flows: usize) {
+        let to = datagram.to;
+        if !self.ctx.wire.is_gateway(to.ip()) || to.port() != DNS_PORT {
+            self.udp.datagram(datagram, open_flows, &mut self.ctx);
+            return;
+        }
+        let asker = DnsAsker::Datagram {
+            port: datagram.from.port(),
+            gateway: to.ip(),
+        };
+        let message = datagram.payload.to_vec();
+        let answer = self.relay.ask(asker, message, &mut self.ctx);
+        self.answer(answer);
+    }
+
+    fn echo(&mut self, echo: &EchoRequest<'_>, open_flows: usize) {
+        if self.ctx.wire.is_gateway(echo.to) {
+            let EchoRequest {
+                to,
+                ident,
+                sequence,
+                data,
+            } = *echo;
+            let (wire, outbox) = (self.ctx.wire, &mut self.ctx.outbox);
+            reply::echo(to, ident, sequence, data, &wire, outbox);
+        } else {
+            self.udp.echo(echo, open_flows, &mut self.ctx);
+        }
+    }
+
+    fn answer(&mut self, answer: impl IntoIterator<Item = DnsAnswer>) {
+        for DnsAnswer { asker, message } in answer {
+            match asker {
+                DnsAsker::Stream(id) => self.tcp.answer(id, &message, self.ctx.now),
+                DnsAsker::Datagram { port, gateway } => {
+                    let from = (gateway, DNS_PORT).into();
+                    let (wire, outbox) = (self.ctx.wire, &mut self.ctx.outbox);
+                    reply::udp(from, port, &wire, outbox, |room| {
+                        let room = room.get_mut(..message.len())?;
+                        room.copy_from_slice(&message);
+                        Some(message.len())
+                    });
+                }
+            }
+        }
+    }
+
+    /// A host socket has something to do.
+    pub(crate) fn event(&mut self, event: PollEvent) {
+        match event.token {
+            PollToken::Tcp(id) => self.tcp.event(id, event, &mut self.ctx),
+            PollToken::Udp(id) => self.udp.event(id),
+            PollToken::Dns(id) => {
+                let answer = self.relay.event(id, event, &mut self.ctx);
+                self.answer(answer);
+            }
+            PollToken::Frames | PollToken::Control => {}
+        }
+    }
+
+    /// Lets every flow do what it can, and sends what they have made.
+    pub(crate) fn turn(&mut self) {
+        let held = !self.pause().is_zero();
+        self.ctx.outbox.hold(held);
+        if self.ctx.outbox.room() {
+            self.tcp.expire(&mut self.ctx);
+        }
+        self.udp.expire(self.ctx.now);
+        let answers = self.relay.expire(&mut self.ctx);
+        self.answer(answers);
+        // What is asked may be answered at once, which is something to do for the one that asked.
+        for _ in 0..2 {
+            for question in self.tcp.turn(&mut self.ctx) {
+                let asker = DnsAsker::Stream(question.asker);
+                let answer = self.relay.ask(asker, question.message, &mut self.ctx);
+                self.answer(answer);
+            }
+        }
+        self.udp.turn(&mut self.ctx);
+        self.ctx.outbox.flush();
+        self.account();
+    }
+
+    fn account(&mut self) {
+        let counts = self.ctx.outbox.counts();
+        let bytes = counts.bytes - self.paced.bytes;
+        let frames = counts.frames - self.paced.frames;
+        self.pace.take_many(bytes, frames);
+        self.paced = counts;
+        let open = self.open_flows() as u64;
+        let counters = &mut self.ctx.report.counters;
+        counters.rx_frames = counts.frames;
+        counters.rx_bytes = counts.bytes;
+        counters.rx_dropped = counts.dropped;
+        counters.flows_open = open;
+    }
+
+    /// Puts another policy in place, and cuts what it does not allow.
+    pub(crate) fn set_policy(&mut self, policy: NetPolicy) {
+        self.ctx.rules.replace(policy);
+        let cut = self.tcp.cut(&mut self.ctx) + self.udp.cut(&self.ctx);
+        self.ctx.outbox.flush();
+        self.account();
+        let report = &mut self.ctx.report;
+        report.counters.flows_cut += cut;
+        report.counters.policies += 1;
+        report.tell(self.ctx.now, true);
+    }
+
+    /// How long the network may sleep; `None` until something comes.
+    pub(crate) fn sleep(&mut self) -> Option<Duration> {
+        let pause = self.pause();
+        let makes = pause.is_zero() && self.ctx.outbox.room();
+        if makes && self.udp.is_pending() {
+            return Some(Duration::ZERO);
+        }
+        let held = (!pause.is_zero()).then(|| self.ctx.now + pause);
+        let flows = self.tcp.wake_at().filter(|_| makes);
+        let others = [
+            self.udp.wake_at(),
+            self.relay.wake_at(),
+            self.ctx.report.due_at(),
+        ];
+        let all = [held, flows].into_iter().chain(others).flatten();
+        let at = all.min()?;
+        Some(at.saturating_duration_since(self.ctx.now))
+    }
+}
