@@ -16,10 +16,10 @@ use crate::net_policy::{MAX_NAME_SERVERS, NetPolicy, NetPolicyError, check_count
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// The descriptor of the frames: a `SOCK_SEQPACKET` socket, one bare Ethernet frame a message.
-pub const NET_FRAMES_FD: i32 = 3;
-/// The descriptor of these messages: a `SOCK_SEQPACKET` socket.
-pub const NET_CONTROL_FD: i32 = 4;
+/// The descriptor of the frames, the standard input: a `SOCK_SEQPACKET` socket, one bare Ethernet frame a message.
+pub const NET_FRAMES_FD: i32 = 0;
+/// The descriptor of these messages, the standard output: a `SOCK_SEQPACKET` socket.
+pub const NET_CONTROL_FD: i32 = 1;
 
 /// A guest's hardware address; every guest has the same, because no two share a wire.
 pub const GUEST_MAC: [u8; 6] = [0x02, 0xfc, 0, 0, 0, 0x05];

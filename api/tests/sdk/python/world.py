@@ -137,7 +137,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def do_GET(self):
-        path = self.path.split("?")[0]
+        path = self.path.split("?")[0].replace("/./", "/")
         if path.startswith("/git/"):
             self.git()
         elif path == "/stream":

@@ -1,5 +1,5 @@
-//! `hatchery-net`: the network of one sandbox. Descriptor 3 is its frames, 4 the service's socket;
-//! the end of either ends it.
+//! `hatchery-net`: the network of one sandbox. Its standard input is the frames, its standard
+//! output the service's socket; the end of either ends it.
 
 use control::{JailMode, NET_CONTROL_FD, NET_FRAMES_FD};
 use std::error::Error;
@@ -9,13 +9,16 @@ use usernet::NetUser;
 
 const USAGE: &str = "\
 Usage: hatchery-net [--uid N --gid N] [--jail required|degraded]
-  Descriptor 3: frames, one a message (SOCK_SEQPACKET). Descriptor 4: control socket.
+  Standard input: frames, one a message (SOCK_SEQPACKET). Standard output: control socket.
   --uid, --gid  the user that it becomes; needed when it is started as root
   --jail        degraded: also where the kernel has no Landlock for files and TCP ports";
 
 /// Buffers of flows are given back to the kernel when they end, and cost nothing before they are
 /// used: both need mappings of their own.
 const OWN_MAPPING: i32 = 16 * 1024;
+
+/// After the three standard descriptors.
+const FIRST_INHERITED: u32 = 3;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -66,7 +69,7 @@ fn arguments(words: &[String]) -> Result<(Option<NetUser>, JailMode), Box<dyn Er
 )]
 fn descriptors() -> Result<(OwnedFd, OwnedFd), Box<dyn Error>> {
     // SAFETY: this is the start of the program; it has opened nothing, so nobody owns these.
-    unsafe { jail::close_inherited(NET_CONTROL_FD.unsigned_abs() + 1)? };
+    unsafe { jail::close_inherited(FIRST_INHERITED)? };
     // SAFETY: sets a number of the allocator's.
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, OWN_MAPPING) };
     for fd in [NET_FRAMES_FD, NET_CONTROL_FD] {

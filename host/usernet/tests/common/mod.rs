@@ -116,10 +116,7 @@ impl NetGuest {
     pub(crate) fn start_unconfigured(spec: &NetSpec) -> Self {
         let (frames, theirs) = control::pair().unwrap();
         let (control, their_control) = control::pair().unwrap();
-        // A shell puts the two sockets at their numbers: the standard library has no way to.
-        let script = "exec \"$0\" \"$@\" 3<&0 4>&1 </dev/null >/dev/null";
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", script, env!("CARGO_BIN_EXE_hatchery-net")]);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hatchery-net"));
         if rustix::process::geteuid().is_root() {
             command.args(["--uid", "1879048191", "--gid", "1879048191"]);
         }
