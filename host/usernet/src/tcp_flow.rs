@@ -376,7 +376,7 @@ mod test {
             self.stack.input(&packet, endpoint, &mut self.outbox, now);
         }
 
-        /// What becomes of it when these are its first bytes, in two parts, and what the host hears.
+        /// What becomes of it when these are its first bytes, in two parts; what the host hears.
         fn says(mut self, bytes: &[u8]) -> (FlowOutcome, Vec<u8>) {
             let (first, rest) = bytes.split_at(bytes.len() / 2);
             self.send(TcpControl::None, FIRST + 1, first);

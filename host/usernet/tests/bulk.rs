@@ -24,7 +24,7 @@ fn cpu(process: &Child) -> Duration {
 fn told(what: &str, bytes: usize, guest: &NetGuest, before: Duration, began: Instant) {
     let (wall, cpu) = (began.elapsed(), cpu(&guest.process) - before);
     let mib = u32::try_from(bytes / MIB).unwrap();
-    println!(
+    eprintln!(
         "{what}: {mib} MiB in {wall:.2?}; hatchery-net took {:?} of a processor a MiB",
         cpu / mib
     );

@@ -1,5 +1,4 @@
 //! What a running `hatchery-net` process has given up.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 mod common;
 
