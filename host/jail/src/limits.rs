@@ -1,7 +1,9 @@
 //! Limits of a process, and its privileges.
 
 use crate::error::JailError;
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+};
 
 fn system(what: &'static str) -> impl FnOnce(rustix::io::Errno) -> JailError {
     move |source| JailError::System {
@@ -36,18 +38,24 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Applies them to the whole process, for ever.
+    /// Applies them to the whole process, for ever. What is limited to less already stays so.
     ///
     /// # Errors
     /// [`JailError::System`].
     pub fn apply(self) -> Result<(), JailError> {
-        let at_most = |most| Rlimit {
-            current: Some(most),
-            maximum: Some(most),
+        let lower = |resource, most: u64| {
+            let most = getrlimit(resource)
+                .maximum
+                .map_or(most, |now| now.min(most));
+            let limit = Rlimit {
+                current: Some(most),
+                maximum: Some(most),
+            };
+            setrlimit(resource, limit)
         };
         if let Some(memory) = self.memory {
-            setrlimit(Resource::Data, at_most(memory)).map_err(system("limit memory"))?;
+            lower(Resource::Data, memory).map_err(system("limit memory"))?;
         }
-        setrlimit(Resource::Nofile, at_most(self.descriptors)).map_err(system("limit descriptors"))
+        lower(Resource::Nofile, self.descriptors).map_err(system("limit descriptors"))
     }
 }

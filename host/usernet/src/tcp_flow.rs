@@ -256,3 +256,169 @@ impl TcpFlow {
 fn has_opened(socket: &Socket<'_>) -> bool {
     !matches!(socket.state(), State::Listen | State::SynReceived)
 }
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::inbound::WireAddresses;
+    use crate::sniff::test::hello;
+    use control::{NetPolicy, NetSpec};
+    use smoltcp::phy::ChecksumCapabilities;
+    use smoltcp::wire::{
+        IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber,
+        TcpTimestampRepr,
+    };
+    use std::io::Read;
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+
+    const FIRST: i32 = 1000;
+
+    /// A flow that was let go by its address, and has to say a name.
+    struct NamedFlow {
+        stack: TcpStack,
+        outbox: Outbox,
+        guest: OwnedFd,
+        rules: PolicyRules,
+        flow: TcpFlow,
+        host: TcpStream,
+        to: SocketAddr,
+        acknowledged: Option<TcpSeqNumber>,
+    }
+
+    fn segment(to: SocketAddr, repr: &TcpRepr<'_>) -> Vec<u8> {
+        let spec = NetSpec::standard("test");
+        let SocketAddr::V4(v4) = to else {
+            unreachable!()
+        };
+        let head = Ipv4Repr {
+            src_addr: spec.guest,
+            dst_addr: *v4.ip(),
+            next_header: IpProtocol::Tcp,
+            payload_len: repr.buffer_len(),
+            hop_limit: 64,
+        };
+        let mut bytes = vec![0; 20 + repr.buffer_len()];
+        let checksums = ChecksumCapabilities::default();
+        head.emit(&mut Ipv4Packet::new_unchecked(&mut bytes[..]), &checksums);
+        let mut packet = TcpPacket::new_unchecked(&mut bytes[20..]);
+        let (from, to) = (IpAddress::from(spec.guest), IpAddress::from(*v4.ip()));
+        repr.emit(&mut packet, &from, &to, &checksums);
+        bytes
+    }
+
+    impl NamedFlow {
+        fn open(port: u16) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let connected = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let host = listener.accept().unwrap().0;
+            host.set_nonblocking(true).unwrap();
+            let (ours, guest) = control::pair().unwrap();
+            let (wire, now) = (
+                WireAddresses::new(&NetSpec::standard("test")),
+                Instant::now(),
+            );
+            let mut outbox = Outbox::new(ours, wire);
+            let mut stack = TcpStack::new(&wire, 7, &mut outbox, now);
+            let to = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), port));
+            let endpoint = stack.listen(to).unwrap();
+            let policy = NetPolicy {
+                internet: false,
+                allow_out: vec!["*.example.com".parse().unwrap()],
+                ..NetPolicy::default()
+            };
+            let mut named = Self {
+                stack,
+                outbox,
+                guest,
+                rules: PolicyRules::new(policy, Vec::new()),
+                flow: TcpFlow::new(endpoint, connected.into(), to, true, false),
+                host,
+                to,
+                acknowledged: None,
+            };
+            named.send(TcpControl::Syn, FIRST, b"");
+            assert_eq!(named.turn(), FlowOutcome::Open);
+            named
+        }
+
+        fn turn(&mut self) -> FlowOutcome {
+            let now = Instant::now();
+            let (stack, outbox) = (&mut self.stack, &mut self.outbox);
+            let outcome = self.flow.turn(stack, outbox, &self.rules, now);
+            self.outbox.flush();
+            let mut frame = [0; 2000];
+            while let Ok((length, _)) = recv(&self.guest, &mut frame, RecvFlags::DONTWAIT) {
+                let packet = TcpPacket::new_checked(&frame[34..length]).unwrap();
+                let next = packet.seq_number() + packet.segment_len();
+                self.acknowledged = Some(next);
+            }
+            outcome
+        }
+
+        fn send(&mut self, control: TcpControl, sequence: i32, payload: &[u8]) {
+            let repr = TcpRepr {
+                src_port: 5000,
+                dst_port: self.to.port(),
+                control,
+                seq_number: TcpSeqNumber(sequence),
+                ack_number: self.acknowledged,
+                window_len: 60_000,
+                window_scale: None,
+                max_seg_size: None,
+                sack_permitted: false,
+                sack_ranges: [None; 3],
+                timestamp: None::<TcpTimestampRepr>,
+                payload,
+            };
+            let packet = segment(self.to, &repr);
+            let endpoint = Some(&mut self.flow.endpoint);
+            let now = Instant::now();
+            self.stack.input(&packet, endpoint, &mut self.outbox, now);
+        }
+
+        /// What becomes of it when these are its first bytes, in two parts; what the host hears.
+        fn says(mut self, bytes: &[u8]) -> (FlowOutcome, Vec<u8>) {
+            let (first, rest) = bytes.split_at(bytes.len() / 2);
+            self.send(TcpControl::None, FIRST + 1, first);
+            let mut outcome = self.turn();
+            let mut heard = [0; 4096];
+            if outcome == FlowOutcome::Open && !rest.is_empty() {
+                let more = i32::try_from(first.len()).unwrap();
+                self.send(TcpControl::Psh, FIRST + 1 + more, rest);
+                outcome = self.turn();
+            }
+            let count = self.host.read(&mut heard).unwrap_or(0);
+            (outcome, heard[..count].to_vec())
+        }
+    }
+
+    #[test]
+    fn a_flow_that_is_allowed_by_name_has_to_say_one() {
+        let host = |name: &str| format!("GET / HTTP/1.1\r\nHost: {name}\r\n\r\n").into_bytes();
+        let denied = |name: Option<&str>| FlowOutcome::Denied(name.map(str::to_owned));
+        for (port, bytes, outcome) in [
+            (443, hello(Some("a.example.com")), FlowOutcome::Open),
+            (8443, hello(Some("a.example.com")), FlowOutcome::Open),
+            (80, host("a.example.com"), FlowOutcome::Open),
+            (22, b"SSH-2.0-client\r\n".to_vec(), FlowOutcome::Open),
+            (443, hello(Some("evil.net")), denied(Some("evil.net"))),
+            (8443, hello(Some("evil.net")), denied(Some("evil.net"))),
+            (80, host("evil.net"), denied(Some("evil.net"))),
+            (443, hello(None), denied(None)),
+            (443, b"SSH-2.0-client\r\n".to_vec(), denied(None)),
+            (80, b"PRI * HTTP/2.0\r\n\r\n".to_vec(), denied(None)),
+        ] {
+            let (became, heard) = NamedFlow::open(port).says(&bytes);
+            assert_eq!(became, outcome, "port {port}");
+            let expected = if outcome == FlowOutcome::Open {
+                bytes
+            } else {
+                Vec::new()
+            };
+            assert!(
+                heard == expected,
+                "nothing of a denied flow goes out, all of others does"
+            );
+        }
+    }
+}

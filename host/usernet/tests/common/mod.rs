@@ -200,8 +200,13 @@ impl NetGuest {
         let mut socket = Socket::new(buffer(), buffer());
         self.next_port += 1;
         let remote = (IpAddress::from(to.ip()), to.port());
+        let own: IpAddress = match to {
+            SocketAddr::V4(_) => control::GUEST_IPV4.into(),
+            SocketAddr::V6(_) => control::GUEST_IPV6.into(),
+        };
+        let local = (own, self.next_port);
         let context = self.interface.context();
-        socket.connect(context, remote, self.next_port).unwrap();
+        socket.connect(context, remote, local).unwrap();
         self.sockets.add(socket)
     }
 
