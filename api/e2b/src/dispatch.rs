@@ -2,8 +2,8 @@
 
 use crate::budget::BodyBudget;
 use crate::control::{
-    batch, checkpoints, connect, create, egress, fork, get, health, kill, list, metrics, pause,
-    reset, snapshots, templates, timeout,
+    batch, checkpoints, connect, create, egress, fork, get, health, kill, list, logs, metrics,
+    pause, reset, snapshots, templates, timeout,
 };
 use crate::error::{ApiError, ProxyError};
 use crate::linger::LingeringBody;
@@ -88,7 +88,9 @@ impl AppState {
             Route::Snapshots => snapshots::list(self, who, request.uri().query()),
             Route::DeleteTemplate(name) => snapshots::delete(self, who, &name).await,
             Route::Metrics(id) => metrics::of_one(self, who, &id, request.uri().query()).await,
-            Route::Logs(id, version) => get::logs(self, who, &id, version),
+            Route::Logs(id, version) => {
+                logs::handle(self, who, &id, version, request.uri().query())
+            }
             Route::Templates => Ok(templates::list(self)),
             Route::Template(name) => templates::get(self, &name),
             Route::TemplateAlias(name) => templates::alias(self, &name),

@@ -38,6 +38,7 @@ pub mod quota;
 pub mod registry;
 pub mod restore_point;
 pub mod sandbox;
+pub mod sandbox_log;
 pub mod store;
 pub mod template;
 pub mod timings;

@@ -8,6 +8,7 @@ use crate::machine::handover::MachineHandover;
 use crate::network::NetPolicy;
 use crate::process::ProcessTable;
 use crate::restore_point::RestorePoint;
+use crate::sandbox_log::SandboxLog;
 use crate::store::checkpoint_tree::CheckpointTree;
 use jiff::{SignedDuration, Timestamp};
 use link::Link;
@@ -26,6 +27,8 @@ pub struct Sandbox {
     pub link: Link,
     /// The processes that clients started.
     pub processes: ProcessTable,
+    /// What happened to it that its user should know.
+    pub log: SandboxLog,
     /// What it may reach; a network process that serves it follows.
     pub(crate) egress: watch::Sender<NetPolicy>,
     pub(crate) deadline: watch::Sender<SandboxDeadline>,

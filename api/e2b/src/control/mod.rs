@@ -11,6 +11,7 @@ pub mod health;
 pub mod idempotency;
 pub mod kill;
 pub mod list;
+pub mod logs;
 pub mod metrics;
 pub mod pause;
 pub mod reset;

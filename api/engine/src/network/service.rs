@@ -5,7 +5,8 @@ use crate::error::chain;
 use crate::network::frames::FrameSocket;
 use crate::network::host;
 use crate::network::network_process::{NetworkError, NetworkProcess};
-use control::{JailMode, NetEvent, NetLimits, NetPolicy, NetSpec};
+use crate::sandbox_log::{LogLevel, SandboxLog};
+use control::{DeniedFlow, JailMode, NetEvent, NetLimits, NetPolicy, NetSpec};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -49,11 +50,13 @@ impl NetworkService {
         id: &str,
         frames: FrameSocket,
         policy: watch::Receiver<NetPolicy>,
+        log: SandboxLog,
     ) {
         let served = ServedSandbox {
             service: Arc::clone(self),
             id: id.to_owned(),
             policy,
+            log,
         };
         tokio::spawn(served.run(frames));
     }
@@ -83,6 +86,7 @@ struct ServedSandbox {
     service: Arc<NetworkService>,
     id: String,
     policy: watch::Receiver<NetPolicy>,
+    log: SandboxLog,
 }
 
 impl ServedSandbox {
@@ -147,6 +151,21 @@ impl ServedSandbox {
         }
     }
 
+    /// Tells the sandbox's user what was refused.
+    fn note(&self, denied: &DeniedFlow) {
+        let mut fields = vec![
+            ("protocol", format!("{:?}", denied.protocol).to_lowercase()),
+            ("to", denied.to.to_string()),
+            ("reason", format!("{:?}", denied.reason).to_lowercase()),
+        ];
+        fields.extend(denied.name.clone().map(|name| ("name", name)));
+        if denied.left_out > 0 {
+            fields.push(("left_out", denied.left_out.to_string()));
+        }
+        self.log
+            .push(LogLevel::Warn, "denied by the network policy", fields);
+    }
+
     fn take(&self, event: NetEvent, setbacks: &mut u32) {
         let sandbox_id = &self.id;
         match event {
@@ -155,6 +174,7 @@ impl ServedSandbox {
                 tracing::debug!(sandbox_id, "network ready");
             }
             NetEvent::Denied(denied) => {
+                self.note(&denied);
                 tracing::info!(
                     sandbox_id,
                     protocol = ?denied.protocol,

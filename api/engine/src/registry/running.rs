@@ -14,6 +14,7 @@ use crate::registry::sandboxes::SandboxRegistry;
 use crate::registry::transitions::{SandboxRequest, Transition};
 use crate::restore_point::RestorePoint;
 use crate::sandbox::{Sandbox, SandboxDeadline, SandboxMachine};
+use crate::sandbox_log::SandboxLog;
 use crate::store::checkpoint_tree::CheckpointTree;
 use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
@@ -64,9 +65,11 @@ pub(super) fn running_sandbox(
         gone: gone.subscribe(),
     });
     let egress = watch::Sender::new(facts.egress.clone());
-    network.serve(&facts.id, frames, egress.subscribe());
+    let log = SandboxLog::default();
+    network.serve(&facts.id, frames, egress.subscribe(), log.clone());
     let sandbox = Sandbox {
         facts,
+        log,
         egress,
         link,
         processes,

@@ -102,6 +102,14 @@ def test_what_nobody_has_opened_is_refused_at_once(net):
         quickly(net, f"curl -sS http://{target}/")
 
 
+def test_what_was_refused_stands_in_the_sandboxs_log(net):
+    quickly(net, "curl -sS http://192.168.7.7:81/")
+    answer = http_call("GET", f"/v2/sandboxes/{net.sandbox_id}/logs?search=192.168.7.7")
+    entry = json.loads(answer.body)["logs"][0]
+    assert (answer.status, entry["level"], entry["fields"]["to"]) == (200, "warn", "192.168.7.7:81")
+    assert entry["fields"]["reason"] == "reserved"
+
+
 def test_a_closed_port_is_refused_at_once(net):
     python = f"import socket; socket.create_connection(('{ADDRESS}', {HTTP_PORT + 1}))"
     assert "ConnectionRefusedError" in quickly(net, f'python3 -c "{python}"')
