@@ -13,13 +13,14 @@ const CONFIG: &str = include_str!("../src/config/typed.rs");
 const MAIN: &str = include_str!("../src/main.rs");
 
 /// The structs of `config.rs` that are typed, and the tables that they are.
-const TABLES: [(&str, &str); 7] = [
+const TABLES: [(&str, &str); 8] = [
     ("ConfigFile", ""),
     ("KeyFile", "keys"),
     ("LimitsFile", "limits"),
     ("ClonesFile", "clones"),
     ("PoolFile", "pool"),
     ("MetricsFile", "metrics"),
+    ("ResourcesFile", "resources"),
     ("TemplateFile", "templates.base"),
 ];
 
@@ -27,7 +28,7 @@ const TABLES: [(&str, &str); 7] = [
 const OLD: [&str; 1] = ["clones.husks"];
 
 /// Keys that `hatchery.toml` shows by an example, because they have no constant default.
-const EXAMPLES: [&str; 12] = [
+const EXAMPLES: [&str; 13] = [
     "domain",
     "api_keys",
     "api_keys_file",
@@ -35,6 +36,7 @@ const EXAMPLES: [&str; 12] = [
     "keys",
     "image_dir",
     "metrics.listen",
+    "resources.cgroup_parent",
     "templates.base.disk_size_mb",
     "templates.base.aliases",
     "templates.base.default_workdir",
@@ -72,6 +74,7 @@ fn shown(settings: Settings) -> String {
         agent,
         limits,
         clones,
+        resources,
         metrics_listen,
         notes,
         templates,
@@ -85,6 +88,7 @@ fn shown(settings: Settings) -> String {
 {jail}
 {limits:?}
 {clones:?}
+{resources:?}
 {templates:?}"
     )
 }
@@ -152,8 +156,8 @@ fn every_key_is_in_the_file_and_no_other() {
     let mut there = BTreeSet::new();
     for (name, table) in TABLES {
         for (field, _) in fields(name) {
-            let is_table = ["keys", "limits", "clones", "pool", "metrics", "templates"]
-                .contains(&field.as_str());
+            let tables = TABLES.iter().map(|(_, table)| table.split('.').next());
+            let is_table = tables.flatten().any(|table| table == field);
             match table {
                 "" if is_table => {}
                 "" => drop(there.insert(field)),

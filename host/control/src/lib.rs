@@ -34,6 +34,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod cgroup;
 mod descriptors;
 mod device;
 mod frame;
@@ -43,6 +44,7 @@ mod spec;
 mod walls;
 mod zygote;
 
+pub use cgroup::{CONTROLLERS, CgroupMode, CgroupSite, NoCgroups};
 pub use descriptors::{Descriptors, FdName, MissingFd, ReceivedFds};
 pub use device::{DeviceReset, DeviceSpec, DiskSpec, SavedLink, VsockSpec};
 pub use frame::{ChannelError, MAX_FDS, MAX_MESSAGE, fuzz_messages, pair, recv, send};

@@ -7,15 +7,18 @@
 mod error;
 mod keys;
 mod limits;
+mod resources;
 mod settings;
 mod templates;
 mod typed;
 
 pub use error::ConfigError;
 pub use limits::LimitSettings;
+pub use resources::ResourceSettings;
 pub use settings::{CloneSettings, Settings};
 pub use typed::{
-    ClonesFile, ConfigFile, KeyFile, LimitsFile, MetricsFile, Overrides, PoolFile, TemplateFile,
+    ClonesFile, ConfigFile, KeyFile, LimitsFile, MetricsFile, Overrides, PoolFile, ResourcesFile,
+    TemplateFile,
 };
 
 #[cfg(test)]

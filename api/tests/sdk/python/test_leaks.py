@@ -20,6 +20,7 @@ ROUNDS = int(os.environ.get("HATCHERY_LEAK_ROUNDS", "50"))
 # Counts on the host, by nothing but /proc and find. Memory in KiB.
 COUNT = f"""
 vms=$({vm_pids_script("$pid")})
+groups=$(ls -d /sys/fs/cgroup/hatchery-*/vm-* 2>/dev/null | wc -l)
 count() {{ ls "$1" 2>/dev/null | wc -l; }}
 files=0
 [ -n "{STATE_DIR}" ] && files=$(find "{STATE_DIR}" | wc -l)
@@ -57,7 +58,7 @@ def test_nothing_stays(capsys):
         print(f"\nafter {ROUNDS} sandboxes:")
         for name, was in before.items():
             print(f"  {name:15} {was:>8} -> {after[name]:>8}")
-    for name in ("vm_processes", "children", "files"):
+    for name in ("vm_processes", "children", "files", "groups"):
         assert after[name] == before[name], name
     # Idle client connections and worker threads come and go by a few.
     assert abs(after["server_fds"] - before["server_fds"]) <= 3
