@@ -26,7 +26,7 @@ files=0
 [ -n "{STATE_DIR}" ] && files=$(find "{STATE_DIR}" | wc -l)
 rss=$(sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\).*/\\1/p' /proc/$pid/status)
 children=$(cat /proc/$pid/task/*/children 2>/dev/null | wc -w)
-echo "{{\\"vm_processes\\": $(echo $vms | wc -w), \\"children\\": $children, \\"server_fds\\": $(count /proc/$pid/fd),\
+echo "{{\\"vm_processes\\": $(echo $vms | wc -w), \\"children\\": $children, \\"groups\\": $groups, \\"server_fds\\": $(count /proc/$pid/fd),\
  \\"server_threads\\": $(count /proc/$pid/task), \\"files\\": $files, \\"server_kib\\": $rss}}"
 """
 
