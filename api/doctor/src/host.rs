@@ -2,7 +2,7 @@
 
 use crate::kvm_module::KvmModules;
 use crate::probe::{self, ProbeReport};
-use control::JailMode;
+use control::{CgroupMode, CgroupSite, JailMode, NoCgroups};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, getrlimit};
 use std::path::{Path, PathBuf};
@@ -38,6 +38,10 @@ pub struct HostFacts {
     pub files: Vec<(String, PathBuf, Option<String>)>,
     /// What is done where walls are missing.
     pub jail: JailMode,
+    /// What is done where VM processes cannot have control groups.
+    pub cgroup: CgroupMode,
+    /// Where they can, for a server that is started as this program was.
+    pub groups: Result<CgroupSite, NoCgroups>,
     /// Most sandboxes at one time, as configured.
     pub max_sandboxes: usize,
     /// With `clones.lazy`: why the pager's program cannot be read, or that it can. `None`: it is
@@ -77,6 +81,10 @@ pub struct HostQuestion {
     pub pager: Option<PathBuf>,
     /// What is done where walls are missing.
     pub jail: JailMode,
+    /// What is done where VM processes cannot have control groups.
+    pub cgroup: CgroupMode,
+    /// Under which group they are to have theirs; `None`: the server's own.
+    pub cgroup_parent: Option<PathBuf>,
     /// Most sandboxes at one time.
     pub max_sandboxes: usize,
     /// The templates.
@@ -119,6 +127,8 @@ pub fn look(question: &HostQuestion) -> HostFacts {
         has_key: question.has_key,
         files: files(question),
         jail: question.jail,
+        cgroup: question.cgroup,
+        groups: CgroupSite::find(question.cgroup_parent.as_deref()),
         max_sandboxes: question.max_sandboxes,
         lazy: question.pager.as_deref().map(readable),
         largest_mb: sizes.max().unwrap_or(0),

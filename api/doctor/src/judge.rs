@@ -1,5 +1,6 @@
 //! What the facts mean.
 
+mod groups;
 mod kvm_module;
 
 use crate::host::HostFacts;
@@ -36,6 +37,7 @@ pub fn judge(facts: &HostFacts) -> Vec<Finding> {
         )),
     }
     findings.extend(kvm_module::judge(&facts.modules));
+    findings.push(groups::judge(facts.cgroup, &facts.groups));
     findings.push(debugfs(facts));
     findings.push(open_files(facts));
     findings.push(tasks(facts));
@@ -383,8 +385,8 @@ fn disk(facts: &HostFacts) -> Finding {
             "disk",
             found,
             format!(
-                "{} sandboxes that write {DISK_PER_SANDBOX} MiB each need {wanted}; a full disk \
-                 gives their programs I/O errors.",
+                "{} sandboxes that write {DISK_PER_SANDBOX} MiB each need {wanted}; when the disk \
+                 is full, those that write wait until there is room.",
                 facts.max_sandboxes
             ),
             "Set data_dir to a larger disk, or lower limits.max_sandboxes.",

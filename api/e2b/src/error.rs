@@ -105,6 +105,7 @@ impl ApiError {
             }
             Self::Engine(EngineError::LimitReached(_)) => (Some(false), Some(1)),
             Self::Engine(EngineError::NoMemory { .. }) => (Some(false), Some(5)),
+            Self::Engine(EngineError::NoDisk { .. }) => (Some(false), Some(30)),
             _ if self.status().is_server_error() => (Some(false), None),
             _ => (None, None),
         }
@@ -163,7 +164,9 @@ fn engine_status(error: &EngineError) -> StatusCode {
         EngineError::TooManySandboxes { .. } | EngineError::LimitReached(_) => {
             StatusCode::TOO_MANY_REQUESTS
         }
-        EngineError::ShuttingDown | EngineError::NoMemory { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        EngineError::ShuttingDown | EngineError::NoMemory { .. } | EngineError::NoDisk { .. } => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         EngineError::StartFailed(_)
         | EngineError::PauseFailed(_)
         | EngineError::EndedMeanwhile(_)
@@ -184,6 +187,7 @@ fn engine_code(error: &EngineError) -> Option<&'static str> {
             LimitKind::Creations => Some("creation_rate_limit_reached"),
         },
         EngineError::NoMemory { .. } => Some("host_memory_low"),
+        EngineError::NoDisk { .. } => Some("host_disk_low"),
         EngineError::TemplateNotFound(_) => Some("template_not_found"),
         EngineError::CheckpointNotFound { .. } => Some("checkpoint_not_found"),
         EngineError::TooManyCheckpoints { .. } => Some("checkpoint_limit_reached"),

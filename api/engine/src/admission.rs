@@ -1,4 +1,4 @@
-//! Whether the host has memory for one more machine.
+//! Whether the host has memory, and room on its disk, for one more machine.
 //!
 //! Machines take memory as they touch it, so together they may be promised more than there is.
 //! Before the last of it is gone creations, batches, warm VMs, forks and resumptions are refused:
@@ -7,9 +7,10 @@
 //! children have of their own. Not weighed is the machine that takes another one's place in a
 //! reset.
 
+use crate::disk_reserve::DiskReserve;
 use crate::error::EngineError;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a look is good for: it costs as much as a small part of a creation, and who begins
@@ -20,42 +21,53 @@ const PLENTY: u64 = 4;
 /// Where control groups of version 2 are, alone and beside version 1.
 const MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 
-/// The memory that is left.
+/// The memory that is left, and the disk.
 #[derive(Debug)]
-pub struct MemoryAdmission {
+pub struct HostAdmission {
     /// What has to be left for something to begin, MiB; 0: nobody looks.
     least: u64,
     /// The control groups of this process that can have a limit.
     groups: Vec<PathBuf>,
     last: Mutex<Option<(Instant, u64)>>,
+    disk: Arc<DiskReserve>,
 }
 
-impl MemoryAdmission {
-    /// Where `least` MiB have to be left.
+impl HostAdmission {
+    /// Where `least` MiB of memory have to be left, and the reserve of `disk`.
     #[must_use]
-    pub fn new(least: u64) -> Self {
+    pub fn new(least: u64, disk: Arc<DiskReserve>) -> Self {
         let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let groups = MOUNTS.iter().flat_map(|m| groups(Path::new(m), &own));
         Self {
             least,
             groups: groups.collect(),
             last: Mutex::default(),
+            disk,
         }
     }
 
     /// Whether something may begin.
     ///
     /// # Errors
-    /// [`EngineError::NoMemory`].
+    /// [`EngineError::NoMemory`], [`EngineError::NoDisk`].
     pub fn check(&self) -> Result<(), EngineError> {
         self.check_for(0)
     }
 
-    /// The same for something that takes so many bytes at once.
+    /// Whether something may be stored.
     ///
     /// # Errors
-    /// [`EngineError::NoMemory`].
+    /// [`EngineError::NoDisk`].
+    pub fn check_disk(&self) -> Result<(), EngineError> {
+        self.disk.check()
+    }
+
+    /// The same for something that takes so many bytes of memory at once.
+    ///
+    /// # Errors
+    /// [`EngineError::NoMemory`], [`EngineError::NoDisk`].
     pub fn check_for(&self, bytes: u64) -> Result<(), EngineError> {
+        self.disk.check()?;
         if self.least == 0 {
             return Ok(());
         }
@@ -131,10 +143,11 @@ mod test {
 
     #[test]
     fn what_is_asked_for_has_to_be_left() {
-        assert!(MemoryAdmission::new(0).check().is_ok() && MemoryAdmission::new(1).check().is_ok());
+        let of = |least| HostAdmission::new(least, Arc::new(DiskReserve::new(Path::new("/"), 0)));
+        assert!(of(0).check().is_ok() && of(1).check().is_ok());
         for error in [
-            MemoryAdmission::new(1 << 40).check().unwrap_err(),
-            MemoryAdmission::new(1).check_for(1 << 60).unwrap_err(),
+            of(1 << 40).check().unwrap_err(),
+            of(1).check_for(1 << 60).unwrap_err(),
         ] {
             assert!(matches!(error, EngineError::NoMemory { .. }), "{error}");
         }

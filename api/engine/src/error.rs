@@ -38,6 +38,17 @@ pub enum EngineError {
         /// What has to be, MiB.
         needed: u64,
     },
+    /// The volume of the data folder is almost full.
+    #[error(
+        "The disk of the host has {free} MiB left, and {needed} have to be for this to begin \
+         (resources.disk_reserve_mb). Kill a sandbox, delete snapshots, or come again later"
+    )]
+    NoDisk {
+        /// What is left, MiB.
+        free: u64,
+        /// What has to be, MiB.
+        needed: u64,
+    },
     /// No such checkpoint, now.
     #[error("Sandbox {sandbox_id:?} has no checkpoint {checkpoint:?}")]
     CheckpointNotFound {

@@ -20,6 +20,7 @@
 
 pub mod admission;
 pub mod data_folder;
+pub mod disk_reserve;
 pub mod environment;
 pub mod error;
 pub mod facts;

@@ -174,7 +174,8 @@ impl EngineMetrics {
         let outcome = match error {
             EngineError::TooManySandboxes { .. }
             | EngineError::LimitReached(_)
-            | EngineError::NoMemory { .. } => "refused",
+            | EngineError::NoMemory { .. }
+            | EngineError::NoDisk { .. } => "refused",
             EngineError::ShuttingDown => "closing",
             _ => "failed",
         };

@@ -19,6 +19,9 @@ pub struct EngineOptions {
     pub owners: Vec<OwnerOptions>,
     /// Memory that has to be left for something to begin, MiB; 0: nobody looks.
     pub min_memory_mb: u64,
+    /// Room that has to be left on the volume of the data folder for something to begin or be
+    /// stored, MiB; 0: nobody looks.
+    pub disk_reserve_mb: u64,
     /// Longest wait for a new sandbox's agent.
     pub boot_timeout: Duration,
     /// Warm VMs that are kept ready of each template; `None`: nothing is cloned, every sandbox

@@ -10,6 +10,7 @@ use engine::data_folder::DataFolder;
 use engine::error::chain;
 use engine::image::pager::PagerClient;
 use engine::launch::launcher::MachineLauncher;
+use engine::machine::group_tree::GroupTree;
 use engine::machine::spawner::VmSpawner;
 use engine::registry::SandboxRegistry;
 use engine::store::vault::ImageVault;
@@ -143,9 +144,14 @@ fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let lazy = settings.clones.lazy;
     let pagers = lazy.then(|| PagerClient::find(&settings.vmm)).flatten();
     let vault = ImageVault::open(state.snapshots(), state.layers(), pagers.is_some())?;
+    let groups = Arc::new(GroupTree::open(
+        &settings.resources.groups(),
+        &settings.data_dir,
+    ));
     let launcher = MachineLauncher {
         vmm: settings.vmm.clone(),
         spawner: VmSpawner::new(settings.jail),
+        groups: Arc::clone(&groups),
         agent: settings.agent.clone(),
         layer_dir: state.layers().to_owned(),
         record_dir: state.machines().to_owned(),
@@ -186,6 +192,9 @@ fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         let served = tokio::spawn(e2b::server::serve(app, listener, stop));
         served.await.context("Serving")
     })?;
+    // With it the last ends, and all that it still does: the groups are empty then.
+    drop(runtime);
+    drop(groups);
     Ok(if clean {
         ExitCode::SUCCESS
     } else {
@@ -256,6 +265,8 @@ fn question(settings: &Settings, problem: Option<&ConfigError>) -> HostQuestion 
         agent: settings.agent.clone(),
         pager: lazy.then(|| PagerClient::program(&settings.vmm)),
         jail: settings.jail,
+        cgroup: settings.resources.cgroup,
+        cgroup_parent: settings.resources.cgroup_parent.clone(),
         max_sandboxes: settings.limits.max_sandboxes,
         templates: settings.templates.values().map(template).collect(),
     }

@@ -9,7 +9,7 @@
 
 mod support;
 
-use hatchery::config::LimitsFile;
+use hatchery::config::{ConfigFile, LimitsFile};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use support::told::{post, stored};
@@ -223,5 +223,47 @@ async fn a_fork_is_weighed_with_its_children() {
     for body in [json!({}), json!({ "checkpoint": "c" })] {
         assert_eq!(post(&server, &id, "reset", body).await.status, 204);
     }
+    assert!(server.stop().await);
+}
+
+/// Neither is anything begun nor stored; what runs, runs on.
+#[tokio::test]
+async fn a_disk_without_room_to_spare_begins_and_stores_nothing() {
+    let server = Server::start().await;
+    let id = server.create(json!({})).await.id();
+    let paused = server.create(json!({})).await.id();
+    let pause = format!("/sandboxes/{paused}/pause");
+    let answer = server.api("POST", &pause, json!({})).await;
+    assert_eq!(answer.status, 204, "{answer:?}");
+    assert_eq!(
+        server
+            .api("DELETE", &format!("/sandboxes/{id}"), Value::Null)
+            .await
+            .status,
+        204
+    );
+    let (dir, clean) = server.close().await;
+    assert!(clean);
+    let reserve = |file: &mut ConfigFile| file.resources.disk_reserve_mb = Some(1 << 30);
+    let server = Server::start_changed(dir, "", LimitsFile::default(), None, reserve).await;
+    let connect = format!("/sandboxes/{paused}/connect");
+    for (path, body) in [
+        ("/sandboxes", json!({ "templateID": "base" })),
+        (
+            "/sandboxes:batch",
+            json!({ "templateID": "base", "count": 3 }),
+        ),
+        (connect.as_str(), json!({ "timeout": 60 })),
+    ] {
+        let answer = server.api("POST", path, body).await;
+        assert_eq!(answer.status, 503, "{path}: {answer:?}");
+        let retry = ["should-retry", "retry-after"].map(|name| answer.header(name));
+        assert_eq!(retry, [Some("false"), Some("30")], "{path}");
+        let said = answer.json();
+        assert_eq!(said["error_code"], "host_disk_low", "{path}");
+        let message = said["message"].as_str().unwrap();
+        assert!(message.contains("resources.disk_reserve_mb"), "{message}");
+    }
+    assert_eq!(server.registry.in_use(), 0);
     assert!(server.stop().await);
 }

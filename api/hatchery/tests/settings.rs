@@ -13,7 +13,7 @@ const CONFIG: &str = include_str!("../src/config/typed.rs");
 const MAIN: &str = include_str!("../src/main.rs");
 
 /// The structs of `config.rs` that are typed, and the tables that they are.
-const TABLES: [(&str, &str); 8] = [
+const TABLES: [(&str, &str); 9] = [
     ("ConfigFile", ""),
     ("KeyFile", "keys"),
     ("LimitsFile", "limits"),
@@ -21,6 +21,7 @@ const TABLES: [(&str, &str); 8] = [
     ("PoolFile", "pool"),
     ("NetworkFile", "network"),
     ("MetricsFile", "metrics"),
+    ("ResourcesFile", "resources"),
     ("TemplateFile", "templates.base"),
 ];
 
@@ -28,7 +29,7 @@ const TABLES: [(&str, &str); 8] = [
 const OLD: [&str; 1] = ["clones.husks"];
 
 /// Keys that `hatchery.toml` shows by an example, because they have no constant default.
-const EXAMPLES: [&str; 13] = [
+const EXAMPLES: [&str; 14] = [
     "domain",
     "api_keys",
     "api_keys_file",
@@ -37,6 +38,7 @@ const EXAMPLES: [&str; 13] = [
     "image_dir",
     "metrics.listen",
     "network.openings",
+    "resources.cgroup_parent",
     "templates.base.disk_size_mb",
     "templates.base.aliases",
     "templates.base.default_workdir",
@@ -75,6 +77,7 @@ fn shown(settings: Settings) -> String {
         limits,
         clones,
         network,
+        resources,
         metrics_listen,
         notes,
         templates,
@@ -89,6 +92,7 @@ fn shown(settings: Settings) -> String {
 {limits:?}
 {clones:?}
 {network:?}
+{resources:?}
 {templates:?}"
     )
 }
@@ -156,16 +160,8 @@ fn every_key_is_in_the_file_and_no_other() {
     let mut there = BTreeSet::new();
     for (name, table) in TABLES {
         for (field, _) in fields(name) {
-            let is_table = [
-                "keys",
-                "limits",
-                "clones",
-                "pool",
-                "network",
-                "metrics",
-                "templates",
-            ]
-            .contains(&field.as_str());
+            let tables = TABLES.iter().map(|(_, table)| table.split('.').next());
+            let is_table = tables.flatten().any(|table| table == field);
             match table {
                 "" if is_table => {}
                 "" => drop(there.insert(field)),

@@ -36,6 +36,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod cgroup;
 mod descriptors;
 mod device;
 mod frame;
@@ -47,6 +48,7 @@ mod spec;
 mod walls;
 mod zygote;
 
+pub use cgroup::{CONTROLLERS, CgroupMode, CgroupSite, NoCgroups};
 pub use descriptors::{Descriptors, FdName, MissingFd, ReceivedFds};
 pub use device::{DeviceReset, DeviceSpec, DiskSpec, NetDeviceSpec, SavedLink, VsockSpec};
 pub use frame::{ChannelError, MAX_FDS, MAX_MESSAGE, fuzz_messages, pair, recv, send};

@@ -78,6 +78,8 @@ pub struct BlockMetrics {
     pub written_bytes: Counter,
     /// Blocks of 4 KiB in the private layer.
     pub layer_blocks: Counter,
+    /// Changes that wait, because the host has no room for them.
+    pub held: Counter,
     /// Requests that ended with an I/O error.
     pub errors: Counter,
     /// Malformed requests.

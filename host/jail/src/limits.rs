@@ -37,6 +37,19 @@ pub struct Limits {
     pub memory: Option<u64>,
 }
 
+/// Bounds the size of each file that the process writes or lengthens, for ever; what goes beyond
+/// ends it (`SIGXFSZ`).
+///
+/// # Errors
+/// [`JailError::System`].
+pub fn limit_file_size(bytes: u64) -> Result<(), JailError> {
+    let limit = Rlimit {
+        current: Some(bytes),
+        maximum: Some(bytes),
+    };
+    setrlimit(Resource::Fsize, limit).map_err(system("limit the size of files"))
+}
+
 impl Limits {
     /// Applies them to the whole process, for ever. What is limited to less already stays so.
     ///

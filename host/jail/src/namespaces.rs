@@ -41,11 +41,8 @@ pub fn leave_shared_paths() -> Result<(), JailError> {
 /// The process must have one thread, or the calling one must have [left](leave_shared_paths) the
 /// others' paths; it must own no path that it still needs.
 pub unsafe fn enter_empty_namespaces() -> Result<(), JailError> {
-    let flags = UnshareFlags::NEWNS
-        | UnshareFlags::NEWNET
-        | UnshareFlags::NEWIPC
-        | UnshareFlags::NEWUTS
-        | UnshareFlags::NEWCGROUP;
+    let flags =
+        UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     // SAFETY: there is one thread, says the caller; descriptors are not among the flags.
     unsafe { unshare_unsafe(flags) }.map_err(system("leave the namespaces"))?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
@@ -60,6 +57,16 @@ pub unsafe fn enter_empty_namespaces() -> Result<(), JailError> {
     pivot_root(".", ".").map_err(system("turn to the empty root"))?;
     unmount(".", UnmountFlags::DETACH).map_err(system("give up the old root"))?;
     chdir("/").map_err(system("enter the new root"))
+}
+
+/// Makes the calling thread's control group the highest that it sees. Not a part of
+/// [`enter_empty_namespaces`], as who forks a process into another group has to see that.
+///
+/// # Errors
+/// [`JailError::System`] without the right to administer the system.
+pub fn see_own_group_only() -> Result<(), JailError> {
+    // SAFETY: nothing that other threads use is among the flags; paths and descriptors stay.
+    unsafe { unshare_unsafe(UnshareFlags::NEWCGROUP) }.map_err(system("leave its group's view"))
 }
 
 /// Makes the calling thread, and those that it starts, this user and nobody else: no group, no
@@ -103,6 +110,9 @@ mod test {
             unsafe { enter_empty_namespaces() }.unwrap();
             let names: Vec<_> = std::fs::read_dir("/").unwrap().collect();
             assert_eq!(names.len(), 1, "{names:?}");
+            see_own_group_only().unwrap();
+            let groups = std::fs::read_to_string("/proc/thread-self/cgroup").unwrap();
+            assert!(groups.lines().all(|line| line.ends_with(":/")), "{groups}");
             become_user(1_234_567_890).unwrap();
             let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
             assert!(status.contains("CapEff:\t0000000000000000"), "{status}");

@@ -7,9 +7,9 @@
 //! more is compiled to machine code in every VM process. A call that is not listed ends the
 //! process, which the service sees as a host fault.
 
-use crate::ioctls;
+use crate::{ioctls, ring_check};
 use When::{Always, OneOf, Without};
-use control::{JailMode, MissingWall, Wall};
+use control::{JailMode, MissingWall, VmSpec, Wall};
 use jail::{Allowed, Filter, JailError, Limits, When};
 use snapshot_memory::Pagemap;
 use std::fs::File;
@@ -24,6 +24,9 @@ const DESCRIPTORS: u64 = 256;
 /// Users of VM processes are numbered from here by process, so that no two are one user. Far from
 /// the numbers of people, services and their subordinate ranges.
 const FIRST_USER: u32 = 0x7000_0000;
+
+/// More than the state of a machine is, bytes.
+const MOST_STATE: u64 = 64 << 20;
 
 const PROT_EXEC: u64 = 4;
 const PR_SET_NAME: u32 = 15;
@@ -104,10 +107,16 @@ pub(crate) fn begin() -> Vec<MissingWall> {
         let remedy = remedy.to_owned();
         missing.push(MissingWall { wall, why, remedy });
     };
-    // A user is a thread's own.
-    let no_user = match std::thread::spawn(become_user).join() {
-        Ok(tried) => tried.err().map(|error| crate::error::chain(&error)),
-        Err(_) => Some("the attempt broke off".to_owned()),
+    // A user is a thread's own, and so is the view of groups.
+    let tries = || {
+        let (view, user) = (jail::see_own_group_only(), become_user());
+        // As the user that VM processes are: some hosts give a ring to others only.
+        (view, user, ring_check::check())
+    };
+    let why = |tried: Result<(), JailError>| tried.err().map(|error| crate::error::chain(&error));
+    let (no_view, no_user, no_ring) = match std::thread::spawn(tries).join() {
+        Ok((view, user, ring)) => (view, why(user), ring.err()),
+        Err(_) => (Ok(()), Some("the attempt broke off".to_owned()), None),
     };
     if let Some(why) = no_user {
         let remedy = "run `hatchery serve` as root; in a container, with CAP_SETUID and \
@@ -117,11 +126,16 @@ pub(crate) fn begin() -> Vec<MissingWall> {
     // SAFETY: a zygote has no other thread, the one above has ended; the probe calls this in a
     // thread that shares nothing which this takes away; all paths of either that are needed later
     // are in /proc.
-    if let Err(error) = unsafe { jail::enter_empty_namespaces() } {
+    if let Err(error) = unsafe { jail::enter_empty_namespaces() }.and(no_view) {
         let why = crate::error::chain(&error);
         let remedy = "run `hatchery serve` as root; in a container, with CAP_SYS_ADMIN and \
                       without a system call filter that forbids unshare, mount and pivot_root";
         lacks(Wall::Namespaces, why, remedy);
+    }
+    if let Some(why) = no_ring {
+        let remedy = "set kernel.io_uring_disabled=0; in a container, allow io_uring_setup in its \
+                      system call filter; run Linux 6.1 or later";
+        lacks(Wall::Ring, why, remedy);
     }
     let version = jail::landlock_version();
     if version < LANDLOCK_VERSION {
@@ -170,7 +184,9 @@ pub(crate) fn process(mode: JailMode) -> Result<OwnFiles, ConfineError> {
         memory: None, // a guest's is counted by who gave it
     }
     .apply()?;
-    match (become_user(), mode) {
+    let alone = jail::see_own_group_only();
+    let user = become_user();
+    match (alone.and(user), mode) {
         (Err(error), JailMode::Required) => return Err(error.into()),
         (Err(_), JailMode::Degraded) | (Ok(()), _) => {}
     }
@@ -185,6 +201,16 @@ pub(crate) fn process(mode: JailMode) -> Result<OwnFiles, ConfineError> {
         JailMode::Required if open => Err(ConfineError::Open),
         JailMode::Required | JailMode::Degraded => Ok(own),
     }
+}
+
+/// Bounds the files of a process that is told what machine to be: its layer of a disk, and what it
+/// is saved to.
+pub(crate) fn files(spec: &VmSpec) -> Result<(), JailError> {
+    let memory = u64::from(spec.memory_mib) << 20;
+    let disk = spec.disks().map(|disk| disk.size).max().unwrap_or(0);
+    // A layer of memory has its pages, what says which they are, and the machine's state.
+    let saved = memory + memory / 8 + MOST_STATE;
+    jail::limit_file_size(saved.max(disk))
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ mod prefault;
 mod prepared;
 mod probe;
 mod reset;
+mod ring_check;
 mod run;
 mod save;
 mod serve;

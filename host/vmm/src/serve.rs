@@ -68,6 +68,7 @@ fn configure(
     let log = SandboxLog::new(&spec.sandbox_id, console_live);
     Trace::install(log.clone());
     let confined = confined.map_err(|e| SuperviseError::Build(format!("{e:#}")))?;
+    confine::files(spec).map_err(|e| build(&e))?;
     let machine = assemble(confined, spec, fds, control.as_fd(), &log).map_err(|e| build(&e))?;
     Ok((machine, log, monotonic_ns() - start))
 }

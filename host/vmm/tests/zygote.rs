@@ -31,11 +31,16 @@ fn of(pid: Pid, file: &str) -> String {
 #[test]
 fn its_vm_processes_are_our_children_and_end_with_their_sockets() {
     let Some(zygote) = zygote() else { return };
-    let spawned: Vec<Spawned> = (0..3).map(|_| zygote.spawn().unwrap()).collect();
+    let spawned: Vec<Spawned> = (0..3).map(|_| zygote.spawn(None).unwrap()).collect();
     for Spawned { pid, control, .. } in spawned {
         let status = of(pid, "status");
         let parent = format!("\nPPid:\t{}\n", std::process::id());
         assert!(status.contains(&parent), "{status}");
+        assert_eq!(
+            of(pid, "oom_score_adj"),
+            "500\n",
+            "it goes before the service"
+        );
         drop(control);
         assert_eq!(reap(pid), Some(0));
     }
@@ -44,10 +49,10 @@ fn its_vm_processes_are_our_children_and_end_with_their_sockets() {
 #[test]
 fn a_vm_process_outlives_its_zygote() {
     let Some(zygote) = zygote() else { return };
-    let vm = zygote.spawn().unwrap();
+    let vm = zygote.spawn(None).unwrap();
     let number = i32::try_from(zygote.pid()).unwrap();
     kill_process(Pid::from_raw(number).unwrap(), Signal::KILL).unwrap();
-    let lost = (0..100).find_map(|_| match zygote.spawn() {
+    let lost = (0..100).find_map(|_| match zygote.spawn(None) {
         Ok(late) => {
             drop(late.control);
             reap(late.pid);
@@ -90,7 +95,7 @@ fn what_is_made_too_late_is_reaped_and_given_to_nobody() {
     let number = i32::try_from(zygote.pid()).unwrap();
     let number = Pid::from_raw(number).unwrap();
     kill_process(number, Signal::STOP).unwrap();
-    let error = zygote.spawn().unwrap_err();
+    let error = zygote.spawn(None).unwrap_err();
     assert!(error.is_lost(), "{error:?}");
     assert_eq!(made_by(number), []);
     kill_process(number, Signal::CONT).unwrap();
@@ -102,7 +107,7 @@ fn what_is_made_too_late_is_reaped_and_given_to_nobody() {
     });
     assert!(ended, "{:?}", made_by(number));
     // The late answer is not taken for the answer to another request.
-    let next = zygote.spawn();
+    let next = zygote.spawn(None);
     assert!(matches!(next, Err(ZygoteError::Gone)), "{next:?}");
     drop(zygote);
     assert_eq!(made_by(number), []);
@@ -115,7 +120,7 @@ fn it_sees_no_network_and_no_file() {
         eprintln!("skipped: {:?}", zygote.missing());
         return;
     }
-    let vm = zygote.spawn().unwrap();
+    let vm = zygote.spawn(None).unwrap();
     let names = fs::read_dir(format!("/proc/{}/root", vm.pid.as_raw_nonzero())).unwrap();
     assert_eq!(names.count(), 1, "only /proc");
     let interfaces = of(vm.pid, "net/dev");
@@ -164,7 +169,7 @@ fn a_missing_wall_is_told_and_no_vm_process_is_made_where_all_are_required() {
         .map(|missing| missing.wall)
         .collect();
     assert_eq!(walls, [Wall::Namespaces], "{:?}", zygote.missing());
-    let refused = zygote.spawn().unwrap_err();
+    let refused = zygote.spawn(None).unwrap_err();
     assert!(refused.to_string().contains("namespaces: "), "{refused}");
     assert!(!refused.is_lost(), "another zygote does no better");
 }
@@ -175,7 +180,7 @@ fn a_missing_wall_is_told_and_a_vm_process_is_made_where_the_operator_wants_it()
         return;
     };
     assert_eq!(zygote.missing().len(), 1, "{:?}", zygote.missing());
-    let vm = zygote.spawn().unwrap();
+    let vm = zygote.spawn(None).unwrap();
     drop(vm.control);
     assert_eq!(reap(vm.pid), Some(0));
 }
@@ -187,7 +192,7 @@ fn a_vm_process_is_nobody_before_it_is_told_anything() {
         eprintln!("skipped: {:?}", zygote.missing());
         return;
     }
-    let vm = zygote.spawn().unwrap();
+    let vm = zygote.spawn(None).unwrap();
     let nobody = |status: &str| {
         let user = 0x7000_0000 + vm.pid.as_raw_nonzero().get();
         status.contains(&format!("\nUid:\t{user}\t{user}\t{user}\t{user}\n"))

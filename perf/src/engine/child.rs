@@ -64,7 +64,7 @@ pub(crate) fn spawn(program: &Path) -> Result<(VmChild, Spawned)> {
         }
     };
     let spawned = zygote
-        .spawn()
+        .spawn(None)
         .with_context(|| format!("Forking {}", program.display()))?;
     Ok((VmChild(Some(spawned.pid)), spawned))
 }

@@ -3,7 +3,7 @@ use crate::host::DiskFacts;
 use crate::kvm_module::KvmModules;
 use crate::probe::{GuestSpeed, ProbeOutcome, ProbeTimes, UserfaultfdFacts, WallFacts};
 use crate::verdict;
-use control::MissingWall;
+use control::{CgroupMode, CgroupSite, MissingWall};
 
 #[expect(clippy::unnecessary_wraps, reason = "parameters may be missing")]
 fn word(word: &str) -> Option<String> {
@@ -52,6 +52,12 @@ fn good() -> HostFacts {
         has_key: true,
         files: vec![("VM program".into(), "/x/vmm".into(), None)],
         jail: JailMode::Required,
+        cgroup: CgroupMode::Auto,
+        groups: Ok(CgroupSite {
+            dir: "/sys/fs/cgroup".into(),
+            is_root: true,
+            controllers: vec!["memory", "cpu", "pids"],
+        }),
         max_sandboxes: 64,
         lazy: None,
         largest_mb: 512,

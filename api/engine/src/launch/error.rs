@@ -2,6 +2,7 @@
 
 use crate::files::FileError;
 use crate::machine::end::MachineEnd;
+use crate::machine::group_tree::NoGroup;
 use crate::machine::spawner::SpawnError;
 use control::{ChannelError, SpecError};
 use link::LinkError;
@@ -47,6 +48,9 @@ pub enum LaunchError {
         /// Why.
         source: SpawnError,
     },
+    /// The VM process would have no limits.
+    #[error(transparent)]
+    NoGroup(#[from] NoGroup),
     /// The template asks for what no machine can have.
     #[error("The template makes no valid machine: {0}")]
     Spec(#[from] SpecError),

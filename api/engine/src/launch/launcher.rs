@@ -3,6 +3,7 @@
 use crate::image::pager::PagerClient;
 use crate::launch::error::LaunchError;
 use crate::launch::plan::{BuiltMachine, LaunchPlan, LaunchedMachine, PreparedMachine};
+use crate::machine::group_tree::GroupTree;
 use crate::machine::handle::{LAST_WORD, VmProcess};
 use crate::machine::phase::MachinePhase;
 use crate::machine::spawner::VmSpawner;
@@ -23,6 +24,8 @@ pub struct MachineLauncher {
     pub vmm: PathBuf,
     /// What makes its processes.
     pub spawner: VmSpawner,
+    /// What its processes may take.
+    pub groups: Arc<GroupTree>,
     /// The guest agent.
     pub agent: PathBuf,
     /// Where private disk layers are made.

@@ -7,6 +7,7 @@ use crate::image::pager::PagedMemory;
 use crate::launch::error::LaunchError;
 use crate::launch::launcher::MachineLauncher;
 use crate::launch::plan::{LaunchPlan, PreparedMachine};
+use crate::machine::group::MachineSize;
 use crate::machine::handle::VmProcess;
 use crate::machine::pidfile::PidFile;
 use crate::machine::stderr;
@@ -37,7 +38,13 @@ impl MachineLauncher {
         spec.check(fds.count())?;
         let disk_size = spec.disks().next().map_or(0, |disk| disk.size);
 
-        let spawned = self.spawner.spawn(&self.vmm).map_err(spawn_error)?;
+        let group = self.groups.make(MachineSize {
+            vcpus: spec.vcpus,
+            memory_mib: spec.memory_mib,
+            disk: disk_size,
+        })?;
+        let spawned = self.spawner.spawn(&self.vmm, group.as_ref());
+        let spawned = spawned.map_err(spawn_error)?;
         let Spawned {
             pid,
             control,
@@ -51,7 +58,7 @@ impl MachineLauncher {
             |error| tracing::warn!(sandbox_id = %name, %error, "no record of a machine"),
         );
         // From here on the task reaps the process, whatever becomes of this launch.
-        let machine = VmProcess::adopt(name.clone(), pid, control, (record.ok(), slot));
+        let machine = VmProcess::adopt(name.clone(), pid, control, group, (record.ok(), slot));
         stderr::copy_to_log(name, stderr);
         sent?;
         Ok(PreparedMachine {

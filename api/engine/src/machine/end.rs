@@ -1,5 +1,6 @@
 //! How a machine ended, and its last words.
 
+use crate::machine::group::MemoryShortage;
 use control::{ExitCause, ExitReport};
 use std::fmt;
 
@@ -13,12 +14,17 @@ pub struct MachineEnd {
     pub report: Option<ExitReport>,
     /// A request that it could not do, if it said so.
     pub failure: Option<String>,
+    /// The memory that was not there for it.
+    pub shortage: Option<MemoryShortage>,
     /// How the process ended: "exit status 0", "signal 9".
     pub status: String,
 }
 
 impl fmt::Display for MachineEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(shortage) = &self.shortage {
+            return shortage.fmt(f);
+        }
         match (&self.report, &self.failure) {
             (Some(report), _) => match &report.cause {
                 ExitCause::Stopped => f.write_str("the machine was stopped"),

@@ -4,6 +4,7 @@
 use crate::machine::allowance::EventAllowance;
 use crate::machine::command::{MachineCommand, MachineOrder};
 use crate::machine::end::MachineEnd;
+use crate::machine::group::VmGroup;
 use crate::machine::name::MachineName;
 use crate::machine::phase::MachinePhase;
 use crate::machine::task::{GRACE, MachineTask};
@@ -29,15 +30,15 @@ pub struct VmProcess {
 impl VmProcess {
     /// Takes over a process that has just been started and configured. Must be called on the
     /// runtime; returns at once. `keep` is dropped when the process is reaped, and only then are
-    /// those told who wait for the end.
+    /// those told who wait for the end; its `group` is removed after that.
     #[must_use]
-    pub fn adopt(name: MachineName, pid: Pid, control: OwnedFd, keep: impl Send + 'static) -> Self {
-        // The kernel, short of memory, is to end a sandbox and not the service. Without it all
-        // works.
-        let _ = std::fs::write(
-            format!("/proc/{}/oom_score_adj", pid.as_raw_nonzero()),
-            "500",
-        );
+    pub fn adopt(
+        name: MachineName,
+        pid: Pid,
+        control: OwnedFd,
+        group: Option<VmGroup>,
+        keep: impl Send + 'static,
+    ) -> Self {
         let (commands, receiver) = mpsc::channel(8);
         let (sender, phase) = watch::channel(MachinePhase::Spawned);
         let task = MachineTask {
@@ -47,11 +48,16 @@ impl VmProcess {
             failure: None,
             allowance: EventAllowance::configured(),
             grace: GRACE,
+            group,
         };
         tokio::spawn(async move {
-            let end = task.run(pid, control, receiver).await;
+            let (end, group) = task.run(pid, control, receiver).await;
             drop(keep);
             sender.send_replace(MachinePhase::Ended(Arc::new(end)));
+            if group.is_some() {
+                // Nobody waits for it.
+                tokio::task::spawn_blocking(move || drop(group));
+            }
         });
         Self {
             name,
@@ -253,7 +259,7 @@ mod test {
     fn shell(script: &str) -> VmProcess {
         let (child, control) = control::spawn("/bin/sh", &["-c", script]).unwrap();
         let pid = Pid::from_child(&child);
-        VmProcess::adopt(MachineName::new("itest"), pid, control, ())
+        VmProcess::adopt(MachineName::new("itest"), pid, control, None, ())
     }
 
     fn no_such_process(pid: Pid) -> bool {
@@ -287,6 +293,7 @@ mod test {
             MachineName::new("itest"),
             pid,
             control,
+            None,
             (),
         ));
         for _ in 0..400 {
@@ -308,6 +315,7 @@ mod test {
         let end = MachineEnd {
             report: Some(report),
             failure: None,
+            shortage: None,
             status: String::new(),
         };
         assert_eq!(end.console_tail(), "a\nb\u{fffd}[31m\u{fffd}");

@@ -9,6 +9,8 @@
 mod allowance;
 mod command;
 pub mod end;
+pub mod group;
+pub mod group_tree;
 pub mod handle;
 pub mod handover;
 pub mod name;

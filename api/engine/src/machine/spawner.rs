@@ -4,6 +4,7 @@
 //! not at all. Nothing is given up for ever: a zygote that was late or lost is started again for
 //! the next VM process.
 
+use crate::machine::group::VmGroup;
 use crate::machine::name::MachineName;
 use crate::machine::stderr;
 use control::{JailMode, MissingWall, Spawned, Wall, Zygote, ZygoteError, list_missing};
@@ -102,17 +103,17 @@ impl VmSpawner {
         }
     }
 
-    /// A VM process of `program`, which waits for its configuration. Blocks for the time of a fork.
-    /// Must be called from the runtime's threads.
+    /// A VM process of `program`, which waits for its configuration, in its control group if it has
+    /// one. Blocks for the time of a fork. Must be called from the runtime's threads.
     ///
     /// # Errors
     /// [`SpawnError`]; nothing is left of the attempt.
-    pub fn spawn(&self, program: &Path) -> Result<Spawned, SpawnError> {
+    pub fn spawn(&self, program: &Path, group: Option<&VmGroup>) -> Result<Spawned, SpawnError> {
         for _ in 0..2 {
             let Some(zygote) = self.zygote(program)? else {
-                return Ok(alone(program)?);
+                return Ok(alone(program, group)?);
             };
-            match zygote.spawn() {
+            match zygote.spawn(group.map(VmGroup::folder)) {
                 Err(error) if error.is_lost() => self.lose(&zygote, &error),
                 Err(ZygoteError::Descriptors(error)) => return Err(error.into()),
                 spawned => return Ok(spawned?),
@@ -120,7 +121,7 @@ impl VmSpawner {
         }
         match self.mode {
             JailMode::Required => Err(ZygoteError::Gone.into()),
-            JailMode::Degraded => Ok(alone(program)?),
+            JailMode::Degraded => Ok(alone(program, group)?),
         }
     }
 
@@ -192,11 +193,20 @@ fn unpoisoned<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Without a zygote.
-fn alone(program: &Path) -> io::Result<Spawned> {
+fn alone(program: &Path, group: Option<&VmGroup>) -> io::Result<Spawned> {
     let (mut child, control) = control::spawn(program, &[])?;
+    let pid = rustix::process::Pid::from_child(&child);
+    // Before it is told what to do.
+    if let Some(group) = group
+        && let Err(error) = group.take(pid)
+    {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(error);
+    }
     let stderr = child.stderr.take().ok_or(io::ErrorKind::BrokenPipe)?;
     Ok(Spawned {
-        pid: rustix::process::Pid::from_child(&child),
+        pid,
         control,
         stderr: stderr.into(),
     })

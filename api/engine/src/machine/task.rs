@@ -4,6 +4,7 @@
 use crate::machine::allowance::EventAllowance;
 use crate::machine::command::{MachineCommand, PendingReplies};
 use crate::machine::end::MachineEnd;
+use crate::machine::group::VmGroup;
 use crate::machine::name::MachineName;
 use crate::machine::phase::MachinePhase;
 use crate::machine::ready;
@@ -30,16 +31,18 @@ pub(super) struct MachineTask {
     pub(super) allowance: EventAllowance,
     /// How long the process may take to end by itself.
     pub(super) grace: Duration,
+    /// What limits the process.
+    pub(super) group: Option<VmGroup>,
 }
 
 impl MachineTask {
-    /// Follows the process to its end.
+    /// Follows the process to its end; its group is left to the caller.
     pub(super) async fn run(
         mut self,
         pid: Pid,
         control: OwnedFd,
         commands: mpsc::Receiver<MachineCommand>,
-    ) -> MachineEnd {
+    ) -> (MachineEnd, Option<VmGroup>) {
         let status = match ProcessFds::new(pid, control) {
             Ok(ends) => {
                 self.serve(&ends, commands).await;
@@ -55,11 +58,14 @@ impl MachineTask {
                 status_text(reaped.await.ok().and_then(Result::ok).flatten().as_ref())
             }
         };
-        MachineEnd {
+        let group = self.group.as_ref().filter(|_| self.report.is_none());
+        let end = MachineEnd {
+            shortage: group.and_then(VmGroup::shortage),
             report: self.report,
             failure: self.failure,
             status,
-        }
+        };
+        (end, self.group)
     }
 
     /// Until the process has said its last word, is gone, or has been asked to end and does not.
@@ -94,6 +100,9 @@ impl MachineTask {
                         Request::Stats
                     }
                     Some(MachineCommand::Save(save, copied)) => {
+                        if let Some(group) = &self.group {
+                            group.make_room_for_save();
+                        }
                         waiting.save = Some(save.outcome);
                         waiting.copied = Some(copied);
                         files = save.files;

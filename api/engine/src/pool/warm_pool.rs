@@ -1,6 +1,6 @@
 //! The warm VMs of one template.
 
-use crate::admission::MemoryAdmission;
+use crate::admission::HostAdmission;
 use crate::error::chain;
 use crate::image::machine_image::MachineImage;
 use crate::launch::error::LaunchError;
@@ -71,7 +71,7 @@ enum PoolState {
 pub(super) struct PoolResources {
     /// What every machine counts for.
     pub(super) slots: Arc<Semaphore>,
-    pub(super) admission: Arc<MemoryAdmission>,
+    pub(super) admission: Arc<HostAdmission>,
     /// One permit per machine that is made for a template VM.
     pub(super) makers: Arc<Semaphore>,
     /// Held by whoever makes a machine ahead.

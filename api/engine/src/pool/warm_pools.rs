@@ -1,6 +1,6 @@
 //! The warm pools of all templates.
 
-use crate::admission::MemoryAdmission;
+use crate::admission::HostAdmission;
 use crate::launch::launcher::MachineLauncher;
 use crate::pool::warm_pool::{PoolResources, WarmPool};
 use crate::template::Template;
@@ -31,7 +31,7 @@ impl WarmPools {
     #[must_use]
     pub fn new(
         launcher: &MachineLauncher,
-        (slots, admission): (Arc<Semaphore>, Arc<MemoryAdmission>),
+        (slots, admission): (Arc<Semaphore>, Arc<HostAdmission>),
         size: Option<usize>,
         closing: watch::Receiver<bool>,
     ) -> Self {

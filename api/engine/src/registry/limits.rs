@@ -116,8 +116,9 @@ impl SandboxRegistry {
     /// Whether more may be stored for this owner. What is begun below the limit is finished.
     ///
     /// # Errors
-    /// [`EngineError::LimitReached`].
+    /// [`EngineError::LimitReached`], [`EngineError::NoDisk`].
     pub(super) fn admit_bytes(&self, owner: Option<&OwnerId>) -> Result<(), EngineError> {
+        self.admission.check_disk()?;
         let (all, own) = self.vault.used(owner);
         let own_max = owner.and_then(|owner| self.accounts.limits(owner).max_stored_bytes);
         below(

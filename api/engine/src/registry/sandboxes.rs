@@ -1,6 +1,7 @@
 //! All sandboxes of a server, and what they share.
 
-use crate::admission::MemoryAdmission;
+use crate::admission::HostAdmission;
+use crate::disk_reserve::DiskReserve;
 use crate::environment::IdentityVariables;
 use crate::error::EngineError;
 use crate::facts::SandboxOrigin;
@@ -60,7 +61,7 @@ impl EndReason {
 pub struct SandboxRegistry {
     pub(super) table: Mutex<CountedTable<TableEntry>>,
     pub(super) slots: Arc<Semaphore>,
-    pub(super) admission: Arc<MemoryAdmission>,
+    pub(super) admission: Arc<HostAdmission>,
     pub(super) max: usize,
     /// The most in the store.
     pub(super) store_limits: StoreLimits,
@@ -100,7 +101,10 @@ impl SandboxRegistry {
         let max = options.max_sandboxes;
         let slots = Arc::new(Semaphore::new(max));
         let closing = watch::Sender::new(false);
-        let admission = Arc::new(MemoryAdmission::new(options.min_memory_mb));
+        let disk = DiskReserve::new(&launcher.layer_dir, options.disk_reserve_mb);
+        let disk = Arc::new(disk);
+        disk.watch();
+        let admission = Arc::new(HostAdmission::new(options.min_memory_mb, disk));
         let shared = (Arc::clone(&slots), Arc::clone(&admission));
         let pools = WarmPools::new(&launcher, shared, options.pool_size, closing.subscribe());
         let accounts = Accounts::new(options.owners);

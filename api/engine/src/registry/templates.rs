@@ -1,6 +1,7 @@
 //! Templates that come and go while the server runs.
 
 use crate::error::{EngineError, chain};
+use crate::machine::group_tree::ResourcesView;
 use crate::machine::spawner::WallsView;
 use crate::registry::sandboxes::SandboxRegistry;
 use crate::registry::view::SandboxView;
@@ -15,6 +16,12 @@ impl SandboxRegistry {
     #[must_use]
     pub fn walls(&self) -> WallsView {
         self.launcher.spawner.walls()
+    }
+
+    /// What sandboxes' VM processes are limited in on this host.
+    #[must_use]
+    pub fn resources(&self) -> ResourcesView {
+        self.launcher.groups.view()
     }
 
     /// The templates there are.

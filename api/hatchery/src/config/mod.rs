@@ -8,16 +8,18 @@ mod error;
 mod keys;
 mod limits;
 mod network;
+mod resources;
 mod settings;
 mod templates;
 mod typed;
 
 pub use error::ConfigError;
 pub use limits::LimitSettings;
+pub use resources::ResourceSettings;
 pub use settings::{CloneSettings, Settings};
 pub use typed::{
     ClonesFile, ConfigFile, KeyFile, LimitsFile, MetricsFile, NetworkFile, Overrides, PoolFile,
-    TemplateFile,
+    ResourcesFile, TemplateFile,
 };
 
 #[cfg(test)]

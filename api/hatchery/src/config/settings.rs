@@ -5,6 +5,7 @@ use crate::config::error::ConfigError;
 use crate::config::keys::KeySettings;
 use crate::config::limits::{LimitSettings, in_range};
 use crate::config::network::network;
+use crate::config::resources::ResourceSettings;
 use crate::config::templates::templates;
 use crate::config::typed::{ConfigFile, Overrides};
 use control::JailMode;
@@ -56,6 +57,8 @@ pub struct Settings {
     pub clones: CloneSettings,
     /// What sandboxes may have of the network.
     pub network: NetworkSettings,
+    /// What machines may take of the host.
+    pub resources: ResourceSettings,
     /// Where `GET /metrics` is answered; `None`: nowhere.
     pub metrics_listen: Option<SocketAddr>,
     /// What the operator should know: settings under their old names.
@@ -105,6 +108,7 @@ impl Settings {
             agent: find(over.agent.or(file.agent), "hatchery-agent"),
             limits,
             clones,
+            resources: ResourceSettings::new(&file.resources)?,
             metrics_listen: over.metrics_listen.or(file.metrics.listen),
             notes,
             templates: templates(file.templates, &dir, &kernel)?,
@@ -124,6 +128,7 @@ impl Settings {
             },
             owners: self.owners.clone(),
             min_memory_mb: self.limits.min_memory_mb,
+            disk_reserve_mb: self.resources.disk_reserve_mb,
             boot_timeout: self.limits.boot_timeout,
             pool_size: self.clones.enabled.then_some(self.clones.pool_size),
             network: self.network.clone(),

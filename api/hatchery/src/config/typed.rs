@@ -1,7 +1,7 @@
 //! What was typed: the configuration file, and what is over it.
 
 use crate::config::error::{ConfigError, read_text};
-use control::JailMode;
+use control::{CgroupMode, JailMode};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -60,6 +60,9 @@ pub struct ConfigFile {
     /// What is counted.
     #[serde(default)]
     pub metrics: MetricsFile,
+    /// What machines may take of the host.
+    #[serde(default)]
+    pub resources: ResourcesFile,
     /// Templates by name. Default: `base` with the image `base.ext4`.
     #[serde(default)]
     pub templates: BTreeMap<String, TemplateFile>,
@@ -171,6 +174,22 @@ pub struct NetworkFile {
 pub struct MetricsFile {
     /// Address and port at which `GET /metrics` is answered, without a key. No default: nowhere.
     pub listen: Option<SocketAddr>,
+}
+
+/// The `[resources]` table as typed.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResourcesFile {
+    /// Whether each VM process has a control group: `auto`, where the host lets us make them;
+    /// `required`, or no sandbox starts; `off`. Default `auto`.
+    pub cgroup: Option<CgroupMode>,
+    /// The folder of the group under which they are made. No default: the server's own.
+    pub cgroup_parent: Option<PathBuf>,
+    /// Memory of a VM process beside its guest's, MiB. Default 128.
+    pub memory_overhead_mb: Option<u64>,
+    /// Room that has to be left on the volume of the data folder for something to begin or be
+    /// stored, MiB; else it is refused with 503. 0: nobody looks. Default 512.
+    pub disk_reserve_mb: Option<u64>,
 }
 
 /// One `[templates.NAME]` table as typed.

@@ -13,6 +13,7 @@ use control::JailMode;
 use e2b::state::AppState;
 use engine::data_folder::DataFolder;
 use engine::launch::launcher::MachineLauncher;
+use engine::machine::group_tree::GroupTree;
 use engine::machine::spawner::VmSpawner;
 use engine::registry::SandboxRegistry;
 use engine::store::vault::ImageVault;
@@ -155,6 +156,7 @@ impl Server {
         let launcher = MachineLauncher {
             vmm: settings.vmm.clone(),
             spawner: VmSpawner::new(settings.jail),
+            groups: Arc::new(GroupTree::open(&settings.resources.groups(), dir.path())),
             agent: settings.agent.clone(),
             layer_dir: state.layers().to_owned(),
             record_dir: state.machines().to_owned(),

@@ -20,12 +20,13 @@ ROUNDS = int(os.environ.get("HATCHERY_LEAK_ROUNDS", "50"))
 # Counts on the host, by nothing but /proc and find. Memory in KiB.
 COUNT = f"""
 vms=$({vm_pids_script("$pid")})
+groups=$(ls -d /sys/fs/cgroup/hatchery-*/vm-* 2>/dev/null | wc -l)
 count() {{ ls "$1" 2>/dev/null | wc -l; }}
 files=0
 [ -n "{STATE_DIR}" ] && files=$(find "{STATE_DIR}" | wc -l)
 rss=$(sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\).*/\\1/p' /proc/$pid/status)
 children=$(cat /proc/$pid/task/*/children 2>/dev/null | wc -w)
-echo "{{\\"vm_processes\\": $(echo $vms | wc -w), \\"children\\": $children, \\"server_fds\\": $(count /proc/$pid/fd),\
+echo "{{\\"vm_processes\\": $(echo $vms | wc -w), \\"children\\": $children, \\"groups\\": $groups, \\"server_fds\\": $(count /proc/$pid/fd),\
  \\"server_threads\\": $(count /proc/$pid/task), \\"files\\": $files, \\"server_kib\\": $rss}}"
 """
 
@@ -57,7 +58,7 @@ def test_nothing_stays(capsys):
         print(f"\nafter {ROUNDS} sandboxes:")
         for name, was in before.items():
             print(f"  {name:15} {was:>8} -> {after[name]:>8}")
-    for name in ("vm_processes", "children", "files"):
+    for name in ("vm_processes", "children", "files", "groups"):
         assert after[name] == before[name], name
     # Idle client connections and worker threads come and go by a few.
     assert abs(after["server_fds"] - before["server_fds"]) <= 3

@@ -8,7 +8,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use std::ffi::OsStr;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, ChildStderr};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -143,11 +143,12 @@ impl Zygote {
         self.child.id()
     }
 
-    /// Makes a VM process. Blocks for the time of a fork; callers take turns.
+    /// Makes a VM process, which is born in `group`, the folder of a control group (version 2), if
+    /// there is one. Blocks for the time of a fork; callers take turns.
     ///
     /// # Errors
     /// [`ZygoteError`]; nothing is left of the attempt.
-    pub fn spawn(&self) -> Result<Spawned, ZygoteError> {
+    pub fn spawn(&self, group: Option<BorrowedFd<'_>>) -> Result<Spawned, ZygoteError> {
         let descriptors = |e: std::io::Error| ZygoteError::Descriptors(e);
         let (control, theirs) = pair().map_err(descriptors)?;
         let (stderr, log) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| descriptors(e.into()))?;
@@ -155,8 +156,10 @@ impl Zygote {
         if line.late {
             return Err(ZygoteError::Gone);
         }
-        let files = [theirs.as_fd(), log.as_fd()];
-        send(&line.socket, &Request::Spawn, &files).map_err(lost)?;
+        let files = [Some(theirs.as_fd()), Some(log.as_fd()), group];
+        let files: Vec<_> = files.into_iter().flatten().collect();
+        let group = group.is_some();
+        send(&line.socket, &Request::Spawn { group }, &files).map_err(lost)?;
         let answer = recv::<Event>(&line.socket).inspect_err(|_| line.late = true);
         match answer? {
             Some((Event::Spawned { pid }, _)) => Ok(Spawned {

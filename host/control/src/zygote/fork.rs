@@ -5,6 +5,10 @@
 )]
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// `CLONE_INTO_CGROUP` (Linux 5.7), wider than the C library's type for flags.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// Who one is after a fork.
 #[derive(Clone, Copy, Debug)]
@@ -14,13 +18,15 @@ pub(super) enum Fork {
 }
 
 /// Forks. The child's parent is this process's parent, which gets its exit signal and reaps it.
+/// It is born in `group`, a folder of the control groups' file system: to move a process later has
+/// the kernel wait until no processor is in the middle of a fork or an end.
 /// To be called by a process that has one thread.
-pub(super) fn fork_sibling() -> io::Result<Fork> {
+pub(super) fn fork_sibling(group: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
     let tid = tid_address();
     let flags = libc::CLONE_PARENT | libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID;
     let args = libc::clone_args {
         // The exit signal is the zygote's own: with CLONE_PARENT none may be given.
-        flags: u64::try_from(flags).unwrap_or(0),
+        flags: u64::try_from(flags).unwrap_or(0) | group.map_or(0, |_| CLONE_INTO_CGROUP),
         child_tid: tid as u64,
         pidfd: 0,
         parent_tid: 0,
@@ -30,7 +36,9 @@ pub(super) fn fork_sibling() -> io::Result<Fork> {
         tls: 0,
         set_tid: 0,
         set_tid_size: 0,
-        cgroup: 0,
+        cgroup: group
+            .map_or(Ok(0), |group| u64::try_from(group.as_raw_fd()))
+            .map_err(|_| io::ErrorKind::InvalidInput)?,
     };
     let size = size_of::<libc::clone_args>();
     // SAFETY: as fork(): no memory is shared, the stack is the same address in the child's copy,

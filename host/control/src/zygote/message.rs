@@ -9,9 +9,13 @@ pub const ZYGOTE_ARGUMENT: &str = "zygote";
 /// From the service to a zygote.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Request {
-    /// Make a VM process. Two descriptors come along: its end of the control socket, and its
-    /// standard error. Answered by [`Event::Spawned`] or [`Event::Failed`].
-    Spawn,
+    /// Make a VM process. Descriptors come along: its end of the control socket, its standard
+    /// error, and the control group to be born in if there is one. Answered by [`Event::Spawned`]
+    /// or [`Event::Failed`].
+    Spawn {
+        /// Whether a control group comes along.
+        group: bool,
+    },
 }
 
 /// From a zygote to the service.

@@ -5,7 +5,7 @@ use super::message::{Event, Request};
 use crate::walls::{JailMode, MissingWall, list_missing};
 use crate::{ChannelError, recv, send};
 use std::ffi::CStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// What the kernel shows as the name of a zygote (`/proc/PID/comm`), so that it is not taken for a
 /// VM process.
@@ -43,20 +43,21 @@ pub fn serve(
     let _ = rustix::thread::set_name(ZYGOTE_NAME);
     send(&socket, &Event::Ready { missing }, &[])?;
     loop {
-        let Some((Request::Spawn, fds)) = recv::<Request>(&socket)? else {
+        let Some((Request::Spawn { group }, fds)) = recv::<Request>(&socket)? else {
             return Ok(Role::Ended);
         };
         if let Some(message) = refusal.clone() {
             send(&socket, &Event::Failed { message }, &[])?;
             continue;
         }
-        let count = fds.len();
-        let Ok([control, stderr]) = <[OwnedFd; 2]>::try_from(fds) else {
-            let message = format!("{count} descriptors came along, 2 are needed");
-            send(&socket, &Event::Failed { message }, &[])?;
-            continue;
+        let given = match GivenFds::take(group, fds) {
+            Ok(given) => given,
+            Err(message) => {
+                send(&socket, &Event::Failed { message }, &[])?;
+                continue;
+            }
         };
-        match fork_sibling() {
+        match fork_sibling(given.group.as_ref().map(AsFd::as_fd)) {
             Ok(Fork::Child) => {
                 // The child says it, not the zygote: of a zygote that is killed right after its
                 // fork the service would not hear whom it has to reap.
@@ -65,13 +66,41 @@ pub fn serve(
                 // Held here, it would hide the zygote's end from the service.
                 drop(socket);
                 let _ = own_name.map(|name| rustix::thread::set_name(&name));
+                let GivenFds {
+                    control, stderr, ..
+                } = given;
                 return Ok(Role::Vm { control, stderr });
             }
             Ok(Fork::Parent) => {}
             Err(error) => {
-                let message = error.to_string();
+                let into = if group { " into its control group" } else { "" };
+                let message = format!("fork{into}: {error}");
                 send(&socket, &Event::Failed { message }, &[])?;
             }
+        }
+    }
+}
+
+/// The descriptors of one request.
+struct GivenFds {
+    control: OwnedFd,
+    stderr: OwnedFd,
+    group: Option<OwnedFd>,
+}
+
+impl GivenFds {
+    fn take(has_group: bool, fds: Vec<OwnedFd>) -> Result<Self, String> {
+        let (count, wanted) = (fds.len(), 2 + usize::from(has_group));
+        let mut fds = fds.into_iter();
+        match (fds.next(), fds.next(), fds.next()) {
+            (Some(control), Some(stderr), group) if count == wanted => Ok(Self {
+                control,
+                stderr,
+                group,
+            }),
+            _ => Err(format!(
+                "{count} descriptors came along, {wanted} are needed"
+            )),
         }
     }
 }

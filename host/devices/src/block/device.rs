@@ -10,14 +10,18 @@
 //! one of them fills up a block as above: it would bring back old sectors that the other has just
 //! written. So a write waits (and the queue behind it) while an overlapping one is in flight, if
 //! either has a partial block ([`ChangedExtent::conflicts`]).
+//!
+//! A host that has no room for the layer is not the guest's fault: a change that does not fit is
+//! held, with its request, and tried again until it does ([`HeldOps`]).
 
 use super::config::{BlockConfig, BlockError, DiskParent};
+use super::held::HeldOps;
 use super::layers::DiskLayers;
 use super::map::{BLOCK, BlockMap, BlockSource};
 use super::request::{DiskAction, DiskRequest, DiskShape};
 use super::spec::{DEVICE_ID, HEADER_LEN, ID_LEN, QUEUE_SIZES, S_IOERR, S_OK};
 use super::state::BlockV1;
-use super::{config, state};
+use super::{config, held, state};
 use crate::attachment::{Attachment, Contents};
 use crate::chain::{self, BufferChain};
 use crate::device::{BrokenQueue, Device, DeviceContext, DeviceFault, NextTurn};
@@ -29,6 +33,7 @@ use std::fs::File;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Instant;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -56,8 +61,8 @@ struct ActiveRequest {
 
 /// One operation of the ring.
 #[derive(Clone, Copy, Debug)]
-struct DiskOp {
-    slot: usize,
+pub(super) struct DiskOp {
+    pub(super) slot: usize,
     step: OpStep,
     /// Where on the disk.
     offset: u64,
@@ -78,6 +83,13 @@ enum OpStep {
     WriteFilled,
     /// Free the layer's blocks.
     Punch,
+}
+
+impl OpStep {
+    /// Whether it may need room in the layer that is not there yet.
+    const fn changes_layer(self) -> bool {
+        matches!(self, Self::Write | Self::WriteFilled | Self::Punch)
+    }
 }
 
 /// Bytes a request changes.
@@ -135,7 +147,9 @@ pub struct Block {
     stalled: Option<ActiveRequest>,
     kicked: bool,
     used: bool,
-    enospc_logged: bool,
+    /// What the host has no room for.
+    held: HeldOps<DiskOp>,
+    error_logged: bool,
 }
 
 impl Block {
@@ -168,7 +182,8 @@ impl Block {
             stalled: None,
             kicked: false,
             used: false,
-            enospc_logged: false,
+            held: HeldOps::default(),
+            error_logged: false,
         })
     }
 
@@ -486,12 +501,17 @@ impl Block {
         let Some(active) = self.active[op.slot].as_mut() else {
             return Ok(());
         };
+        if held::has_no_room(&done) && op.step.changes_layer() && !active.failed {
+            self.held.hold(op, done.pieces, cx.now);
+            self.metrics.held.set(self.held.count());
+            return Ok(());
+        }
         active.in_flight -= 1;
         let moved = match done.result {
             Ok(n) => u64::from(n),
             Err(errno) => {
                 active.failed = true;
-                if !mem::replace(&mut self.enospc_logged, true) {
+                if !mem::replace(&mut self.error_logged, true) {
                     tracing::warn!(?errno, step = ?op.step, offset = op.offset, "Disk I/O failed");
                 }
                 return Ok(());
@@ -539,6 +559,20 @@ impl Block {
             }
             OpStep::WriteFilled | OpStep::Read(_) | OpStep::Write => active.failed = true,
         }
+        Ok(())
+    }
+
+    /// Tries again what was held, when it is time.
+    fn retry(&mut self, cx: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
+        for (op, buffer) in self.held.due(cx.now) {
+            if let Some(active) = self.active[op.slot].as_mut() {
+                active.in_flight -= 1;
+                self.issue(op, buffer, cx)?;
+                self.advance(op.slot, cx)?;
+            }
+        }
+        self.held.note(cx.now);
+        self.metrics.held.set(self.held.count());
         Ok(())
     }
 
@@ -635,7 +669,12 @@ impl Device for Block {
         self.advance(op.slot, cx)
     }
 
+    fn deadline(&self) -> Option<Instant> {
+        self.held.retry_at()
+    }
+
     fn turn(&mut self, cx: &mut DeviceContext<'_>) -> Result<NextTurn, DeviceFault> {
+        self.retry(cx)?;
         self.take_requests(cx)?;
         self.report(cx)?;
         let room = self.active.iter().any(Option::is_none);
@@ -647,7 +686,7 @@ impl Device for Block {
         })
     }
 
-    fn stop(&mut self, _: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
+    fn stop(&mut self, cx: &mut DeviceContext<'_>) -> Result<(), DeviceFault> {
         self.queue = None;
         self.stalled = None;
         self.kicked = false;
@@ -656,6 +695,12 @@ impl Device for Block {
             .iter_mut()
             .flatten()
             .for_each(|a| a.failed = true);
+        for op in self.held.drop_all() {
+            if let Some(active) = self.active[op.slot].as_mut() {
+                active.in_flight -= 1;
+                self.advance(op.slot, cx)?;
+            }
+        }
         Ok(())
     }
 
@@ -673,7 +718,7 @@ impl Device for Block {
         self.map = BlockMap::new(self.disk.size, self.base_len);
         self.active.iter_mut().for_each(|active| *active = None);
         self.used = false;
-        self.enospc_logged = false;
+        self.error_logged = false;
         self.metrics.layer_blocks.set(0);
         Ok(())
     }

@@ -4,10 +4,12 @@
 //! ```text
 //!  guest request --> Request (checked) --> runs by Map --> ring reads: layer|parent|base|zeros
 //!                                                     \--> ring writes: layer, then the Map's bit
+//!                                                      (without room: held, and tried again)
 //! ```
 
 mod config;
 mod device;
+mod held;
 mod layers;
 mod map;
 mod request;

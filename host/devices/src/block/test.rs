@@ -1,6 +1,7 @@
 //! The block device whole, against a plain byte vector as oracle.
 #![expect(clippy::cast_possible_truncation, reason = "test values are small")]
 
+mod full;
 mod save;
 
 use super::BlockConfig;
