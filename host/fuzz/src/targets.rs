@@ -11,7 +11,7 @@ pub(crate) type Target = (&'static str, fn(&[u8]));
 pub(crate) const TARGETS: &[Target] = &[
     ("control", fuzz_messages),
     ("devices", fuzz_devices),
-    ("frames", fuzz_frames),
     ("ioapic", fuzz_ioapic),
     ("load", fuzz_load),
+    ("net_frames", fuzz_frames),
 ];
