@@ -16,7 +16,8 @@ use crate::net_policy::{MAX_NAME_SERVERS, NetPolicy, NetPolicyError, check_count
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// The descriptor of the frames, the standard input: a `SOCK_SEQPACKET` socket, one bare Ethernet frame a message.
+/// The descriptor of the frames, the standard input: a `SOCK_SEQPACKET` socket, one bare Ethernet
+/// frame a message.
 pub const NET_FRAMES_FD: i32 = 0;
 /// The descriptor of these messages, the standard output: a `SOCK_SEQPACKET` socket.
 pub const NET_CONTROL_FD: i32 = 1;
