@@ -2,6 +2,7 @@
 
 use crate::Body;
 pub use crate::control::idempotency::{IdempotencyClaim, IdempotencyTable};
+use crate::control::network;
 use crate::control::view::CreatedView;
 use crate::error::{ApiError, json_response};
 use crate::linger::LingeringBody;
@@ -148,6 +149,10 @@ impl CreateRequest {
             return Err(ApiError::NotYet("Workload identity (iam)"));
         }
         check_network(self.network.as_ref())?;
+        // From v2 on there is no choice.
+        let secure =
+            version == ApiVersion::V2 || options.require_token || self.secure.unwrap_or(false);
+        let ingress = network::ingress(self.network.as_ref(), secure)?;
         let metadata = self.metadata.unwrap_or_default();
         if metadata.len() > MAX_METADATA {
             return Err(ApiError::Invalid(format!(
@@ -172,10 +177,8 @@ impl CreateRequest {
             lifecycle,
             metadata,
             env,
-            // From v2 on there is no choice.
-            secure: version == ApiVersion::V2
-                || options.require_token
-                || self.secure.unwrap_or(false),
+            secure,
+            ingress,
         };
         Ok((self.template_id, asked))
     }
@@ -187,13 +190,7 @@ fn check_network(network: Option<&Value>) -> Result<(), ApiError> {
     let Some(Value::Object(network)) = network else {
         return Ok(());
     };
-    let needs = [
-        "egressProxy",
-        "rules",
-        "maskRequestHost",
-        "httpsPorts",
-        "dnsServers",
-    ];
+    let needs = ["egressProxy", "rules", "httpsPorts", "dnsServers"];
     if needs
         .iter()
         .any(|key| network.get(*key).is_some_and(|value| !is_empty(value)))

@@ -11,6 +11,7 @@ pub mod idempotency;
 pub mod kill;
 pub mod list;
 pub mod metrics;
+mod network;
 pub mod pause;
 pub mod reset;
 pub mod snapshots;
