@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { eventually, withFresh } from './support.mjs'
+import { eventually, patient, withFresh } from './support.mjs'
 
 const URL = process.env.E2B_API_URL ?? 'http://127.0.0.1:3000'
 
@@ -38,8 +38,12 @@ test('a Node server in a sandbox takes bodies and sends events', () =>
     assert.ok(box.getHost(port).startsWith(`${port}-${box.sandboxId}.`))
 
     await box.files.write('/tmp/server.cjs', SERVER)
-    await box.commands.run(`exec node /tmp/server.cjs ${port}`, { background: true })
-    await eventually('the server listens', 60, async () => (await ask('/')).status === 200)
+    await box.commands.run(`exec node /tmp/server.cjs ${port}`, { background: true, timeoutMs: 0 })
+    await eventually('the server listens', 60, async () => {
+      // Who asks all the time takes a slow guest's processor from the server that is to start.
+      await new Promise((resolve) => setTimeout(resolve, patient(0.2)))
+      return (await ask('/')).status === 200
+    })
     const body = 'x'.repeat(300_000)
     const echoed = await ask('/', { method: 'POST', body })
     assert.equal(echoed.headers.get('x-method'), 'POST')

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import os
 import random
+import time
 
 import pytest
 from support import address, create, eventually, http_call, patient, raw_connection, run
@@ -52,8 +53,14 @@ def serve_folder(box, port):
     folder = f"/tmp/site-{port}"
     box.files.write(f"{folder}/index.html", f"hello from {box.sandbox_id}")
     command = f"cd {folder} && exec python3 -m http.server --bind 127.0.0.1 {port}"
-    box.commands.run(command, background=True)
-    eventually("the server listens", 30, lambda: get(box, port).status == 200)
+    box.commands.run(command, background=True, timeout=0)
+
+    def listens():
+        # Who asks all the time takes a slow guest's processor from the server that is to start.
+        time.sleep(patient(0.2))
+        return get(box, port).status == 200
+
+    eventually("the server listens", 30, listens)
 
 
 def test_a_web_server_is_reached_by_headers_and_by_host_name(fresh):
@@ -99,9 +106,10 @@ def receive(connection, length):
 def test_a_websocket_goes_both_ways(fresh):
     port = own_port()
     fresh.files.write("/tmp/socket.py", SOCKET_SERVER)
-    fresh.commands.run(f"exec python3 /tmp/socket.py {port}", background=True)
-    listens = f"python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", {port}))'"
-    run(fresh, f"until {listens} 2> /dev/null; do sleep 0.1; done")
+    command = f"exec python3 /tmp/socket.py {port}"
+    fresh.commands.run(command, background=True, timeout=0)
+    listens = f"until ss -ltn | grep -q :{port}; do sleep 0.5; done"
+    run(fresh, listens)
     key = base64.b64encode(os.urandom(16)).decode()
     with raw_connection() as connection:
         connection.settimeout(patient(30))
