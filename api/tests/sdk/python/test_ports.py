@@ -105,8 +105,8 @@ def receive(connection, length):
 
 def test_a_websocket_goes_both_ways(fresh):
     port = own_port()
-    fresh.files.write("/tmp/socket.py", SOCKET_SERVER)
-    command = f"exec python3 /tmp/socket.py {port}"
+    fresh.files.write("/tmp/websocket_echo.py", SOCKET_SERVER)
+    command = f"exec python3 /tmp/websocket_echo.py {port}"
     fresh.commands.run(command, background=True, timeout=0)
     listens = f"until ss -ltn | grep -q :{port}; do sleep 0.5; done"
     run(fresh, listens)
