@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use wire::{
     DataChannel, Frame, FrameBuffer, Hello, MAX_FRAME, Message, PROTOCOL_VERSION, ProcessEnd,
     ProcessExit, ProcessLimits, ReadFile, RecvWindow, Reply, Request, RequestPart, StartProcess,
-    Stdin, StreamEvent, StringList,
+    Stdin, StringList,
 };
 
 /// Room for several frames, so that one read can bring many.
@@ -156,7 +156,7 @@ impl<S: Read + Write> AgentClient<S> {
                     return Ok(Some(None));
                 }
                 match message {
-                    Message::Event(StreamEvent::Started { .. } | StreamEvent::Opened(_)) => {}
+                    Message::Event(_) => {}
                     Message::Data {
                         channel,
                         bytes: data,

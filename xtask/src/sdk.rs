@@ -234,6 +234,8 @@ pub(crate) fn snippets(target: &SdkTarget) -> Result<Tally> {
     branches.arg(sources().join("snippets/branches.py"));
     let mut checkpoints = Command::new(python.get_program());
     checkpoints.arg(sources().join("snippets/checkpoints.py"));
+    let mut ports = Command::new(python.get_program());
+    ports.arg(sources().join("snippets/ports.py"));
     let (folder, _) = node_release(&SdkRelease::Pinned)?.context("No JavaScript SDK")?;
     let copy = beside_modules(&folder, "snippets")?;
     let mut node = Command::new("node");
@@ -243,6 +245,7 @@ pub(crate) fn snippets(target: &SdkTarget) -> Result<Tally> {
         ("quickstart.mjs", &mut node),
         ("branches.py", &mut branches),
         ("checkpoints.py", &mut checkpoints),
+        ("ports.py", &mut ports),
     ] {
         eprintln!("{name}");
         target.apply(command);

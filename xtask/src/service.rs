@@ -176,7 +176,7 @@ impl RunningService {
             }
             ServerPlace::Lab(lab) => {
                 lab.forward(port, LAB_PORT)?;
-                Self::in_lab(lab, &programs, [config, key], log_file)?
+                Self::in_lab(lab, &programs, [config, key], port, log_file)?
             }
         };
         let mut service = Self {
@@ -214,12 +214,13 @@ impl RunningService {
         lab: &Lab,
         programs: &Path,
         [config, key]: [&str; 2],
+        port: u16,
         mut log: File,
     ) -> Result<ServerProcess> {
         let script = format!(
             "printf %s \"$1\" > /run/hatchery.toml || exit 1
              HATCHERY_API_KEYS={key} exec {0}/hatchery serve --listen 0.0.0.0:{LAB_PORT} \
-             --config /run/hatchery.toml --data-dir /var/lib/hatchery",
+             --domain localhost:{port} --config /run/hatchery.toml --data-dir /var/lib/hatchery",
             programs.display()
         );
         let running: LabCommand = lab.spawn(&["sh", "-c", &script, "serve", config])?;

@@ -48,6 +48,10 @@ pub(crate) fn run(args: &UpArgs) -> Result<ExitCode> {
     println!("export E2B_API_URL={}", service.url);
     println!("export E2B_SANDBOX_URL={}", service.url);
     println!("export E2B_API_KEY={key}\n");
+    println!(
+        "What listens on a port of a sandbox: http://PORT-ID.localhost:{}\n",
+        args.port
+    );
     if args.once {
         return Ok(ExitCode::SUCCESS);
     }

@@ -7,21 +7,23 @@ use crate::control::{
 };
 use crate::error::{ApiError, ProxyError};
 use crate::linger::LingeringBody;
+use crate::options::ServerOptions;
 use crate::ports::{self, PortServer};
 use crate::route::{self, RequestTarget, Route};
 use crate::state::AppState;
-use crate::{Body, BodyError, envd, host, slots};
+use crate::{Body, BodyError, envd, host, page, proxy, slots};
 use bytes::Bytes;
 use engine::facts::SandboxFacts;
 use engine::registry::Entrance;
 use engine::sandbox::Sandbox;
+use futures_util::FutureExt;
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Frame, SizeHint};
 use hyper::{Request, Response};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tracing::Instrument as _;
 
 impl AppState {
@@ -105,30 +107,49 @@ impl AppState {
         port: u16,
         request: Request<LingeringBody>,
     ) -> Response<Body> {
-        let sandbox = match self.admit(id, port, &request).await {
-            Ok(sandbox) => sandbox,
-            Err(error) => return error.response(),
-        };
-        if self.is_rebound(sandbox.access_token.as_deref(), &request) {
-            return ProxyError::ForeignHost.response();
-        }
-        match ports::server_of(port) {
-            PortServer::Envd => envd_request(&self.bodies, &sandbox, request).await,
-            PortServer::Nobody => ProxyError::PortClosed {
-                id: id.to_owned(),
-                port,
-            }
-            .response(),
+        let navigates = page::is_navigation(&request);
+        match self.port_request(id, port, request).await {
+            Ok(response) => response,
+            Err(error) if navigates => page::of(&error),
+            Err(error) => error.response(),
         }
     }
 
-    /// Whether a request would reach a sandbox without a token under a name that is not ours, as a
-    /// web page can make a browser do.
-    fn is_rebound<B>(&self, token: Option<&str>, request: &Request<B>) -> bool {
+    async fn port_request(
+        &self,
+        id: &str,
+        port: u16,
+        request: Request<LingeringBody>,
+    ) -> Result<Response<Body>, ProxyError> {
+        let sandbox = self.admit(id, port, &request).await?;
+        self.may_enter(port, &sandbox, &request)?;
+        match ports::server_of(port) {
+            PortServer::Envd => envd_request(&self.bodies, &sandbox, request).await,
+            PortServer::Guest => guest_request(&self.options, &sandbox, port, request).await,
+        }
+    }
+
+    /// Whether a request may come to a port of a sandbox at all. Envd asks for its token by itself.
+    fn may_enter<B>(
+        &self,
+        port: u16,
+        facts: &SandboxFacts,
+        request: &Request<B>,
+    ) -> Result<(), ProxyError> {
+        let (token, foreign) = match ports::server_of(port) {
+            PortServer::Envd => (&facts.access_token, ProxyError::ForeignHost),
+            PortServer::Guest if !proxy::may_enter(&facts.ingress, request.headers()) => {
+                let id = facts.id.clone();
+                return Err(ProxyError::TrafficToken { id });
+            }
+            PortServer::Guest => (&facts.ingress.traffic_token, ProxyError::ForeignPortHost),
+        };
+        // Under a name that is not ours a web page can make a browser ask.
         let domain = self.options.domain.as_deref();
-        token.is_none()
+        let rebound = token.is_none()
             && self.options.on_loopback
-            && host::is_foreign(request.uri(), request.headers(), domain)
+            && host::is_foreign(request.uri(), request.headers(), domain);
+        if rebound { Err(foreign) } else { Ok(()) }
     }
 
     /// The sandbox that a request is for, resumed if it may be: whoever has no token cannot.
@@ -138,18 +159,19 @@ impl AppState {
         port: u16,
         request: &Request<LingeringBody>,
     ) -> Result<Arc<Sandbox>, ProxyError> {
-        let admits = |facts: &SandboxFacts| match ports::server_of(port) {
-            PortServer::Envd => {
-                let token = facts.access_token.as_deref();
-                envd::admits(token, request) && !self.is_rebound(token, request)
-            }
-            PortServer::Nobody => false,
+        let mut refused = None;
+        let admits = |facts: &SandboxFacts| {
+            let envd = ports::server_of(port) == PortServer::Envd;
+            let may = self.may_enter(port, facts, request);
+            let token = facts.access_token.as_deref();
+            refused = may.err().filter(|_| !envd);
+            refused.is_none() && (!envd || envd::admits(token, request))
         };
         let id = id.to_owned();
         match self.registry.enter(&id, admits).await {
             Ok(Entrance::Open(sandbox)) => Ok(sandbox),
             Ok(Entrance::Pausing) => Err(ProxyError::Pausing { id }),
-            Ok(Entrance::Closed) => Err(ProxyError::NotFound { id }),
+            Ok(Entrance::Closed) => Err(refused.unwrap_or(ProxyError::NotFound { id })),
             Err(error) => {
                 let error = ApiError::from(error);
                 Err(ProxyError::NotResumed {
@@ -162,23 +184,54 @@ impl AppState {
     }
 }
 
-/// One request to a sandbox's envd. Ends with the sandbox: before the response has begun by a 502,
-/// afterwards by breaking the connection, which is what the SDKs take for an ended sandbox.
+/// One request to a sandbox's envd.
 async fn envd_request(
     bodies: &Arc<BodyBudget>,
     sandbox: &Arc<Sandbox>,
     request: Request<LingeringBody>,
-) -> Response<Body> {
+) -> Result<Response<Body>, ProxyError> {
     if let Some(path) = route::reserved(request.uri().path()) {
-        return ProxyError::Reserved(path).response();
+        return Err(ProxyError::Reserved(path));
     }
     let span = tracing::info_span!("envd", sandbox_id = sandbox.id);
+    let serving = async { Ok(envd::serve(bodies, sandbox, request).await) };
+    until_gone(sandbox, serving.instrument(span)).await
+}
+
+/// How long the end of a sandbox may take to be known after its link's.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// One request to a program in a sandbox.
+async fn guest_request(
+    options: &ServerOptions,
+    sandbox: &Arc<Sandbox>,
+    port: u16,
+    request: Request<LingeringBody>,
+) -> Result<Response<Body>, ProxyError> {
+    let span = tracing::info_span!("port", sandbox_id = sandbox.id, port);
+    let serving = async {
+        let served = proxy::serve(options, sandbox, port, request).await;
+        // A link that breaks is most often its machine's end, which is told in other words.
+        if served.is_err() && sandbox.link.closed().now_or_never().is_some() {
+            tokio::time::sleep(SETTLE).await;
+        }
+        served
+    };
+    until_gone(sandbox, serving.instrument(span)).await
+}
+
+/// The answer of a sandbox. Ends with it: before the response has begun by a 502, afterwards by
+/// breaking the connection, which is what the SDKs take for an ended sandbox.
+async fn until_gone(
+    sandbox: &Arc<Sandbox>,
+    serving: impl Future<Output = Result<Response<Body>, ProxyError>>,
+) -> Result<Response<Body>, ProxyError> {
     tokio::select! {
         biased;
-        () = sandbox.gone() => ended(sandbox).response(),
-        response = envd::serve(bodies, sandbox, request).instrument(span) => {
+        () = sandbox.gone() => Err(ended(sandbox)),
+        response = serving => {
             let sandbox = Arc::clone(sandbox);
-            response.map(|inner| UntilGone::wrap(sandbox, inner))
+            response.map(|whole| whole.map(|inner| UntilGone::wrap(sandbox, inner)))
         }
     }
 }

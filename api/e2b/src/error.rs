@@ -241,6 +241,53 @@ pub enum ProxyError {
         /// The port.
         port: u16,
     },
+    /// Its ports ask for a token, which the request does not show.
+    #[error(
+        "The ports of this sandbox ask for its traffic token, and the request shows none or \
+         another one: send trafficAccessToken of its creation as the header \
+         e2b-traffic-access-token"
+    )]
+    TrafficToken {
+        /// The sandbox.
+        id: String,
+    },
+    /// As many connections to its ports are open as there may be.
+    #[error(
+        "No more than {most} connections to the ports of a sandbox may be open, and so many are: \
+         close some, or raise limits.max_port_connections"
+    )]
+    TooManyPorts {
+        /// The sandbox.
+        id: String,
+        /// The limit.
+        most: usize,
+    },
+    /// The program did not answer as HTTP has it.
+    #[error("The sandbox is running, but the program on port {port} did not answer: {why}")]
+    PortBroken {
+        /// The sandbox.
+        id: String,
+        /// The port.
+        port: u16,
+        /// What was noticed.
+        why: String,
+    },
+    /// The program has said nothing for too long.
+    #[error(
+        "The sandbox is running, but for {seconds} s (limits.idle_timeout) no byte has gone to or \
+         from the program on port {port}"
+    )]
+    PortSilent {
+        /// The sandbox.
+        id: String,
+        /// The port.
+        port: u16,
+        /// How long.
+        seconds: u64,
+    },
+    /// A request for a tunnel to somewhere.
+    #[error("CONNECT is not for sandboxes: send the request itself, or an Upgrade")]
+    NoTunnel,
     /// A host name that names a sandbox but not well.
     #[error("Invalid host")]
     Host,
@@ -274,56 +321,85 @@ pub enum ProxyError {
          answer for it under this host name: use localhost, set `domain`, or create it with secure"
     )]
     ForeignHost,
+    /// A port without a token, under a name that is not this server's.
+    #[error(
+        "The ports of this sandbox ask for no token, and the server, which listens on a loopback \
+         address, does not answer for them under this host name: use localhost, set `domain`, or \
+         create it with network.allowPublicTraffic: false"
+    )]
+    ForeignPortHost,
 }
 
 impl ProxyError {
+    /// [`ProxyError::PortBroken`], with what was noticed.
+    #[must_use]
+    pub fn broken(id: &str, port: u16, why: &str) -> Self {
+        let (id, why) = (id.to_owned(), why.to_owned());
+        Self::PortBroken { id, port, why }
+    }
+
+    /// The HTTP status, which is also the body's code.
+    #[must_use]
+    pub const fn status(&self) -> StatusCode {
+        match self {
+            Self::NotFound { .. }
+            | Self::Ended { .. }
+            | Self::PortClosed { .. }
+            | Self::PortBroken { .. } => StatusCode::BAD_GATEWAY,
+            Self::PortSilent { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::Pausing { .. } => StatusCode::CONFLICT,
+            Self::NotResumed { status, .. } => *status,
+            Self::Host | Self::Id | Self::Port | Self::MissingHeader(_) => StatusCode::BAD_REQUEST,
+            Self::Signature | Self::SignatureOver => StatusCode::UNAUTHORIZED,
+            Self::ForeignHost | Self::ForeignPortHost | Self::TrafficToken { .. } => {
+                StatusCode::FORBIDDEN
+            }
+            Self::TooManySignatures | Self::TooManyPorts { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::NoTunnel => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Reserved(_) => StatusCode::NOT_FOUND,
+        }
+    }
+
+    /// The sandbox, and the port, that it is about.
+    const fn about(&self) -> (Option<&String>, Option<u16>) {
+        match self {
+            Self::NotFound { id }
+            | Self::Ended { id, .. }
+            | Self::Pausing { id }
+            | Self::NotResumed { id, .. }
+            | Self::TrafficToken { id }
+            | Self::TooManyPorts { id, .. } => (Some(id), None),
+            Self::PortClosed { id, port }
+            | Self::PortBroken { id, port, .. }
+            | Self::PortSilent { id, port, .. } => (Some(id), Some(*port)),
+            _ => (None, None),
+        }
+    }
+
     /// The whole response.
     #[must_use]
     pub fn response(&self) -> Response<Body> {
-        let message = self.to_string();
-        match self {
-            Self::NotFound { id } | Self::Ended { id, .. } => json_response(
-                StatusCode::BAD_GATEWAY,
-                &json!({ "sandboxId": id, "message": message, "code": 502 }),
-            ),
-            Self::Pausing { id } => json_response(
-                StatusCode::CONFLICT,
-                &json!({ "sandboxId": id, "message": message, "code": 409 }),
-            ),
-            Self::NotResumed { id, status, .. } => json_response(
-                *status,
-                &json!({ "sandboxId": id, "message": message, "code": status.as_u16() }),
-            ),
-            Self::PortClosed { id, port } => json_response(
-                StatusCode::BAD_GATEWAY,
-                &json!({ "sandboxId": id, "message": message, "port": port, "code": 502 }),
-            ),
-            Self::Host | Self::Id | Self::Port | Self::MissingHeader(_) => json_response(
-                StatusCode::BAD_REQUEST,
-                &json!({ "message": message, "code": 400 }),
-            ),
-            Self::Signature | Self::SignatureOver => json_response(
-                StatusCode::UNAUTHORIZED,
-                &json!({ "code": 401, "message": message }),
-            ),
-            Self::ForeignHost => json_response(
-                StatusCode::FORBIDDEN,
-                &json!({ "code": 403, "message": message }),
-            ),
-            Self::TooManySignatures => {
-                let view = json!({ "code": 429, "message": message });
-                let mut response = json_response(StatusCode::TOO_MANY_REQUESTS, &view);
-                response.headers_mut().insert(RETRY_AFTER, 1.into());
-                response
-            }
-            Self::Reserved(_) => {
-                let mut response = Response::new(body::full(message));
-                *response.status_mut() = StatusCode::NOT_FOUND;
-                let text = HeaderValue::from_static("text/plain; charset=utf-8");
-                response.headers_mut().insert(CONTENT_TYPE, text);
-                response
-            }
+        let (status, message) = (self.status(), self.to_string());
+        if let Self::Reserved(_) = self {
+            let mut response = Response::new(body::full(message));
+            *response.status_mut() = status;
+            let text = HeaderValue::from_static("text/plain; charset=utf-8");
+            response.headers_mut().insert(CONTENT_TYPE, text);
+            return response;
         }
+        let mut view = json!({ "message": message, "code": status.as_u16() });
+        let (id, port) = self.about();
+        if let Some(id) = id {
+            view["sandboxId"] = id.as_str().into();
+        }
+        if let Some(port) = port {
+            view["port"] = port.into();
+        }
+        let mut response = json_response(status, &view);
+        if matches!(self, Self::TooManySignatures | Self::TooManyPorts { .. }) {
+            response.headers_mut().insert(RETRY_AFTER, 1.into());
+        }
+        response
     }
 }
 

@@ -20,7 +20,8 @@ pub(crate) fn is_foreign(uri: &Uri, headers: &HeaderMap, domain: Option<&str>) -
     let name = name(host).to_ascii_lowercase();
     let ours = |ours: &str| name.strip_suffix(ours).is_some_and(ends_label);
     let domain = domain.map(|domain| name_of_domain(domain).to_ascii_lowercase());
-    !(is_address(&name) || ours("localhost") || domain.is_some_and(|domain| ours(&domain)))
+    let domain = domain.is_some_and(|domain| ours(&domain));
+    !(is_address(&name) || ours("localhost") || domain || is_spelt_address(&name))
 }
 
 /// Whether what is before a suffix ends a label.
@@ -40,6 +41,20 @@ fn name(host: &str) -> &str {
 
 fn name_of_domain(domain: &str) -> &str {
     name(domain).trim_start_matches('.')
+}
+
+/// Names that spell a loopback address, under domains which resolve every name to the address that
+/// it spells, and so never to a page's own: they are as good as `localhost` where that has no names
+/// below it.
+fn is_spelt_address(name: &str) -> bool {
+    const SPELT: [&str; 2] = ["127.0.0.1", "127-0-0-1"];
+    const DOMAINS: [&str; 2] = [".sslip.io", ".nip.io"];
+    let below = |domain| name.strip_suffix(domain);
+    let Some(rest) = DOMAINS.into_iter().find_map(below) else {
+        return false;
+    };
+    let spelt = |address| rest.strip_suffix(address).is_some_and(ends_label);
+    SPELT.into_iter().any(spelt)
 }
 
 fn is_address(name: &str) -> bool {
@@ -69,6 +84,8 @@ mod test {
             "49983-i1.sandbox.example.com",
             "api.sandbox.example.com",
             "sandbox.example.com",
+            "49983-i1.127.0.0.1.sslip.io:3000",
+            "127-0-0-1.nip.io",
         ] {
             assert!(!foreign(ours, Some("sandbox.example.com:443")), "{ours}");
         }
@@ -84,6 +101,9 @@ mod test {
             "evilsandbox.example.com",
             "127.0.0.1.attacker.example",
             "[::1",
+            "1127.0.0.1.sslip.io",
+            "10.0.0.1.sslip.io",
+            "127.0.0.1.sslip.io.attacker.example",
             "",
         ] {
             assert!(foreign(other, Some("sandbox.example.com")), "{other}");

@@ -30,9 +30,12 @@ pub struct ServerOptions {
     pub max_connections: usize,
     /// Most of them from one address; 0: as many as there are.
     pub max_peer_connections: usize,
+    /// Most connections to ports of one sandbox.
+    pub max_port_connections: usize,
     /// Longest wait for a request's head.
     pub header_timeout: Duration,
-    /// Longest wait for the next request on a connection.
+    /// Longest wait for the next request on a connection, and for the next byte either way on one
+    /// to a port of a sandbox.
     pub idle_timeout: Duration,
     /// Most bytes of a control-plane body.
     pub max_json_bytes: usize,

@@ -5,8 +5,8 @@
 pub enum PortServer {
     /// The façade of E2B's guest daemon, on the host.
     Envd,
-    /// Nobody: 502, "port is not open".
-    Nobody,
+    /// A program in the guest, if one listens there.
+    Guest,
 }
 
 /// The port on which a sandbox's envd is reached.
@@ -15,7 +15,7 @@ pub const ENVD_PORT: u16 = 49_983;
 /// The ports that have a server of their own; all others are [`OTHER_PORTS`].
 const SERVERS: &[(u16, PortServer)] = &[(ENVD_PORT, PortServer::Envd)];
 /// Who serves every other port.
-const OTHER_PORTS: PortServer = PortServer::Nobody;
+const OTHER_PORTS: PortServer = PortServer::Guest;
 
 /// Who serves this port.
 #[must_use]
@@ -32,7 +32,7 @@ mod test {
     fn a_port_has_one_server() {
         assert_eq!(server_of(49_983), PortServer::Envd);
         for port in [1, 80, 8080, 49_982, 49_999, u16::MAX] {
-            assert_eq!(server_of(port), PortServer::Nobody, "{port}");
+            assert_eq!(server_of(port), PortServer::Guest, "{port}");
         }
         let ports = SERVERS.iter().map(|(port, _)| port);
         let once: std::collections::BTreeSet<_> = ports.collect();

@@ -2,6 +2,7 @@
 //! API, on one page each.
 
 use crate::error::{ApiError, ProxyError};
+use crate::ports::ENVD_PORT;
 use crate::query::percent_decode;
 use hyper::header::{AUTHORIZATION, HOST};
 use hyper::{HeaderMap, Method, Uri};
@@ -22,7 +23,7 @@ pub enum RequestTarget {
     Signed,
 }
 
-/// Applies the five rules, in order.
+/// Applies the rules, in order.
 ///
 /// # Errors
 /// A request that names a sandbox, but not well.
@@ -31,6 +32,15 @@ pub fn target(
     uri: &Uri,
     headers: &HeaderMap,
 ) -> Result<RequestTarget, ProxyError> {
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    let host = uri.host().or(host).and_then(sandbox_host);
+    // Whoever names a program's port this way means the program, which may have keys of its own.
+    if let Some(Ok((id, port))) = &host
+        && *port != ENVD_PORT
+    {
+        let (id, port) = (id.clone(), *port);
+        return Ok(RequestTarget::Data { id, port });
+    }
     if is_control(uri.path(), headers) {
         return Ok(RequestTarget::Control);
     }
@@ -47,8 +57,7 @@ pub fn target(
         (None, Some(_)) => return Err(ProxyError::MissingHeader("E2b-Sandbox-Id")),
         (None, None) => {}
     }
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
-    if let Some(found) = uri.host().or(host).and_then(sandbox_host) {
+    if let Some(found) = host {
         return found.map(|(id, port)| RequestTarget::Data { id, port });
     }
     let files = uri.path() == "/files" && matches!(*method, Method::GET | Method::POST);

@@ -3,7 +3,9 @@
 use crate::accept::accept;
 use crate::linger::LingeringBody;
 use crate::pace::{BusyConnection, PaceLimits, PacedStream};
-use crate::slots::{ConnectionSlot, ConnectionTable, RequestConnection, SlotLimits, SlotRefusal};
+use crate::slots::{
+    ConnectionPlace, ConnectionSlot, ConnectionTable, RequestConnection, SlotLimits, SlotRefusal,
+};
 use crate::state::AppState;
 use hyper::Request;
 use hyper::body::Incoming;
@@ -51,9 +53,10 @@ pub async fn serve(
                     &builder,
                     &graceful,
                     stream,
-                    Place {
+                    ConnectionPlace {
                         table: Arc::clone(&table),
                         slot,
+                        tls: false,
                     },
                 );
             } else {
@@ -103,18 +106,6 @@ fn builder(app: &Arc<AppState>) -> Builder<TokioExecutor> {
     builder
 }
 
-/// A connection's place in the table, until it has ended.
-struct Place {
-    table: Arc<ConnectionTable>,
-    slot: Arc<ConnectionSlot>,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.table.leave(&self.slot);
-    }
-}
-
 /// How often a newcomer that waits looks for a connection that has begun to rest.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -153,7 +144,7 @@ fn connection(
     builder: &Builder<TokioExecutor>,
     graceful: &GracefulShutdown,
     stream: TcpStream,
-    place: Place,
+    place: ConnectionPlace,
 ) {
     // Small frames of process output must not wait for each other.
     let _ = stream.set_nodelay(true);
@@ -163,7 +154,8 @@ fn connection(
     let app = Arc::clone(app);
     let slot = Arc::clone(&place.slot);
     let pace = Arc::clone(&slot.pace);
-    let own = RequestConnection::new(&place.table, &slot);
+    let place = Arc::new(place);
+    let own = RequestConnection::new(&place);
     let limits = PaceLimits {
         head: app.options.header_timeout,
         rest: app.options.idle_timeout,
@@ -177,7 +169,7 @@ fn connection(
         async move { Ok::<_, Infallible>(busy.until_written(app.serve(request).await)) }
     });
     let serving = builder
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection_with_upgrades(TokioIo::new(stream), service)
         .into_owned();
     let serving = graceful.watch(serving);
     tokio::spawn(async move {

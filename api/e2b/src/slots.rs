@@ -11,11 +11,11 @@
 //!
 //! Who goes is the oldest of the address that has most of them: a flood pushes out its own.
 
-use crate::pace::ConnectionPace;
-use hyper::Request;
+use crate::pace::{BusyConnection, ConnectionPace};
+use hyper::{Request, Version};
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::Notify;
 
 /// The share of all places that strangers cannot take.
@@ -69,6 +69,8 @@ struct PeerSlots {
 pub(crate) struct ConnectionSlot {
     id: u64,
     peer: IpAddr,
+    /// The client's own, where `peer` is its network's.
+    address: IpAddr,
     pub(crate) pace: Arc<ConnectionPace>,
     closed: Notify,
 }
@@ -80,18 +82,71 @@ impl ConnectionSlot {
     }
 }
 
-/// What a request knows of its connection.
-#[derive(Clone, Debug)]
-pub(crate) struct RequestConnection {
-    table: Arc<ConnectionTable>,
-    slot: Arc<ConnectionSlot>,
+/// A connection's place in the table, until it has ended, and what it was upgraded to.
+#[derive(Debug)]
+pub(crate) struct ConnectionPlace {
+    pub(crate) table: Arc<ConnectionTable>,
+    pub(crate) slot: Arc<ConnectionSlot>,
+    /// The client speaks TLS.
+    pub(crate) tls: bool,
 }
 
-impl RequestConnection {
-    pub(crate) fn new(table: &Arc<ConnectionTable>, slot: &Arc<ConnectionSlot>) -> Self {
-        let (table, slot) = (Arc::clone(table), Arc::clone(slot));
-        Self { table, slot }
+impl Drop for ConnectionPlace {
+    fn drop(&mut self) {
+        self.table.leave(&self.slot);
     }
+}
+
+/// What a request knows of its connection.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestConnection(Weak<ConnectionPlace>);
+
+impl RequestConnection {
+    pub(crate) fn new(place: &Arc<ConnectionPlace>) -> Self {
+        Self(Arc::downgrade(place))
+    }
+
+    /// Its place; `None` once the connection has ended.
+    fn of(extensions: &hyper::http::Extensions) -> Option<Arc<ConnectionPlace>> {
+        extensions.get::<Self>()?.0.upgrade()
+    }
+}
+
+/// Where a request came from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ClientFacts {
+    pub(crate) address: IpAddr,
+    pub(crate) tls: bool,
+}
+
+/// Where a request came from, if its connection is still there.
+pub(crate) fn client<B>(request: &Request<B>) -> Option<ClientFacts> {
+    let place = RequestConnection::of(request.extensions())?;
+    Some(ClientFacts {
+        address: place.slot.address,
+        tls: place.tls,
+    })
+}
+
+/// A connection that goes on as something else than HTTP, in the place that it has, and busy.
+#[derive(Debug)]
+pub(crate) struct UpgradedConnection {
+    place: Arc<ConnectionPlace>,
+    _busy: BusyConnection,
+}
+
+impl UpgradedConnection {
+    /// Ready when it has to give way.
+    pub(crate) async fn given_up(&self) {
+        self.place.slot.given_up().await;
+    }
+}
+
+/// The connection of a request that may be upgraded, if it is still there.
+pub(crate) fn upgradable<B>(request: &Request<B>) -> Option<UpgradedConnection> {
+    let place = RequestConnection::of(request.extensions())?;
+    let busy = BusyConnection::begin(&place.slot.pace, Version::HTTP_11);
+    Some(UpgradedConnection { place, _busy: busy })
 }
 
 /// A key, token or signature of this request was accepted: its connection is known from now on.
@@ -101,11 +156,11 @@ pub(crate) fn accepted<B>(request: &Request<B>) {
 
 /// The same, of what is left of a request.
 pub(crate) fn accepted_parts(extensions: &hyper::http::Extensions) {
-    let Some(connection) = extensions.get::<RequestConnection>() else {
+    let Some(place) = RequestConnection::of(extensions) else {
         return;
     };
-    if !connection.slot.pace.make_known() {
-        connection.table.recognise(&connection.slot);
+    if !place.slot.pace.make_known() {
+        place.table.recognise(&place.slot);
     }
 }
 
@@ -129,6 +184,7 @@ impl ConnectionTable {
 
     /// A place for a newcomer, if need be that of another one.
     pub(crate) fn admit(&self, peer: SocketAddr) -> Result<Arc<ConnectionSlot>, SlotRefusal> {
+        let address = peer.ip().to_canonical();
         let (peer, limits) = (peer_key(peer), self.limits);
         let mut inner = self.lock();
         let own = inner.peers.get(&peer).map_or(0, PeerSlots::len);
@@ -147,6 +203,7 @@ impl ConnectionTable {
         let slot = Arc::new(ConnectionSlot {
             id: inner.next,
             peer,
+            address,
             pace: Arc::default(),
             closed: Notify::new(),
         });

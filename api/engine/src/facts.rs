@@ -4,7 +4,7 @@ use crate::network::NetPolicy;
 use crate::owner::OwnerId;
 use crate::template::Template;
 use jiff::Timestamp;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// What a sandbox was made from, fixed at its start.
@@ -57,8 +57,11 @@ pub struct SandboxFacts {
     /// Environment that every process of the sandbox starts with, before its own: what
     /// [`crate::environment`] makes.
     pub env: BTreeMap<String, String>,
-    /// The secret that whoever reaches its ports has to show; `None` leaves them open.
+    /// The secret that whoever runs programs in it and reaches its files has to show; `None` leaves
+    /// them open.
     pub access_token: Option<String>,
+    /// Who reaches its other ports, and as what.
+    pub ingress: IngressPolicy,
     /// The user when a request names none.
     pub default_user: String,
     /// The working directory when a request names none; `None`: the user's home.
@@ -69,6 +72,17 @@ pub struct SandboxFacts {
     pub lifecycle: LifecyclePolicy,
     /// What it may reach over the network, when it begins; a running sandbox has the present one.
     pub egress: NetPolicy,
+}
+
+/// Who reaches the ports of a sandbox's programs, and as what.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IngressPolicy {
+    /// The secret that whoever reaches them has to show; `None` leaves them open.
+    pub traffic_token: Option<String>,
+    /// The host that programs are told in place of the one the client named; may hold `${PORT}`.
+    pub mask_host: Option<String>,
+    /// Ports on which the programs speak TLS.
+    pub tls_ports: BTreeSet<u16>,
 }
 
 /// What happens to a sandbox at its deadline, and after.

@@ -53,6 +53,7 @@ async fn prometheus_reads_what_happened() {
         max_timeout: Duration::from_secs(1),
         max_connections: 1,
         max_peer_connections: 0,
+        max_port_connections: 1,
         header_timeout: Duration::from_secs(1),
         idle_timeout: Duration::from_secs(1),
         max_json_bytes: 1,

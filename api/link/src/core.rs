@@ -8,15 +8,29 @@ use bytes::BytesMut;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use tokio::sync::Notify;
-use wire::{
-    DataChannel, FlowError, INPUT_WINDOW, OUTPUT_WINDOW, RecvWindow, ResetCode, SendWindow,
-};
+use wire::{DataChannel, FlowError, INPUT_WINDOW, RecvWindow, Request, ResetCode, SendWindow};
 
 /// An owned [`wire::StreamEvent`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum StreamNews {
     Started { pid: u32 },
     Opened(FileEntry),
+    Connected,
+}
+
+impl StreamNews {
+    /// The error for news that do not belong to `request`.
+    pub(crate) fn unexpected(self, request: &'static str) -> LinkError {
+        let got = match self {
+            Self::Started { .. } => "a process",
+            Self::Opened(_) => "an open file",
+            Self::Connected => "a connection",
+        };
+        LinkError::Unexpected {
+            request,
+            got: got.into(),
+        }
+    }
 }
 
 /// How a stream ended.
@@ -44,27 +58,40 @@ pub(crate) struct StreamState {
     pub(crate) send: SendWindow,
     pub(crate) news: Option<StreamNews>,
     pub(crate) end: Option<StreamEnd>,
+    /// The agent has ended its half of a connection to a port.
+    pub(crate) data_over: bool,
     pub(crate) consumer: Option<Waker>,
+    pub(crate) sender: Option<Waker>,
 }
 
 /// The half that the reader task and the handles share.
 #[derive(Debug)]
 pub(crate) struct StreamCore {
     state: Mutex<StreamState>,
+    /// It is a connection to a port.
+    pub(crate) is_port: bool,
+    /// What the agent may have under way.
+    pub(crate) window: u32,
     /// Credit came, or the stream ended.
     pub(crate) sendable: Notify,
 }
 
 impl StreamCore {
-    pub(crate) fn new() -> Self {
+    /// Of a stream with this request.
+    pub(crate) fn new(request: &Request<'_>) -> Self {
+        let window = request.output_window();
         Self {
+            is_port: request.is_port(),
+            window,
             state: Mutex::new(StreamState {
                 queue: ReceiveQueue::default(),
-                receive: RecvWindow::new(OUTPUT_WINDOW),
+                receive: RecvWindow::new(window),
                 send: SendWindow::new(INPUT_WINDOW),
                 news: None,
                 end: None,
+                data_over: false,
                 consumer: None,
+                sender: None,
             }),
             sendable: Notify::new(),
         }
@@ -90,14 +117,25 @@ impl StreamCore {
     pub(crate) fn data(&self, channel: DataChannel, bytes: BytesMut) -> Result<(), FlowError> {
         let mut outcome = Ok(());
         self.update(|state| {
-            outcome = state
-                .receive
-                .receive(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+            let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+            outcome = match state.data_over {
+                false => state.receive.receive(length),
+                true => Err(FlowError {
+                    bytes: length,
+                    allowed: 0,
+                }),
+            };
             if outcome.is_ok() {
                 state.queue.push(channel, bytes);
             }
         });
         outcome
+    }
+
+    /// The agent has ended its half; `false` on a stream on which it does not do so.
+    pub(crate) fn data_end(&self) -> bool {
+        self.update(|state| state.data_over |= self.is_port);
+        self.is_port
     }
 
     /// An event arrived; `false` when one is waiting already, which no request has.
@@ -121,7 +159,7 @@ impl StreamCore {
                 send.grant(bytes)
             }
         };
-        self.sendable.notify_waiters();
+        self.wake_sender();
         outcome
     }
 
@@ -130,7 +168,15 @@ impl StreamCore {
         self.update(|state| {
             state.end.get_or_insert(end);
         });
+        self.wake_sender();
+    }
+
+    fn wake_sender(&self) {
         self.sendable.notify_waiters();
+        let sender = self.lock().sender.take();
+        if let Some(sender) = sender {
+            sender.wake();
+        }
     }
 
     pub(crate) fn ended(&self) -> Option<StreamEnd> {

@@ -60,6 +60,18 @@ pub enum LinkError {
         wire::MAX_STREAMS
     )]
     Busy,
+    /// As many connections to ports as there may be are open.
+    #[error(
+        "No more than {0} connections to ports may be open on a sandbox, and so many are: close \
+         some, or raise limits.max_port_connections"
+    )]
+    PortsBusy(usize),
+    /// The agent is of a time before this request.
+    #[error(
+        "The guest agent of this sandbox is older than this server and cannot {0}: it was saved by \
+         an older version; create a new sandbox"
+    )]
+    OldAgent(&'static str),
     /// More came than this server is willing to hold.
     #[error("The answer has more than {0} entries; ask for less, for example a smaller depth")]
     TooMany(usize),

@@ -151,6 +151,7 @@ fn dispatch(shared: &LinkState, header: FrameHeader, payload: BytesMut) -> Resul
             let news = match event {
                 StreamEvent::Started { pid } => StreamNews::Started { pid },
                 StreamEvent::Opened(entry) => StreamNews::Opened(entry.into()),
+                StreamEvent::Connected => StreamNews::Connected,
             };
             if !core.news(news) {
                 give_up(shared, id, &core, ResetCode::Protocol, "a second event");
@@ -161,6 +162,7 @@ fn dispatch(shared: &LinkState, header: FrameHeader, payload: BytesMut) -> Resul
                 give_up(shared, id, &core, ResetCode::FlowControl, "too much credit");
             }
         }
+        Message::End if core.data_end() => {}
         Message::Reply(reply) => core.end(StreamEnd::Answer(reply.into())),
         Message::Reset { code, message } => {
             core.end(StreamEnd::Reset {

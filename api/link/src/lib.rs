@@ -8,9 +8,9 @@
 //!                       └─ per stream: Queue (≤ one window), windows, end
 //! ```
 //!
-//! Memory per link: at most [`wire::MAX_STREAMS`] windows of [`wire::OUTPUT_WINDOW`] bytes, and
-//! 1 MiB on its way out. When the connection ends, every pending call fails with
-//! [`LinkError::Closed`].
+//! Memory per link: at most [`wire::MAX_STREAMS`] windows of [`wire::OUTPUT_WINDOW`] bytes,
+//! [`wire::MAX_PORT_STREAMS`] of [`wire::PORT_WINDOW`] bytes, and 1 MiB on its way out. When the
+//! connection ends, every pending call fails with [`LinkError::Closed`].
 //!
 //! ```
 //! # let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -37,6 +37,7 @@ mod file;
 mod freezer;
 mod hello;
 mod io;
+mod port;
 mod process;
 mod queue;
 mod shared;
@@ -53,6 +54,7 @@ use bytes::BytesMut;
 pub use error::{AgentRefusal, LinkError};
 pub use exit::{end_status, exit_status};
 pub use file::{FileReader, FileWriter};
+pub use port::PortStream;
 pub use process::{OutputChannel, ProcessCommand, ProcessEvent, ProcessInput, ProcessStream};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -102,6 +104,8 @@ impl fmt::Debug for GuestIdentity {
 struct LinkGuard {
     shared: Arc<LinkState>,
     freezer: Freezer,
+    /// The agent can connect to ports.
+    ports: bool,
 }
 
 impl Drop for LinkGuard {
@@ -117,6 +121,8 @@ pub struct LinkRest {
     last_stream: u32,
     /// The agent can stop processes.
     can_freeze: bool,
+    /// The agent can connect to ports.
+    can_connect: bool,
 }
 
 /// A cheap handle; clones share the connection, which ends with the last of them.
@@ -134,30 +140,33 @@ impl Link {
     pub async fn connect(mut stream: UnixStream) -> Result<(Self, AgentHello), LinkError> {
         let mut buffer = BytesMut::with_capacity(MAX_FRAME);
         let hello = hello::exchange(&mut stream, &mut buffer).await?;
-        let freezer = Freezer::new(hello.flags & wire::boot_flags::FREEZER != 0);
-        Ok((Self::drive(stream, buffer, 0, freezer), hello))
+        let has = |flag| hello.flags & flag != 0;
+        let rest = LinkRest {
+            last_stream: 0,
+            can_freeze: has(wire::boot_flags::FREEZER),
+            can_connect: has(wire::boot_flags::PORTS),
+        };
+        Ok((Self::drive(stream, buffer, rest), hello))
     }
 
     /// Goes on with a connection whose greeting is over: the agent on the other side was saved when
     /// nothing was under way, and `rest` is what [`Link::rest`] said then.
     #[must_use]
     pub fn resume(stream: UnixStream, rest: LinkRest) -> Self {
-        let buffer = BytesMut::with_capacity(MAX_FRAME);
-        Self::drive(
-            stream,
-            buffer,
-            rest.last_stream,
-            Freezer::new(rest.can_freeze),
-        )
+        Self::drive(stream, BytesMut::with_capacity(MAX_FRAME), rest)
     }
 
-    fn drive(stream: UnixStream, buffer: BytesMut, last_stream: u32, freezer: Freezer) -> Self {
-        let (shared, queue) = LinkState::new(last_stream);
+    fn drive(stream: UnixStream, buffer: BytesMut, rest: LinkRest) -> Self {
+        let (shared, queue) = LinkState::new(rest.last_stream);
         let (read_half, write_half) = stream.into_split();
         tokio::spawn(io::read(shared.clone(), read_half, buffer));
         tokio::spawn(io::write(shared.clone(), queue, write_half));
         Self {
-            guard: Arc::new(LinkGuard { shared, freezer }),
+            guard: Arc::new(LinkGuard {
+                shared,
+                freezer: Freezer::new(rest.can_freeze),
+                ports: rest.can_connect,
+            }),
         }
     }
 
@@ -167,6 +176,7 @@ impl Link {
         LinkRest {
             last_stream: self.guard.shared.last_id(),
             can_freeze: self.guard.freezer.is_usable(),
+            can_connect: self.guard.ports,
         }
     }
 
@@ -182,7 +192,7 @@ impl Link {
 
     async fn open(&self, request: &Request<'_>) -> Result<AgentStream, LinkError> {
         let shared = &self.guard.shared;
-        let (id, core) = shared.open(request).await?;
+        let (id, core) = shared.open(request, wire::MAX_PORT_STREAMS).await?;
         Ok(AgentStream::new(id, core, shared.clone()))
     }
 
@@ -271,10 +281,7 @@ impl Link {
         let mut stream = self.open(&request).await?;
         match stream.news("a process start").await? {
             StreamNews::Started { pid } => Ok(ProcessStream::new(stream, pid)),
-            StreamNews::Opened(_) => Err(LinkError::Unexpected {
-                request: "a process start",
-                got: "an open file".into(),
-            }),
+            other => Err(other.unexpected("a process start")),
         }
     }
 
@@ -287,10 +294,7 @@ impl Link {
         let mut stream = self.open(&Request::Attach { pid }).await?;
         match stream.news("listening to a process").await? {
             StreamNews::Started { pid } => Ok(ProcessStream::new(stream, pid)),
-            StreamNews::Opened(_) => Err(LinkError::Unexpected {
-                request: "listening to a process",
-                got: "an open file".into(),
-            }),
+            other => Err(other.unexpected("listening to a process")),
         }
     }
 
@@ -441,10 +445,7 @@ impl Link {
         let mut stream = self.open(&request).await?;
         match stream.news("a file read").await? {
             StreamNews::Opened(entry) => Ok((entry, FileReader::new(stream))),
-            StreamNews::Started { .. } => Err(LinkError::Unexpected {
-                request: "a file read",
-                got: "a process".into(),
-            }),
+            other => Err(other.unexpected("a file read")),
         }
     }
 
@@ -462,6 +463,26 @@ impl Link {
             parents: true,
         });
         Ok(FileWriter::new(self.open(&request).await?))
+    }
+
+    /// Connects to a TCP port of the guest, 1 to 65535, of 127.0.0.1 or else of `::1`, while fewer
+    /// than `most` of this link are connected ([`wire::MAX_PORT_STREAMS`] at most). The caller
+    /// bounds the time: a program that takes no connections answers nothing.
+    ///
+    /// # Errors
+    /// Nobody listens there ([`LinkError::refusal`], with the kernel's number),
+    /// [`LinkError::PortsBusy`], [`LinkError::OldAgent`], or the link closed.
+    pub async fn connect_port(&self, port: u16, most: usize) -> Result<PortStream, LinkError> {
+        if !self.guard.ports {
+            return Err(LinkError::OldAgent("connect to ports"));
+        }
+        let shared = &self.guard.shared;
+        let (id, core) = shared.open(&Request::ConnectPort { port }, most).await?;
+        let mut stream = AgentStream::new(id, core, shared.clone());
+        match stream.news("a connection to a port").await? {
+            StreamNews::Connected => Ok(PortStream::new(stream)),
+            other => Err(other.unexpected("a connection to a port")),
+        }
     }
 
     /// Finds a user of the guest by name; the empty name is root's.

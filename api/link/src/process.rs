@@ -83,7 +83,10 @@ impl ProcessStream {
                 DataChannel::Stdout => OutputChannel::Stdout,
                 DataChannel::Stderr => OutputChannel::Stderr,
                 DataChannel::Pty => OutputChannel::Pty,
-                other @ (DataChannel::Stdin | DataChannel::File | DataChannel::Records) => {
+                other @ (DataChannel::Stdin
+                | DataChannel::File
+                | DataChannel::Records
+                | DataChannel::Port) => {
                     return Err(unasked_data("a process", other));
                 }
             };

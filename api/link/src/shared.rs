@@ -11,7 +11,8 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, watch};
 use tokio::time::timeout;
 use wire::{
-    EncodeError, HEADER_LEN, MAX_REQUEST, MAX_STREAMS, Message, Request, RequestPart, StringList,
+    EncodeError, HEADER_LEN, MAX_PORT_STREAMS, MAX_REQUEST, MAX_STREAMS, Message, Request,
+    RequestPart, StringList,
 };
 
 /// Bytes of requests and data that may wait for the socket.
@@ -68,6 +69,8 @@ pub(crate) struct LinkState {
     pub(crate) room: Arc<Semaphore>,
     /// Streams that are not in use.
     free: Semaphore,
+    /// The same of connections to ports.
+    free_ports: Semaphore,
     closed: watch::Sender<bool>,
 }
 
@@ -83,6 +86,7 @@ impl LinkState {
             outgoing,
             room: Arc::new(Semaphore::new(ROOM)),
             free: Semaphore::new(MAX_STREAMS),
+            free_ports: Semaphore::new(MAX_PORT_STREAMS),
             closed: watch::Sender::new(false),
         };
         (Arc::new(shared), queue)
@@ -97,6 +101,12 @@ impl LinkState {
     pub(crate) async fn room(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         let bytes = u32::try_from(bytes).ok()?;
         self.room.clone().acquire_many_owned(bytes).await.ok()
+    }
+
+    /// Room for `bytes`, if there is some now.
+    pub(crate) fn room_now(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(bytes).ok()?;
+        self.room.clone().try_acquire_many_owned(bytes).ok()
     }
 
     pub(crate) fn queue(&self, outgoing: OutgoingFrames) {
@@ -117,23 +127,28 @@ impl LinkState {
     /// Drops a stream from the table: frames that are under way on it are ignored.
     pub(crate) fn forget(&self, id: u32) {
         let mut table = self.lock();
-        if self.remove(&mut table, id).is_some() {
-            table.unasked.gave_up();
+        if let Some(core) = self.remove(&mut table, id) {
+            table.unasked.gave_up(core.window);
         }
     }
 
     /// Takes a stream out of the table, and lets another one begin.
     pub(crate) fn remove(&self, table: &mut StreamTable, id: u32) -> Option<Arc<StreamCore>> {
         let core = table.streams.remove(&id)?;
-        self.free.add_permits(1);
+        match core.is_port {
+            true => self.free_ports.add_permits(1),
+            false => self.free.add_permits(1),
+        }
         Some(core)
     }
 
     /// Opens a stream with `request`: its id, and what it and the reader share. While all streams
-    /// are in use it waits for its turn; a process does not, for others may run for ever.
+    /// are in use it waits for its turn; a process does not, nor a connection to a port, for others
+    /// may run for ever. Of connections to ports there are `most_ports` at most.
     pub(crate) async fn open(
         &self,
         request: &Request<'_>,
+        most_ports: usize,
     ) -> Result<(u32, Arc<StreamCore>), LinkError> {
         let bound = encoded_bound(request);
         let mut encoded = vec![0; bound.min(MAX_REQUEST)];
@@ -150,9 +165,10 @@ impl LinkState {
         let Some(room) = self.room(frames).await else {
             return Err(LinkError::Closed(self.why()));
         };
-        let Some(turn) = self.turn(request).await else {
+        let Some(turn) = self.turn(request, most_ports).await else {
             return Err(match self.free.is_closed() {
                 true => LinkError::Closed(self.why()),
+                false if request.is_port() => LinkError::PortsBusy(most_ports),
                 false => LinkError::Busy,
             });
         };
@@ -172,7 +188,7 @@ impl LinkState {
         }
         bytes.truncate(end);
         table.last_id = id;
-        let core = Arc::new(StreamCore::new());
+        let core = Arc::new(StreamCore::new(request));
         table.streams.insert(id, core.clone());
         turn.forget(); // until the stream is
         self.queue(OutgoingFrames {
@@ -184,11 +200,17 @@ impl LinkState {
     }
 
     /// A stream for `request`, or `None` when there is none for too long.
-    async fn turn(&self, request: &Request<'_>) -> Option<SemaphorePermit<'_>> {
+    async fn turn(&self, request: &Request<'_>, most_ports: usize) -> Option<SemaphorePermit<'_>> {
         match request {
             Request::Start(_) | Request::Attach { .. } => {
                 let left = self.free.available_permits() > NOT_FOR_PROCESSES;
                 self.free.try_acquire().ok().filter(|_| left)
+            }
+            Request::ConnectPort { .. } => {
+                let turn = self.free_ports.try_acquire().ok()?;
+                // With this one, so that of many who ask at once none is one too many.
+                let open = MAX_PORT_STREAMS - self.free_ports.available_permits();
+                Some(turn).filter(|_| open <= most_ports)
             }
             _ => timeout(TURN, self.free.acquire()).await.ok()?.ok(),
         }
@@ -207,6 +229,7 @@ impl LinkState {
         };
         self.room.close();
         self.free.close();
+        self.free_ports.close();
         for core in streams.into_values() {
             core.end(StreamEnd::Closed(why.to_owned()));
         }

@@ -23,6 +23,41 @@ impl AgentStream {
         Self { id, core, shared }
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<LinkState> {
+        &self.shared
+    }
+
+    /// Whether the agent has ended its half; what is left of it may still be consumed.
+    pub(crate) fn is_data_over(&self) -> bool {
+        self.core.lock().data_over
+    }
+
+    /// The bytes that may be sent, once there are any; `None` when the stream has ended.
+    pub(crate) fn poll_credit(&mut self, context: &mut Context<'_>) -> Poll<Option<usize>> {
+        let mut state = self.core.lock();
+        if state.end.is_some() {
+            return Poll::Ready(None);
+        }
+        match usize::try_from(state.send.available()).unwrap_or(usize::MAX) {
+            0 => {
+                state.sender = Some(context.waker().clone());
+                Poll::Pending
+            }
+            credit => Poll::Ready(Some(credit)),
+        }
+    }
+
+    /// Takes credit that [`AgentStream::poll_credit`] has shown; false when the stream has ended.
+    pub(crate) fn spend_credit(&mut self, bytes: usize) -> bool {
+        let mut state = self.core.lock();
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        state.end.is_none() && state.send.take(bytes).is_ok()
+    }
+
     /// The side that sends bytes on this stream.
     pub(crate) fn sender(&self, channel: DataChannel) -> StreamSender {
         StreamSender {
@@ -52,7 +87,8 @@ impl AgentStream {
         .await
     }
 
-    /// The next bytes; `None` once the stream has ended and all was consumed. Grants the agent
+    /// The next bytes; `None` once the stream, or the agent's half of it, has ended and all was
+    /// consumed. Grants the agent
     /// credit for what it returns.
     pub(crate) fn poll_data(
         &mut self,
@@ -74,7 +110,7 @@ impl AgentStream {
             }
             return Poll::Ready(Some((channel, bytes)));
         }
-        if state.end.is_some() {
+        if state.end.is_some() || state.data_over {
             return Poll::Ready(None);
         }
         state.consumer = Some(context.waker().clone());

@@ -7,14 +7,19 @@
 
 use std::time::Duration;
 use tokio::time::Instant;
-use wire::{MAX_STREAMS, OUTPUT_WINDOW};
+use wire::{MAX_PORT_STREAMS, MAX_STREAMS, OUTPUT_WINDOW, PORT_WINDOW};
 
 /// Frames without data that can be under way on a stream: news, credit for what was sent to it, the
 /// end.
 const STREAM_FRAMES: u32 = 8;
 /// Given-up streams that are allowed for at once: many times what fits between the two sides.
-#[expect(clippy::cast_possible_truncation, reason = "a few hundred")]
-const STREAMS: u32 = MAX_STREAMS as u32;
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a few hundred, and a thousand"
+)]
+const STREAMS: (u32, u32) = (MAX_STREAMS as u32, MAX_PORT_STREAMS as u32);
+const MOST_BYTES: u32 = STREAMS.0 * OUTPUT_WINDOW + STREAMS.1 * PORT_WINDOW;
+const MOST_FRAMES: u32 = (STREAMS.0 + STREAMS.1) * STREAM_FRAMES;
 /// Pings that may come at once.
 const PINGS: u32 = 16;
 /// One more ping may come after so long.
@@ -42,10 +47,10 @@ impl Default for UnaskedFrames {
 }
 
 impl UnaskedFrames {
-    /// This side gave a stream up: what is under way on it may still come.
-    pub(crate) fn gave_up(&mut self) {
-        self.bytes = (self.bytes + OUTPUT_WINDOW).min(STREAMS * OUTPUT_WINDOW);
-        self.frames = (self.frames + STREAM_FRAMES).min(STREAMS * STREAM_FRAMES);
+    /// This side gave a stream with this window up: what is under way on it may still come.
+    pub(crate) fn gave_up(&mut self, window: u32) {
+        self.bytes = (self.bytes + window).min(MOST_BYTES);
+        self.frames = (self.frames + STREAM_FRAMES).min(MOST_FRAMES);
     }
 
     /// A frame came for a stream that is over: with so many data bytes, or without any.
@@ -94,7 +99,7 @@ mod test {
         let mut unasked = UnaskedFrames::default();
         unasked.late(0).unwrap_err();
         unasked.late(1).unwrap_err();
-        unasked.gave_up();
+        unasked.gave_up(OUTPUT_WINDOW);
         for _ in 0..STREAM_FRAMES {
             unasked.late(0).unwrap();
         }
@@ -108,9 +113,9 @@ mod test {
     #[test]
     fn streams_that_were_given_up_long_ago_allow_for_no_flood() {
         let mut unasked = UnaskedFrames::default();
-        (0..100_000).for_each(|_| unasked.gave_up());
-        assert_eq!(unasked.bytes, STREAMS * OUTPUT_WINDOW);
-        assert_eq!(unasked.frames, STREAMS * STREAM_FRAMES);
+        (0..100_000).for_each(|_| unasked.gave_up(OUTPUT_WINDOW));
+        assert_eq!(unasked.bytes, MOST_BYTES);
+        assert_eq!(unasked.frames, MOST_FRAMES);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::sys::event::{Epoll, EpollEvent, child_signals};
 use crate::sys::spawn::{Reaped, reap};
 use crate::sys::{Errno, Fd, read, system};
 use crate::tasks::TaskTable;
-use crate::tokens::{DRAIN, ERR, LINK, OUT, ProcessPort, SIGNAL, STDIN, of_process};
+use crate::tokens::{DRAIN, ERR, LINK, OUT, PORT, ProcessPort, SIGNAL, STDIN, of_process};
 use agent_core::{FatalError, HostAction, HostInput, Session};
 use wire::Message;
 
@@ -75,6 +75,10 @@ impl Agent {
                 self.tasks
                     .procs
                     .pump(self.turn, &mut self.session, &sources.epoll, of_process);
+            again |= self
+                .tasks
+                .ports
+                .pump(self.turn, &mut self.session, &sources.epoll);
             let tight = self.session.is_tight();
             link.send(&mut self.session, &sources.epoll);
             again |= tight && !self.session.is_tight();
@@ -122,6 +126,12 @@ impl Agent {
                     .procs
                     .on_event(process, ProcessPort::Err, readable, false),
                 DRAIN => self.tasks.procs.on_drain_event(process),
+                PORT => {
+                    let ended = event.ended();
+                    self.tasks
+                        .ports
+                        .on_event(process, readable, writable, ended);
+                }
                 _ => {}
             }
         }

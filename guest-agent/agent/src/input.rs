@@ -3,7 +3,7 @@
 use crate::{FixedText, Session};
 use wire::{
     DataChannel, DecodeError, ErrorCode, FrameBuffer, FrameError, GoAwayCode, MAX_FRAME,
-    MAX_REQUEST, MAX_STREAMS, Message, PROTOCOL_VERSION, Request, RequestPart,
+    MAX_PORT_STREAMS, MAX_REQUEST, MAX_STREAMS, Message, PROTOCOL_VERSION, Request, RequestPart,
 };
 
 /// What the host wants done. `slot` names the stream in the [`Session`].
@@ -219,10 +219,14 @@ impl RequestAssembly {
                 session.refuse(id, ErrorCode::InvalidArgument, format_args!("{e}"));
                 Ok(HostAction::None)
             }
-            Ok(request) => match session.open(id) {
+            Ok(request) => match session.open(id, &request) {
                 Some(slot) => Ok(HostAction::Open { slot, request }),
                 None => {
-                    let why = format_args!("{MAX_STREAMS} streams are open already");
+                    let (most, what) = match request.is_port() {
+                        true => (MAX_PORT_STREAMS, "connections to ports"),
+                        false => (MAX_STREAMS, "streams"),
+                    };
+                    let why = format_args!("{most} {what} are open already");
                     session.refuse(id, ErrorCode::Busy, why);
                     Ok(HostAction::None)
                 }

@@ -19,5 +19,5 @@ mod text;
 pub use accounts::{AccountFiles, UserAccount};
 pub use environment::{BASE_ENTRIES, MAX_ENTRIES, PATH, ProcessEnvironment};
 pub use input::{FatalError, HostAction, HostInput};
-pub use session::{OUT_BUFFER, Session};
+pub use session::{ALL_STREAMS, OUT_BUFFER, Session};
 pub use text::FixedText;

@@ -71,7 +71,7 @@ impl HostLink {
             watching: false,
             wait_ms: 0,
             next_try_ns: 0,
-            flags,
+            flags: flags | boot_flags::PORTS,
             start_ns,
         }
     }

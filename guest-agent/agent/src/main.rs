@@ -21,6 +21,7 @@ mod identity;
 mod launch;
 mod link;
 mod path;
+mod ports;
 mod process_list;
 mod procs;
 mod refusals;

@@ -13,12 +13,15 @@
 use crate::FixedText;
 use wire::{
     DataChannel, ErrorCode, FrameHeader, FrameKind, HEADER_LEN, INPUT_WINDOW, MAX_FRAME,
-    MAX_MESSAGE, MAX_PAYLOAD, MAX_STREAMS, Message, OUTPUT_WINDOW, RecvWindow, Reply, ReplyError,
-    ResetCode, SendWindow, StreamEvent,
+    MAX_MESSAGE, MAX_PAYLOAD, MAX_PORT_STREAMS, MAX_STREAMS, Message, RecvWindow, Reply,
+    ReplyError, Request, ResetCode, SendWindow, StreamEvent,
 };
 
 /// Bytes of frames that may wait for the link.
 pub const OUT_BUFFER: usize = 256 * 1024;
+/// Places for streams: those to ports are the last [`MAX_PORT_STREAMS`], so that however many of
+/// them are open, none is missing for the others.
+pub const ALL_STREAMS: usize = MAX_STREAMS + MAX_PORT_STREAMS;
 /// Kept free of data, for the other frames.
 const RESERVE: usize = 3 * MAX_FRAME;
 
@@ -43,10 +46,12 @@ impl StreamState {
 }
 
 /// The streams of a connection and its output. Streams are named by their slot, 0 to
-/// [`MAX_STREAMS`], which stays theirs until [`reply`](Self::reply) or
+/// [`ALL_STREAMS`], which stays theirs until [`reply`](Self::reply) or
 /// [`forget`](Self::forget).
 pub struct Session {
-    streams: [StreamState; MAX_STREAMS],
+    streams: [StreamState; ALL_STREAMS],
+    /// No place at or beyond is in use.
+    high: usize,
     out: [u8; OUT_BUFFER],
     start: usize,
     end: usize,
@@ -57,7 +62,8 @@ impl Session {
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            streams: [StreamState::FREE; MAX_STREAMS],
+            streams: [StreamState::FREE; ALL_STREAMS],
+            high: 0,
             out: [0; OUT_BUFFER],
             start: 0,
             end: 0,
@@ -66,7 +72,8 @@ impl Session {
 
     /// Forgets everything: for a new connection.
     pub fn clear(&mut self) {
-        self.streams = [StreamState::FREE; MAX_STREAMS];
+        self.streams = [StreamState::FREE; ALL_STREAMS];
+        self.high = 0;
         self.start = 0;
         self.end = 0;
     }
@@ -105,25 +112,35 @@ impl Session {
         if id == 0 {
             None
         } else {
-            self.streams.iter().position(|s| s.id == id)
+            self.streams[..self.high].iter().position(|s| s.id == id)
         }
     }
 
-    /// A slot for a new stream, or `None` when all are taken.
-    pub(crate) fn open(&mut self, id: u32) -> Option<usize> {
-        let slot = self.streams.iter().position(|s| s.id == 0)?;
+    /// A slot for a new stream with this request, or `None` when all of its kind are taken.
+    pub(crate) fn open(&mut self, id: u32, request: &Request<'_>) -> Option<usize> {
+        let (first, end) = if request.is_port() {
+            (MAX_STREAMS, ALL_STREAMS)
+        } else {
+            (0, MAX_STREAMS)
+        };
+        let free = self.streams[first..end].iter().position(|s| s.id == 0)?;
+        let slot = first + free;
         self.streams[slot] = StreamState {
             id,
-            send: SendWindow::new(OUTPUT_WINDOW),
+            send: SendWindow::new(request.output_window()),
             recv: RecvWindow::new(INPUT_WINDOW),
             ended: false,
         };
+        self.high = self.high.max(slot + 1);
         Some(slot)
     }
 
     /// Frees a slot without a word.
     pub fn forget(&mut self, slot: usize) {
         self.streams[slot] = StreamState::FREE;
+        while self.high > 0 && self.streams[self.high - 1].id == 0 {
+            self.high -= 1;
+        }
     }
 
     pub(crate) fn receive(&mut self, slot: usize, bytes: usize) -> Result<(), ResetCode> {
@@ -205,6 +222,11 @@ impl Session {
     /// Tells news of a stream.
     pub fn event(&mut self, slot: usize, event: &StreamEvent<'_>) {
         self.push(self.streams[slot].id, &Message::Event(*event));
+    }
+
+    /// There will be no more data on a stream to a port.
+    pub fn end_data(&mut self, slot: usize) {
+        self.push(self.streams[slot].id, &Message::End);
     }
 
     /// Gives a stream up and frees the slot.
@@ -300,7 +322,8 @@ mod test {
     use crate::HostInput;
     use proptest::prelude::*;
     use wire::{
-        EntryInfo, FileKind, FrameBuffer, Hello, MAX_PATH, PROTOCOL_VERSION, Request, RequestPart,
+        EntryInfo, FileKind, FrameBuffer, Hello, MAX_PATH, OUTPUT_WINDOW, PORT_WINDOW,
+        PROTOCOL_VERSION, RequestPart,
     };
 
     /// Both halves of a connection, greeted.
@@ -338,8 +361,12 @@ mod test {
         }
 
         fn open(&mut self, stream: u32) -> usize {
+            self.open_for(stream, &Request::Sysinfo)
+        }
+
+        fn open_for(&mut self, stream: u32, request: &Request<'_>) -> usize {
             let mut bytes = [0; 64];
-            let n = Request::Sysinfo.encode(&mut bytes).unwrap();
+            let n = request.encode(&mut bytes).unwrap();
             let open = Message::Open(RequestPart {
                 more: false,
                 part: &bytes[..n],
@@ -434,6 +461,32 @@ mod test {
             "None",
             "late frames of an ended stream mean nothing"
         );
+    }
+
+    #[test]
+    fn ports_have_streams_of_their_own_and_a_smaller_window() {
+        let port = Request::ConnectPort { port: 80 };
+        let mut pair = Pair::new();
+        let ports = u32::try_from(MAX_PORT_STREAMS).unwrap();
+        for id in 1..=ports {
+            assert_eq!(pair.open_for(id, &port), MAX_STREAMS + id as usize - 1);
+        }
+        let mut bytes = [0; 8];
+        let n = port.encode(&mut bytes).unwrap();
+        let part = &bytes[..n];
+        let one_more = Message::Open(RequestPart { more: false, part });
+        assert_eq!(pair.take(ports + 1, &one_more), "None");
+        assert_eq!(pair.sent()[0].1, FrameKind::Reply);
+        assert_eq!(pair.open(ports + 2), 0, "others are not kept out");
+        let slot = pair.session.find(ports).unwrap();
+        let mut total = 0;
+        while let Some(n) = pair.session.data_space(slot).map(|s| s.len()) {
+            pair.session.data_commit(slot, DataChannel::Port, n);
+            total += n;
+        }
+        assert_eq!(total, PORT_WINDOW as usize);
+        pair.session.end_data(slot);
+        assert_eq!(pair.sent().last(), Some(&(ports, FrameKind::End, 0)));
     }
 
     fn pair_busy_len() -> usize {

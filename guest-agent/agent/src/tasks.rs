@@ -7,6 +7,7 @@ use crate::files::{ReadStep, make_dir, move_to, open_read, open_write, send_piec
 use crate::identity::GuestIdentity;
 use crate::launch::ProcessLauncher;
 use crate::path::PathBuffer;
+use crate::ports::PortTable;
 use crate::process_list::tell_processes;
 use crate::procs::ProcessTable;
 use crate::refusals::{tell_failed, tell_not_started, unknown_user};
@@ -20,7 +21,6 @@ use agent_core::Session;
 use core::mem;
 use wire::{
     DataChannel, ErrorCode, MAX_STREAMS, Reply, Request, ResetCode, StartProcess, StreamEvent,
-    UserInfo,
 };
 
 /// What a stream does.
@@ -57,6 +57,7 @@ pub(crate) struct TaskTable {
     other_path: PathBuffer,
     walks: WalkTable,
     pub(crate) procs: ProcessTable,
+    pub(crate) ports: PortTable,
     pub(crate) cgroups: CgroupTable,
     launcher: ProcessLauncher,
     pub(crate) users: UserFiles,
@@ -73,6 +74,7 @@ impl TaskTable {
             other_path: PathBuffer::new(),
             walks: WalkTable::new(),
             procs: ProcessTable::new(),
+            ports: PortTable::new(),
             cgroups: CgroupTable::new(),
             launcher: ProcessLauncher::new(),
             users: UserFiles::new(),
@@ -87,10 +89,14 @@ impl TaskTable {
         for slot in 0..MAX_STREAMS {
             self.abandon(slot);
         }
+        self.ports.abandon_all();
     }
 
     /// The stream is gone.
     pub(crate) fn abandon(&mut self, slot: usize) {
+        if let Some(place) = PortTable::place(slot) {
+            return self.ports.abandon(place);
+        }
         match mem::replace(&mut self.table[slot], StreamTask::Free) {
             StreamTask::Process(i) => self.procs.detach(i, slot),
             StreamTask::Walk(w) => self.walks.stop(w),
@@ -106,6 +112,9 @@ impl TaskTable {
         session: &mut Session,
         epoll: &Epoll,
     ) {
+        if let Request::ConnectPort { port } = *request {
+            return self.ports.open(slot, port, session, epoll);
+        }
         self.table[slot] = StreamTask::Free;
         match *request {
             Request::Start(ref start) => self.start(slot, start, session, epoll),
@@ -121,7 +130,7 @@ impl TaskTable {
             Request::ListProcesses => {
                 self.table[slot] = StreamTask::Processes { next: 0, listed: 0 }
             }
-            Request::LookupUser { name } => self.lookup(slot, name, session),
+            Request::LookupUser { name } => self.users.tell(slot, name, session),
             Request::SetIdentity(ref identity) => {
                 match self.identity.take(identity, &mut self.cgroups) {
                     Ok(()) => session.reply(slot, &Reply::Done(identity.generation)),
@@ -297,28 +306,6 @@ impl TaskTable {
         }
     }
 
-    fn lookup(&mut self, slot: usize, name: &[u8], session: &mut Session) {
-        let accounts = self.users.now();
-        let Some(user) = accounts.user(name) else {
-            return unknown_user(session, slot);
-        };
-        let mut groups = [0; wire::MAX_GROUPS];
-        let mut bytes = [0; 4 * wire::MAX_GROUPS];
-        let groups = accounts.groups(&user, &mut groups);
-        for (to, group) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(groups) {
-            *to = group.to_le_bytes();
-        }
-        let user = UserInfo {
-            uid: user.uid,
-            gid: user.gid,
-            name: user.name,
-            home: user.home,
-            shell: user.shell,
-            group_bytes: &bytes[..4 * groups.len()],
-        };
-        session.reply(slot, &Reply::User(user));
-    }
-
     /// Bytes of the host.
     pub(crate) fn data(
         &mut self,
@@ -327,6 +314,15 @@ impl TaskTable {
         bytes: &[u8],
         session: &mut Session,
     ) {
+        if let Some(place) = PortTable::place(slot) {
+            let (code, why) = match channel {
+                DataChannel::Port if self.ports.feed(place, bytes, session) => return,
+                DataChannel::Port => (ResetCode::Internal, "no memory for the input"),
+                _ => (ResetCode::Protocol, "this request takes no such data"),
+            };
+            session.reset(slot, code, why);
+            return self.abandon(slot);
+        }
         match (&mut self.table[slot], channel) {
             (StreamTask::Process(i), DataChannel::Stdin) => {
                 if !self.procs.feed(*i, bytes, session) {
@@ -350,6 +346,9 @@ impl TaskTable {
 
     /// The host has no more bytes.
     pub(crate) fn end(&mut self, slot: usize, session: &mut Session) {
+        if let Some(place) = PortTable::place(slot) {
+            return self.ports.end_input(place);
+        }
         match mem::replace(&mut self.table[slot], StreamTask::Free) {
             StreamTask::Write { file } => {
                 self.tell_entry(slot, Some(&file), session, "look at what was written");

@@ -20,6 +20,8 @@ pub(crate) const OUT: u64 = 4 << 32;
 pub(crate) const ERR: u64 = 5 << 32;
 /// Output that is thrown away.
 pub(crate) const DRAIN: u64 = 6 << 32;
+/// A connection to a port of the guest.
+pub(crate) const PORT: u64 = 7 << 32;
 
 /// The token of a process's descriptor.
 pub(crate) fn of_process(process: usize, port: ProcessPort) -> u64 {
@@ -34,4 +36,9 @@ pub(crate) fn of_process(process: usize, port: ProcessPort) -> u64 {
 /// The token of a pipe whose bytes are thrown away.
 pub(crate) fn of_drain(place: usize) -> u64 {
     DRAIN | u64::try_from(place).unwrap_or(0)
+}
+
+/// The token of a connection to a port.
+pub(crate) fn of_port(place: usize) -> u64 {
+    PORT | u64::try_from(place).unwrap_or(0)
 }

@@ -1,9 +1,11 @@
 //! The guest's users: its two files, read again when they change.
 
+use crate::refusals::unknown_user;
 use crate::sys::file::{FileStat, O_RDONLY, PathBase, open, stat};
 use crate::sys::read;
-use agent_core::AccountFiles;
+use agent_core::{AccountFiles, Session};
 use core::ffi::CStr;
+use wire::{Reply, UserInfo};
 
 /// Bytes of each file that are looked at; users beyond are unknown.
 const MAX_FILE: usize = 128 * 1024;
@@ -35,6 +37,29 @@ impl UserFiles {
             passwd: self.passwd.refresh(c"/etc/passwd"),
             group: self.group.refresh(c"/etc/group"),
         }
+    }
+
+    /// Answers with the user of this name.
+    pub(crate) fn tell(&mut self, slot: usize, name: &[u8], session: &mut Session) {
+        let accounts = self.now();
+        let Some(user) = accounts.user(name) else {
+            return unknown_user(session, slot);
+        };
+        let mut groups = [0; wire::MAX_GROUPS];
+        let mut bytes = [0; 4 * wire::MAX_GROUPS];
+        let groups = accounts.groups(&user, &mut groups);
+        for (to, group) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(groups) {
+            *to = group.to_le_bytes();
+        }
+        let user = UserInfo {
+            uid: user.uid,
+            gid: user.gid,
+            name: user.name,
+            home: user.home,
+            shell: user.shell,
+            group_bytes: &bytes[..4 * groups.len()],
+        };
+        session.reply(slot, &Reply::User(user));
     }
 }
 

@@ -20,7 +20,10 @@ fn the_agent_greets_first_and_answers_pings() {
     while host.pongs == 0 {
         assert!(host.receive());
     }
-    assert_eq!(host.hello, Some((wire::PROTOCOL_VERSION, 0)));
+    assert_eq!(
+        host.hello,
+        Some((wire::PROTOCOL_VERSION, wire::boot_flags::PORTS))
+    );
 }
 
 #[test]

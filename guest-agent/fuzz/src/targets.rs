@@ -1,11 +1,13 @@
 //! The targets: what the agent and the service say to each other, and what the agent reads in a
 //! guest.
 
-use agent_core::{AccountFiles, BASE_ENTRIES, HostAction, HostInput, ProcessEnvironment, Session};
+use agent_core::{
+    ALL_STREAMS, AccountFiles, BASE_ENTRIES, HostAction, HostInput, ProcessEnvironment, Session,
+};
 use wire::fuzz::{fuzz_frames, fuzz_records, fuzz_request};
 use wire::{
     DataChannel, FrameBuffer, MAX_FRAME, MAX_GROUPS, MAX_STREAMS, Message, Reply, Request,
-    StringList,
+    StreamEvent, StringList,
 };
 
 /// A fuzz target: its name, which is its corpus' too, and what is run.
@@ -57,8 +59,13 @@ fn fuzz_host_input(bytes: &[u8]) {
 fn answer(action: &HostAction<'_>, session: &mut Session) {
     match *action {
         HostAction::Open { slot, ref request } => {
-            assert!(slot < MAX_STREAMS, "slot {slot}");
+            let ports = MAX_STREAMS..ALL_STREAMS;
+            assert!(slot < ALL_STREAMS && ports.contains(&slot) == request.is_port());
             match request {
+                Request::ConnectPort { .. } => {
+                    session.event(slot, &StreamEvent::Connected);
+                    session.end_data(slot);
+                }
                 Request::Stat { .. } => session.reply(slot, &Reply::Done(0)),
                 Request::Sync | Request::Freeze | Request::Thaw => session.forget(slot),
                 _ => {}
@@ -69,7 +76,7 @@ fn answer(action: &HostAction<'_>, session: &mut Session) {
             channel,
             bytes,
         } => {
-            assert!(!bytes.is_empty() && slot < MAX_STREAMS, "slot {slot}");
+            assert!(!bytes.is_empty() && slot < ALL_STREAMS, "slot {slot}");
             if channel == DataChannel::Stdin {
                 session.consumed(slot, bytes.len());
             }
@@ -80,7 +87,7 @@ fn answer(action: &HostAction<'_>, session: &mut Session) {
             }
         }
         HostAction::End { slot } => session.reply(slot, &Reply::Done(1)),
-        HostAction::Abandon { slot } => assert!(slot < MAX_STREAMS, "slot {slot}"),
+        HostAction::Abandon { slot } => assert!(slot < ALL_STREAMS, "slot {slot}"),
         HostAction::None => {}
     }
 }

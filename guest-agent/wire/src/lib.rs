@@ -28,10 +28,10 @@
 //! ```
 //!
 //! **Flow control.** Only the payload bytes of `Data` count. Per stream, the agent may send
-//! [`OUTPUT_WINDOW`] bytes and the host [`INPUT_WINDOW`] bytes before the first
-//! [`Message::Credit`]; a receiver grants what it has consumed. Whoever sends more than it was
-//! granted gets its stream reset with [`ResetCode::FlowControl`]. A slow stream therefore never
-//! fills the connection.
+//! [`OUTPUT_WINDOW`] bytes and the host [`INPUT_WINDOW`] bytes ([`PORT_WINDOW`] both on a stream to
+//! a port) before the first [`Message::Credit`]; a receiver grants what it has consumed. Whoever
+//! sends more than it was granted gets its stream reset with [`ResetCode::FlowControl`]. A slow
+//! stream therefore never fills the connection.
 //!
 //! Decoding borrows from the frame and never allocates; every length has a documented limit and
 //! everything beyond it is refused. Bytes after a complete message are refused as well, so that a
@@ -66,6 +66,7 @@ mod error;
 mod flow;
 mod frame;
 pub mod fuzz;
+mod identity;
 mod limits;
 mod message;
 mod priming;
@@ -77,10 +78,12 @@ pub use codec::{DecodeError, EncodeError};
 pub use error::{ErrorCode, GoAwayCode, ResetCode};
 pub use flow::{FlowError, RecvWindow, SendWindow};
 pub use frame::{Frame, FrameBuffer, FrameError, FrameHeader, FrameKind};
+pub use identity::SetIdentity;
 pub use limits::{
     AGENT_PORT, HEADER_LEN, INPUT_WINDOW, MAX_ARGS, MAX_DEFAULT_ENV, MAX_DEPTH, MAX_ENTROPY,
-    MAX_ENV, MAX_FRAME, MAX_GROUPS, MAX_MESSAGE, MAX_NAME, MAX_PATH, MAX_PAYLOAD, MAX_REQUEST,
-    MAX_STREAMS, MAX_TAG, MAX_VERSION, MAX_WINDOW, OUTPUT_WINDOW, PROTOCOL_VERSION,
+    MAX_ENV, MAX_FRAME, MAX_GROUPS, MAX_MESSAGE, MAX_NAME, MAX_PATH, MAX_PAYLOAD, MAX_PORT_STREAMS,
+    MAX_REQUEST, MAX_STREAMS, MAX_TAG, MAX_VERSION, MAX_WINDOW, OUTPUT_WINDOW, PORT_WINDOW,
+    PROTOCOL_VERSION,
 };
 pub use message::{DataChannel, Hello, Message, boot_flags};
 pub use priming::PRIMED_FILES;
@@ -89,7 +92,6 @@ pub use reply::{
     StreamEvent, Sysinfo, UserInfo,
 };
 pub use request::{
-    ProcessLimits, PtySize, ReadFile, Request, RequestPart, SetIdentity, StartProcess, Stdin,
-    WriteFile,
+    ProcessLimits, PtySize, ReadFile, Request, RequestPart, StartProcess, Stdin, WriteFile,
 };
 pub use strings::{StringList, StringListIter};

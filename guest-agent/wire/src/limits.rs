@@ -21,8 +21,15 @@ pub const OUTPUT_WINDOW: u32 = 256 * 1024;
 pub const INPUT_WINDOW: u32 = 64 * 1024;
 /// No side ever holds more credit than this on one stream; a grant beyond it is a protocol error.
 pub const MAX_WINDOW: u32 = 1 << 30;
-/// Streams that may be open at once; one more is answered with [`crate::ErrorCode::Busy`].
+/// `Data` bytes either side may send on a stream of [`crate::Request::ConnectPort`] before the
+/// other grants more: there may be many of them, and each costs so much when nobody reads.
+pub const PORT_WINDOW: u32 = 64 * 1024;
+/// Streams that may be open at once, those to ports not counted; one more is answered with
+/// [`crate::ErrorCode::Busy`].
 pub const MAX_STREAMS: usize = 256;
+/// Streams to ports ([`crate::Request::ConnectPort`]) that may be open at once, beside the others;
+/// one more is answered with [`crate::ErrorCode::Busy`].
+pub const MAX_PORT_STREAMS: usize = 1024;
 
 /// Most arguments of a process, its name included.
 pub const MAX_ARGS: usize = 4096;

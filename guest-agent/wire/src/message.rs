@@ -22,6 +22,8 @@ codes! {
         File = 4,
         /// Whole records ([`crate::Records`]): entries or processes, from the agent.
         Records = 5,
+        /// Of a connection to a port, either way.
+        Port = 6,
     }
 }
 
@@ -52,6 +54,8 @@ pub mod boot_flags {
     pub const RECONNECT: u32 = 1 << 2;
     /// It can stop user processes: [`crate::Request::Freeze`].
     pub const FREEZER: u32 = 1 << 3;
+    /// It can connect to ports of the guest: [`crate::Request::ConnectPort`].
+    pub const PORTS: u32 = 1 << 4;
 }
 
 /// A decoded frame.
@@ -83,7 +87,8 @@ pub enum Message<'a> {
     },
     /// The sender consumed so many data bytes: as many more may follow.
     Credit(u32),
-    /// The sender has no more data: closes stdin, completes an upload.
+    /// The sender has no more data: closes stdin, completes an upload, ends a half of a connection
+    /// to a port, the only stream on which the agent sends it.
     End,
     /// The sender gives the stream up. A process keeps running, without its output being sent.
     Reset {

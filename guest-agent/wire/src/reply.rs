@@ -187,6 +187,8 @@ pub enum StreamEvent<'a> {
     },
     /// The file is open; its contents follow.
     Opened(EntryInfo<'a>),
+    /// The port has taken the connection.
+    Connected,
 }
 
 /// A record of a `Data(Records)` frame.
@@ -463,6 +465,7 @@ impl<'a> StreamEvent<'a> {
         let event = match r.u8()? {
             1 => Self::Started { pid: r.u32()? },
             2 => Self::Opened(EntryInfo::decode(&mut r)?),
+            3 => Self::Connected,
             v => {
                 return Err(DecodeError::Invalid {
                     field: "event",
@@ -484,6 +487,7 @@ impl<'a> StreamEvent<'a> {
                 w.u8(2)?;
                 entry.encode(w)
             }
+            Self::Connected => w.u8(3),
         }
     }
 }

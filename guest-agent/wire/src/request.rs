@@ -3,9 +3,10 @@
 
 use crate::codec::{DecodeError, EncodeError, FieldReader, FieldWriter, code};
 use crate::error::codes;
+use crate::identity::SetIdentity;
 use crate::limits::{
-    MAX_ARGS, MAX_DEFAULT_ENV, MAX_DEPTH, MAX_ENTROPY, MAX_ENV, MAX_NAME, MAX_PATH, MAX_PAYLOAD,
-    MAX_REQUEST, MAX_TAG,
+    MAX_ARGS, MAX_DEPTH, MAX_ENV, MAX_NAME, MAX_PATH, MAX_PAYLOAD, MAX_REQUEST, MAX_TAG,
+    OUTPUT_WINDOW, PORT_WINDOW,
 };
 use crate::strings::StringList;
 
@@ -136,23 +137,6 @@ pub struct WriteFile<'a> {
     pub parents: bool,
 }
 
-/// Gives a guest a new identity. Replies `Done(generation)` when all of it has taken effect: no
-/// tenant code may run in a clone before. With the generation that the guest has already it sets
-/// the clock and nothing else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SetIdentity<'a> {
-    /// Nanoseconds since 1970 for the wall clock; 0 leaves it.
-    pub wall_clock_ns: u64,
-    /// The number of this identity, shown in later [`crate::Hello`]s.
-    pub generation: u64,
-    /// The host name; empty leaves it.
-    pub hostname: &'a [u8],
-    /// Mixed into the kernel's random pool and credited in full, then the pool is reseeded.
-    pub entropy: &'a [u8],
-    /// Replaces the environment defaults; together at most [`MAX_DEFAULT_ENV`] bytes.
-    pub env: StringList<'a>,
-}
-
 /// Something the host asks of the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request<'a> {
@@ -242,6 +226,16 @@ pub enum Request<'a> {
     Freeze,
     /// Lets processes go on. `Reply(Done(0))`, also when they were not stopped.
     Thaw,
+    /// Connects to a TCP port of the guest: of 127.0.0.1, else of `::1`, and of nothing else.
+    /// `Event(Connected)`, then `Data(Port)` both ways, each until its sender's `End`; when both
+    /// halves are over, `Reply(Done(0))`. An error with the kernel's number ends both: before the
+    /// event nobody listens (of 127.0.0.1), after it the connection was reset. A `Reset` of the
+    /// host after its `End` closes the connection, before it resets it. Of agents with
+    /// [`crate::boot_flags::PORTS`].
+    ConnectPort {
+        /// 1 to 65535.
+        port: u16,
+    },
 }
 
 impl<'a> Request<'a> {
@@ -299,7 +293,8 @@ impl<'a> Request<'a> {
                 w.cbytes("user", user, MAX_NAME)?;
             }
             Self::LookupUser { name } => w.cbytes("user", name, MAX_NAME)?,
-            Self::SetIdentity(i) => encode_identity(i, &mut w)?,
+            Self::SetIdentity(i) => i.encode(&mut w)?,
+            Self::ConnectPort { port } => w.u16(*port)?,
         }
         Ok(w.written())
     }
@@ -350,13 +345,14 @@ impl<'a> Request<'a> {
             },
             11 => Self::Remove { path: path(r)? },
             12 => Self::LookupUser { name: name(r)? },
-            13 => Self::SetIdentity(decode_identity(r)?),
+            13 => Self::SetIdentity(SetIdentity::decode(r)?),
             14 => Self::Sysinfo,
             15 => Self::Sync,
             16 => Self::Shutdown,
             17 => Self::Attach { pid: r.u32()? },
             18 => Self::Freeze,
             19 => Self::Thaw,
+            20 => Self::ConnectPort { port: port(r)? },
             v => {
                 return Err(DecodeError::Invalid {
                     field: "request",
@@ -389,6 +385,24 @@ impl<'a> Request<'a> {
             Self::Attach { .. } => 17,
             Self::Freeze => 18,
             Self::Thaw => 19,
+            Self::ConnectPort { .. } => 20,
+        }
+    }
+
+    /// Whether it is one of those of which there may be [`crate::MAX_PORT_STREAMS`] at once, beside
+    /// [`crate::MAX_STREAMS`] others.
+    #[must_use]
+    pub const fn is_port(&self) -> bool {
+        matches!(self, Self::ConnectPort { .. })
+    }
+
+    /// `Data` bytes the agent may send on its stream before the host grants more.
+    #[must_use]
+    pub const fn output_window(&self) -> u32 {
+        if self.is_port() {
+            PORT_WINDOW
+        } else {
+            OUTPUT_WINDOW
         }
     }
 }
@@ -429,6 +443,16 @@ fn depth(r: &mut FieldReader<'_>) -> Result<u32, DecodeError> {
             field: "depth",
             value,
         }),
+    }
+}
+
+fn port(r: &mut FieldReader<'_>) -> Result<u16, DecodeError> {
+    match r.u16()? {
+        0 => Err(DecodeError::Invalid {
+            field: "port",
+            value: 0,
+        }),
+        port => Ok(port),
     }
 }
 
@@ -492,38 +516,4 @@ fn decode_start<'a>(r: &mut FieldReader<'a>) -> Result<StartProcess<'a>, DecodeE
             file_size: r.u64()?,
         },
     })
-}
-
-fn encode_identity(i: &SetIdentity<'_>, w: &mut FieldWriter<'_>) -> Result<(), EncodeError> {
-    w.u64(i.wall_clock_ns)?;
-    w.u64(i.generation)?;
-    w.cbytes("host name", i.hostname, MAX_NAME)?;
-    w.bytes("entropy", i.entropy, MAX_ENTROPY)?;
-    let bytes = i.env.iter().map(|s| s.len() + 1).sum();
-    if bytes > MAX_DEFAULT_ENV {
-        return Err(EncodeError::TooLong {
-            field: "env",
-            len: bytes,
-            max: MAX_DEFAULT_ENV,
-        });
-    }
-    i.env.encode(w, "env", MAX_ENV)
-}
-
-fn decode_identity<'a>(r: &mut FieldReader<'a>) -> Result<SetIdentity<'a>, DecodeError> {
-    let identity = SetIdentity {
-        wall_clock_ns: r.u64()?,
-        generation: r.u64()?,
-        hostname: r.cbytes("host name", MAX_NAME)?,
-        entropy: r.bytes("entropy", MAX_ENTROPY)?,
-        env: StringList::decode(r, "env", MAX_ENV)?,
-    };
-    match identity.env.packed().map_or(0, <[u8]>::len) {
-        len if len > MAX_DEFAULT_ENV => Err(DecodeError::TooLong {
-            field: "env",
-            len,
-            max: MAX_DEFAULT_ENV,
-        }),
-        _ => Ok(identity),
-    }
 }

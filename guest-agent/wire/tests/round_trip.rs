@@ -88,7 +88,7 @@ proptest! {
     fn requests(
         path in path(), other in path(), user in name(), host in name(), env in strings(),
         n: u64, m: u64, pid: u32, signal in 1u8..=64, depth in 1u32..=64, mode in 0u32..=0o7777,
-        yes: bool, no: bool, size: (u16, u16), entropy in vec(any::<u8>(), 0..=64),
+        yes: bool, no: bool, size: (u16, u16), entropy in vec(any::<u8>(), 0..=64), port in 1u16..,
     ) {
         let (path, to, user) = (path.as_slice(), other.as_slice(), user.as_slice());
         let size = PtySize { cols: size.0, rows: size.1 };
@@ -118,6 +118,7 @@ proptest! {
             Request::Freeze,
             Request::Thaw,
             Request::Shutdown,
+            Request::ConnectPort { port },
         ] {
             request_survives(&request);
         }
@@ -177,6 +178,8 @@ proptest! {
             Message::Reset { code: ResetCode::FlowControl, message: text },
             Message::Event(StreamEvent::Started { pid: numbers.0 }),
             Message::Event(StreamEvent::Opened(entry)),
+            Message::Event(StreamEvent::Connected),
+            Message::Data { channel: DataChannel::Port, bytes: &bytes },
         ] {
             message_survives(stream, &message);
         }
@@ -263,6 +266,8 @@ fn limits_are_refused_on_both_sides() {
         env: StringList::EMPTY,
     };
     Request::SetIdentity(identity).encode(&mut out).unwrap_err();
+    let n = Request::ConnectPort { port: 0 }.encode(&mut out).unwrap();
+    Request::decode(&out[..n]).unwrap_err();
 }
 
 #[test]

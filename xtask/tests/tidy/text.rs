@@ -117,6 +117,7 @@ fn the_readme_shows_the_tested_programs() {
         "quickstart.mjs",
         "branches.py",
         "checkpoints.py",
+        "ports.py",
     ] {
         let program = fs::read_to_string(top().join("api/tests/sdk/snippets").join(name)).unwrap();
         if !readme.contains(program.trim_end()) {

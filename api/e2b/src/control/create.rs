@@ -3,6 +3,7 @@
 use crate::Body;
 use crate::control::egress::{self, is_empty};
 pub use crate::control::idempotency::{IdempotencyClaim, IdempotencyTable};
+use crate::control::network;
 use crate::control::view::CreatedView;
 use crate::error::{ApiError, json_response};
 use crate::linger::LingeringBody;
@@ -151,6 +152,13 @@ impl CreateRequest {
             return Err(ApiError::NotYet("Workload identity (iam)"));
         }
         let egress = egress::asked(self.network.as_ref(), self.allow_internet_access)?;
+        // From v2 on there is no choice.
+        let secure =
+            version == ApiVersion::V2 || options.require_token || self.secure.unwrap_or(false);
+        let ingress = network::ingress(self.network.as_ref(), secure)?;
+        if !ingress.policy.tls_ports.is_empty() {
+            return Err(ApiError::NotYet("TLS to a sandbox's ports (httpsPorts)"));
+        }
         let metadata = self.metadata.unwrap_or_default();
         if metadata.len() > MAX_METADATA {
             return Err(ApiError::Invalid(format!(
@@ -175,10 +183,8 @@ impl CreateRequest {
             lifecycle,
             metadata,
             env,
-            // From v2 on there is no choice.
-            secure: version == ApiVersion::V2
-                || options.require_token
-                || self.secure.unwrap_or(false),
+            secure,
+            ingress,
             egress,
         };
         Ok((self.template_id, asked))

@@ -13,6 +13,7 @@ pub mod kill;
 pub mod list;
 pub mod logs;
 pub mod metrics;
+mod network;
 pub mod pause;
 pub mod reset;
 pub mod snapshots;

@@ -26,6 +26,8 @@ pub struct CreatedView<'a> {
     alias: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     envd_access_token: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traffic_access_token: Option<&'a str>,
     domain: Option<&'a str>,
 }
 
@@ -40,6 +42,7 @@ impl<'a> CreatedView<'a> {
             envd_version: ENVD_VERSION,
             alias: sandbox.origin.alias.as_deref(),
             envd_access_token: sandbox.access_token.as_deref(),
+            traffic_access_token: sandbox.ingress.traffic_token.as_deref(),
             domain,
         }
     }

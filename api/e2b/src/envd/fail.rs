@@ -13,9 +13,11 @@ pub(super) async fn connect(sandbox: &Sandbox, error: LinkError) -> ConnectError
     settle(sandbox.gone(), &error).await;
     let code = match &error {
         LinkError::Closed(_) => ConnectCode::Unavailable,
-        LinkError::Busy | LinkError::TooMany(_) | LinkError::TooLarge(_) => {
-            ConnectCode::ResourceExhausted
-        }
+        LinkError::Busy
+        | LinkError::PortsBusy(_)
+        | LinkError::TooMany(_)
+        | LinkError::TooLarge(_) => ConnectCode::ResourceExhausted,
+        LinkError::OldAgent(_) => ConnectCode::Unimplemented,
         LinkError::Unsendable(_) => ConnectCode::InvalidArgument,
         LinkError::Refused(refusal) => refused(refusal.code),
         LinkError::Version { .. } | LinkError::Reset { .. } | LinkError::Unexpected { .. } => {

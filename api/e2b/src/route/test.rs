@@ -57,6 +57,20 @@ fn rule_1_a_key_wins_over_everything() {
 }
 
 #[test]
+fn rule_0_a_host_that_names_a_programs_port_is_that_programs() {
+    let host = ("Host", "8080-iabc.localhost:3000");
+    assert_eq!(where_to("GET", "/", &[KEY, host]), data("iabc", 8080));
+    let other = ("E2b-Sandbox-Id", "iother");
+    assert_eq!(
+        where_to("GET", "/", &[other, PORT, host]),
+        data("iabc", 8080)
+    );
+    let bearer = ("Authorization", "Bearer x");
+    let teams = where_to("GET", "/teams", &[bearer, host]);
+    assert_eq!(teams, data("iabc", 8080));
+}
+
+#[test]
 fn rule_2_both_headers_or_neither() {
     assert_eq!(where_to("GET", "/health", &[ID, PORT]), data("iabc", 49983));
     let legacy = ("E2b-Sandbox-Id", "iabc-6532622b");

@@ -1,7 +1,5 @@
 use super::*;
-use crate::pace::BusyConnection;
 use futures_util::FutureExt as _;
-use hyper::Version;
 
 fn table(all: usize, peer: usize) -> Arc<ConnectionTable> {
     ConnectionTable::new(SlotLimits { all, peer })
@@ -11,13 +9,22 @@ fn at(host: u8) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, host], 1))
 }
 
+fn place(table: &Arc<ConnectionTable>, slot: &Arc<ConnectionSlot>) -> Arc<ConnectionPlace> {
+    let (table, slot) = (Arc::clone(table), Arc::clone(slot));
+    let tls = false;
+    Arc::new(ConnectionPlace { table, slot, tls })
+}
+
 /// A connection that has shown its key.
 fn known(table: &Arc<ConnectionTable>, host: u8) -> Arc<ConnectionSlot> {
     let slot = table.admit(at(host)).unwrap();
     let mut request = Request::new(());
-    let connection = RequestConnection::new(table, &slot);
+    let place = place(table, &slot);
+    let connection = RequestConnection::new(&place);
     request.extensions_mut().insert(connection);
     accepted(&request);
+    // Its connection is served on.
+    std::mem::forget(place);
     slot
 }
 
@@ -78,8 +85,10 @@ fn a_newcomer_takes_the_place_of_a_known_one_that_rests_and_of_no_busy_one() {
 
 fn known_again(table: &Arc<ConnectionTable>, slot: &Arc<ConnectionSlot>) -> Arc<ConnectionSlot> {
     let mut extensions = hyper::http::Extensions::new();
-    extensions.insert(RequestConnection::new(table, slot));
+    let place = place(table, slot);
+    extensions.insert(RequestConnection::new(&place));
     accepted_parts(&extensions);
+    std::mem::forget(place);
     Arc::clone(slot)
 }
 
@@ -101,4 +110,24 @@ fn an_ipv6_network_is_one_peer() {
     assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
     assert_eq!(of("::ffff:10.0.0.1"), of("10.0.0.1"));
     assert_eq!(of("::1"), "::1".parse::<IpAddr>().unwrap());
+}
+
+#[test]
+fn an_upgraded_connection_keeps_its_place_is_busy_and_gives_way() {
+    let table = table(8, 0);
+    let slot = table.admit(at(1)).unwrap();
+    let place = place(&table, &slot);
+    let mut request = Request::new(());
+    let connection = RequestConnection::new(&place);
+    request.extensions_mut().insert(connection);
+    assert_eq!(client(&request).unwrap().address, at(1).ip());
+    let upgraded = upgradable(&request).unwrap();
+    drop(place);
+    assert!(slot.pace.is_busy());
+    assert_eq!(table.lock().all, 1);
+    table.lock().oust_stranger(None);
+    assert!(upgraded.given_up().now_or_never().is_some());
+    drop(upgraded);
+    assert_eq!(table.lock().all, 0);
+    assert!(client(&request).is_none() && upgradable(&request).is_none());
 }

@@ -1,10 +1,10 @@
 //! Create: from what a client asks for to a sandbox that runs.
 
 use crate::error::EngineError;
-use crate::facts::{SandboxFacts, SandboxOrigin};
+use crate::facts::{IngressPolicy, SandboxFacts, SandboxOrigin};
 use crate::ids;
 use crate::registry::bring_up::{IdentifiedMachine, LaunchSource};
-use crate::registry::new_sandbox::{CreationSource, NewSandbox};
+use crate::registry::new_sandbox::{AskedIngress, CreationSource, NewSandbox};
 use crate::registry::reserve::{Preallocated, SandboxReservation};
 use crate::registry::running::{SandboxHistory, running_sandbox};
 use crate::registry::sandboxes::SandboxRegistry;
@@ -138,8 +138,7 @@ impl SandboxRegistry {
             source,
             asked,
         } = new;
-        let token = asked.secure.then(ids::token).transpose();
-        let access_token = token.map_err(|error| no_entropy(&error))?;
+        let (access_token, ingress) = (token_if(asked.secure)?, policy(asked.ingress)?);
         let template = source.template();
         let restore_point = self
             .creation_point(&source, &mut preallocated, timings)
@@ -167,6 +166,7 @@ impl SandboxRegistry {
             metadata: asked.metadata,
             env,
             access_token,
+            ingress,
             default_user: template.default_user.clone(),
             default_workdir: template.default_workdir.clone(),
             started_at: Timestamp::now(),
@@ -193,6 +193,21 @@ impl SandboxRegistry {
         );
         Ok((sandbox, way))
     }
+}
+
+/// A secret, if one is wanted.
+fn token_if(wanted: bool) -> Result<Option<String>, EngineError> {
+    let token = wanted.then(ids::token).transpose();
+    token.map_err(|error| no_entropy(&error))
+}
+
+/// How its ports are reached, with a token of its own if they ask for one.
+fn policy(asked: AskedIngress) -> Result<IngressPolicy, EngineError> {
+    let traffic_token = token_if(asked.private)?;
+    Ok(IngressPolicy {
+        traffic_token,
+        ..asked.policy
+    })
 }
 
 pub(super) fn no_entropy(error: &std::io::Error) -> EngineError {

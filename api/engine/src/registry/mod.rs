@@ -53,7 +53,7 @@ mod view;
 pub use enter::Entrance;
 pub use fork::CaptureTimings;
 pub use new_sandbox::{
-    AskedSandbox, CreationSource, MAX_VARIABLE_BYTES, MAX_VARIABLES, NewSandbox,
+    AskedIngress, AskedSandbox, CreationSource, MAX_VARIABLE_BYTES, MAX_VARIABLES, NewSandbox,
 };
 pub use reserve::SandboxReservation;
 pub use sandboxes::{EndReason, SandboxRegistry};

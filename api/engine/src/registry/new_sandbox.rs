@@ -2,7 +2,7 @@
 //! goes on from (`api/PROTOCOL.md` §10.6 has the rules as a table).
 
 use crate::error::EngineError;
-use crate::facts::{LifecyclePolicy, SandboxFacts};
+use crate::facts::{IngressPolicy, LifecyclePolicy, SandboxFacts};
 use crate::network::NetPolicy;
 use crate::owner::OwnerId;
 use crate::restore_point::RestorePoint;
@@ -31,6 +31,17 @@ pub struct AskedSandbox {
     pub secure: bool,
     /// What it may reach over the network.
     pub egress: NetPolicy,
+    /// Who reaches its ports, and as what.
+    pub ingress: AskedIngress,
+}
+
+/// What a creation's request asks for its ports.
+#[derive(Clone, Debug, Default)]
+pub struct AskedIngress {
+    /// Whether they ask for a token.
+    pub private: bool,
+    /// As in [`IngressPolicy`]; its token is made with the sandbox.
+    pub policy: IngressPolicy,
 }
 
 /// Where a new sandbox goes on.
@@ -97,8 +108,8 @@ impl NewSandbox {
     }
 
     /// A child of this sandbox, of this owner, which is what its parent is: labels, variables,
-    /// whether it asks for a token, what it may reach, what happens at the deadline. The time to
-    /// live is its own.
+    /// whether it asks for tokens, what it may reach and how its ports are reached, what happens at
+    /// the deadline. The time to live is its own.
     pub(super) fn child(
         (owner, parent): (OwnerId, &SandboxFacts),
         env: BTreeMap<String, String>,
@@ -114,6 +125,10 @@ impl NewSandbox {
             env,
             secure: parent.access_token.is_some(),
             egress: parent.egress.clone(),
+            ingress: AskedIngress {
+                private: parent.ingress.traffic_token.is_some(),
+                policy: parent.ingress.clone(),
+            },
         };
         Self {
             owner,

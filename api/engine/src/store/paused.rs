@@ -1,7 +1,9 @@
 //! One paused sandbox, and how it is written down.
 
 use crate::error::chain;
-use crate::facts::{KeptState, LifecyclePolicy, SandboxFacts, SandboxOrigin, TimeoutAction};
+use crate::facts::{
+    IngressPolicy, KeptState, LifecyclePolicy, SandboxFacts, SandboxOrigin, TimeoutAction,
+};
 use crate::ids::is_sandbox_id;
 use crate::image::machine_image::MachineShape;
 use crate::network::NetPolicy;
@@ -15,14 +17,19 @@ use crate::store::vault::StoredHeader;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use snapshot_store::{SnapshotId, StoreError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Names of paused sandboxes in the store begin with it.
 pub const PREFIX: &str = "paused-";
-/// [`SandboxRecordV1::version`].
+/// The last [`SandboxRecordV1::version`].
 const VERSION: u32 = 3;
+/// The one of a sandbox whose ports and network are as they were before, which an older program
+/// reads.
+const VERSION_WITHOUT_NETWORK: u32 = 2;
+/// Most ports with TLS that are read back.
+const MAX_TLS_PORTS: usize = 64;
 /// Most bytes of a token, user, folder or template name that is read back.
 const MAX_TEXT: usize = 4096;
 /// Most processes, metadata entries and checkpoints that are read back.
@@ -95,9 +102,20 @@ struct SandboxRecordV1 {
     /// From version 2 on; none: everybody's.
     #[serde(default)]
     owner: Option<String>,
-    /// From version 3 on; none: the default, as a sandbox of before had no network.
-    #[serde(default)]
+    /// From version 3 on; none: what is allowed to everybody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     egress: Option<EgressV1>,
+    /// From version 3 on; none: its ports are open, and nothing is masked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ingress: Option<IngressV1>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct IngressV1 {
+    traffic_token: Option<String>,
+    mask_host: Option<String>,
+    tls_ports: BTreeSet<u16>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -136,14 +154,20 @@ impl PausedSandbox {
             metadata,
             env,
             access_token,
+            ingress,
             default_user,
             default_workdir,
             started_at,
             lifecycle,
             egress,
         } = &*self.facts;
+        let ingress = IngressV1::of(ingress);
+        let egress = (*egress != NetPolicy::default()).then(|| egress.into());
         let record = SandboxRecordV1 {
-            version: VERSION,
+            version: match (&ingress, &egress) {
+                (None, None) => VERSION_WITHOUT_NETWORK,
+                _ => VERSION,
+            },
             id: id.clone(),
             template_id: origin.template_id.clone(),
             base: origin.base.clone(),
@@ -173,7 +197,8 @@ impl PausedSandbox {
             processes: self.processes.iter().map(Into::into).collect(),
             checkpoints: self.tree.current(),
             owner: owner.as_ref().map(|owner| owner.as_str().to_owned()),
-            egress: Some(egress.into()),
+            egress,
+            ingress,
         };
         Ok(serde_json::to_vec(&record)?)
     }
@@ -217,6 +242,7 @@ impl PausedSandbox {
             metadata: record.metadata,
             env: record.env,
             access_token: record.access_token,
+            ingress: record.ingress.map(Into::into).unwrap_or_default(),
             default_user: record.default_user,
             default_workdir: record.default_workdir,
             started_at: time(record.started_at_us)?,
@@ -239,6 +265,33 @@ impl PausedSandbox {
             tree: Arc::default(),
         };
         Ok((paused, record.checkpoints))
+    }
+}
+
+impl IngressV1 {
+    /// `None` where ports are as they were before there was anything to say about them.
+    fn of(policy: &IngressPolicy) -> Option<Self> {
+        let IngressPolicy {
+            traffic_token,
+            mask_host,
+            tls_ports,
+        } = policy.clone();
+        let said = Self {
+            traffic_token,
+            mask_host,
+            tls_ports,
+        };
+        (*policy != IngressPolicy::default()).then_some(said)
+    }
+}
+
+impl From<IngressV1> for IngressPolicy {
+    fn from(stored: IngressV1) -> Self {
+        Self {
+            traffic_token: stored.traffic_token,
+            mask_host: stored.mask_host,
+            tls_ports: stored.tls_ports,
+        }
     }
 }
 
@@ -281,6 +334,15 @@ impl SandboxRecordV1 {
                 format!("{size:?} for a machine of {shape:?}"),
             ));
         }
+        let ingress = self.ingress.as_ref();
+        if ingress.is_some() && self.version <= VERSION_WITHOUT_NETWORK {
+            return Err(invalid("version with ports' settings", self.version));
+        }
+        if let Some(ports) = ingress.map(|ingress| &ingress.tls_ports)
+            && (ports.len() > MAX_TLS_PORTS || ports.contains(&0))
+        {
+            return Err(invalid("list of TLS ports", format!("{ports:?}")));
+        }
         let texts = [
             ("template", Some(&self.template_id)),
             ("base", Some(&self.base)),
@@ -288,6 +350,11 @@ impl SandboxRecordV1 {
             ("user", Some(&self.default_user)),
             ("working directory", self.default_workdir.as_ref()),
             ("token", self.access_token.as_ref()),
+            (
+                "traffic token",
+                ingress.and_then(|i| i.traffic_token.as_ref()),
+            ),
+            ("masked host", ingress.and_then(|i| i.mask_host.as_ref())),
         ];
         for (what, text) in texts {
             if text.is_some_and(|t| t.is_empty() || t.len() > MAX_TEXT || t.contains('\0')) {
@@ -319,4 +386,63 @@ fn invalid(what: &'static str, value: impl std::fmt::Display) -> RecordError {
 pub fn readable(header: &StoredHeader) -> Result<(), String> {
     let decoded = PausedSandbox::decode(&header.record, &header.id, header.shape);
     decoded.map(drop).map_err(|error| chain(&error))
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    const SHAPE: MachineShape = MachineShape {
+        vcpus: 1,
+        memory_mib: 512,
+        disk_size: 1 << 30,
+    };
+    /// As version 3 is written, but for the version and what ports have.
+    const REST: &str = r#""id":"i1","template_id":"t","base":"t","alias":null,"cpu_count":1,"memory_mb":512,"disk_size_mb":1024,"forked":false,"metadata":{},"env":{},"access_token":null,"default_user":"u","default_workdir":null,"started_at_us":1,"paused_at_us":2,"timeout_s":15,"on_timeout":"kill","auto_resume":false,"kept":"files","processes":[],"checkpoints":[],"owner":null"#;
+    const INGRESS: &str =
+        r#","ingress":{"traffic_token":"t1","mask_host":"h:${PORT}","tls_ports":[443,8443]}"#;
+
+    fn read(version: u32, ingress: &str) -> Result<PausedSandbox, RecordError> {
+        let text = format!("{{\"version\":{version},{REST}{ingress}}}");
+        let name = stored_name("i1").unwrap();
+        let decoded = PausedSandbox::decode(text.as_bytes(), &name, SHAPE);
+        decoded.map(|(paused, _)| paused)
+    }
+
+    fn written(paused: &PausedSandbox) -> String {
+        String::from_utf8(paused.encode().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn how_ports_are_reached_is_kept_and_what_has_nothing_to_say_stays_version_2() {
+        let paused = read(3, INGRESS).unwrap();
+        let expected = IngressPolicy {
+            traffic_token: Some("t1".into()),
+            mask_host: Some("h:${PORT}".into()),
+            tls_ports: BTreeSet::from([443, 8443]),
+        };
+        assert_eq!(paused.facts.ingress, expected);
+        assert_eq!(
+            written(&paused),
+            format!("{{\"version\":3,{REST}{INGRESS}}}")
+        );
+        let paused = read(2, "").unwrap();
+        assert_eq!(paused.facts.ingress, IngressPolicy::default());
+        assert_eq!(written(&paused), format!("{{\"version\":2,{REST}}}"));
+    }
+
+    #[test]
+    fn settings_of_ports_that_cannot_be_are_refused() {
+        read(2, INGRESS).unwrap_err();
+        read(4, "").unwrap_err();
+        for wrong in [
+            r#""traffic_token":"","mask_host":null,"tls_ports":[]"#,
+            r#""traffic_token":null,"mask_host":"a\u0000","tls_ports":[]"#,
+            r#""traffic_token":null,"mask_host":null,"tls_ports":[0]"#,
+            r#""traffic_token":null,"mask_host":null,"tls_ports":[65536]"#,
+            r#""traffic_token":null,"mask_host":null,"tls_ports":[],"more":1"#,
+        ] {
+            read(3, &format!(",\"ingress\":{{{wrong}}}")).unwrap_err();
+        }
+    }
 }

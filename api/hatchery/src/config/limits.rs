@@ -27,6 +27,8 @@ pub struct LimitSettings {
     pub max_connections: usize,
     /// Most of them from one address; 0: as many as there are.
     pub max_peer_connections: usize,
+    /// Most connections to ports of one sandbox.
+    pub max_port_connections: usize,
     /// Longest wait for a request's head.
     pub header_timeout: Duration,
     /// Longest wait for the next request on a connection.
@@ -75,6 +77,12 @@ impl LimitSettings {
                 "limits.max_peer_connections",
                 file.max_peer_connections.unwrap_or(0),
                 0..=1 << 20,
+            )?,
+            max_port_connections: count(
+                "limits.max_port_connections",
+                file.max_port_connections,
+                wire::MAX_PORT_STREAMS,
+                wire::MAX_PORT_STREAMS,
             )?,
             header_timeout: seconds("limits.header_timeout", file.header_timeout, 10)?,
             idle_timeout: seconds("limits.idle_timeout", file.idle_timeout, 620)?,

@@ -37,7 +37,7 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// All that the server keeps.
     pub data_dir: PathBuf,
-    /// The sandboxes' domain.
+    /// The sandboxes' domain; on a loopback address `localhost` with the port unless typed.
     pub domain: Option<String>,
     /// Whether every creation gets a token.
     pub require_token: bool,
@@ -92,13 +92,17 @@ impl Settings {
         }
         let vmm = find(over.vmm.or(file.vmm), "hatchery-vmm");
         let jail = over.jail.or(file.jail).unwrap_or_default();
+        let listen = over.listen.or(file.listen).unwrap_or(default_listen);
+        // Browsers and curl resolve every name below it.
+        let local = || format!("localhost:{}", listen.port());
+        let local = listen.ip().is_loopback().then(local);
         Ok(Self {
-            listen: over.listen.or(file.listen).unwrap_or(default_listen),
+            listen,
             data_dir: over
                 .data_dir
                 .or(file.data_dir)
                 .unwrap_or_else(|| "hatchery-data".into()),
-            domain: over.domain.or(file.domain),
+            domain: over.domain.or(file.domain).or(local),
             require_token: file.require_token.unwrap_or(false),
             keys,
             owners,
@@ -148,6 +152,7 @@ impl Settings {
             max_timeout: self.limits.max_timeout,
             max_connections: self.limits.max_connections,
             max_peer_connections: self.limits.max_peer_connections,
+            max_port_connections: self.limits.max_port_connections,
             header_timeout: self.limits.header_timeout,
             idle_timeout: self.limits.idle_timeout,
             max_json_bytes: self.limits.max_json_bytes,

@@ -17,7 +17,8 @@ pub struct ConfigFile {
     /// outlive it; disk layers and notes of what runs, which do not. Made if missing; one server
     /// per folder. Default `hatchery-data`.
     pub data_dir: Option<PathBuf>,
-    /// Domain of the sandboxes' host names (`{port}-{id}.{domain}`), told to clients. No default.
+    /// Domain of the sandboxes' host names (`{port}-{id}.{domain}`), told to clients. Default: on a
+    /// loopback address `localhost` with the port of `listen`; else none.
     pub domain: Option<String>,
     /// Whether every new sandbox has a token, also one that is created by the old API without
     /// `secure`. Clients from before tokens cannot use it then. Default false.
@@ -121,9 +122,13 @@ pub struct LimitsFile {
     /// Most of them from one address, for IPv6 from one network of 64 bits. 0: as many as there
     /// are, as behind a proxy, where all clients have one address. Default 0.
     pub max_peer_connections: Option<usize>,
+    /// Most connections to ports of one sandbox at one time; more are refused with 429. Default
+    /// 1024, which is the most.
+    pub max_port_connections: Option<usize>,
     /// Longest time for a request's head to arrive, seconds. Default 10.
     pub header_timeout: Option<u32>,
-    /// Longest time a connection may stay without a request, seconds. Default 620.
+    /// Longest time a connection may stay without a request, and one to a port of a sandbox without
+    /// a byte either way, seconds. Default 620.
     pub idle_timeout: Option<u32>,
     /// Most bytes of a control-plane request's body. Default 1048576.
     pub max_json_bytes: Option<usize>,

@@ -197,7 +197,7 @@ fn slow_down(ns: u64) -> Result<()> {
 
 const AF_VSOCK: usize = 40;
 const SOCK_STREAM: usize = 1;
-const SOCK_NONBLOCK_CLOEXEC: usize = 0o2_004_000;
+pub(super) const SOCK_NONBLOCK_CLOEXEC: usize = 0o2_004_000;
 
 /// `struct sockaddr_vm`.
 #[repr(C)]

@@ -58,6 +58,8 @@ impl Entry {
 pub enum Got {
     Started(u32),
     Opened(Entry),
+    Connected,
+    End,
     Data(DataChannel, Vec<u8>),
     Credit(u32),
     Done(u64),
@@ -205,6 +207,8 @@ impl Host {
                 }
                 Message::Credit(n) => Got::Credit(n),
                 Message::Reset { .. } => Got::Reset,
+                Message::End => Got::End,
+                Message::Event(StreamEvent::Connected) => Got::Connected,
                 Message::Event(StreamEvent::Started { pid }) => Got::Started(pid),
                 Message::Event(StreamEvent::Opened(e)) => Got::Opened(Entry::of(&e)),
                 Message::Reply(Reply::Done(n)) => Got::Done(n),
@@ -239,6 +243,16 @@ impl Host {
                 self.farewell
             );
         }
+    }
+
+    /// What has come of credit on a stream, when nothing else has.
+    pub fn credit(&mut self, stream: u32) -> usize {
+        let inbox = self.inbox.entry(stream).or_default();
+        let credit = inbox.drain(..).map(|got| match got {
+            Got::Credit(bytes) => bytes as usize,
+            other => panic!("{other:?} where only credit was expected"),
+        });
+        credit.sum()
     }
 
     /// Everything of a stream up to its end; `Credit` left out.
