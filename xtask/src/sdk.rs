@@ -236,6 +236,8 @@ pub(crate) fn snippets(target: &SdkTarget) -> Result<Tally> {
     checkpoints.arg(sources().join("snippets/checkpoints.py"));
     let mut ports = Command::new(python.get_program());
     ports.arg(sources().join("snippets/ports.py"));
+    let mut network = Command::new(python.get_program());
+    network.arg(sources().join("snippets/network.py"));
     let (folder, _) = node_release(&SdkRelease::Pinned)?.context("No JavaScript SDK")?;
     let copy = beside_modules(&folder, "snippets")?;
     let mut node = Command::new("node");
@@ -246,6 +248,7 @@ pub(crate) fn snippets(target: &SdkTarget) -> Result<Tally> {
         ("branches.py", &mut branches),
         ("checkpoints.py", &mut checkpoints),
         ("ports.py", &mut ports),
+        ("network.py", &mut network),
     ] {
         eprintln!("{name}");
         target.apply(command);

@@ -118,6 +118,7 @@ fn the_readme_shows_the_tested_programs() {
         "branches.py",
         "checkpoints.py",
         "ports.py",
+        "network.py",
     ] {
         let program = fs::read_to_string(top().join("api/tests/sdk/snippets").join(name)).unwrap();
         if !readme.contains(program.trim_end()) {
