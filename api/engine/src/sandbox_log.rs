@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Most entries; the oldest give way.
-const MAX_ENTRIES: usize = 256;
+const MAX_ENTRIES: usize = 128;
 /// Most bytes of one value.
-const MAX_VALUE: usize = 512;
+const MAX_VALUE: usize = 256;
 
 /// How much an entry matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,11 +31,11 @@ pub struct LogEntry {
     pub level: LogLevel,
     /// What happened.
     pub message: &'static str,
-    /// With which values, at most 512 bytes each.
+    /// With which values, at most 256 bytes each.
     pub fields: Vec<(&'static str, String)>,
 }
 
-/// The entries of one sandbox, at most 256. Clones are the same log.
+/// The entries of one sandbox, at most 128. Clones are the same log.
 #[derive(Clone, Debug, Default)]
 pub struct SandboxLog(Arc<Mutex<VecDeque<LogEntry>>>);
 
@@ -89,7 +89,7 @@ mod test {
         log.push(LogLevel::Warn, "long", vec![("text", "é".repeat(1000))]);
         let entries = log.entries();
         assert_eq!(entries.len(), MAX_ENTRIES);
-        assert_eq!(entries[0].fields, [("number", "45".to_owned())]);
+        assert_eq!(entries[0].fields, [("number", "173".to_owned())]);
         let last = &entries[MAX_ENTRIES - 1];
         assert_eq!(
             (last.level, last.fields[0].1.len()),
