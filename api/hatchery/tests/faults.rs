@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use support::told::{
-    connect, in_use, kill, pause, paused, post, refused, server, snapshot, start, state, stored,
-    stores_nothing, tell, works,
+    connect, in_use, kill, pause, paused, post, refused, server, snapshot, start,
+    start_without_reserve, state, stored, stores_nothing, tell, works,
 };
 use support::{children, no_more_files_than, open_files};
 
@@ -165,7 +165,7 @@ async fn a_full_disk_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("data")).unwrap();
     let disk = SmallDisk::mount(&dir.path().join("data"));
-    let server = start(dir, None).await;
+    let server = start_without_reserve(dir).await;
     let id = server.create(json!({})).await.id();
     let asleep = paused(&server).await;
     assert_eq!(snapshot(&server, &id, "one").await.status, 201);

@@ -146,9 +146,22 @@ async fn what_is_not_built_yet_says_so_and_a_killed_sandbox_is_gone() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let server = Server::start().await;
     let id = server.create(json!({})).await.id();
-    let network = format!("/sandboxes/{id}/network");
-    let answer = server.api("PUT", &network, json!({})).await;
+    let answer = server.api("POST", "/v3/templates", json!({})).await;
     assert_eq!((answer.status, &answer.json()["code"]), (501, &json!(501)));
+    let network = format!("/sandboxes/{id}/network");
+    for (rules, status) in [
+        (
+            json!({ "denyOut": ["0.0.0.0/0"], "allowOut": ["example.com"] }),
+            204,
+        ),
+        (json!({ "allow_internet_access": false }), 204),
+        (json!({}), 204),
+        (json!({ "denyOut": ["example.com"] }), 400),
+        (json!({ "rules": { "example.com": [1] } }), 501),
+    ] {
+        let answer = server.api("PUT", &network, rules).await;
+        assert_eq!(answer.status, status, "{answer:?}");
+    }
     let closed = [
         ("e2b-sandbox-id", id.as_str()),
         ("e2b-sandbox-port", "8080"),

@@ -94,7 +94,7 @@ async fn a_paused_sandbox_has_no_machine_and_comes_back_as_it_was() {
         for (method, what, status) in [
             ("GET", "metrics", 200),
             ("GET", "logs", 200),
-            ("PUT", "network", 501),
+            ("PUT", "network", 409),
         ] {
             let path = format!("/sandboxes/{id}/{what}");
             let there = server.api(method, &path, Value::Null).await;

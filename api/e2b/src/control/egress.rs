@@ -48,7 +48,8 @@ pub(super) fn asked(
 /// Replaces what a running sandbox may reach, as a whole; flows that are no longer allowed are cut.
 ///
 /// # Errors
-/// [`engine::error::EngineError::SandboxNotFound`], [`ApiError::Invalid`], [`ApiError::NotYet`].
+/// [`engine::error::EngineError::SandboxNotFound`], [`ApiError::Conflict`] of a paused one,
+/// [`ApiError::Invalid`], [`ApiError::NotYet`].
 pub async fn set(
     app: &Arc<AppState>,
     who: &Caller,
@@ -57,6 +58,11 @@ pub async fn set(
 ) -> Result<Response<Body>, ApiError> {
     let wanted: EgressRequest = app.json(request.into_body()).await?;
     let policy = wanted.policy(None)?;
+    if app.look(who, id)?.paused.is_some() {
+        return Err(ApiError::Conflict(format!(
+            "Sandbox {id:?} is paused: what it reaches is changed while it runs"
+        )));
+    }
     app.sandbox(who, id)?.set_egress(policy);
     tracing::info!(sandbox_id = id, "network policy replaced");
     Ok(no_content())

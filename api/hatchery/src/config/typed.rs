@@ -122,8 +122,8 @@ pub struct LimitsFile {
     /// Most of them from one address, for IPv6 from one network of 64 bits. 0: as many as there
     /// are, as behind a proxy, where all clients have one address. Default 0.
     pub max_peer_connections: Option<usize>,
-    /// Most connections to ports of one sandbox at one time; more are refused with 429. Default
-    /// 1024, which is the most.
+    /// Most connections to ports of one sandbox at one time, 1024 at most; more are refused with
+    /// 429. Default 1024.
     pub max_port_connections: Option<usize>,
     /// Longest time for a request's head to arrive, seconds. Default 10.
     pub header_timeout: Option<u32>,

@@ -1,7 +1,7 @@
 //! Sandboxes whose stand-ins a test tells what to do, and what is asked of them.
 
 use super::{Answer, Server, children, until};
-use hatchery::config::LimitsFile;
+use hatchery::config::{ConfigFile, LimitsFile};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,13 +13,21 @@ pub(crate) async fn server(warm_vms: Option<usize>) -> Server {
 
 /// The same in a folder that may be another server's, which has stopped.
 pub(crate) async fn start(dir: tempfile::TempDir, warm_vms: Option<usize>) -> Server {
-    let limits = LimitsFile {
+    Server::start_in(dir, "told", limits(), warm_vms).await
+}
+
+/// The same, and its disk may be filled to the end.
+pub(crate) async fn start_without_reserve(dir: tempfile::TempDir) -> Server {
+    let change = |file: &mut ConfigFile| file.resources.disk_reserve_mb = Some(0);
+    Server::start_changed(dir, "told", limits(), None, change).await
+}
+
+fn limits() -> LimitsFile {
+    LimitsFile {
         max_sandboxes: Some(12),
         boot_timeout: Some(2),
         ..LimitsFile::default()
-    };
-    let clones = warm_vms;
-    Server::start_in(dir, "told", limits, clones).await
+    }
 }
 
 /// From now on machines start in this mode.

@@ -134,6 +134,7 @@ def test_a_websocket_goes_both_ways(fresh):
             assert receive(connection, 2 + len(text)) == bytes([0x81, len(text)]) + text
 
 
+@pytest.mark.vm
 def test_traffic_resumes_a_paused_sandbox_and_finds_its_server(fresh):
     port = own_port()
     box = create(lifecycle={"on_timeout": "pause", "auto_resume": True})

@@ -180,6 +180,7 @@ impl FakeMachine {
         for (device, to) in devices.iter_mut().zip(&to.devices) {
             match (device, to) {
                 (DeviceSpec::Vsock(vsock), DeviceReset::Vsock(to)) => *vsock = *to,
+                (DeviceSpec::Net(net), DeviceReset::Net(to)) => *net = *to,
                 (DeviceSpec::Block(disk), DeviceReset::Block { parent }) => {
                     disk.base = keep(disk.base)?;
                     disk.layer = disk.layer.map(&mut keep).transpose()?;
