@@ -46,6 +46,7 @@ pub(crate) use detect::hardware_virtualization;
 use frame::CommandRequest;
 pub(crate) use intel_model::IntelModel;
 use ping::AgentAddress;
+pub(crate) use qemu::THIS_MACHINE;
 use qmp::QmpClient;
 use rustix::process::Pid;
 pub(crate) use state::free_port;

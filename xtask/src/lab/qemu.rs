@@ -8,6 +8,9 @@ use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::process::Stdio;
 
+/// Where the emulator's network has this machine's loopback, seen from the lab.
+pub(crate) const THIS_MACHINE: &str = "10.0.2.2";
+
 /// The lab kernel's command line. `tsc=reliable`: QEMU's counter is, but does not say so, and
 /// without it every clock read is a slow device access. `debugfs=off`: what `doctor` recommends,
 /// as KVM otherwise makes a folder of files for each virtual machine.

@@ -181,7 +181,8 @@ pub(super) fn target(place: &ServerPlace, url: &str) -> SdkTarget {
     if matches!(place, ServerPlace::Lab(_)) {
         target
             .set("HATCHERY_TIME_SCALE", LAB_SCALE)
-            .set("HATCHERY_BIG_MIB", LAB_BIG_MIB);
+            .set("HATCHERY_BIG_MIB", LAB_BIG_MIB)
+            .set("HATCHERY_WORLD", lab::THIS_MACHINE);
     }
     target
 }

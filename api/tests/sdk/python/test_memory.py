@@ -26,7 +26,8 @@ GROUP = "/sys/fs/cgroup/hatchery-small"
 
 @pytest.fixture
 def small():
-    """Starts the server with so much memory for it and its machines, and a configuration."""
+    """Starts the server with so much memory for it and its machines, and a configuration. The group stands for
+    a host, and for one without control groups of our own: they have `test_resources.py`."""
     there = on_host(
         f"echo +memory > /sys/fs/cgroup/cgroup.subtree_control && mkdir -p {GROUP} && ls {GROUP}/memory.max || true"
     )
@@ -35,7 +36,8 @@ def small():
     config = f"{STATE_DIR}.small.toml"
 
     def start(limit_mib, limits=""):
-        on_host(f"printf '[limits]\\n{limits}\\n' > '{config}'; echo {limit_mib}M > {GROUP}/memory.max")
+        groups = '[resources]\\ncgroup = "off"\\n'
+        on_host(f"printf '{groups}[limits]\\n{limits}\\n' > '{config}'; echo {limit_mib}M > {GROUP}/memory.max")
         restart_server(f"export HATCHERY_CONFIG='{config}'; echo $$ > {GROUP}/cgroup.procs")
 
     yield start

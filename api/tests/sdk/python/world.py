@@ -1,5 +1,5 @@
-"""What stands for the Internet: servers on this machine's loopback, which a sandbox in the lab reaches as
-10.0.2.2. One HTTP server with a package index for each of pip, npm and apt, a git repository that takes
+"""What stands for the Internet: servers on this machine's loopback, which the lab's host reaches as
+HATCHERY_WORLD. One HTTP server with a package index for each of pip, npm and apt, a git repository that takes
 pushes, a slow stream and an echo; and a name server.
 """
 
@@ -18,7 +18,7 @@ import threading
 import time
 import zipfile
 
-ADDRESS = "10.0.2.2"
+ADDRESS = os.environ.get("HATCHERY_WORLD", "")
 HTTP_PORT = 18080
 DNS_PORT = 53
 NAME = "packages.test"
