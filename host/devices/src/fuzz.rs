@@ -11,12 +11,13 @@
 
 mod load;
 
+use crate::queue_pair::{RX, TX};
 use crate::testing::{
     DriverQueue, QUEUES, Running, add_block, add_vsock, line, memory, read32, set_up, vsock_config,
     wait, write32,
 };
 use crate::vsock::packet::{PacketHeader, PacketOp};
-use crate::vsock::spec::{HEADER_LEN, RX, TX};
+use crate::vsock::spec::HEADER_LEN;
 use crate::{
     BlockConfig, DiskParent, EventLoop, FrameSocket, Ioapic, IrqRoutes, Memory, MmioWindow,
     MsiRoute, Net, Rng, SavedConnection,

@@ -31,6 +31,7 @@ mod memory;
 mod metrics;
 mod mmio;
 mod net;
+mod queue_pair;
 mod reset;
 mod ring;
 mod rng;

@@ -10,13 +10,14 @@
 
 use super::config::FrameSocket;
 use super::spec::{
-    DEVICE_ID, FEATURES, HEADER_LEN, MAX_FRAME, MIN_FRAME, QUEUE_SIZES, RX, RX_HEADER, TX, config,
+    DEVICE_ID, FEATURES, HEADER_LEN, MAX_FRAME, MIN_FRAME, QUEUE_SIZES, RX_HEADER, config,
 };
 use crate::attachment::Attachment;
 use crate::chain::{self, BufferChain};
 use crate::device::{BrokenQueue, Device, DeviceContext, DeviceFault, NextTurn};
 use crate::metrics::NetMetrics;
 use crate::mmio::{DeviceIdentity, F_EVENT_IDX};
+use crate::queue_pair::{QueuePair, RX, TX};
 use crate::ring::OpCompletion;
 use crate::state::DeviceKind;
 use rustix::io::Errno;
@@ -37,17 +38,11 @@ pub struct Net {
     // Fixed configuration
     socket: OwnedFd,
     // Runtime glue
-    queues: Option<NetQueues>,
+    queues: Option<QueuePair>,
     metrics: Arc<NetMetrics>,
     // Volatile state
     receive: Lane,
     send: Lane,
-}
-
-#[derive(Debug)]
-struct NetQueues {
-    rx: Queue,
-    tx: Queue,
 }
 
 /// One direction.
@@ -102,7 +97,7 @@ impl Net {
     fn drive_send(&mut self, cx: &mut DeviceContext<'_>) -> Result<NextTurn, DeviceFault> {
         let lane = &mut self.send;
         for _ in 0..BUDGET {
-            let Some(NetQueues { tx, .. }) = self.queues.as_mut().filter(|_| !lane.in_flight)
+            let Some(QueuePair { tx, .. }) = self.queues.as_mut().filter(|_| !lane.in_flight)
             else {
                 return Ok(NextTurn::Wait);
             };
@@ -137,7 +132,7 @@ impl Net {
     fn drive_receive(&mut self, cx: &mut DeviceContext<'_>) -> Result<NextTurn, DeviceFault> {
         let lane = &mut self.receive;
         for _ in 0..BUDGET {
-            let Some(NetQueues { rx, .. }) = self.queues.as_mut().filter(|_| !lane.in_flight)
+            let Some(QueuePair { rx, .. }) = self.queues.as_mut().filter(|_| !lane.in_flight)
             else {
                 return Ok(NextTurn::Wait);
             };
@@ -176,7 +171,7 @@ impl Net {
             }
         }
         self.metrics.from_guest_frames.add(1);
-        let Some(NetQueues { tx, .. }) = &mut self.queues else {
+        let Some(QueuePair { tx, .. }) = &mut self.queues else {
             return Ok(());
         };
         tx.add_used(cx.memory, self.send.chain.head, 0)?;
@@ -190,7 +185,7 @@ impl Net {
     ) -> Result<(), DeviceFault> {
         let lane = &mut self.receive;
         lane.completed();
-        let Some(NetQueues { rx, .. }) = &mut self.queues else {
+        let Some(QueuePair { rx, .. }) = &mut self.queues else {
             return Ok(());
         };
         let len = match done.result {
@@ -233,12 +228,7 @@ impl Device for Net {
         queues: Vec<Option<Queue>>,
         _: &mut DeviceContext<'_>,
     ) -> Result<(), DeviceFault> {
-        let mut queues: Vec<_> = queues.into_iter().collect();
-        let mut take = |index: usize| queues.get_mut(index).and_then(Option::take);
-        let (Some(rx), Some(tx)) = (take(RX), take(TX)) else {
-            return Err(BrokenQueue.into());
-        };
-        self.queues = Some(NetQueues { rx, tx });
+        self.queues = Some(QueuePair::new(queues)?);
         (self.receive.pending, self.send.pending) = (true, true);
         Ok(())
     }
@@ -298,7 +288,6 @@ impl Device for Net {
     }
 
     fn queues(&self) -> Vec<Option<&Queue>> {
-        let queues = self.queues.as_ref();
-        vec![queues.map(|q| &q.rx), queues.map(|q| &q.tx)]
+        QueuePair::list(self.queues.as_ref())
     }
 }

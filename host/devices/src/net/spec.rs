@@ -2,10 +2,6 @@
 
 /// Virtio device type (§5.1.1).
 pub(super) const DEVICE_ID: u32 = 1;
-/// Number of the queue with buffers for frames to the guest (§5.1.2).
-pub(super) const RX: usize = 0;
-/// Number of the queue with frames from the guest.
-pub(super) const TX: usize = 1;
 /// A driver's receive buffer for our MTU is a chain of 18 descriptors, a frame that it sends up to
 /// 19: room for 14 buffers and 13 large frames. More of both is memory that a clone would touch.
 pub(super) const QUEUE_SIZES: &[u16] = &[256, 256];

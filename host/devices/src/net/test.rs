@@ -2,7 +2,8 @@
 #![expect(clippy::cast_possible_truncation, reason = "test values are small")]
 
 use super::FrameSocket;
-use super::spec::{HEADER_LEN, MAX_FRAME, MTU, RX, RX_HEADER, TX};
+use super::spec::{HEADER_LEN, MAX_FRAME, MTU, RX_HEADER};
+use crate::queue_pair::{RX, TX};
 use crate::testing::{DriverQueue, QUEUES, Running, copy, line, memory, set_up, wait};
 use crate::{Attachment, EventLoop, LoadError, Memory, MmioWindow, Net, NetMetrics, Rng};
 use rustix::net::{

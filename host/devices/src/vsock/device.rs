@@ -13,13 +13,14 @@ use super::inbox::LinkInbox;
 use super::muxer::{PacketVerdict, VsockMuxer};
 use super::outbox::LinkOutbox;
 use super::packet::PacketHeader;
-use super::spec::{DEVICE_ID, HEADER_LEN, MAX_PAYLOAD, QUEUE_SIZES, RX, TX};
+use super::spec::{DEVICE_ID, HEADER_LEN, MAX_PAYLOAD, QUEUE_SIZES};
 use super::state::VsockV1;
 use crate::attachment::Attachment;
 use crate::chain::{self, BufferChain};
 use crate::device::{BrokenQueue, Device, DeviceContext, DeviceFault, NextTurn};
 use crate::metrics::VsockMetrics;
 use crate::mmio::{DeviceIdentity, F_EVENT_IDX};
+use crate::queue_pair::{QueuePair, TX};
 use crate::ring::OpCompletion;
 use crate::state::{DeviceKind, StateRefusal, take};
 use std::mem;
@@ -46,7 +47,7 @@ pub struct Vsock {
     link: OwnedFd,
     saved_connection: SavedConnection,
     // Runtime glue
-    queues: Option<VsockQueues>,
+    queues: Option<QueuePair>,
     chain: BufferChain,
     heads: Vec<u16>,
     metrics: Arc<VsockMetrics>,
@@ -61,12 +62,6 @@ pub struct Vsock {
     tx_pending: bool,
     tx_unreported: u16,
     tx_unreported_bytes: usize,
-}
-
-#[derive(Debug)]
-struct VsockQueues {
-    rx: Queue,
-    tx: Queue,
 }
 
 impl Vsock {
@@ -352,12 +347,7 @@ impl Device for Vsock {
         queues: Vec<Option<Queue>>,
         _: &mut DeviceContext<'_>,
     ) -> Result<(), DeviceFault> {
-        let mut queues: Vec<_> = queues.into_iter().collect();
-        let mut take = |index: usize| queues.get_mut(index).and_then(Option::take);
-        let (Some(rx), Some(tx)) = (take(RX), take(TX)) else {
-            return Err(BrokenQueue.into());
-        };
-        self.queues = Some(VsockQueues { rx, tx });
+        self.queues = Some(QueuePair::new(queues)?);
         self.tx_pending = true;
         Ok(())
     }
@@ -444,8 +434,7 @@ impl Device for Vsock {
     }
 
     fn queues(&self) -> Vec<Option<&Queue>> {
-        let queues = self.queues.as_ref();
-        vec![queues.map(|q| &q.rx), queues.map(|q| &q.tx)]
+        QueuePair::list(self.queues.as_ref())
     }
 
     /// Bytes of the link that the guest has not been given are not part of it.

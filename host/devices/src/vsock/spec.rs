@@ -3,10 +3,6 @@
 /// Virtio device type (§5.10.1).
 pub(crate) const DEVICE_ID: u32 = 19;
 
-/// Queue numbers (§5.10.2).
-pub(crate) const RX: usize = 0;
-/// Guest to device.
-pub(crate) const TX: usize = 1;
 /// Sizes of rx, tx and event queue. Linux fills the rx queue with buffers of 4 KiB when it starts:
 /// 64 of them are as much as its default credit of 256 KiB allows to be under way.
 pub(crate) const QUEUE_SIZES: &[u16] = &[64, 256, 8];

@@ -6,7 +6,8 @@ mod save;
 use super::SavedConnection;
 use super::connection::BUFFER;
 use super::packet::{PacketHeader, PacketOp};
-use super::spec::{HEADER_LEN, RX, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TX};
+use super::spec::{HEADER_LEN, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
+use crate::queue_pair::{RX, TX};
 use crate::testing::{
     Added, DriverQueue, Line, QUEUES, Running, add_vsock, line, memory, read32, set_up,
     vsock_config, wait, write32,
