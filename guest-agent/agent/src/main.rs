@@ -30,6 +30,7 @@ mod sysinfo;
 mod tasks;
 mod tokens;
 mod users;
+mod waiting;
 mod walk;
 
 use agent::Agent;

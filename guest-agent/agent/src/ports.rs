@@ -12,17 +12,14 @@
 
 use crate::failure::code;
 use crate::sys::event::{Epoll, socket_error};
-use crate::sys::memory::PrivatePages;
 use crate::sys::tcp::{LoopbackAddress, connect_loopback, end_writing, reset};
 use crate::sys::{Errno, Fd, read, write};
 use crate::tokens::of_port;
+use crate::waiting::WaitingBytes;
 use agent_core::Session;
 use core::mem;
-use wire::{
-    DataChannel, INPUT_WINDOW, MAX_PORT_STREAMS, MAX_STREAMS, Reply, ResetCode, StreamEvent,
-};
+use wire::{DataChannel, MAX_PORT_STREAMS, MAX_STREAMS, Reply, ResetCode, StreamEvent};
 
-const INPUT_BUFFER: usize = INPUT_WINDOW as usize;
 const BITS: usize = 64;
 const WORDS: usize = MAX_PORT_STREAMS / BITS;
 
@@ -46,9 +43,7 @@ struct PortConnection {
     write_over: bool,
     /// Why the program takes no more; 0 as long as it does.
     broken: i32,
-    waiting: Option<PrivatePages>,
-    start: usize,
-    end: usize,
+    waiting: WaitingBytes,
 }
 
 /// What a step comes to.
@@ -75,9 +70,7 @@ impl PortConnection {
         host_ended: false,
         write_over: false,
         broken: 0,
-        waiting: None,
-        start: 0,
-        end: 0,
+        waiting: WaitingBytes::NONE,
     };
 }
 
@@ -134,11 +127,11 @@ impl PortTable {
             return true;
         }
         let mut rest = bytes;
-        if !connection.connecting && connection.waiting.is_none() {
+        if !connection.connecting && connection.waiting.is_empty() {
             rest = &rest[connection.put(rest)..];
         }
         session.consumed(MAX_STREAMS + i, bytes.len() - rest.len());
-        let kept = rest.is_empty() || connection.keep(rest);
+        let kept = rest.is_empty() || connection.waiting.keep(rest);
         self.mark(i);
         kept
     }
@@ -259,15 +252,15 @@ impl PortConnection {
 
     /// Gives the program what waits for it, then the end.
     fn drain(&mut self, i: usize, session: &mut Session) {
-        if let Some(mut pages) = self.waiting.take() {
-            let taken = self.put(&pages.bytes()[self.start..self.end]);
-            self.start += taken;
+        if !self.waiting.is_empty() {
+            let mut waiting = mem::replace(&mut self.waiting, WaitingBytes::NONE);
+            let taken = self.put(waiting.bytes());
+            waiting.taken(taken);
+            self.waiting = waiting;
             session.consumed(MAX_STREAMS + i, taken);
-            if self.start < self.end {
-                self.waiting = Some(pages);
+            if !self.waiting.is_empty() {
                 return;
             }
-            (self.start, self.end) = (0, 0);
         }
         if self.host_ended && !self.write_over && self.broken == 0 {
             self.write_over = true;
@@ -339,32 +332,10 @@ impl PortConnection {
         bytes.len()
     }
 
-    /// Keeps bytes until the program takes them. The window bounds them; false without memory.
-    fn keep(&mut self, bytes: &[u8]) -> bool {
-        if self.waiting.is_none() {
-            self.waiting = PrivatePages::new(INPUT_BUFFER).ok();
-        }
-        let Some(pages) = self.waiting.as_mut() else {
-            return false;
-        };
-        let all = pages.bytes();
-        if INPUT_BUFFER - self.end < bytes.len() {
-            all.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.start = 0;
-        }
-        let Some(room) = all.get_mut(self.end..self.end + bytes.len()) else {
-            return false;
-        };
-        room.copy_from_slice(bytes);
-        self.end += bytes.len();
-        true
-    }
-
     /// The stream is gone: a connection that the host had ended in order is closed, any other is
     /// reset.
     fn give_up(self) {
-        let in_order = self.host_ended && self.waiting.is_none() && self.broken == 0;
+        let in_order = self.host_ended && self.waiting.is_empty() && self.broken == 0;
         if let Some(fd) = self.fd.filter(|_| !in_order) {
             reset(fd);
         }

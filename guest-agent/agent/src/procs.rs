@@ -13,20 +13,18 @@ use crate::drains::{DISCARD, DrainTable};
 use crate::launch::LaunchedProcess;
 use crate::sys::event::Epoll;
 use crate::sys::file::readable;
-use crate::sys::memory::PrivatePages;
 use crate::sys::spawn::{kill, kill_group};
 use crate::sys::{Errno, Fd, read, write};
 use crate::tokens::ProcessPort;
+use crate::waiting::WaitingBytes;
 use agent_core::Session;
 use core::mem;
 use wire::{
-    DataChannel, INPUT_WINDOW, MAX_NAME, MAX_TAG, ProcessEnd, ProcessExit, ProcessInfo, Reply,
-    StartProcess,
+    DataChannel, MAX_NAME, MAX_TAG, ProcessEnd, ProcessExit, ProcessInfo, Reply, StartProcess,
 };
 
 /// Processes at once, those whose stream is gone included.
 pub(crate) const MAX_PROCESSES: usize = 256;
-const STDIN_BUFFER: usize = INPUT_WINDOW as usize;
 /// SIGKILL, which ends all that a command began.
 const KILL: u8 = 9;
 /// What a terminal may still deliver after its process has ended.
@@ -55,9 +53,7 @@ struct StdinQueue {
     ready: bool,
     /// The host sends no more.
     ended: bool,
-    waiting: Option<PrivatePages>,
-    start: usize,
-    end: usize,
+    waiting: WaitingBytes,
 }
 
 impl StdinQueue {
@@ -66,9 +62,7 @@ impl StdinQueue {
         watched: false,
         ready: false,
         ended: false,
-        waiting: None,
-        start: 0,
-        end: 0,
+        waiting: WaitingBytes::NONE,
     };
 }
 
@@ -286,11 +280,11 @@ impl ProcessTable {
         let mut rest = bytes;
         match target {
             None => rest = &[],
-            Some(fd) if waiting.is_none() && *ready => rest = &rest[put(fd, rest, ready)..],
+            Some(fd) if waiting.is_empty() && *ready => rest = &rest[put(fd, rest, ready)..],
             Some(_) => {}
         }
         session.consumed(slot, bytes.len() - rest.len());
-        rest.is_empty() || p.stdin.keep(rest)
+        rest.is_empty() || p.stdin.waiting.keep(rest)
     }
 
     /// The host has no more input for it. A terminal has no such end.
@@ -300,7 +294,7 @@ impl ProcessTable {
             return;
         }
         p.stdin.ended = true;
-        if p.stdin.start == p.stdin.end {
+        if p.stdin.waiting.is_empty() {
             p.stdin = StdinQueue::NONE;
         }
     }
@@ -438,7 +432,7 @@ impl Process {
     /// Gives the process what waits for it.
     fn drain_input(&mut self, session: &mut Session, epoll: &Epoll, token: u64) -> bool {
         let feed = &mut self.stdin;
-        if feed.start == feed.end {
+        if feed.waiting.is_empty() {
             return false;
         }
         let target = if self.pty {
@@ -446,25 +440,20 @@ impl Process {
         } else {
             feed.fd.as_ref()
         };
-        let taken = match (target, feed.waiting.as_mut()) {
-            (Some(fd), Some(pages)) => {
+        let taken = match target {
+            Some(fd) => {
                 if !feed.watched && !self.pty {
                     feed.watched = epoll.add(fd, token, true, false).is_ok();
                 }
                 if !feed.ready {
                     return false;
                 }
-                put(fd, &pages.bytes()[feed.start..feed.end], &mut feed.ready)
+                put(fd, feed.waiting.bytes(), &mut feed.ready)
             }
-            _ => feed.end - feed.start,
+            None => feed.waiting.bytes().len(),
         };
-        feed.start += taken;
-        if feed.start == feed.end {
-            feed.waiting = None;
-            feed.start = 0;
-            feed.end = 0;
-        }
-        let (empty, ended) = (feed.start == feed.end, feed.ended);
+        feed.waiting.taken(taken);
+        let (empty, ended) = (feed.waiting.is_empty(), feed.ended);
         if let Some(slot) = self.slot {
             session.consumed(slot, taken);
         }
@@ -501,30 +490,6 @@ impl Process {
             emptied = true;
         }
         emptied
-    }
-}
-
-impl StdinQueue {
-    /// Keeps bytes until the process takes them. The window bounds them; false without memory.
-    fn keep(&mut self, bytes: &[u8]) -> bool {
-        if self.waiting.is_none() {
-            self.waiting = PrivatePages::new(STDIN_BUFFER).ok();
-        }
-        let Some(pages) = self.waiting.as_mut() else {
-            return false;
-        };
-        let all = pages.bytes();
-        if STDIN_BUFFER - self.end < bytes.len() {
-            all.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.start = 0;
-        }
-        let Some(room) = all.get_mut(self.end..self.end + bytes.len()) else {
-            return false;
-        };
-        room.copy_from_slice(bytes);
-        self.end += bytes.len();
-        true
     }
 }
 
