@@ -215,7 +215,7 @@ async fn guest_request(
         let served = proxy::serve(options, sandbox, port, request).await;
         // A link that breaks is most often its machine's end, which is told in other words.
         if served.is_err() && sandbox.link.closed().now_or_never().is_some() {
-            tokio::time::sleep(SETTLE).await;
+            let _ = tokio::time::timeout(SETTLE, sandbox.gone()).await;
         }
         served
     };

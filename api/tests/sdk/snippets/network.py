@@ -1,21 +1,21 @@
 from e2b import ALL_TRAFFIC, Sandbox
 
-# Nothing is reached but what these two names stand for.
+# Nothing is reached but what this name stands for, and the names below it.
 sandbox = Sandbox.create(
-    network={"deny_out": [ALL_TRAFFIC], "allow_out": ["pypi.org", "files.pythonhosted.org"]}
+    network={"deny_out": [ALL_TRAFFIC], "allow_out": ["example.com", "*.example.com"]}
 )
 
 
-def reached(url):
-    command = f"curl -sS -o /dev/null --max-time 20 {url} 2>&1 && echo reached"
+def reached(name):
+    command = f"curl -sS -o /dev/null --max-time 20 https://{name}/ 2>&1 && echo reached"
     return sandbox.commands.run(command + " || true").stdout.strip()
 
 
-print("pypi.org:", reached("https://pypi.org/simple/six/"))
-print("example.com:", reached("https://example.com/"))
+print("example.com:", reached("example.com"))
+print("example.org:", reached("example.org"))
 
 # From one moment to the next everything, but for private addresses, those of the host among them.
 sandbox.update_network({"allow_out": [], "deny_out": []})
-print("example.com:", reached("https://example.com/"))
-print("metadata:", reached("http://169.254.169.254/"))
+print("example.org:", reached("example.org"))
+print("metadata:", reached("169.254.169.254"))
 sandbox.kill()
