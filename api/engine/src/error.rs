@@ -1,6 +1,7 @@
 //! Why the engine refuses or fails: for whoever asked, in words, without a status.
 
 use crate::quota::LimitReached;
+pub use control::chain;
 
 /// What a request to the engine comes to when it does not succeed. Says what was tried and with
 /// which values; who serves a protocol maps it to that protocol's codes.
@@ -116,16 +117,4 @@ impl EngineError {
             checkpoint: checkpoint.chars().take(MAX_ID).collect(),
         }
     }
-}
-
-/// An error with all its causes, in one line.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

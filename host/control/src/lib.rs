@@ -39,6 +39,7 @@
 mod cgroup;
 mod descriptors;
 mod device;
+mod error_chain;
 mod frame;
 mod message;
 mod net;
@@ -51,6 +52,7 @@ mod zygote;
 pub use cgroup::{CONTROLLERS, CgroupMode, CgroupSite, NoCgroups};
 pub use descriptors::{Descriptors, FdName, MissingFd, ReceivedFds};
 pub use device::{DeviceReset, DeviceSpec, DiskSpec, NetDeviceSpec, SavedLink, VsockSpec};
+pub use error_chain::chain;
 pub use frame::{ChannelError, MAX_FDS, MAX_MESSAGE, fuzz_messages, pair, recv, send};
 pub use message::{
     Configured, Event, ExitCause, ExitReport, MAX_CONSOLE_TAIL, Request, Reset, Saved, VmStats,

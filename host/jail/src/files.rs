@@ -31,6 +31,9 @@ pub unsafe fn close_inherited(first: u32) -> Result<(), JailError> {
     })
 }
 
+/// The least version of Landlock that forbids files and TCP ports (Linux 6.7).
+pub const LANDLOCK_VERSION: u32 = 4;
+
 /// The version of Landlock that the kernel has: 0 for none, 3 knows all of files, 4 (Linux 6.7) TCP
 /// ports, 6 (Linux 6.12) abstract sockets and signals.
 #[must_use]

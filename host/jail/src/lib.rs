@@ -26,7 +26,8 @@ mod namespaces;
 
 pub use error::JailError;
 pub use files::{
-    close_inherited, forbid_files_and_network, forbid_files_and_servers, landlock_version,
+    LANDLOCK_VERSION, close_inherited, forbid_files_and_network, forbid_files_and_servers,
+    landlock_version,
 };
 pub use filter::{Allowed, Filter, When};
 pub use limits::{Limits, limit_file_size, seal};

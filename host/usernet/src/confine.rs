@@ -5,15 +5,12 @@
 
 use When::{Always, OneOf, Without};
 use control::JailMode;
-use jail::{Allowed, Filter, JailError, Limits, When};
+use jail::{Allowed, Filter, JailError, LANDLOCK_VERSION, Limits, When};
 
 /// Sockets of flows and of questions, and what the process has itself.
 const DESCRIPTORS: u64 = control::MAX_NET_FLOWS as u64 + 256;
 /// Private memory: all flows with small buffers, and everything else.
 const MEMORY: u64 = 768 << 20;
-/// The least version of Landlock that forbids to bind TCP ports (Linux 6.7).
-const LANDLOCK_VERSION: u32 = 4;
-
 const PROT_EXEC: u64 = 4;
 const F_GETFD: u32 = 1;
 const FIONBIO: u32 = 0x5421;

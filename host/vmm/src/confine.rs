@@ -10,12 +10,9 @@
 use crate::{ioctls, ring_check};
 use When::{Always, OneOf, Without};
 use control::{JailMode, MissingWall, VmSpec, Wall};
-use jail::{Allowed, Filter, JailError, Limits, When};
+use jail::{Allowed, Filter, JailError, LANDLOCK_VERSION, Limits, When};
 use snapshot_memory::Pagemap;
 use std::fs::File;
-
-/// The least version of Landlock that forbids files and TCP ports (Linux 6.7).
-const LANDLOCK_VERSION: u32 = 4;
 
 /// Descriptors: three standard ones, the machine's and its vCPUs', at most 5 per device and 4 per
 /// disk, the ring. 19 devices are possible; this leaves room for all.

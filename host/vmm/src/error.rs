@@ -1,5 +1,6 @@
-//! Why things fail, one enum an operation, and errors as one line.
+//! Why things fail, one enum an operation.
 
+pub(crate) use control::chain;
 use control::{ChannelError, MissingFd, SpecError};
 use devices::{BlockError, LoopError};
 use machine::layout;
@@ -125,16 +126,4 @@ pub(crate) enum SuperviseError {
         #[source]
         source: std::io::Error,
     },
-}
-
-/// An error and its sources in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        next = error.source();
-    }
-    text
 }

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     match run(&words) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("hatchery-net: {}", chain(error.as_ref()));
+            eprintln!("hatchery-net: {}", control::chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }
@@ -83,16 +83,4 @@ fn descriptors() -> Result<(OwnedFd, OwnedFd), Box<dyn Error>> {
     // SAFETY: it is open, and nobody else's.
     let control = unsafe { OwnedFd::from_raw_fd(NET_CONTROL_FD) };
     Ok((frames, control))
-}
-
-/// An error and its sources in one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        next = error.source();
-    }
-    text
 }
