@@ -43,9 +43,10 @@ fn name_of_domain(domain: &str) -> &str {
     name(domain).trim_start_matches('.')
 }
 
-/// Names that spell a loopback address, under domains which resolve every name to the address that
-/// it spells, and so never to a page's own: they are as good as `localhost` where that has no names
-/// below it.
+/// Names that spell a loopback address, under domains which resolve such a name to the address that
+/// it spells: they are as good as `localhost` where that has no names below it. With a port and a
+/// sandbox in front at most: other labels can spell another address, or make these domains ask
+/// somebody else (`_acme-challenge`), who answers as he likes.
 fn is_spelt_address(name: &str) -> bool {
     const SPELT: [&str; 2] = ["127.0.0.1", "127-0-0-1"];
     const DOMAINS: [&str; 2] = [".sslip.io", ".nip.io"];
@@ -53,8 +54,19 @@ fn is_spelt_address(name: &str) -> bool {
     let Some(rest) = DOMAINS.into_iter().find_map(below) else {
         return false;
     };
-    let spelt = |address| rest.strip_suffix(address).is_some_and(ends_label);
+    let spelt = |address| rest.strip_suffix(address).is_some_and(is_one_port);
     SPELT.into_iter().any(spelt)
+}
+
+/// Whether what is before a suffix is nothing, or one label `{port}-{sandbox}` and its dot.
+fn is_one_port(before: &str) -> bool {
+    let Some(label) = before.strip_suffix('.') else {
+        return before.is_empty();
+    };
+    let word = |text: &str, is: fn(&u8) -> bool| !text.is_empty() && text.as_bytes().iter().all(is);
+    label.split_once('-').is_some_and(|(port, id)| {
+        word(port, u8::is_ascii_digit) && word(id, u8::is_ascii_alphanumeric)
+    })
 }
 
 fn is_address(name: &str) -> bool {
@@ -103,6 +115,11 @@ mod test {
             "[::1",
             "1127.0.0.1.sslip.io",
             "10.0.0.1.sslip.io",
+            "_acme-challenge.6.6.6.6.127.0.0.1.sslip.io",
+            "80-i1-6-6-6-6-_acme-challenge.127.0.0.1.sslip.io",
+            "80-i1.6.6.6.6.127.0.0.1.nip.io",
+            "6-6-6-6.127.0.0.1.nip.io",
+            "-i1.127.0.0.1.sslip.io",
             "127.0.0.1.sslip.io.attacker.example",
             "",
         ] {
