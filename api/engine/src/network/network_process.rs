@@ -7,7 +7,7 @@ use control::{ChannelError, JailMode, NetEvent, NetPolicy, NetRequest, NetSpec};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
@@ -121,20 +121,23 @@ impl NetworkProcess {
     }
 
     /// Sees it end: its frame socket or its control socket is closed, or else it is killed.
-    pub(super) async fn finish(self) -> String {
+    ///
+    /// # Errors
+    /// [`NetworkError::Ended`] when it was not the end that it has when its machine is gone.
+    pub(super) async fn finish(self) -> Result<(), NetworkError> {
         let Self { mut child, control } = self;
         drop(control);
-        let ended = timeout(GRACE, child.wait()).await;
-        let status = match ended {
-            Ok(status) => status,
+        let ended = match timeout(GRACE, child.wait()).await {
+            Ok(ended) => ended,
             Err(_) => match child.kill().await {
                 Ok(()) => child.wait().await,
                 Err(error) => Err(error),
             },
         };
-        status.map_or_else(
-            |error| error.to_string(),
-            |status: ExitStatus| status.to_string(),
-        )
+        match ended {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(NetworkError::Ended(status.to_string())),
+            Err(error) => Err(NetworkError::Ended(error.to_string())),
+        }
     }
 }

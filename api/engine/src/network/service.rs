@@ -12,11 +12,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 /// The wait after a network process that ended by itself; it doubles up to 25 s.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const MAX_DOUBLINGS: u32 = 8;
+/// One that has served for longer did not end by what it was given first.
+const LIVED: Duration = Duration::from_secs(60);
 
 /// What an operator and the host decide about sandboxes' networks.
 #[derive(Clone, Debug)]
@@ -102,9 +104,14 @@ impl ServedSandbox {
                     return;
                 }
             };
-            let Err(error) = self.serve(&frames, &mut setbacks).await else {
+            let begun = Instant::now();
+            let Err(error) = self.serve(&frames).await else {
                 return;
             };
+            // One that only just came up and fell is no success, however often.
+            if begun.elapsed() > LIVED {
+                setbacks = 0;
+            }
             let (sandbox_id, error) = (&self.id, chain(&error));
             tracing::warn!(
                 sandbox_id,
@@ -117,11 +124,7 @@ impl ServedSandbox {
     }
 
     /// Has a network process serve the frames; returns when the machine is gone.
-    async fn serve(
-        &mut self,
-        frames: &FrameSocket,
-        setbacks: &mut u32,
-    ) -> Result<(), NetworkError> {
+    async fn serve(&mut self, frames: &FrameSocket) -> Result<(), NetworkError> {
         let settings = &self.service.settings;
         let program = (&*settings.program, settings.jail);
         let process = NetworkProcess::start(program, frames, &self.id)?;
@@ -131,12 +134,8 @@ impl ServedSandbox {
         loop {
             tokio::select! {
                 event = process.event() => match event {
-                    Ok(event) => self.take(event, setbacks),
-                    Err(NetworkError::Ended(_)) => {
-                        let status = process.finish().await;
-                        let gone = status == "exit status: 0";
-                        return if gone { Ok(()) } else { Err(NetworkError::Ended(status)) };
-                    }
+                    Ok(event) => self.take(event),
+                    Err(NetworkError::Ended(_)) => return process.finish().await,
                     Err(error) => return Err(error),
                 },
                 changed = self.policy.changed(), if open => match changed {
@@ -166,13 +165,10 @@ impl ServedSandbox {
             .push(LogLevel::Warn, "denied by the network policy", fields);
     }
 
-    fn take(&self, event: NetEvent, setbacks: &mut u32) {
+    fn take(&self, event: NetEvent) {
         let sandbox_id = &self.id;
         match event {
-            NetEvent::Ready => {
-                *setbacks = 0;
-                tracing::debug!(sandbox_id, "network ready");
-            }
+            NetEvent::Ready => tracing::debug!(sandbox_id, "network ready"),
             NetEvent::Denied(denied) => {
                 self.note(&denied);
                 tracing::info!(
