@@ -207,8 +207,9 @@ impl LinkState {
                 self.free.try_acquire().ok().filter(|_| left)
             }
             Request::ConnectPort { .. } => {
+                // One caller at a time, or two at the limit would each count the other.
+                let _alone = self.lock();
                 let turn = self.free_ports.try_acquire().ok()?;
-                // With this one, so that of many who ask at once none is one too many.
                 let open = MAX_PORT_STREAMS - self.free_ports.available_permits();
                 Some(turn).filter(|_| open <= most_ports)
             }
