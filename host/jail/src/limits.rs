@@ -37,17 +37,26 @@ pub struct Limits {
     pub memory: Option<u64>,
 }
 
+/// Limits a resource for ever. What is limited to less already stays so: who has given up its rights
+/// could not raise it.
+fn lower(resource: Resource, most: u64, what: &'static str) -> Result<(), JailError> {
+    let most = getrlimit(resource)
+        .maximum
+        .map_or(most, |now| now.min(most));
+    let limit = Rlimit {
+        current: Some(most),
+        maximum: Some(most),
+    };
+    setrlimit(resource, limit).map_err(system(what))
+}
+
 /// Bounds the size of each file that the process writes or lengthens, for ever; what goes beyond
-/// ends it (`SIGXFSZ`).
+/// ends it (`SIGXFSZ`). What is limited to less already stays so.
 ///
 /// # Errors
 /// [`JailError::System`].
 pub fn limit_file_size(bytes: u64) -> Result<(), JailError> {
-    let limit = Rlimit {
-        current: Some(bytes),
-        maximum: Some(bytes),
-    };
-    setrlimit(Resource::Fsize, limit).map_err(system("limit the size of files"))
+    lower(Resource::Fsize, bytes, "limit the size of files")
 }
 
 impl Limits {
@@ -56,19 +65,9 @@ impl Limits {
     /// # Errors
     /// [`JailError::System`].
     pub fn apply(self) -> Result<(), JailError> {
-        let lower = |resource, most: u64| {
-            let most = getrlimit(resource)
-                .maximum
-                .map_or(most, |now| now.min(most));
-            let limit = Rlimit {
-                current: Some(most),
-                maximum: Some(most),
-            };
-            setrlimit(resource, limit)
-        };
         if let Some(memory) = self.memory {
-            lower(Resource::Data, memory).map_err(system("limit memory"))?;
+            lower(Resource::Data, memory, "limit memory")?;
         }
-        lower(Resource::Nofile, self.descriptors).map_err(system("limit descriptors"))
+        lower(Resource::Nofile, self.descriptors, "limit descriptors")
     }
 }
