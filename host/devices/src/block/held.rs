@@ -92,7 +92,7 @@ impl<T> HeldOps<T> {
             && now.duration_since(last) > 2 * RETRY
         {
             self.last = None;
-            let seconds = now.duration_since(first).as_secs();
+            let seconds = last.duration_since(first).as_secs();
             tracing::info!("the disk of this sandbox goes on: it waited for room for {seconds} s");
         }
     }

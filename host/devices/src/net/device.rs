@@ -149,6 +149,7 @@ impl Net {
             if loaded.is_err() || room < MIN_FRAME {
                 self.metrics.malformed.add(1);
                 rx.add_used(cx.memory, lane.chain.head, 0)?;
+                cx.interrupt_if_needed(rx)?;
                 continue;
             }
             let room = room.min(MAX_FRAME);

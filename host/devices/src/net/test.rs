@@ -169,12 +169,15 @@ fn what_is_no_frame_is_given_back_and_counted() {
         guest.queues[TX].force_kick(&guest.running.made.0);
         assert_eq!(guest.queues[TX].wait_used().1, 0);
     }
-    // A buffer that is to be read only, and one without room for the least frame.
+    // A buffer that is to be read only, and one without room for the least frame. The driver hears
+    // of them.
+    let heard = guest.running.metrics.interrupts.get();
     guest.queues[RX].add(&[(RX_AT, 2000, false)]);
     guest.queues[RX].add(&[(RX_AT, 25, true)]);
     guest.queues[RX].kick(&guest.running.made.0);
     guest.queues[RX].wait_used();
     guest.queues[RX].wait_used();
+    wait(|| (guest.running.metrics.interrupts.get() > heard).then_some(()));
     assert_eq!(guest.running.made.1.malformed.get(), 6);
     guest.send(&frame(100, 1));
     assert_eq!(guest.arrives(), frame(100, 1));
