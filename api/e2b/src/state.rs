@@ -6,6 +6,7 @@ use crate::control::idempotency::IdempotencyTable;
 use crate::error::ApiError;
 use crate::linger::LingeringBody;
 use crate::options::ServerOptions;
+use crate::query::QueryString;
 use crate::signers::SignerSearch;
 use bytes::{Bytes, BytesMut};
 use engine::error::EngineError;
@@ -157,6 +158,15 @@ fn template_name(text: &str) -> Option<&str> {
         Some(_) => None,
         None => Some(name),
     }
+}
+
+/// Decodes a query; none reads as an empty one.
+///
+/// # Errors
+/// [`ApiError::Invalid`] when it does not decode.
+pub fn parse_query(query: Option<&str>) -> Result<QueryString, ApiError> {
+    QueryString::parse(query.unwrap_or_default())
+        .ok_or_else(|| ApiError::Invalid("The query does not decode".into()))
 }
 
 /// Decodes a request body; an empty one reads as `{}`.

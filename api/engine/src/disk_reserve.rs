@@ -8,7 +8,7 @@
 use crate::error::EngineError;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// How often it is looked at, beside what is asked, so that nobody pays for a look.
@@ -22,8 +22,6 @@ pub struct DiskReserve {
     least: u64,
     /// What was left at the last look, MiB.
     free: AtomicU64,
-    /// It has been said that there is too little.
-    said: AtomicBool,
 }
 
 impl DiskReserve {
@@ -34,7 +32,6 @@ impl DiskReserve {
             dir: dir.to_owned(),
             least,
             free: AtomicU64::new(u64::MAX),
-            said: AtomicBool::new(false),
         };
         reserve.look();
         reserve
@@ -80,12 +77,9 @@ impl DiskReserve {
         let free = rustix::fs::statvfs(&self.dir).map_or(0, |space| {
             space.f_bavail.saturating_mul(space.f_frsize) >> 20
         });
-        self.free.store(free, Ordering::Relaxed);
+        let before = self.free.swap(free, Ordering::Relaxed);
         let (path, needed) = (self.dir.display(), self.least);
-        match (
-            free < needed,
-            self.said.swap(free < needed, Ordering::Relaxed),
-        ) {
+        match (free < needed, before < needed) {
             (true, false) => tracing::error!(
                 %path,
                 free,

@@ -9,7 +9,7 @@ use control::{
 };
 use devices::{
     Attachment, Block, BlockConfig, BlockMetrics, Device, DiskParent, EventLoop, FrameSocket,
-    LoopMetrics, MmioWindow, Net, NetMetrics, Rng, SavedConnection, Vsock, VsockConfig, VsockLink,
+    LoopMetrics, MmioWindow, Net, Rng, SavedConnection, Vsock, VsockConfig, VsockLink,
     VsockMetrics,
 };
 use machine::{Vm, layout};
@@ -26,7 +26,6 @@ pub(crate) struct DeviceMetrics {
     pub(crate) event_loop: Arc<LoopMetrics>,
     pub(crate) vsock: Arc<VsockMetrics>,
     pub(crate) blocks: Vec<Arc<BlockMetrics>>,
-    pub(crate) net: Arc<NetMetrics>,
 }
 
 /// A virtio device in its place.
@@ -50,7 +49,6 @@ impl<'a> DeviceList<'a> {
             event_loop: event_loop.metrics(),
             vsock: Arc::default(),
             blocks: Vec::new(),
-            net: Arc::default(),
         };
         Self {
             vm,
@@ -70,7 +68,7 @@ impl<'a> DeviceList<'a> {
             DeviceSpec::Vsock(vsock) => Box::new(self.vsock(link(vsock, fds)?)),
             DeviceSpec::Block(disk) => Box::new(self.block(disk, fds)?),
             DeviceSpec::Rng => Box::new(Rng::default()),
-            DeviceSpec::Net(net) => Box::new(self.net(wire(net, fds)?)),
+            DeviceSpec::Net(net) => Box::new(Net::new(frames(net, fds)?)),
         };
         self.place(device)
     }
@@ -82,12 +80,6 @@ impl<'a> DeviceList<'a> {
             link,
         });
         self.metrics.vsock = device.metrics();
-        device
-    }
-
-    fn net(&mut self, wire: FrameSocket) -> Net {
-        let device = Net::new(wire);
-        self.metrics.net = device.metrics();
         device
     }
 
@@ -135,7 +127,7 @@ pub(crate) fn attachment(
         DeviceReset::Vsock(vsock) => link(vsock, fds)?.into(),
         DeviceReset::Block { parent } => DiskParent(file(*parent, fds)?).into(),
         DeviceReset::Rng => Attachment::none(),
-        DeviceReset::Net(net) => wire(net, fds)?.into(),
+        DeviceReset::Net(net) => frames(net, fds)?.into(),
     })
 }
 
@@ -149,7 +141,7 @@ fn link(spec: &VsockSpec, fds: &mut ReceivedFds) -> Result<VsockLink, MissingFd>
     })
 }
 
-fn wire(spec: &NetDeviceSpec, fds: &mut ReceivedFds) -> Result<FrameSocket, MissingFd> {
+fn frames(spec: &NetDeviceSpec, fds: &mut ReceivedFds) -> Result<FrameSocket, MissingFd> {
     Ok(FrameSocket(fds.take(spec.frames)?))
 }
 

@@ -84,23 +84,13 @@ impl EgressRequest {
         let invalid =
             |error: &dyn std::fmt::Display| ApiError::Invalid(format!("network: {error}"));
         let parse = |text: &String| text.parse::<AllowTarget>().map_err(|error| invalid(&error));
-        let allow_out: Vec<_> = self
-            .allow_out
-            .iter()
-            .flatten()
-            .map(parse)
-            .collect::<Result<_, _>>()?;
+        let allow_out = each(self.allow_out.as_deref(), parse)?;
         let parse = |text: &String| {
             text.parse::<IpRange>().map_err(|error| {
                 ApiError::Invalid(format!("network.denyOut takes no domains: {error}"))
             })
         };
-        let deny_out: Vec<_> = self
-            .deny_out
-            .iter()
-            .flatten()
-            .map(parse)
-            .collect::<Result<_, _>>()?;
+        let deny_out = each(self.deny_out.as_deref(), parse)?;
         let internet = internet.unwrap_or(true) && self.allow_internet_access.unwrap_or(true);
         let everything = |range: &IpRange| range.prefix == 0 && range.address.is_ipv4();
         let domain = allow_out.iter().find_map(|target| match target {
@@ -123,12 +113,7 @@ impl EgressRequest {
                 "network.dnsServers: {text:?} is not an IP address"
             ))),
         };
-        let dns_servers = self
-            .dns_servers
-            .iter()
-            .flatten()
-            .map(server)
-            .collect::<Result<_, _>>()?;
+        let dns_servers = each(self.dns_servers.as_deref(), server)?;
         let policy = NetPolicy {
             internet,
             allow_out,
@@ -139,6 +124,14 @@ impl EgressRequest {
         policy.check().map_err(|error| invalid(&error))?;
         Ok(policy)
     }
+}
+
+/// The entries of a list, which may be left out.
+fn each<T>(
+    list: Option<&[String]>,
+    of: impl Fn(&String) -> Result<T, ApiError>,
+) -> Result<Vec<T>, ApiError> {
+    list.unwrap_or_default().iter().map(of).collect()
 }
 
 /// Whether a field that is not served is as if it were not there.

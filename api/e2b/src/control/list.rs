@@ -5,7 +5,7 @@ use crate::control::view::ListedView;
 use crate::error::{ApiError, json_response};
 use crate::query::{QueryString, metadata_filter};
 use crate::route::ApiVersion;
-use crate::state::AppState;
+use crate::state::{AppState, parse_query};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use engine::owner::Caller;
@@ -49,8 +49,7 @@ pub fn handle(
     version: ApiVersion,
     query: Option<&str>,
 ) -> Result<Response<Body>, ApiError> {
-    let query = QueryString::parse(query.unwrap_or_default())
-        .ok_or_else(|| ApiError::Invalid("The query does not decode".into()))?;
+    let query = parse_query(query)?;
     let filter = ListFilter::new(&query, version)?;
     let mut all = app.registry.list(who);
     all.retain(|seen| filter.takes(seen));

@@ -2,9 +2,8 @@
 
 use crate::Body;
 use crate::error::{ApiError, json_response};
-use crate::query::QueryString;
 use crate::route::ApiVersion;
-use crate::state::AppState;
+use crate::state::{AppState, parse_query};
 use engine::owner::Caller;
 use engine::sandbox_log::{LogEntry, LogLevel};
 use hyper::{Response, StatusCode};
@@ -60,8 +59,7 @@ pub fn handle(
 impl LogFilter {
     fn new(query: Option<&str>, version: ApiVersion) -> Result<Self, ApiError> {
         let invalid = |what: &str| ApiError::Invalid(format!("{what} is not valid"));
-        let query = QueryString::parse(query.unwrap_or_default())
-            .ok_or_else(|| ApiError::Invalid("The query does not decode".into()))?;
+        let query = parse_query(query)?;
         let from = match version {
             ApiVersion::V1 => "start",
             ApiVersion::V2 => "cursor",

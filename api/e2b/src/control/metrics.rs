@@ -5,8 +5,7 @@
 use crate::Body;
 use crate::control::view::time;
 use crate::error::{ApiError, json_response};
-use crate::query::QueryString;
-use crate::state::AppState;
+use crate::state::{AppState, parse_query};
 use engine::owner::Caller;
 use engine::sandbox::Sandbox;
 use hyper::{Response, StatusCode};
@@ -33,7 +32,7 @@ pub async fn of_one(
     id: &str,
     query: Option<&str>,
 ) -> Result<Response<Body>, ApiError> {
-    let query = parse(query)?;
+    let query = parse_query(query)?;
     let sandbox = match app.sandbox(who, id) {
         Err(_) if app.registry.look(who, id).is_some() => None,
         other => Some(other?),
@@ -60,7 +59,7 @@ pub async fn of_many(
     who: &Caller,
     query: Option<&str>,
 ) -> Result<Response<Body>, ApiError> {
-    let query = parse(query)?;
+    let query = parse_query(query)?;
     let ids: Vec<&str> = query
         .all("sandbox_ids")
         .flat_map(|ids| ids.split(','))
@@ -82,11 +81,6 @@ pub async fn of_many(
         StatusCode::OK,
         &json!({ "sandboxes": samples }),
     ))
-}
-
-fn parse(query: Option<&str>) -> Result<QueryString, ApiError> {
-    QueryString::parse(query.unwrap_or_default())
-        .ok_or_else(|| ApiError::Invalid("The query does not decode".into()))
 }
 
 async fn measure(sandbox: &Sandbox) -> Option<Value> {

@@ -2,7 +2,7 @@
 //! (api/PROTOCOL.md §4.13).
 
 use crate::error::ApiError;
-use engine::facts::IngressPolicy;
+use engine::facts::{IngressPolicy, MAX_TLS_PORTS};
 use engine::registry::AskedIngress;
 use hyper::http::uri::Authority;
 use serde_json::Value;
@@ -10,8 +10,6 @@ use std::collections::BTreeSet;
 
 /// Most bytes of `maskRequestHost`.
 const MAX_HOST: usize = 255;
-/// Most entries of `httpsPorts`.
-const MAX_PORTS: usize = 64;
 
 /// What is asked for; `secure`: whether the sandbox has a token.
 ///
@@ -82,9 +80,9 @@ fn ports(list: Option<&Value>) -> Result<BTreeSet<u16>, ApiError> {
             return invalid(text);
         }
     };
-    if numbers.len() > MAX_PORTS {
+    if numbers.len() > MAX_TLS_PORTS {
         let text = format!("network.httpsPorts has {} ports", numbers.len());
-        return invalid(format!("{text}, over {MAX_PORTS}"));
+        return invalid(format!("{text}, over {MAX_TLS_PORTS}"));
     }
     let port = |number: &Value| {
         let port = number.as_u64().and_then(|port| u16::try_from(port).ok());
@@ -154,7 +152,7 @@ mod test {
             json!({ "httpsPorts": [0] }),
             json!({ "httpsPorts": [65_536] }),
             json!({ "httpsPorts": ["443"] }),
-            json!({ "httpsPorts": vec![1; MAX_PORTS + 1] }),
+            json!({ "httpsPorts": vec![1; MAX_TLS_PORTS + 1] }),
         ] {
             let refused = asked(&network);
             assert!(matches!(refused, Err(ApiError::Invalid(_))), "{network}");

@@ -5,7 +5,6 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use std::{fmt, fs, io};
 
@@ -15,7 +14,9 @@ const MAX_TASKS: u32 = 512;
 /// The time in which processor time is handed out, microseconds.
 const PERIOD_US: u64 = 100_000;
 /// The weight of one vCPU; the kernel's default for a group.
-const WEIGHT: u64 = 100;
+pub(super) const WEIGHT: u64 = 100;
+/// The most that a group may weigh.
+pub(super) const MOST_WEIGHT: u64 = 10_000;
 /// How long the kernel may take to let go of a process that has been reaped.
 const REMOVALS: u32 = 50;
 
@@ -70,7 +71,10 @@ fn limits(size: MachineSize, rules: GroupRules) -> [(&'static str, String); 6] {
         ("memory.swap.max", "0".into()),
         // A machine is whole or gone.
         ("memory.oom.group", "1".into()),
-        ("cpu.weight", (vcpus * WEIGHT).clamp(1, 10_000).to_string()),
+        (
+            "cpu.weight",
+            (vcpus * WEIGHT).clamp(1, MOST_WEIGHT).to_string(),
+        ),
         ("cpu.max", format!("{quota} {PERIOD_US}")),
         ("pids.max", MAX_TASKS.to_string()),
     ]
@@ -110,7 +114,7 @@ pub struct VmGroup {
     folder: OwnedFd,
     size: MachineSize,
     rules: GroupRules,
-    memory_max: AtomicU64,
+    memory_max: u64,
 }
 
 impl VmGroup {
@@ -132,7 +136,7 @@ impl VmGroup {
                 return Err(failed(&path)(error.into()));
             }
         };
-        let memory_max = AtomicU64::new(rules.memory_max(size));
+        let memory_max = rules.memory_max(size);
         let group = Self {
             path,
             folder,
@@ -166,13 +170,13 @@ impl VmGroup {
 
     /// The machine is about to be saved. Where files are memory, what is written then is the
     /// group's for as long as it is kept, and is no growth of the guest.
-    pub fn make_room_for_save(&self) {
+    pub fn make_room_for_save(&mut self) {
         if !self.rules.files_are_memory {
             return;
         }
         let saved = self.size.saved().saturating_add(self.rules.overhead);
-        let before = self.memory_max.fetch_add(saved, Ordering::Relaxed);
-        let max = before.saturating_add(saved);
+        self.memory_max = self.memory_max.saturating_add(saved);
+        let max = self.memory_max;
         if let Err(error) = self.write("memory.max", &max.to_string()) {
             let path = self.path.display();
             tracing::warn!(%path, %error, max, "the memory limit was not raised for a save");
@@ -183,7 +187,7 @@ impl VmGroup {
     #[must_use]
     pub fn shortage(&self) -> Option<MemoryShortage> {
         let text = fs::read_to_string(self.path.join("memory.events")).ok()?;
-        shortage(&text, self.memory_max.load(Ordering::Relaxed) >> 20)
+        shortage(&text, self.memory_max >> 20)
     }
 
     fn write(&self, file: &str, value: &str) -> io::Result<()> {

@@ -12,7 +12,9 @@
 //! paid for, by the service; a clone pays for those that it writes. A cached page of a template's
 //! image is the first reader's, which gives it up when it needs the room.
 
-use crate::machine::group::{GroupError, GroupRules, MachineSize, VmGroup, remove};
+use crate::machine::group::{
+    GroupError, GroupRules, MOST_WEIGHT, MachineSize, VmGroup, WEIGHT, remove,
+};
 use control::{CgroupMode, CgroupSite, NoCgroups};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -23,8 +25,6 @@ use std::{fs, io};
 const PREFIX: &str = "vm-";
 /// The service's own group.
 const SERVICE: &str = "service";
-/// The most that a group's weight can be. The service works for all, and little.
-const MOST_WEIGHT: &str = "10000";
 
 /// What an operator says of control groups.
 #[derive(Clone, Debug, Default)]
@@ -179,23 +179,17 @@ impl GroupPlace {
         let about = fs::metadata(data).map_err(|error| cannot("look at", data, &error))?;
         let name = format!("hatchery-{:x}-{:x}", about.dev(), about.ino());
         let base = site.dir.join(name);
-        match fs::create_dir(&base) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(cannot("make", &base, &error));
-            }
-            _ => clear(&base),
-        }
+        let make =
+            |dir: &Path| fs::create_dir_all(dir).map_err(|error| cannot("make", dir, &error));
+        make(&base)?;
+        clear(&base);
         let write = |path: PathBuf, value: &str| {
             fs::write(&path, value).map_err(|error| cannot("write to", &path, &error))
         };
         if !site.is_root && is_in(&site.dir) {
             let service = base.join(SERVICE);
-            match fs::create_dir(&service) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(cannot("make", &service, &error));
-                }
-                _ => write(service.join("cgroup.procs"), "0")?,
-            }
+            make(&service)?;
+            write(service.join("cgroup.procs"), "0")?;
         }
         let wanted: Vec<_> = site.controllers.iter().map(|c| format!("+{c}")).collect();
         for dir in [&site.dir, &base] {
@@ -204,9 +198,12 @@ impl GroupPlace {
         // Beside processes, as in the host's first group, it weighs as one; so it gets as many as
         // there are processors for them to be on. These are not worth a server.
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let weight = (processors * 100).min(10_000).to_string();
-        let _ = fs::write(base.join("cpu.weight"), weight);
-        let _ = fs::write(base.join(SERVICE).join("cpu.weight"), MOST_WEIGHT);
+        let processors = u64::try_from(processors).unwrap_or(MOST_WEIGHT);
+        let weight = processors.saturating_mul(WEIGHT).min(MOST_WEIGHT);
+        let _ = fs::write(base.join("cpu.weight"), weight.to_string());
+        // The service works for all, and little.
+        let most = MOST_WEIGHT.to_string();
+        let _ = fs::write(base.join(SERVICE).join("cpu.weight"), most);
         Ok(Self {
             base,
             controllers: site.controllers.clone(),

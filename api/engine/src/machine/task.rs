@@ -100,7 +100,7 @@ impl MachineTask {
                         Request::Stats
                     }
                     Some(MachineCommand::Save(save, copied)) => {
-                        if let Some(group) = &self.group {
+                        if let Some(group) = &mut self.group {
                             group.make_room_for_save();
                         }
                         waiting.save = Some(save.outcome);

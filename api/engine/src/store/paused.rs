@@ -2,7 +2,8 @@
 
 use crate::error::chain;
 use crate::facts::{
-    IngressPolicy, KeptState, LifecyclePolicy, SandboxFacts, SandboxOrigin, TimeoutAction,
+    IngressPolicy, KeptState, LifecyclePolicy, MAX_TLS_PORTS, SandboxFacts, SandboxOrigin,
+    TimeoutAction,
 };
 use crate::ids::is_sandbox_id;
 use crate::image::machine_image::MachineShape;
@@ -28,8 +29,6 @@ const VERSION: u32 = 3;
 /// The one of a sandbox whose ports and network are as they were before, which an older program
 /// reads.
 const VERSION_WITHOUT_NETWORK: u32 = 2;
-/// Most ports with TLS that are read back.
-const MAX_TLS_PORTS: usize = 64;
 /// Most bytes of a token, user, folder or template name that is read back.
 const MAX_TEXT: usize = 4096;
 /// Most processes, metadata entries and checkpoints that are read back.
@@ -311,9 +310,6 @@ impl SandboxRecordV1 {
     /// What it may reach.
     fn egress(&self) -> Result<NetPolicy, RecordError> {
         match &self.egress {
-            Some(_) if self.version < 3 => {
-                Err(invalid("version of a network policy", self.version))
-            }
             Some(egress) => egress
                 .policy()
                 .map_err(|why| invalid("network policy", why)),
@@ -335,8 +331,9 @@ impl SandboxRecordV1 {
             ));
         }
         let ingress = self.ingress.as_ref();
-        if ingress.is_some() && self.version <= VERSION_WITHOUT_NETWORK {
-            return Err(invalid("version with ports' settings", self.version));
+        let network = ingress.is_some() || self.egress.is_some();
+        if network && self.version <= VERSION_WITHOUT_NETWORK {
+            return Err(invalid("version with a network's settings", self.version));
         }
         if let Some(ports) = ingress.map(|ingress| &ingress.tls_ports)
             && (ports.len() > MAX_TLS_PORTS || ports.contains(&0))
