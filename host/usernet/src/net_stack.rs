@@ -144,8 +144,11 @@ impl NetStack {
     fn answer(&mut self, answer: impl IntoIterator<Item = DnsAnswer>) {
         for DnsAnswer { asker, message } in answer {
             match asker {
-                DnsAsker::Stream(id) => self.tcp.answer(id, &message, self.ctx.now),
+                DnsAsker::Stream(id) => self.tcp.answer(id, message.as_deref(), self.ctx.now),
                 DnsAsker::Datagram { port, gateway } => {
+                    let Some(message) = message else {
+                        continue;
+                    };
                     let from = (gateway, DNS_PORT).into();
                     let (wire, outbox) = (self.ctx.wire, &mut self.ctx.outbox);
                     reply::udp(from, port, &wire, outbox, |room| {
@@ -237,5 +240,113 @@ impl NetStack {
         let all = [held, flows].into_iter().chain(others).flatten();
         let at = all.min()?;
         Some(at.saturating_duration_since(self.ctx.now))
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use control::{GATEWAY_IPV4, GUEST_IPV4};
+    use rustix::net::{RecvFlags, recv};
+    use smoltcp::phy::ChecksumCapabilities;
+    use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv4Repr, TcpPacket};
+    use std::net::{Ipv4Addr, SocketAddrV4};
+
+    const FIN: u8 = 1;
+    const SYN: u8 = 2;
+    const RST: u8 = 4;
+    const ACK: u8 = 16;
+
+    /// A network whose time is the test's, and the other ends of its sockets.
+    struct TestNet {
+        stack: NetStack,
+        guest: OwnedFd,
+        _service: OwnedFd,
+    }
+
+    impl TestNet {
+        fn new(spec: NetSpec) -> Self {
+            let (frames, guest) = control::pair().unwrap();
+            let (control, service) = control::pair().unwrap();
+            rustix::io::ioctl_fionbio(&control, true).unwrap();
+            Self {
+                stack: NetStack::new(spec, frames, control, 7).unwrap(),
+                guest,
+                _service: service,
+            }
+        }
+
+        /// So much later, one turn of the loop.
+        fn later(&mut self, passed: Duration) {
+            self.stack.ctx.now += passed;
+            self.stack.turn();
+        }
+
+        fn send(&mut self, to: Ipv4Addr, protocol: IpProtocol, body: &[u8]) {
+            let wire = self.stack.ctx.wire;
+            let head = Ipv4Repr {
+                src_addr: GUEST_IPV4,
+                dst_addr: to,
+                next_header: protocol,
+                payload_len: body.len(),
+                hop_limit: 64,
+            };
+            let mut bytes = [0; 20];
+            let mut packet = Ipv4Packet::new_unchecked(&mut bytes[..]);
+            head.emit(&mut packet, &ChecksumCapabilities::default());
+            let macs = [wire.gateway_mac.0, wire.guest_mac.0].concat();
+            let frame = [&macs[..], &[8, 0], &bytes, body].concat();
+            self.stack.frame(&frame);
+            self.later(Duration::ZERO);
+        }
+
+        /// A segment from port 5000, without checksum and data.
+        fn tcp(&mut self, to: SocketAddrV4, flags: u8, sequence: u32, acknowledged: u32) {
+            let ports = [5000, to.port()].map(u16::to_be_bytes).concat();
+            let numbers = [sequence, acknowledged].map(u32::to_be_bytes).concat();
+            let rest = [5 << 4, flags, 0xff, 0xff, 0, 0, 0, 0];
+            let body = [&ports[..], &numbers, &rest].concat();
+            self.send(*to.ip(), IpProtocol::Tcp, &body);
+        }
+
+        /// The segments that have come: their flags, and the sequence numbers behind them.
+        fn heard_tcp(&self) -> Vec<(u8, u32)> {
+            let mut frame = [0; 2000];
+            let mut heard = Vec::new();
+            while let Ok((length, _)) = recv(&self.guest, &mut frame, RecvFlags::DONTWAIT) {
+                let packet = TcpPacket::new_checked(&frame[34..length]).unwrap();
+                let next = packet.seq_number() + packet.segment_len();
+                heard.push((frame[34 + 13], next.0.cast_unsigned()));
+            }
+            heard
+        }
+    }
+
+    #[test]
+    fn an_idle_connection_to_the_name_server_is_reset_whichever_side_is_open() {
+        let to = SocketAddrV4::new(GATEWAY_IPV4, DNS_PORT);
+        for ends in [false, true] {
+            let mut net = TestNet::new(NetSpec::standard("test"));
+            net.tcp(to, SYN, 100, 0);
+            let [(flags, next)] = net.heard_tcp()[..] else {
+                panic!("no answer");
+            };
+            assert_eq!(flags, SYN | ACK);
+            net.tcp(to, ACK, 101, next);
+            if ends {
+                // And does not hear that the other side does so too.
+                net.tcp(to, FIN | ACK, 101, next);
+            }
+            assert_eq!(net.stack.open_flows(), 1);
+            net.later(Duration::from_secs(29));
+            assert_eq!(net.stack.open_flows(), 1);
+            net.heard_tcp();
+            net.later(Duration::from_secs(1));
+            let heard = net.heard_tcp();
+            assert!(heard.iter().any(|(flags, _)| flags & RST != 0), "{heard:?}");
+            assert_eq!(net.stack.open_flows(), 0);
+            net.stack.ctx.report.tell(net.stack.ctx.now, true);
+            assert_eq!(net.stack.sleep(), None, "there is nothing to wake for");
+        }
     }
 }

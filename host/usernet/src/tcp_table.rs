@@ -380,8 +380,8 @@ impl TcpTable {
         }
     }
 
-    /// Gives the answer to a question that came over TCP.
-    pub(crate) fn answer(&mut self, asker: FlowId, message: &[u8], now: Instant) {
+    /// Gives the answer to a question that came over TCP; `None`: it gets none.
+    pub(crate) fn answer(&mut self, asker: FlowId, message: Option<&[u8]>, now: Instant) {
         if let Some(entry) = self.flows.get_mut(asker)
             && let TcpState::Resolver(stream) = &mut entry.state
         {
