@@ -12,6 +12,7 @@ use control::{DenyReason, NetProtocol};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use smoltcp::wire::IpProtocol;
+use std::mem;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -59,6 +60,7 @@ struct DatagramFlow {
     host: OwnedFd,
     key: DatagramKey,
     used: Instant,
+    /// It may have something; it is among the touched then.
     readable: bool,
 }
 
@@ -67,6 +69,7 @@ struct DatagramFlow {
 pub(crate) struct UdpTable {
     flows: FlowTable<DatagramKey, DatagramFlow>,
     swept: Instant,
+    /// Flows that are readable, each once.
     touched: Vec<FlowId>,
 }
 
@@ -210,15 +213,16 @@ impl UdpTable {
 
     /// A host socket has something.
     pub(crate) fn event(&mut self, id: FlowId) {
-        if let Some(flow) = self.flows.get_mut(id) {
-            flow.readable = true;
+        if let Some(flow) = self.flows.get_mut(id)
+            && !mem::replace(&mut flow.readable, true)
+        {
             self.touched.push(id);
         }
     }
 
     /// Passes on what has come, as far as the guest takes it.
     pub(crate) fn turn(&mut self, ctx: &mut FlowContext) {
-        let touched = std::mem::take(&mut self.touched);
+        let touched = mem::take(&mut self.touched);
         for id in touched {
             let Some(flow) = self.flows.get_mut(id) else {
                 continue;
@@ -353,3 +357,27 @@ fn receive_echo(
 
 // A refused echo is shown by its whole header.
 const _: () = assert!(SHOWN == ECHO_HEADER);
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use std::net::UdpSocket;
+
+    #[test]
+    fn a_flow_that_has_something_again_has_one_turn() {
+        let (now, to) = (Instant::now(), SocketAddr::from(([192, 0, 2, 1], 9)));
+        let mut table = UdpTable::new(now);
+        let key = DatagramKey::Udp { port: 1, to };
+        let flow = DatagramFlow {
+            host: UdpSocket::bind("127.0.0.1:0").unwrap().into(),
+            key,
+            used: now,
+            readable: false,
+        };
+        let id = table.flows.insert(key, flow);
+        for _ in 0..3 {
+            table.event(id);
+        }
+        assert_eq!(table.touched, [id]);
+    }
+}
