@@ -26,16 +26,17 @@ pub(crate) struct FlowContext {
 
 impl FlowContext {
     /// Whether a new flow may go to an address, and whether only by a name. What may not is told.
+    /// `room` is whether there is a place for it, asked only of one that the policy allows.
     pub(crate) fn admit(
         &mut self,
         protocol: NetProtocol,
         to: SocketAddr,
-        open_flows: usize,
+        room: impl FnOnce() -> bool,
     ) -> Option<Admitted> {
         let reason = match self.rules.verdict(to, self.now) {
             _ if self.wire.is_gateway(to.ip()) => DenyReason::Reserved,
             Verdict::Deny(reason) => reason,
-            _ if open_flows >= self.most_flows => DenyReason::Flows,
+            _ if !room() => DenyReason::Flows,
             _ if !self.rules.is_opening(to) && host_socket::is_own(to) => DenyReason::Host,
             Verdict::Allow => return Some(Admitted { by_name: false }),
             Verdict::ByName => return Some(Admitted { by_name: true }),

@@ -250,7 +250,7 @@ mod test {
     use rustix::net::{RecvFlags, recv};
     use smoltcp::phy::ChecksumCapabilities;
     use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv4Repr, TcpPacket};
-    use std::net::{Ipv4Addr, SocketAddrV4};
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 
     const FIN: u8 = 1;
     const SYN: u8 = 2;
@@ -309,6 +309,12 @@ mod test {
             self.send(*to.ip(), IpProtocol::Tcp, &body);
         }
 
+        /// A datagram of one byte from port 5000.
+        fn udp(&mut self, to: SocketAddrV4) {
+            let head = [5000, to.port(), 9, 0].map(u16::to_be_bytes).concat();
+            self.send(*to.ip(), IpProtocol::Udp, &[&head[..], b"x"].concat());
+        }
+
         /// The segments that have come: their flags, and the sequence numbers behind them.
         fn heard_tcp(&self) -> Vec<(u8, u32)> {
             let mut frame = [0; 2000];
@@ -348,5 +354,44 @@ mod test {
             net.stack.ctx.report.tell(net.stack.ctx.now, true);
             assert_eq!(net.stack.sleep(), None, "there is nothing to wake for");
         }
+    }
+
+    #[test]
+    fn what_is_denied_takes_no_idle_flows_place() {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let SocketAddr::V4(good) = server.local_addr().unwrap() else {
+            unreachable!()
+        };
+        let mut spec = NetSpec::standard("test");
+        spec.policy = NetPolicy {
+            internet: false,
+            allow_out: vec!["a.example.com".parse().unwrap()],
+            openings: vec![good.into()],
+            ..NetPolicy::default()
+        };
+        spec.limits.flows = 1;
+        let mut net = TestNet::new(spec);
+        net.udp(good);
+        net.later(Duration::from_secs(2));
+        let named = Ipv4Addr::new(198, 51, 100, 7);
+        let (ttl, now) = (Duration::ZERO, net.stack.ctx.now);
+        let rules = &mut net.stack.ctx.rules;
+        let learned = rules.answer("a.example.com", IpAddr::V4(named), ttl, now);
+        assert_eq!(learned, Ok(()));
+        // Reserved, by no rule, the gateway itself, and QUIC, which hides its name.
+        let denied = [
+            SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 1), 9),
+            SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 8), 9),
+            SocketAddrV4::new(GATEWAY_IPV4, 9),
+            SocketAddrV4::new(named, 443),
+        ];
+        for to in denied {
+            net.udp(to);
+        }
+        let counters = net.stack.ctx.report.counters;
+        assert_eq!((counters.denied, counters.flows_refused), (4, 0));
+        net.udp(good);
+        let counters = net.stack.ctx.report.counters;
+        assert_eq!((counters.flows_opened, counters.flows_open), (1, 1));
     }
 }

@@ -157,7 +157,8 @@ impl TcpTable {
             }
             return;
         }
-        let Some(admitted) = ctx.admit(NetProtocol::Tcp, key.to, open_flows) else {
+        let most = ctx.most_flows;
+        let Some(admitted) = ctx.admit(NetProtocol::Tcp, key.to, || open_flows < most) else {
             self.refuse(segment.packet, ctx);
             return;
         };

@@ -169,10 +169,15 @@ impl UdpTable {
             DatagramKey::Udp { .. } => (NetProtocol::Udp, to.port() == QUIC_PORT),
             DatagramKey::Echo { .. } => (NetProtocol::Icmp, false),
         };
-        let full = open_flows >= ctx.most_flows && !self.make_room(ctx.now);
-        let counted = if full { ctx.most_flows } else { 0 };
-        let admitted = ctx.admit(protocol, to, counted);
-        match admitted {
+        let (most, now) = (ctx.most_flows, ctx.now);
+        let mut yields = None;
+        let room = || {
+            open_flows < most || {
+                yields = self.idlest(now);
+                yields.is_some()
+            }
+        };
+        match ctx.admit(protocol, to, room) {
             None => return Err(Unreachable::Prohibited),
             Some(admitted) if admitted.by_name && quic => {
                 let reason = DenyReason::Name;
@@ -180,6 +185,10 @@ impl UdpTable {
                 return Err(Unreachable::Prohibited);
             }
             Some(_) => {}
+        }
+        // Only now: what is denied takes nobody's place.
+        if let Some(idlest) = yields {
+            self.flows.remove(idlest);
         }
         let host = match key {
             DatagramKey::Udp { to, .. } => host_socket::connect_udp(to),
@@ -199,16 +208,10 @@ impl UdpTable {
         Ok(self.flows.insert(key, flow))
     }
 
-    /// Forgets the flow that has been idle for longest, if that is not short.
-    fn make_room(&mut self, now: Instant) -> bool {
-        let oldest = self.flows.iter().min_by_key(|(_, _, flow)| flow.used);
-        let oldest = oldest.map(|(id, _, flow)| (id, flow.used));
-        match oldest {
-            Some((id, used)) if now.saturating_duration_since(used) >= YIELDING => {
-                self.flows.remove(id).is_some()
-            }
-            _ => false,
-        }
+    /// The flow that has been idle for longest, if that is not short.
+    fn idlest(&self, now: Instant) -> Option<FlowId> {
+        let (id, _, flow) = self.flows.iter().min_by_key(|(_, _, flow)| flow.used)?;
+        (now.saturating_duration_since(flow.used) >= YIELDING).then_some(id)
     }
 
     /// A host socket has something.
