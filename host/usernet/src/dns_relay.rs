@@ -120,11 +120,8 @@ impl DnsRelay {
             deny(&question.name, reason, ctx);
             return Some(failure(asker, &message, RCODE::NameError));
         }
-        let servers = if ctx.rules.has_name_servers() {
-            ctx.rules.name_servers(ctx.now)
-        } else {
-            self.host_servers.clone()
-        };
+        let servers = ctx.name_servers();
+        let servers = servers.unwrap_or_else(|| self.host_servers.clone());
         let mut fresh = [0; 2];
         let drawn = getrandom(&mut fresh, GetRandomFlags::empty()).is_ok();
         let asked = message.clone();

@@ -246,11 +246,12 @@ impl NetStack {
 #[cfg(test)]
 mod test {
     use super::*;
+    use crate::reserved::is_reserved;
     use control::{GATEWAY_IPV4, GUEST_IPV4};
     use rustix::net::{RecvFlags, recv};
     use smoltcp::phy::ChecksumCapabilities;
     use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv4Repr, TcpPacket};
-    use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
 
     const FIN: u8 = 1;
     const SYN: u8 = 2;
@@ -393,5 +394,55 @@ mod test {
         net.udp(good);
         let counters = net.stack.ctx.report.counters;
         assert_eq!((counters.flows_opened, counters.flows_open), (1, 1));
+    }
+
+    #[test]
+    fn own_name_servers_must_be_allowed() {
+        let mut spec = NetSpec::standard("test");
+        let servers = ["10.0.0.1:53", "10.0.0.2:53", "8.8.8.8:53"];
+        spec.policy.openings = vec!["10.0.0.2:53".parse().unwrap()];
+        let mut net = TestNet::new(spec.clone());
+        assert_eq!(net.stack.ctx.name_servers(), None);
+        spec.policy.dns_servers = servers.iter().map(|s| s.parse().unwrap()).collect();
+        net.stack.set_policy(spec.policy);
+        let allowed = net.stack.ctx.name_servers().unwrap();
+        let allowed: Vec<_> = allowed.iter().map(ToString::to_string).collect();
+        assert_eq!(allowed, ["10.0.0.2:53", "8.8.8.8:53"]);
+    }
+
+    /// An address of this host that no list denies, if it has one.
+    fn own_address() -> Option<Ipv4Addr> {
+        let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+        socket.connect("8.8.8.8:53").ok()?;
+        match socket.local_addr().ok()? {
+            SocketAddr::V4(v4) if !is_reserved((*v4.ip()).into()) => Some(*v4.ip()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn what_only_its_routes_tell_to_be_the_hosts_is_denied_everywhere() {
+        let Some(own) = own_address() else {
+            eprintln!("skipped: this host has reserved addresses only");
+            return;
+        };
+        let server = TcpListener::bind((own, 0)).unwrap();
+        let to = SocketAddrV4::new(own, server.local_addr().unwrap().port());
+        let mut spec = NetSpec::standard("test");
+        spec.policy.openings = vec![to.into()];
+        spec.policy.dns_servers = vec![to.into()];
+        let mut net = TestNet::new(spec.clone());
+        net.udp(to);
+        net.tcp(to, SYN, 100, 0);
+        assert_eq!(net.stack.open_flows(), 2);
+        assert_eq!(net.stack.ctx.name_servers(), Some(vec![to.into()]));
+        // The policy that stays allows all of the Internet.
+        spec.policy.openings.clear();
+        net.stack.set_policy(spec.policy);
+        assert_eq!(net.stack.ctx.name_servers(), Some(Vec::new()));
+        assert_eq!(net.stack.ctx.report.counters.flows_cut, 2);
+        net.udp(to);
+        net.tcp(to, SYN, 100, 0);
+        assert_eq!(net.stack.open_flows(), 0);
     }
 }

@@ -400,7 +400,7 @@ impl TcpTable {
             if key.to.port() == DNS_PORT && ctx.wire.is_gateway(key.to.ip()) {
                 continue;
             }
-            let verdict = ctx.rules.verdict(key.to, ctx.now);
+            let verdict = ctx.verdict(key.to);
             let Some(entry) = self.flows.get_mut(id) else {
                 continue;
             };

@@ -268,7 +268,7 @@ impl UdpTable {
     pub(crate) fn cut(&mut self, ctx: &FlowContext) -> u64 {
         self.remove_where(|flow| {
             let to = flow.key.address();
-            match ctx.rules.verdict(to, ctx.now) {
+            match ctx.verdict(to) {
                 Verdict::Allow => false,
                 Verdict::ByName => to.port() == QUIC_PORT,
                 Verdict::Deny(_) => true,
