@@ -98,10 +98,7 @@ impl PolicyRules {
 
     /// Whether an address is denied whatever the policy says.
     fn never(&self, address: IpAddr) -> Option<DenyReason> {
-        let inner = match address {
-            IpAddr::V6(v6) => embedded(v6).map(IpAddr::V4),
-            IpAddr::V4(_) => None,
-        };
+        let inner = embedded(address);
         let own = |address: &IpAddr| self.host.contains(address);
         if own(&address) || inner.as_ref().is_some_and(own) {
             Some(DenyReason::Host)
@@ -113,10 +110,7 @@ impl PolicyRules {
     }
 
     fn denied_by_rule(&self, address: IpAddr) -> bool {
-        let inner = match address {
-            IpAddr::V6(v6) => embedded(v6).map(IpAddr::V4),
-            IpAddr::V4(_) => None,
-        };
+        let inner = embedded(address);
         self.policy.deny_out.iter().any(|range| {
             range.contains(address) || inner.is_some_and(|inner| range.contains(inner))
         })

@@ -13,7 +13,7 @@ use crate::tcp_stack::TcpStack;
 use control::{DenyReason, NetProtocol};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_error;
-use smoltcp::wire::IpProtocol;
+use smoltcp::wire::{IPV6_HEADER_LEN, IpProtocol};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -213,7 +213,7 @@ impl TcpTable {
         };
         let head = match syn.first() {
             Some(first) if first >> 4 == 4 => usize::from(first & 15) * 4,
-            _ => reply::IPV6,
+            _ => IPV6_HEADER_LEN,
         };
         let shown = syn.get(head..head + SHOWN).and_then(|s| s.try_into().ok());
         let to = key.to.ip();

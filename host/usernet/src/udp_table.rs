@@ -3,11 +3,12 @@
 use crate::flow_context::FlowContext;
 use crate::flow_table::FlowTable;
 use crate::host_socket;
-use crate::inbound::{EchoRequest, UdpDatagram};
+use crate::inbound::{ECHO_HEADER, EchoRequest, ICMP_ECHO, ICMPV6_ECHO, UdpDatagram};
 use crate::outbox::Outbox;
 use crate::poller::{FlowId, PollToken, Watch};
 use crate::reply::{self, SHOWN, Unreachable};
 use crate::rules::Verdict;
+use crate::tcp_table::DNS_PORT;
 use control::{DenyReason, NetProtocol};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
@@ -27,11 +28,8 @@ const YIELDING: Duration = Duration::from_secs(1);
 const MOST_AT_ONCE: usize = 64;
 /// QUIC hides the name that a flow would have to say; programs go on over TCP.
 const QUIC_PORT: u16 = 443;
-const NAME_SERVER_PORT: u16 = 53;
 /// Most bytes of an echo's answer, its ICMP header with it.
 const MAX_ECHO: usize = 2048;
-const ECHO_REQUEST: [u8; 2] = [8, 128];
-const ECHO_HEADER: usize = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum DatagramKey {
@@ -49,7 +47,7 @@ impl DatagramKey {
 
     fn idle(&self) -> Duration {
         match self {
-            Self::Udp { to, .. } if to.port() != NAME_SERVER_PORT => IDLE,
+            Self::Udp { to, .. } if to.port() != DNS_PORT => IDLE,
             Self::Udp { .. } | Self::Echo { .. } => IDLE_SHORT,
         }
     }
@@ -132,7 +130,10 @@ impl UdpTable {
         let (ident, to) = (echo.ident, echo.to);
         let key = DatagramKey::Echo { ident, to };
         let ([a, b], [c, d]) = (ident.to_be_bytes(), echo.sequence.to_be_bytes());
-        let request = ECHO_REQUEST[usize::from(to.is_ipv6())];
+        let (request, protocol) = match to {
+            IpAddr::V4(_) => (ICMP_ECHO, IpProtocol::Icmp),
+            IpAddr::V6(_) => (ICMPV6_ECHO, IpProtocol::Icmpv6),
+        };
         let shown = [request, 0, 0, 0, a, b, c, d];
         match self.find_or_open(key, open_flows, ctx) {
             Ok(id) => {
@@ -145,10 +146,6 @@ impl UdpTable {
                 let _ = send_once_more(&flow.host, &message);
             }
             Err(why) if why == Unreachable::Prohibited => {
-                let protocol = match to {
-                    IpAddr::V4(_) => IpProtocol::Icmp,
-                    IpAddr::V6(_) => IpProtocol::Icmpv6,
-                };
                 reply::unreachable(why, protocol, to, shown, &ctx.wire, &mut ctx.outbox);
             }
             Err(_) => {}
