@@ -344,6 +344,8 @@ mod test {
                 // And does not hear that the other side does so too.
                 net.tcp(to, FIN | ACK, 101, next);
             }
+            // No policy cuts it.
+            net.stack.set_policy(NetPolicy::default());
             assert_eq!(net.stack.open_flows(), 1);
             net.later(Duration::from_secs(29));
             assert_eq!(net.stack.open_flows(), 1);

@@ -173,14 +173,14 @@ pub(crate) fn udp_shown(from: u16, to: u16, payload: usize) -> [u8; SHOWN] {
 }
 
 /// Sends a datagram from `from` to a port of the guest, whose payload `receive` writes, at most
-/// what it is given; it says how long it is, `None` for nothing. Tells whether there was one.
+/// what it is given; it says how long it is, `None` for nothing.
 pub(crate) fn udp(
     from: SocketAddr,
     port: u16,
     wire: &WireAddresses,
     outbox: &mut Outbox,
     receive: impl FnOnce(&mut [u8]) -> Option<usize>,
-) -> bool {
+) {
     let guest = wire.guest_for(from.ip());
     let head = if from.is_ipv4() {
         IPV4_HEADER_LEN
@@ -211,7 +211,7 @@ pub(crate) fn udp(
         datagram.set_len(u16::try_from(UDP_HEADER_LEN + length).unwrap_or(u16::MAX));
         datagram.set_checksum(0);
         head + UDP_HEADER_LEN + length
-    })
+    });
 }
 
 fn ipv4_header(from: Ipv4Addr, to: Ipv4Addr, protocol: IpProtocol, payload: usize) -> Ipv4Repr {
