@@ -31,8 +31,8 @@ pub(crate) enum Unreachable {
     Prohibited,
 }
 
-/// Answers an ARP request for the gateway, or for any address but the guest's own: the guest's
-/// network has nobody else.
+/// Answers an ARP request for the gateway: the guest's network has nobody else. Tells whether the
+/// message was one.
 pub(crate) fn arp(message: &[u8], wire: &WireAddresses, outbox: &mut Outbox) -> bool {
     let parsed = ArpPacket::new_checked(message).and_then(|packet| ArpRepr::parse(&packet));
     let Ok(ArpRepr::EthernetIpv4 {
