@@ -64,7 +64,7 @@ pub use net::{
     NetRequest, NetSpec, NetSpecError,
 };
 pub use net_policy::{
-    AllowTarget, DomainPattern, IpRange, MAX_ALLOW_OUT, MAX_DENY_OUT, MAX_DOMAIN_BYTES,
+    AllowTarget, DomainPattern, IpRange, MAX_ALLOW_OUT, MAX_DENY_OUT, MAX_DOMAIN, MAX_DOMAIN_BYTES,
     MAX_NAME_SERVERS, MAX_OPENINGS, NetPolicy, NetPolicyError,
 };
 pub use spawn::spawn;

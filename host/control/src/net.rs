@@ -12,7 +12,9 @@
 //! It is started with the machine's frames as descriptor [`NET_FRAMES_FD`] and these messages as
 //! [`NET_CONTROL_FD`]. The end of either ends it.
 
-use crate::net_policy::{MAX_NAME_SERVERS, NetPolicy, NetPolicyError, check_count, check_ports};
+use crate::net_policy::{
+    IpRange, MAX_NAME_SERVERS, NetPolicy, NetPolicyError, check_count, check_ports,
+};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -165,15 +167,18 @@ impl NetSpec {
         }
         let unicast = |mac: &[u8; 6]| mac[0] & 1 == 0 && *mac != [0; 6];
         let macs = unicast(&self.guest_mac) && unicast(&self.gateway_mac);
-        let net = |v4: Ipv4Addr| u32::from(v4) >> (32 - u32::from(self.prefix.clamp(8, 30)));
+        let beside = |gateway: IpAddr, prefix: u8, guest: IpAddr| {
+            let net = IpRange {
+                address: gateway,
+                prefix,
+            };
+            guest != gateway && net.contains(guest)
+        };
         let ipv4 = (8..=30).contains(&self.prefix)
-            && self.guest != self.gateway
-            && net(self.guest) == net(self.gateway);
+            && beside(self.gateway.into(), self.prefix, self.guest.into());
         let ipv6 = self.ipv6.is_none_or(|v6| {
-            let net = |a: Ipv6Addr| u128::from(a) >> (128 - u32::from(v6.prefix.clamp(8, 126)));
             (8..=126).contains(&v6.prefix)
-                && v6.guest != v6.gateway
-                && net(v6.guest) == net(v6.gateway)
+                && beside(v6.gateway.into(), v6.prefix, v6.guest.into())
                 && !v6.guest.is_multicast()
         });
         if !macs || self.guest_mac == self.gateway_mac || !ipv4 || !ipv6 {
@@ -313,7 +318,7 @@ pub struct NetCounters {
 mod test {
     use super::*;
     use crate::net_policy::{
-        AllowTarget, IpRange, MAX_ALLOW_OUT, MAX_DENY_OUT, MAX_DOMAIN_BYTES, MAX_OPENINGS,
+        AllowTarget, MAX_ALLOW_OUT, MAX_DENY_OUT, MAX_DOMAIN_BYTES, MAX_OPENINGS,
     };
 
     #[test]

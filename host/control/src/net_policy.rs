@@ -16,7 +16,7 @@ pub const MAX_OPENINGS: usize = 32;
 /// Most name servers of a policy, and of a host.
 pub const MAX_NAME_SERVERS: usize = 8;
 /// Most bytes of a domain name.
-const MAX_DOMAIN: usize = 253;
+pub const MAX_DOMAIN: usize = 253;
 /// Most bytes of one of its labels.
 const MAX_LABEL: usize = 63;
 

@@ -42,7 +42,8 @@ pub(crate) enum DnsAsker {
 #[derive(Debug)]
 pub(crate) struct DnsAnswer {
     pub(crate) asker: DnsAsker,
-    pub(crate) message: Vec<u8>,
+    /// `None`: the question gets no answer, and is not waited for.
+    pub(crate) message: Option<Vec<u8>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -90,7 +91,7 @@ impl DnsRelay {
         self.queries.iter().map(|(_, _, query)| query.until).min()
     }
 
-    /// Asks, or knows the answer: `None` where there is none yet, or none at all.
+    /// Asks, or knows what comes of it: `None` where that is told later.
     pub(crate) fn ask(
         &mut self,
         asker: DnsAsker,
@@ -99,24 +100,28 @@ impl DnsRelay {
     ) -> Option<DnsAnswer> {
         let question = match dns_message::question(&message) {
             Ok(question) => question,
-            Err(DnsFault::Garbage) => return None,
-            Err(DnsFault::Refused(message)) => return Some(DnsAnswer { asker, message }),
+            Err(fault) => {
+                let message = match fault {
+                    DnsFault::Garbage => None,
+                    DnsFault::Refused(message) => Some(message),
+                };
+                return Some(DnsAnswer { asker, message });
+            }
         };
         ctx.report.counters.dns_queries += 1;
         let id = question.id;
         let key = QueryKey { asker, id };
         if self.queries.find(&key).is_some() {
-            return None;
+            // Asked again: the answer to the first is that to both.
+            let message = None;
+            return Some(DnsAnswer { asker, message });
         }
         if let Err(reason) = ctx.rules.question(&question.name) {
             deny(&question.name, reason, ctx);
-            return failure(asker, &message, RCODE::NameError);
+            return Some(failure(asker, &message, RCODE::NameError));
         }
-        let servers = if ctx.rules.has_name_servers() {
-            ctx.rules.name_servers(ctx.now)
-        } else {
-            self.host_servers.clone()
-        };
+        let servers = ctx.name_servers();
+        let servers = servers.unwrap_or_else(|| self.host_servers.clone());
         let mut fresh = [0; 2];
         let drawn = getrandom(&mut fresh, GetRandomFlags::empty()).is_ok();
         let asked = message.clone();
@@ -129,7 +134,7 @@ impl DnsRelay {
         };
         let Some((attempt, socket)) = begun else {
             ctx.report.counters.dns_failed += 1;
-            return failure(asker, &asked, RCODE::ServerFailure);
+            return Some(failure(asker, &asked, RCODE::ServerFailure));
         };
         let query = DnsQuery {
             key,
@@ -169,14 +174,14 @@ impl DnsRelay {
                 DnsVerdict::Pass => {
                     let mut message = message.to_vec();
                     message[..2].copy_from_slice(&query.key.id.to_be_bytes());
-                    let asker = query.key.asker;
+                    let (asker, message) = (query.key.asker, Some(message));
                     self.queries.remove(id);
                     return Some(DnsAnswer { asker, message });
                 }
                 DnsVerdict::Denied(reason) => {
                     let query = self.queries.remove(id)?;
                     deny(&query.name, reason, ctx);
-                    return query.failure(RCODE::NameError);
+                    return Some(query.failure(RCODE::NameError));
                 }
             }
         }
@@ -196,7 +201,8 @@ impl DnsRelay {
             return None;
         }
         ctx.report.counters.dns_failed += 1;
-        self.queries.remove(id)?.failure(RCODE::ServerFailure)
+        let query = self.queries.remove(id)?;
+        Some(query.failure(RCODE::ServerFailure))
     }
 
     /// Asks other servers where the time of one is out.
@@ -212,7 +218,7 @@ impl DnsRelay {
 }
 
 impl DnsQuery {
-    fn failure(mut self, code: RCODE) -> Option<DnsAnswer> {
+    fn failure(mut self, code: RCODE) -> DnsAnswer {
         self.message[..2].copy_from_slice(&self.key.id.to_be_bytes());
         failure(self.key.asker, &self.message, code)
     }
@@ -224,9 +230,9 @@ fn deny(name: &str, reason: DenyReason, ctx: &mut FlowContext) {
         .deny(NetProtocol::Dns, to, Some(name), reason, ctx.now);
 }
 
-fn failure(asker: DnsAsker, message: &[u8], code: RCODE) -> Option<DnsAnswer> {
-    let message = dns_message::failure(message, code)?;
-    Some(DnsAnswer { asker, message })
+fn failure(asker: DnsAsker, message: &[u8], code: RCODE) -> DnsAnswer {
+    let message = dns_message::failure(message, code);
+    DnsAnswer { asker, message }
 }
 
 /// Asks the first server that can be asked, from the attempt with this number on.

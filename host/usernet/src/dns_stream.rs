@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 const MAX_QUESTION: usize = 4096;
 /// Most questions of one connection that have no answer yet.
 const MAX_ASKED: usize = 16;
-/// A connection without a question is closed after this.
+/// A connection on which nothing is asked or answered for so long is reset.
 const IDLE: Duration = Duration::from_secs(30);
 
 /// One connection.
@@ -55,12 +55,14 @@ impl DnsStream {
         now: Instant,
     ) -> StreamOutcome {
         let questions = self.questions(now);
+        let idle = now >= self.idle_at();
         let socket = self.endpoint.socket();
-        let idle = self.asked == 0 && now >= self.used + IDLE;
         let over = !socket.may_recv() && socket.state() != State::SynReceived;
         match &questions {
             None => socket.abort(),
-            Some(_) if idle || (over && self.asked == 0) => socket.close(),
+            // Not closed: a guest that does not close its side would keep it for ever.
+            Some(_) if idle => socket.abort(),
+            Some(_) if over && self.asked == 0 => socket.close(),
             Some(_) => {}
         }
         stack.output(&mut self.endpoint, outbox, now);
@@ -106,10 +108,13 @@ impl DnsStream {
         Some(questions)
     }
 
-    /// Gives an answer. One that does not fit ends the connection.
-    pub(crate) fn answer(&mut self, message: &[u8], now: Instant) {
+    /// Gives an answer; `None`: the question gets none. One that does not fit ends the connection.
+    pub(crate) fn answer(&mut self, message: Option<&[u8]>, now: Instant) {
         self.asked = self.asked.saturating_sub(1);
         self.used = now;
+        let Some(message) = message else {
+            return;
+        };
         let socket = self.endpoint.socket();
         let room = socket.send_capacity() - socket.send_queue();
         match u16::try_from(message.len()) {

@@ -108,12 +108,14 @@ pub(crate) enum Unfit {
     Unwanted,
 }
 
-const ICMP_ECHO: u8 = 8;
-const ICMPV6_ECHO: u8 = 128;
+/// The type of an echo request.
+pub(crate) const ICMP_ECHO: u8 = 8;
+/// The same, for IPv6.
+pub(crate) const ICMPV6_ECHO: u8 = 128;
 const ICMPV6_ROUTER_SOLICIT: u8 = 133;
 const ICMPV6_NEIGHBOUR_SOLICIT: u8 = 135;
-/// Type, code, checksum, identifier, sequence number.
-const ECHO_HEADER: usize = 8;
+/// Bytes of an echo's header: type, code, checksum, identifier, sequence number.
+pub(crate) const ECHO_HEADER: usize = 8;
 
 /// Passes a frame, or says why not.
 pub(crate) fn parse<'a>(frame: &'a [u8], wire: &WireAddresses) -> Result<Inbound<'a>, Unfit> {

@@ -144,8 +144,11 @@ impl NetStack {
     fn answer(&mut self, answer: impl IntoIterator<Item = DnsAnswer>) {
         for DnsAnswer { asker, message } in answer {
             match asker {
-                DnsAsker::Stream(id) => self.tcp.answer(id, &message, self.ctx.now),
+                DnsAsker::Stream(id) => self.tcp.answer(id, message.as_deref(), self.ctx.now),
                 DnsAsker::Datagram { port, gateway } => {
+                    let Some(message) = message else {
+                        continue;
+                    };
                     let from = (gateway, DNS_PORT).into();
                     let (wire, outbox) = (self.ctx.wire, &mut self.ctx.outbox);
                     reply::udp(from, port, &wire, outbox, |room| {
@@ -237,5 +240,211 @@ impl NetStack {
         let all = [held, flows].into_iter().chain(others).flatten();
         let at = all.min()?;
         Some(at.saturating_duration_since(self.ctx.now))
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::reserved::is_reserved;
+    use control::{GATEWAY_IPV4, GUEST_IPV4};
+    use rustix::net::{RecvFlags, recv};
+    use smoltcp::phy::ChecksumCapabilities;
+    use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv4Repr, TcpPacket};
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
+
+    const FIN: u8 = 1;
+    const SYN: u8 = 2;
+    const RST: u8 = 4;
+    const ACK: u8 = 16;
+
+    /// A network whose time is the test's, and the other ends of its sockets.
+    struct TestNet {
+        stack: NetStack,
+        guest: OwnedFd,
+        _service: OwnedFd,
+    }
+
+    impl TestNet {
+        fn new(spec: NetSpec) -> Self {
+            let (frames, guest) = control::pair().unwrap();
+            let (control, service) = control::pair().unwrap();
+            rustix::io::ioctl_fionbio(&control, true).unwrap();
+            Self {
+                stack: NetStack::new(spec, frames, control, 7).unwrap(),
+                guest,
+                _service: service,
+            }
+        }
+
+        /// So much later, one turn of the loop.
+        fn later(&mut self, passed: Duration) {
+            self.stack.ctx.now += passed;
+            self.stack.turn();
+        }
+
+        fn send(&mut self, to: Ipv4Addr, protocol: IpProtocol, body: &[u8]) {
+            let wire = self.stack.ctx.wire;
+            let head = Ipv4Repr {
+                src_addr: GUEST_IPV4,
+                dst_addr: to,
+                next_header: protocol,
+                payload_len: body.len(),
+                hop_limit: 64,
+            };
+            let mut bytes = [0; 20];
+            let mut packet = Ipv4Packet::new_unchecked(&mut bytes[..]);
+            head.emit(&mut packet, &ChecksumCapabilities::default());
+            let macs = [wire.gateway_mac.0, wire.guest_mac.0].concat();
+            let frame = [&macs[..], &[8, 0], &bytes, body].concat();
+            self.stack.frame(&frame);
+            self.later(Duration::ZERO);
+        }
+
+        /// A segment from port 5000, without checksum and data.
+        fn tcp(&mut self, to: SocketAddrV4, flags: u8, sequence: u32, acknowledged: u32) {
+            let ports = [5000, to.port()].map(u16::to_be_bytes).concat();
+            let numbers = [sequence, acknowledged].map(u32::to_be_bytes).concat();
+            let rest = [5 << 4, flags, 0xff, 0xff, 0, 0, 0, 0];
+            let body = [&ports[..], &numbers, &rest].concat();
+            self.send(*to.ip(), IpProtocol::Tcp, &body);
+        }
+
+        /// A datagram of one byte from port 5000.
+        fn udp(&mut self, to: SocketAddrV4) {
+            let head = [5000, to.port(), 9, 0].map(u16::to_be_bytes).concat();
+            self.send(*to.ip(), IpProtocol::Udp, &[&head[..], b"x"].concat());
+        }
+
+        /// The segments that have come: their flags, and the sequence numbers behind them.
+        fn heard_tcp(&self) -> Vec<(u8, u32)> {
+            let mut frame = [0; 2000];
+            let mut heard = Vec::new();
+            while let Ok((length, _)) = recv(&self.guest, &mut frame, RecvFlags::DONTWAIT) {
+                let packet = TcpPacket::new_checked(&frame[34..length]).unwrap();
+                let next = packet.seq_number() + packet.segment_len();
+                heard.push((frame[34 + 13], next.0.cast_unsigned()));
+            }
+            heard
+        }
+    }
+
+    #[test]
+    fn an_idle_connection_to_the_name_server_is_reset_whichever_side_is_open() {
+        let to = SocketAddrV4::new(GATEWAY_IPV4, DNS_PORT);
+        for ends in [false, true] {
+            let mut net = TestNet::new(NetSpec::standard("test"));
+            net.tcp(to, SYN, 100, 0);
+            let [(flags, next)] = net.heard_tcp()[..] else {
+                panic!("no answer");
+            };
+            assert_eq!(flags, SYN | ACK);
+            net.tcp(to, ACK, 101, next);
+            if ends {
+                // And does not hear that the other side does so too.
+                net.tcp(to, FIN | ACK, 101, next);
+            }
+            // No policy cuts it.
+            net.stack.set_policy(NetPolicy::default());
+            assert_eq!(net.stack.open_flows(), 1);
+            net.later(Duration::from_secs(29));
+            assert_eq!(net.stack.open_flows(), 1);
+            net.heard_tcp();
+            net.later(Duration::from_secs(1));
+            let heard = net.heard_tcp();
+            assert!(heard.iter().any(|(flags, _)| flags & RST != 0), "{heard:?}");
+            assert_eq!(net.stack.open_flows(), 0);
+            net.stack.ctx.report.tell(net.stack.ctx.now, true);
+            assert_eq!(net.stack.sleep(), None, "there is nothing to wake for");
+        }
+    }
+
+    #[test]
+    fn what_is_denied_takes_no_idle_flows_place() {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let SocketAddr::V4(good) = server.local_addr().unwrap() else {
+            unreachable!()
+        };
+        let mut spec = NetSpec::standard("test");
+        spec.policy = NetPolicy {
+            internet: false,
+            allow_out: vec!["a.example.com".parse().unwrap()],
+            openings: vec![good.into()],
+            ..NetPolicy::default()
+        };
+        spec.limits.flows = 1;
+        let mut net = TestNet::new(spec);
+        net.udp(good);
+        net.later(Duration::from_secs(2));
+        let named = Ipv4Addr::new(198, 51, 100, 7);
+        let (ttl, now) = (Duration::ZERO, net.stack.ctx.now);
+        let rules = &mut net.stack.ctx.rules;
+        let learned = rules.answer("a.example.com", IpAddr::V4(named), ttl, now);
+        assert_eq!(learned, Ok(()));
+        // Reserved, by no rule, the gateway itself, and QUIC, which hides its name.
+        let denied = [
+            SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 1), 9),
+            SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 8), 9),
+            SocketAddrV4::new(GATEWAY_IPV4, 9),
+            SocketAddrV4::new(named, 443),
+        ];
+        for to in denied {
+            net.udp(to);
+        }
+        let counters = net.stack.ctx.report.counters;
+        assert_eq!((counters.denied, counters.flows_refused), (4, 0));
+        net.udp(good);
+        let counters = net.stack.ctx.report.counters;
+        assert_eq!((counters.flows_opened, counters.flows_open), (1, 1));
+    }
+
+    #[test]
+    fn own_name_servers_must_be_allowed() {
+        let mut spec = NetSpec::standard("test");
+        let servers = ["10.0.0.1:53", "10.0.0.2:53", "8.8.8.8:53"];
+        spec.policy.openings = vec!["10.0.0.2:53".parse().unwrap()];
+        let mut net = TestNet::new(spec.clone());
+        assert_eq!(net.stack.ctx.name_servers(), None);
+        spec.policy.dns_servers = servers.iter().map(|s| s.parse().unwrap()).collect();
+        net.stack.set_policy(spec.policy);
+        let allowed = net.stack.ctx.name_servers().unwrap();
+        let allowed: Vec<_> = allowed.iter().map(ToString::to_string).collect();
+        assert_eq!(allowed, ["10.0.0.2:53", "8.8.8.8:53"]);
+    }
+
+    /// An address of this host that no list denies, if it has one.
+    fn own_address() -> Option<Ipv4Addr> {
+        let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+        socket.connect("8.8.8.8:53").ok()?;
+        match socket.local_addr().ok()? {
+            SocketAddr::V4(v4) if !is_reserved((*v4.ip()).into()) => Some(*v4.ip()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn what_only_its_routes_tell_to_be_the_hosts_is_denied_everywhere() {
+        let Some(own) = own_address() else {
+            eprintln!("skipped: this host has reserved addresses only");
+            return;
+        };
+        let server = TcpListener::bind((own, 0)).unwrap();
+        let to = SocketAddrV4::new(own, server.local_addr().unwrap().port());
+        let mut spec = NetSpec::standard("test");
+        spec.policy.openings = vec![to.into()];
+        spec.policy.dns_servers = vec![to.into()];
+        let mut net = TestNet::new(spec.clone());
+        net.udp(to);
+        net.tcp(to, SYN, 100, 0);
+        assert_eq!(net.stack.open_flows(), 2);
+        assert_eq!(net.stack.ctx.name_servers(), Some(vec![to.into()]));
+        // The policy that stays allows all of the Internet.
+        spec.policy.openings.clear();
+        net.stack.set_policy(spec.policy);
+        assert_eq!(net.stack.ctx.name_servers(), Some(Vec::new()));
+        assert_eq!(net.stack.ctx.report.counters.flows_cut, 2);
+        net.udp(to);
+        net.tcp(to, SYN, 100, 0);
+        assert_eq!(net.stack.open_flows(), 0);
     }
 }

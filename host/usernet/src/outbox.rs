@@ -107,23 +107,22 @@ impl Outbox {
 
     /// As [`put_ip`](Self::put_ip), where `make` says how long the packet has become, at most
     /// `most`; 0: there is none.
-    pub(crate) fn fill_ip(&mut self, most: usize, make: impl FnOnce(&mut [u8]) -> usize) -> bool {
+    pub(crate) fn fill_ip(&mut self, most: usize, make: impl FnOnce(&mut [u8]) -> usize) {
         if most + ETHERNET > MAX_FRAME || !self.room() {
             self.counts.dropped += 1;
-            return false;
+            return;
         }
         let start = self.used();
         let frame = &mut self.buffer[start..start + ETHERNET + most];
         let length = make(&mut frame[ETHERNET..]).min(most);
         if length == 0 {
-            return false;
+            return;
         }
         let ethertype: [u8; 2] = match frame[ETHERNET] >> 4 {
             6 => [0x86, 0xdd],
             _ => [8, 0],
         };
         self.finish(start, length, ethertype);
-        true
     }
 
     /// Makes a frame with an ARP message.

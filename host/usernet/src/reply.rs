@@ -5,19 +5,16 @@ use crate::inbound::WireAddresses;
 use crate::outbox::Outbox;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
-    ArpOperation, ArpPacket, ArpRepr, Icmpv4DstUnreachable, Icmpv4Packet, Icmpv4Repr,
-    Icmpv6DstUnreachable, Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv4Packet, Ipv4Repr, Ipv6Packet,
-    Ipv6Repr, NdiscNeighborFlags, NdiscRepr, UdpPacket,
+    ArpOperation, ArpPacket, ArpRepr, IPV4_HEADER_LEN, IPV6_HEADER_LEN, Icmpv4DstUnreachable,
+    Icmpv4Packet, Icmpv4Repr, Icmpv6DstUnreachable, Icmpv6Packet, Icmpv6Repr, IpProtocol,
+    Ipv4Packet, Ipv4Repr, Ipv6Packet, Ipv6Repr, NdiscNeighborFlags, NdiscRepr, UDP_HEADER_LEN,
+    UdpPacket,
 };
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 const HOPS: u8 = 64;
 /// Neighbour discovery is from the same wire, and says so.
 const HOPS_OF_NEIGHBOURS: u8 = 255;
-/// Bytes of a UDP header; of the header of an IP packet without options; of an IPv6 one.
-pub(crate) const UDP: usize = 8;
-pub(crate) const IPV4: usize = 20;
-pub(crate) const IPV6: usize = 40;
 /// Bytes of a refused packet behind its IP header that a refusal shows.
 pub(crate) const SHOWN: usize = 8;
 
@@ -34,8 +31,8 @@ pub(crate) enum Unreachable {
     Prohibited,
 }
 
-/// Answers an ARP request for the gateway, or for any address but the guest's own: the guest's
-/// network has nobody else.
+/// Answers an ARP request for the gateway: the guest's network has nobody else. Tells whether the
+/// message was one.
 pub(crate) fn arp(message: &[u8], wire: &WireAddresses, outbox: &mut Outbox) -> bool {
     let parsed = ArpPacket::new_checked(message).and_then(|packet| ArpRepr::parse(&packet));
     let Ok(ArpRepr::EthernetIpv4 {
@@ -170,35 +167,40 @@ pub(crate) fn unreachable(
 
 /// What a refusal shows of a UDP datagram.
 pub(crate) fn udp_shown(from: u16, to: u16, payload: usize) -> [u8; SHOWN] {
-    let length = u16::try_from(UDP + payload).unwrap_or(u16::MAX);
+    let length = u16::try_from(UDP_HEADER_LEN + payload).unwrap_or(u16::MAX);
     let ([a, b], [c, d], [e, f]) = (from.to_be_bytes(), to.to_be_bytes(), length.to_be_bytes());
     [a, b, c, d, e, f, 0, 0]
 }
 
 /// Sends a datagram from `from` to a port of the guest, whose payload `receive` writes, at most
-/// what it is given; it says how long it is, `None` for nothing. Tells whether there was one.
+/// what it is given; it says how long it is, `None` for nothing.
 pub(crate) fn udp(
     from: SocketAddr,
     port: u16,
     wire: &WireAddresses,
     outbox: &mut Outbox,
     receive: impl FnOnce(&mut [u8]) -> Option<usize>,
-) -> bool {
+) {
     let guest = wire.guest_for(from.ip());
-    let head = if from.is_ipv4() { IPV4 } else { IPV6 };
+    let head = if from.is_ipv4() {
+        IPV4_HEADER_LEN
+    } else {
+        IPV6_HEADER_LEN
+    };
     outbox.fill_ip(usize::from(wire.mtu), |packet| {
-        let Some(length) = receive(&mut packet[head + UDP..]) else {
+        let Some(length) = receive(&mut packet[head + UDP_HEADER_LEN..]) else {
             return 0;
         };
-        let length = length.min(packet.len() - head - UDP);
+        let length = length.min(packet.len() - head - UDP_HEADER_LEN);
         match (from.ip(), guest) {
             (IpAddr::V4(from), IpAddr::V4(guest)) => {
-                let header = ipv4_header(from, guest, IpProtocol::Udp, UDP + length);
+                let header = ipv4_header(from, guest, IpProtocol::Udp, UDP_HEADER_LEN + length);
                 let mut packet = Ipv4Packet::new_unchecked(&mut *packet);
                 header.emit(&mut packet, &ChecksumCapabilities::default());
             }
             (IpAddr::V6(from), IpAddr::V6(guest)) => {
-                let header = ipv6_header(from, guest, IpProtocol::Udp, UDP + length, HOPS);
+                let header =
+                    ipv6_header(from, guest, IpProtocol::Udp, UDP_HEADER_LEN + length, HOPS);
                 header.emit(&mut Ipv6Packet::new_unchecked(&mut *packet));
             }
             _ => return 0,
@@ -206,10 +208,10 @@ pub(crate) fn udp(
         let mut datagram = UdpPacket::new_unchecked(&mut packet[head..]);
         datagram.set_src_port(from.port());
         datagram.set_dst_port(port);
-        datagram.set_len(u16::try_from(UDP + length).unwrap_or(u16::MAX));
+        datagram.set_len(u16::try_from(UDP_HEADER_LEN + length).unwrap_or(u16::MAX));
         datagram.set_checksum(0);
-        head + UDP + length
-    })
+        head + UDP_HEADER_LEN + length
+    });
 }
 
 fn ipv4_header(from: Ipv4Addr, to: Ipv4Addr, protocol: IpProtocol, payload: usize) -> Ipv4Repr {
@@ -241,9 +243,9 @@ fn ipv6_header(
 fn put_icmpv4(message: &Icmpv4Repr<'_>, from: Ipv4Addr, to: Ipv4Addr, outbox: &mut Outbox) {
     let checksums = ChecksumCapabilities::default();
     let header = ipv4_header(from, to, IpProtocol::Icmp, message.buffer_len());
-    outbox.put_ip(IPV4 + message.buffer_len(), |packet| {
+    outbox.put_ip(IPV4_HEADER_LEN + message.buffer_len(), |packet| {
         header.emit(&mut Ipv4Packet::new_unchecked(&mut *packet), &checksums);
-        let mut body = Icmpv4Packet::new_unchecked(&mut packet[IPV4..]);
+        let mut body = Icmpv4Packet::new_unchecked(&mut packet[IPV4_HEADER_LEN..]);
         message.emit(&mut body, &checksums);
     });
 }
@@ -257,9 +259,9 @@ fn put_icmpv6(
 ) {
     let checksums = ChecksumCapabilities::default();
     let header = ipv6_header(from, to, IpProtocol::Icmpv6, message.buffer_len(), hops);
-    outbox.put_ip(IPV6 + message.buffer_len(), |packet| {
+    outbox.put_ip(IPV6_HEADER_LEN + message.buffer_len(), |packet| {
         header.emit(&mut Ipv6Packet::new_unchecked(&mut *packet));
-        let mut body = Icmpv6Packet::new_unchecked(&mut packet[IPV6..]);
+        let mut body = Icmpv6Packet::new_unchecked(&mut packet[IPV6_HEADER_LEN..]);
         message.emit(&from, &to, &mut body, &checksums);
     });
 }

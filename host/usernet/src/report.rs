@@ -1,7 +1,7 @@
 //! What the service hears: counters now and then, and refusals, not more than it can read.
 
 use crate::pace::TokenBucket;
-use control::{DeniedFlow, DenyReason, NetCounters, NetEvent, NetProtocol, send};
+use control::{DeniedFlow, DenyReason, MAX_DOMAIN, NetCounters, NetEvent, NetProtocol, send};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 const DENIED_PER_S: u64 = 20;
 /// How long counters may be old.
 const COUNTERS_EVERY: Duration = Duration::from_secs(5);
-const MAX_NAME: usize = 253;
 
 /// The socket to the service, and what is counted for it.
 #[derive(Debug)]
@@ -104,7 +103,7 @@ fn printable(name: &str) -> String {
         'a'..='z' | '0'..='9' | '.' | '_' | '-' => c,
         _ => '?',
     };
-    name.chars().take(MAX_NAME).map(plain).collect()
+    name.chars().take(MAX_DOMAIN).map(plain).collect()
 }
 
 #[cfg(test)]

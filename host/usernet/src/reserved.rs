@@ -5,62 +5,64 @@
 //! Linux), 192.0.0/24, 198.18/15 and 240/4 (in use inside networks), multicast and broadcast, and
 //! the IPv6 forms of all of these.
 
+use control::IpRange;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Networks, and the bits that they share.
-const IPV4: &[([u8; 4], u32)] = &[
-    ([0, 0, 0, 0], 8),
-    ([10, 0, 0, 0], 8),
-    ([100, 64, 0, 0], 10),
-    ([127, 0, 0, 0], 8),
-    ([169, 254, 0, 0], 16),
-    ([172, 16, 0, 0], 12),
-    ([192, 0, 0, 0], 24),
-    ([192, 168, 0, 0], 16),
-    ([198, 18, 0, 0], 15),
-    ([224, 0, 0, 0], 4),
-    ([240, 0, 0, 0], 4),
+const RESERVED: &[IpRange] = &[
+    v4([0, 0, 0, 0], 8),
+    v4([10, 0, 0, 0], 8),
+    v4([100, 64, 0, 0], 10),
+    v4([127, 0, 0, 0], 8),
+    v4([169, 254, 0, 0], 16),
+    v4([172, 16, 0, 0], 12),
+    v4([192, 0, 0, 0], 24),
+    v4([192, 168, 0, 0], 16),
+    v4([198, 18, 0, 0], 15),
+    v4([224, 0, 0, 0], 4),
+    v4([240, 0, 0, 0], 4),
+    v6(0xfc00, 7),  // unique local
+    v6(0xfe80, 10), // link-local
+    v6(0xfec0, 10), // site-local, of old
+    v6(0xff00, 8),  // multicast
+    v6(0x0100, 8),  // nowhere, on purpose
 ];
 
-/// Networks by their first 32 bits, and how many of these they share.
-const IPV6: &[(u32, u32)] = &[
-    (0xfc00_0000, 7),  // unique local
-    (0xfe80_0000, 10), // link-local
-    (0xfec0_0000, 10), // site-local, of old
-    (0xff00_0000, 8),  // multicast
-    (0x0100_0000, 8),  // nowhere, on purpose
-];
+const fn v4(octets: [u8; 4], prefix: u8) -> IpRange {
+    let [a, b, c, d] = octets;
+    IpRange {
+        address: IpAddr::V4(Ipv4Addr::new(a, b, c, d)),
+        prefix,
+    }
+}
+
+/// A network by its first 16 bits.
+const fn v6(first: u16, prefix: u8) -> IpRange {
+    IpRange {
+        address: IpAddr::V6(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0)),
+        prefix,
+    }
+}
 
 /// Whether it is denied to every sandbox.
 pub(crate) fn is_reserved(address: IpAddr) -> bool {
+    let listed = |address| RESERVED.iter().any(|range| range.contains(address));
+    is_old_or_mapped(address) || listed(address) || embedded(address).is_some_and(listed)
+}
+
+/// Whether it is ::, ::1, or an IPv4 address in its old or its mapped form: a socket takes the
+/// latter for IPv4.
+fn is_old_or_mapped(address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(v4) => is_reserved_v4(v4),
-        IpAddr::V6(v6) => is_reserved_v6(v6),
+        IpAddr::V4(_) => false,
+        IpAddr::V6(v6) => matches!(u128::from(v6) >> 32, 0 | 0xffff),
     }
-}
-
-fn is_reserved_v4(address: Ipv4Addr) -> bool {
-    let address = u32::from(address);
-    let within = |(network, bits): &([u8; 4], u32)| {
-        (address ^ u32::from_be_bytes(*network)) >> (32 - bits) == 0
-    };
-    IPV4.iter().any(within)
-}
-
-fn is_reserved_v6(address: Ipv6Addr) -> bool {
-    let bits = u128::from(address);
-    // ::, ::1, and IPv4 addresses in their old and their mapped form: a socket takes the latter for
-    // IPv4.
-    if bits >> 32 == 0 || bits >> 32 == 0xffff {
-        return true;
-    }
-    let within =
-        |(network, shared): &(u32, u32)| (bits >> 96 ^ u128::from(*network)) >> (32 - shared) == 0;
-    IPV6.iter().any(within) || embedded(address).is_some_and(is_reserved_v4)
 }
 
 /// The IPv4 address that packets to this one are translated or tunnelled to, if it says one.
-pub(crate) fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
+pub(crate) fn embedded(address: IpAddr) -> Option<IpAddr> {
+    let IpAddr::V6(address) = address else {
+        return None;
+    };
     let bits = u128::from(address);
     let word = |shift: u32| u32::try_from(bits >> shift & u128::from(u32::MAX)).ok();
     let found = match address.segments() {
@@ -70,7 +72,7 @@ pub(crate) fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
         [0x2001, 0, ..] => !word(0)?, // Teredo
         _ => return None,
     };
-    Some(Ipv4Addr::from(found))
+    Some(Ipv4Addr::from(found).into())
 }
 
 #[cfg(test)]

@@ -57,20 +57,12 @@ impl PolicyRules {
             .retain(|_, learned| domains(patterns).any(|domain| domain.matches(&learned.name)));
     }
 
-    /// The name servers of the policy, those of them that it allows.
-    pub(crate) fn name_servers(&self, now: Instant) -> Vec<SocketAddr> {
-        let servers = self.policy.dns_servers.iter().copied();
-        servers
-            .filter(|server| self.verdict(*server, now) == Verdict::Allow)
-            .collect()
+    /// The name servers of the policy, also those that it does not allow.
+    pub(crate) fn name_servers(&self) -> &[SocketAddr] {
+        &self.policy.dns_servers
     }
 
-    /// Whether the policy has name servers of its own.
-    pub(crate) fn has_name_servers(&self) -> bool {
-        !self.policy.dns_servers.is_empty()
-    }
-
-    /// What becomes of a flow to this address.
+    /// What becomes of a flow to this address, as far as it is known without asking the host.
     pub(crate) fn verdict(&self, to: SocketAddr, now: Instant) -> Verdict {
         if self.is_opening(to) {
             return Verdict::Allow;
@@ -106,10 +98,7 @@ impl PolicyRules {
 
     /// Whether an address is denied whatever the policy says.
     fn never(&self, address: IpAddr) -> Option<DenyReason> {
-        let inner = match address {
-            IpAddr::V6(v6) => embedded(v6).map(IpAddr::V4),
-            IpAddr::V4(_) => None,
-        };
+        let inner = embedded(address);
         let own = |address: &IpAddr| self.host.contains(address);
         if own(&address) || inner.as_ref().is_some_and(own) {
             Some(DenyReason::Host)
@@ -121,10 +110,7 @@ impl PolicyRules {
     }
 
     fn denied_by_rule(&self, address: IpAddr) -> bool {
-        let inner = match address {
-            IpAddr::V6(v6) => embedded(v6).map(IpAddr::V4),
-            IpAddr::V4(_) => None,
-        };
+        let inner = embedded(address);
         self.policy.deny_out.iter().any(|range| {
             range.contains(address) || inner.is_some_and(|inner| range.contains(inner))
         })
@@ -304,20 +290,5 @@ mod test {
             ask(&rules, "8.0.0.0:1"),
             Verdict::Deny(DenyReason::Internet)
         );
-    }
-
-    #[test]
-    fn own_name_servers_must_be_allowed() {
-        let mut rules = rules(true, &[], &[], &["10.0.0.2:53"]);
-        let servers = ["10.0.0.1:53", "10.0.0.2:53", "8.8.8.8:53"];
-        let dns_servers = servers.iter().map(|s| s.parse().unwrap()).collect();
-        let policy = NetPolicy {
-            dns_servers,
-            ..rules.policy.clone()
-        };
-        rules.replace(policy);
-        let allowed = rules.name_servers(Instant::now());
-        let allowed: Vec<_> = allowed.iter().map(ToString::to_string).collect();
-        assert_eq!(allowed, ["10.0.0.2:53", "8.8.8.8:53"]);
     }
 }

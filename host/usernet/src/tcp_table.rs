@@ -13,7 +13,7 @@ use crate::tcp_stack::TcpStack;
 use control::{DenyReason, NetProtocol};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_error;
-use smoltcp::wire::IpProtocol;
+use smoltcp::wire::{IPV6_HEADER_LEN, IpProtocol};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -38,7 +38,6 @@ struct PendingConnect {
     host: Option<OwnedFd>,
     syn: Box<[u8]>,
     by_name: bool,
-    until: Instant,
 }
 
 #[derive(Debug)]
@@ -52,6 +51,7 @@ enum TcpState {
 struct TcpEntry {
     key: TcpKey,
     state: TcpState,
+    /// When it has to be looked at; of one whose host has not answered, when it is given up.
     wake: Option<Instant>,
 }
 
@@ -157,7 +157,8 @@ impl TcpTable {
             }
             return;
         }
-        let Some(admitted) = ctx.admit(NetProtocol::Tcp, key.to, open_flows) else {
+        let most = ctx.most_flows;
+        let Some(admitted) = ctx.admit(NetProtocol::Tcp, key.to, || open_flows < most) else {
             self.refuse(segment.packet, ctx);
             return;
         };
@@ -173,15 +174,13 @@ impl TcpTable {
                 return;
             }
         };
-        let until = ctx.now + CONNECT_LIMIT;
         let connecting = PendingConnect {
             host: Some(host),
             syn: segment.packet.into(),
             by_name: admitted.by_name,
-            until,
         };
         let id = self.insert(key, TcpState::Connecting(connecting), ctx);
-        self.wake(id, Some(until));
+        self.wake(id, Some(ctx.now + CONNECT_LIMIT));
     }
 
     fn open_resolver(&mut self, key: TcpKey, segment: &TcpSegment<'_>, ctx: &mut FlowContext) {
@@ -212,7 +211,7 @@ impl TcpTable {
         };
         let head = match syn.first() {
             Some(first) if first >> 4 == 4 => usize::from(first & 15) * 4,
-            _ => reply::IPV6,
+            _ => IPV6_HEADER_LEN,
         };
         let shown = syn.get(head..head + SHOWN).and_then(|s| s.try_into().ok());
         let to = key.to.ip();
@@ -306,9 +305,7 @@ impl TcpTable {
         for id in due {
             self.wake(id, None);
             match self.flows.get_mut(id).map(|entry| &entry.state) {
-                Some(TcpState::Connecting(connecting)) if connecting.until <= ctx.now => {
-                    self.failed(id, Errno::TIMEDOUT, ctx);
-                }
+                Some(TcpState::Connecting(_)) => self.failed(id, Errno::TIMEDOUT, ctx),
                 Some(_) => self.touch(id),
                 None => {}
             }
@@ -380,8 +377,8 @@ impl TcpTable {
         }
     }
 
-    /// Gives the answer to a question that came over TCP.
-    pub(crate) fn answer(&mut self, asker: FlowId, message: &[u8], now: Instant) {
+    /// Gives the answer to a question that came over TCP; `None`: it gets none.
+    pub(crate) fn answer(&mut self, asker: FlowId, message: Option<&[u8]>, now: Instant) {
         if let Some(entry) = self.flows.get_mut(asker)
             && let TcpState::Resolver(stream) = &mut entry.state
         {
@@ -396,15 +393,13 @@ impl TcpTable {
         let all: Vec<_> = all.collect();
         let mut cut = 0;
         for (id, key) in all {
-            if key.to.port() == DNS_PORT && ctx.wire.is_gateway(key.to.ip()) {
-                continue;
-            }
-            let verdict = ctx.rules.verdict(key.to, ctx.now);
+            let verdict = ctx.verdict(key.to);
             let Some(entry) = self.flows.get_mut(id) else {
                 continue;
             };
             let stays = match (verdict, &entry.state) {
-                (Verdict::Allow, _) => true,
+                // The gateway's own: what it may ask for is asked of each question.
+                (_, TcpState::Resolver(_)) | (Verdict::Allow, _) => true,
                 (Verdict::ByName, TcpState::Open(flow)) => flow.may_stay(&ctx.rules),
                 (Verdict::ByName, TcpState::Connecting(connecting)) => connecting.by_name,
                 _ => false,
@@ -413,14 +408,19 @@ impl TcpTable {
                 continue;
             }
             cut += 1;
-            match self.take(id).map(|entry| entry.state) {
+            let endpoint = match self.take(id).map(|entry| entry.state) {
                 Some(TcpState::Open(mut flow)) => {
                     flow.reset(&mut self.stack, &mut ctx.outbox, ctx.now);
-                    self.stack.close(flow.endpoint);
+                    flow.endpoint
                 }
-                Some(TcpState::Connecting(connecting)) => self.refuse(&connecting.syn, ctx),
-                Some(TcpState::Resolver(_)) | None => {}
-            }
+                Some(TcpState::Resolver(stream)) => stream.endpoint,
+                Some(TcpState::Connecting(connecting)) => {
+                    self.refuse(&connecting.syn, ctx);
+                    continue;
+                }
+                None => continue,
+            };
+            self.stack.close(endpoint);
         }
         cut
     }

@@ -3,15 +3,17 @@
 use crate::flow_context::FlowContext;
 use crate::flow_table::FlowTable;
 use crate::host_socket;
-use crate::inbound::{EchoRequest, UdpDatagram};
+use crate::inbound::{ECHO_HEADER, EchoRequest, ICMP_ECHO, ICMPV6_ECHO, UdpDatagram};
 use crate::outbox::Outbox;
 use crate::poller::{FlowId, PollToken, Watch};
 use crate::reply::{self, SHOWN, Unreachable};
 use crate::rules::Verdict;
+use crate::tcp_table::DNS_PORT;
 use control::{DenyReason, NetProtocol};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use smoltcp::wire::IpProtocol;
+use std::mem;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -26,11 +28,8 @@ const YIELDING: Duration = Duration::from_secs(1);
 const MOST_AT_ONCE: usize = 64;
 /// QUIC hides the name that a flow would have to say; programs go on over TCP.
 const QUIC_PORT: u16 = 443;
-const NAME_SERVER_PORT: u16 = 53;
 /// Most bytes of an echo's answer, its ICMP header with it.
 const MAX_ECHO: usize = 2048;
-const ECHO_REQUEST: [u8; 2] = [8, 128];
-const ECHO_HEADER: usize = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum DatagramKey {
@@ -48,7 +47,7 @@ impl DatagramKey {
 
     fn idle(&self) -> Duration {
         match self {
-            Self::Udp { to, .. } if to.port() != NAME_SERVER_PORT => IDLE,
+            Self::Udp { to, .. } if to.port() != DNS_PORT => IDLE,
             Self::Udp { .. } | Self::Echo { .. } => IDLE_SHORT,
         }
     }
@@ -59,6 +58,7 @@ struct DatagramFlow {
     host: OwnedFd,
     key: DatagramKey,
     used: Instant,
+    /// It may have something; it is among the touched then.
     readable: bool,
 }
 
@@ -67,6 +67,7 @@ struct DatagramFlow {
 pub(crate) struct UdpTable {
     flows: FlowTable<DatagramKey, DatagramFlow>,
     swept: Instant,
+    /// Flows that are readable, each once.
     touched: Vec<FlowId>,
 }
 
@@ -129,7 +130,10 @@ impl UdpTable {
         let (ident, to) = (echo.ident, echo.to);
         let key = DatagramKey::Echo { ident, to };
         let ([a, b], [c, d]) = (ident.to_be_bytes(), echo.sequence.to_be_bytes());
-        let request = ECHO_REQUEST[usize::from(to.is_ipv6())];
+        let (request, protocol) = match to {
+            IpAddr::V4(_) => (ICMP_ECHO, IpProtocol::Icmp),
+            IpAddr::V6(_) => (ICMPV6_ECHO, IpProtocol::Icmpv6),
+        };
         let shown = [request, 0, 0, 0, a, b, c, d];
         match self.find_or_open(key, open_flows, ctx) {
             Ok(id) => {
@@ -142,10 +146,6 @@ impl UdpTable {
                 let _ = send_once_more(&flow.host, &message);
             }
             Err(why) if why == Unreachable::Prohibited => {
-                let protocol = match to {
-                    IpAddr::V4(_) => IpProtocol::Icmp,
-                    IpAddr::V6(_) => IpProtocol::Icmpv6,
-                };
                 reply::unreachable(why, protocol, to, shown, &ctx.wire, &mut ctx.outbox);
             }
             Err(_) => {}
@@ -166,10 +166,15 @@ impl UdpTable {
             DatagramKey::Udp { .. } => (NetProtocol::Udp, to.port() == QUIC_PORT),
             DatagramKey::Echo { .. } => (NetProtocol::Icmp, false),
         };
-        let full = open_flows >= ctx.most_flows && !self.make_room(ctx.now);
-        let counted = if full { ctx.most_flows } else { 0 };
-        let admitted = ctx.admit(protocol, to, counted);
-        match admitted {
+        let (most, now) = (ctx.most_flows, ctx.now);
+        let mut yields = None;
+        let room = || {
+            open_flows < most || {
+                yields = self.idlest(now);
+                yields.is_some()
+            }
+        };
+        match ctx.admit(protocol, to, room) {
             None => return Err(Unreachable::Prohibited),
             Some(admitted) if admitted.by_name && quic => {
                 let reason = DenyReason::Name;
@@ -177,6 +182,10 @@ impl UdpTable {
                 return Err(Unreachable::Prohibited);
             }
             Some(_) => {}
+        }
+        // Only now: what is denied takes nobody's place.
+        if let Some(idlest) = yields {
+            self.flows.remove(idlest);
         }
         let host = match key {
             DatagramKey::Udp { to, .. } => host_socket::connect_udp(to),
@@ -196,29 +205,24 @@ impl UdpTable {
         Ok(self.flows.insert(key, flow))
     }
 
-    /// Forgets the flow that has been idle for longest, if that is not short.
-    fn make_room(&mut self, now: Instant) -> bool {
-        let oldest = self.flows.iter().min_by_key(|(_, _, flow)| flow.used);
-        let oldest = oldest.map(|(id, _, flow)| (id, flow.used));
-        match oldest {
-            Some((id, used)) if now.saturating_duration_since(used) >= YIELDING => {
-                self.flows.remove(id).is_some()
-            }
-            _ => false,
-        }
+    /// The flow that has been idle for longest, if that is not short.
+    fn idlest(&self, now: Instant) -> Option<FlowId> {
+        let (id, _, flow) = self.flows.iter().min_by_key(|(_, _, flow)| flow.used)?;
+        (now.saturating_duration_since(flow.used) >= YIELDING).then_some(id)
     }
 
     /// A host socket has something.
     pub(crate) fn event(&mut self, id: FlowId) {
-        if let Some(flow) = self.flows.get_mut(id) {
-            flow.readable = true;
+        if let Some(flow) = self.flows.get_mut(id)
+            && !mem::replace(&mut flow.readable, true)
+        {
             self.touched.push(id);
         }
     }
 
     /// Passes on what has come, as far as the guest takes it.
     pub(crate) fn turn(&mut self, ctx: &mut FlowContext) {
-        let touched = std::mem::take(&mut self.touched);
+        let touched = mem::take(&mut self.touched);
         for id in touched {
             let Some(flow) = self.flows.get_mut(id) else {
                 continue;
@@ -261,7 +265,7 @@ impl UdpTable {
     pub(crate) fn cut(&mut self, ctx: &FlowContext) -> u64 {
         self.remove_where(|flow| {
             let to = flow.key.address();
-            match ctx.rules.verdict(to, ctx.now) {
+            match ctx.verdict(to) {
                 Verdict::Allow => false,
                 Verdict::ByName => to.port() == QUIC_PORT,
                 Verdict::Deny(_) => true,
@@ -353,3 +357,27 @@ fn receive_echo(
 
 // A refused echo is shown by its whole header.
 const _: () = assert!(SHOWN == ECHO_HEADER);
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use std::net::UdpSocket;
+
+    #[test]
+    fn a_flow_that_has_something_again_has_one_turn() {
+        let (now, to) = (Instant::now(), SocketAddr::from(([192, 0, 2, 1], 9)));
+        let mut table = UdpTable::new(now);
+        let key = DatagramKey::Udp { port: 1, to };
+        let flow = DatagramFlow {
+            host: UdpSocket::bind("127.0.0.1:0").unwrap().into(),
+            key,
+            used: now,
+            readable: false,
+        };
+        let id = table.flows.insert(key, flow);
+        for _ in 0..3 {
+            table.event(id);
+        }
+        assert_eq!(table.touched, [id]);
+    }
+}

@@ -18,7 +18,8 @@ use smoltcp::wire::{
     Icmpv4Packet, Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv4Packet, Ipv4Repr, Ipv6Packet, Ipv6Repr,
     NdiscRepr, UdpPacket,
 };
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::time::{Duration, Instant};
 
 const UDP: u8 = 17;
@@ -134,6 +135,24 @@ fn query(id: u16, name: &str) -> Vec<u8> {
     packet.build_bytes_vec().unwrap()
 }
 
+/// The answer that a name has this address.
+fn reply_to(question: &[u8], address: Ipv4Addr) -> Vec<u8> {
+    let asked = Packet::parse(question).unwrap();
+    let mut reply = Packet::new_reply(asked.id());
+    let name = asked.questions[0].qname.clone();
+    let data = RData::A(A::from(address));
+    let record = ResourceRecord::new(name, CLASS::IN, 5, data);
+    reply.answers.push(record);
+    reply.questions.clone_from(&asked.questions);
+    reply.build_bytes_vec().unwrap()
+}
+
+/// A message over TCP, behind its length.
+fn streamed(message: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(message.len()).unwrap().to_be_bytes();
+    [&length[..], message].concat()
+}
+
 /// A name server that says the same address for every name, to the next `count` questions.
 fn name_server(address: Ipv4Addr, count: usize) -> SocketAddr {
     let (socket, at) = udp_server();
@@ -143,17 +162,8 @@ fn name_server(address: Ipv4Addr, count: usize) -> SocketAddr {
             let Ok((length, from)) = socket.recv_from(&mut bytes) else {
                 return;
             };
-            let asked = Packet::parse(&bytes[..length]).unwrap();
-            let mut reply = Packet::new_reply(asked.id());
-            let name = asked.questions[0].qname.clone();
-            let data = RData::A(A::from(address));
-            reply
-                .answers
-                .push(ResourceRecord::new(name, CLASS::IN, 5, data));
-            reply.questions.clone_from(&asked.questions);
-            socket
-                .send_to(&reply.build_bytes_vec().unwrap(), from)
-                .unwrap();
+            let reply = reply_to(&bytes[..length], address);
+            socket.send_to(&reply, from).unwrap();
         }
     });
     at
@@ -401,8 +411,7 @@ fn names_over_tcp_are_answered_as_those_over_udp() {
     guest.until_state(flow, State::Established);
     for id in 1..4 {
         let asked = query(id, "denied.net");
-        let length = u16::try_from(asked.len()).unwrap().to_be_bytes();
-        guest.send_all(flow, &[&length[..], &asked].concat());
+        guest.send_all(flow, &streamed(&asked));
         let head = guest.receive(flow, 2);
         let length = usize::from(u16::from_be_bytes([head[0], head[1]]));
         let answer = guest.receive(flow, length);
@@ -410,6 +419,33 @@ fn names_over_tcp_are_answered_as_those_over_udp() {
     }
     guest.tcp(flow).close();
     guest.until_state(flow, State::TimeWait);
+}
+
+#[test]
+fn what_has_no_answer_does_not_keep_a_connection_to_the_name_server() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut spec = only(&[]);
+    spec.name_servers = vec![listener.local_addr().unwrap()];
+    let asked = streamed(&query(7, "a.com"));
+    let mut question = vec![0; asked.len()];
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.read_exact(&mut question).unwrap();
+        let reply = reply_to(&question[2..], Ipv4Addr::new(1, 1, 1, 1));
+        stream.write_all(&streamed(&reply)).unwrap();
+    });
+    let mut guest = NetGuest::start(spec);
+    let flow = guest.connect(gateway(53));
+    // Two that are none, and one that is asked again before its answer is there.
+    let none = streamed(b"none");
+    guest.send_when_open(flow, &[&none[..], &asked, &none, &asked].concat());
+    guest.tcp(flow).close();
+    let head = guest.receive(flow, 2);
+    let length = usize::from(u16::from_be_bytes([head[0], head[1]]));
+    let answer = guest.receive(flow, length);
+    assert_eq!(code_of(&answer), (7, RCODE::NoError, 1));
+    guest.until_state(flow, State::TimeWait);
+    server.join().unwrap();
 }
 
 #[test]
