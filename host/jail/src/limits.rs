@@ -37,8 +37,8 @@ pub struct Limits {
     pub memory: Option<u64>,
 }
 
-/// Limits a resource for ever. What is limited to less already stays so: who has given up its rights
-/// could not raise it.
+/// Limits a resource for ever. What is limited to less already stays so: who has given up its
+/// rights could not raise it.
 fn lower(resource: Resource, most: u64, what: &'static str) -> Result<(), JailError> {
     let most = getrlimit(resource)
         .maximum
