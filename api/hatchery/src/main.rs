@@ -139,6 +139,7 @@ fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     for note in &settings.notes {
         tracing::warn!("{note}");
     }
+    settings.network.check().map_err(anyhow::Error::msg)?;
     let state = DataFolder::open(&settings.data_dir)?;
     raise_file_limit();
     let lazy = settings.clones.lazy;

@@ -29,7 +29,7 @@ const TABLES: [(&str, &str); 9] = [
 const OLD: [&str; 1] = ["clones.husks"];
 
 /// Keys that `hatchery.toml` shows by an example, because they have no constant default.
-const EXAMPLES: [&str; 14] = [
+const EXAMPLES: [&str; 15] = [
     "domain",
     "api_keys",
     "api_keys_file",
@@ -38,6 +38,7 @@ const EXAMPLES: [&str; 14] = [
     "image_dir",
     "metrics.listen",
     "network.openings",
+    "network.extra_roots",
     "resources.cgroup_parent",
     "templates.base.disk_size_mb",
     "templates.base.aliases",

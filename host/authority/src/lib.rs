@@ -2,6 +2,8 @@
 //! service makes it and keeps its key; the sandbox's network process signs with it.
 #![forbid(unsafe_code)]
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, date_time_ymd,
@@ -45,6 +47,28 @@ impl fmt::Debug for CertifiedKey {
             "CertifiedKey({certificate} bytes of certificate, key left out)"
         )
     }
+}
+
+/// The name that OpenSSL looks an authority's certificate up by, in a folder of certificates: what
+/// `openssl x509 -hash` says of [`COMMON_NAME`], and a number.
+pub const HASHED_NAME: &str = "ce5226c3.0";
+/// Characters of a line of PEM.
+const PEM_LINE: usize = 64;
+
+/// A certificate as text, PEM.
+#[must_use]
+pub fn pem(certificate: &[u8]) -> String {
+    let text = STANDARD.encode(certificate);
+    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
+    let mut rest = text.as_str();
+    while !rest.is_empty() {
+        let (line, next) = rest.split_at(rest.len().min(PEM_LINE));
+        pem.push_str(line);
+        pem.push('\n');
+        rest = next;
+    }
+    pem.push_str("-----END CERTIFICATE-----\n");
+    pem
 }
 
 /// Makes a new authority.
@@ -144,6 +168,31 @@ mod test {
         let shown = format!("{authority:?} {signer:?}");
         assert!(shown.contains("key left out"), "{shown}");
         assert!(authority.certificate.len() + authority.key.len() < 700);
+    }
+
+    /// What OpenSSL says of a certificate, where there is one to ask.
+    fn openssl(certificate: &[u8], what: &str) -> Option<String> {
+        use std::io::Write;
+        use std::process::{Command, Stdio};
+        let mut command = Command::new("openssl");
+        let command = command.args(["x509", "-noout", what]);
+        let started = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut child = started.ok()?;
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(pem(certificate).as_bytes()).unwrap();
+        drop(stdin);
+        let done = child.wait_with_output().unwrap();
+        Some(String::from_utf8(done.stdout).unwrap().trim().to_owned())
+    }
+
+    #[test]
+    fn openssl_finds_an_authority_by_its_hashed_name() {
+        let authority = new_authority().unwrap();
+        let Some(hash) = openssl(&authority.certificate, "-hash") else {
+            eprintln!("skipped: this host has no openssl");
+            return;
+        };
+        assert_eq!(HASHED_NAME, format!("{hash}.0"));
     }
 
     #[test]

@@ -145,7 +145,7 @@ impl Interception {
             let rules = self.rules.as_ref().ok_or(InterceptFault::HostTls)?;
             let signer = Signer::new(rules.authority_key.expose());
             let signer = signer.map_err(|_| InterceptFault::GuestTls)?;
-            let roots = self.roots.take().map_or(Ok(Vec::new()), read_all);
+            let roots = self.roots.take().as_ref().map_or(Ok(Vec::new()), read_all);
             let hosts = hosts_config(&roots.map_err(|_| InterceptFault::Untrusted)?)?;
             self.material = Some(TlsMaterial { signer, hosts });
         }
@@ -169,11 +169,11 @@ fn hosts_config(roots: &[u8]) -> Result<Arc<ClientConfig>, InterceptFault> {
 }
 
 /// A whole file, from its beginning wherever others have read it.
-fn read_all(file: OwnedFd) -> Result<Vec<u8>, Errno> {
+fn read_all(file: &OwnedFd) -> Result<Vec<u8>, Errno> {
     let mut bytes = Vec::new();
     let mut part = vec![0; 64 * 1024];
     while bytes.len() < MAX_ROOTS {
-        match pread(&file, &mut part[..], bytes.len() as u64) {
+        match pread(file, &mut part[..], bytes.len() as u64) {
             Ok(0) => break,
             Ok(count) => bytes.extend_from_slice(&part[..count]),
             Err(Errno::INTR) => {}

@@ -2,9 +2,7 @@
 //! with certificates of an authority of their own.
 
 use super::NetGuest;
-use authority::{CertifiedKey, Signer, new_authority};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use authority::{CertifiedKey, Signer, new_authority, pem};
 use control::{HeaderRules, HostHeaders, SecretBytes, SecretHeader};
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
@@ -39,8 +37,7 @@ impl Trust {
     pub(crate) fn roots(&self) -> OwnedFd {
         let flags = rustix::fs::MemfdFlags::CLOEXEC;
         let file = rustix::fs::memfd_create("roots", flags).unwrap();
-        let text = STANDARD.encode(&self.servers.certificate);
-        let pem = format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n");
+        let pem = pem(&self.servers.certificate);
         rustix::io::write(&file, pem.as_bytes()).unwrap();
         file
     }
