@@ -35,4 +35,5 @@ mod udp_table;
 
 pub use confine::{ConfineError, NetUser, confine};
 pub use fuzz::fuzz_frames;
+pub use request_stream::fuzz_requests;
 pub use serve::{ServeError, serve};

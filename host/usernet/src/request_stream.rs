@@ -15,6 +15,7 @@
 
 use crate::chunked_body::ChunkedBody;
 use crate::request_head::{self, HeadRule, MAX_HEAD, RequestBody, RequestFault};
+use control::{SecretBytes, SecretHeader};
 
 /// Most lines of an answer's head.
 const MAX_LINES: usize = 128;
@@ -147,6 +148,278 @@ impl RequestStream {
                 _ => self.state = StreamState::Head,
             }
             return Ok(true);
+        }
+    }
+}
+
+/// What a stream of requests becomes for the host, given in pieces of these lengths, as far as it
+/// goes; an upgrade is refused by the host.
+fn rewritten(bytes: &[u8], pieces: &[u8], rule: HeadRule<'_>) -> (Vec<u8>, Option<RequestFault>) {
+    let (mut stream, mut out, mut rest) = (RequestStream::new(), Vec::new(), bytes);
+    let mut lengths = pieces.iter().cycle();
+    while !rest.is_empty() {
+        let length = lengths.next().map_or(rest.len(), |n| usize::from(*n) + 1);
+        match stream.push(&rest[..length.min(rest.len())], rule, &mut out) {
+            Ok(0) => {
+                let answered = stream.answered(b"HTTP/1.1 200 OK\r\n\r\n");
+                assert_eq!(answered, Ok(true), "only an upgrade waits");
+            }
+            Ok(taken) => rest = &rest[taken..],
+            Err(fault) => return (out, Some(fault)),
+        }
+    }
+    (out, None)
+}
+
+/// Fuzz entry point: a guest sends any bytes as requests. What passes has the header once a request,
+/// and passes again as it is: nobody finds a request in it that has not got it.
+pub fn fuzz_requests(bytes: &[u8]) {
+    let [pieces @ .., _] = &bytes[..bytes.len().min(4)] else {
+        return;
+    };
+    let headers = [SecretHeader {
+        name: "x-fuzz".to_owned(),
+        value: SecretBytes::new(b"v".to_vec()),
+    }];
+    let rule = HeadRule {
+        host: "a.net",
+        headers: &headers,
+    };
+    let whole = rewritten(bytes, &[], rule);
+    let (first, fault) = rewritten(bytes, pieces, rule);
+    assert_eq!(whole.1, fault, "pieces do not matter");
+    if fault.is_none() {
+        assert!(whole.0 == first, "pieces do not matter");
+        let (second, fault) = rewritten(&first, &[], rule);
+        assert_eq!(fault, None, "what has passed passes");
+        assert!(second == first, "what has passed passes as it is");
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use proptest::prelude::*;
+
+    const HOST: &str = "api.example.com";
+
+    fn headers() -> [SecretHeader; 2] {
+        [("authorization", "Bearer s"), ("x-empty", "")].map(|(name, value)| SecretHeader {
+            name: name.into(),
+            value: SecretBytes::new(value.into()),
+        })
+    }
+
+    /// What the host hears of these bytes, or what is wrong with them.
+    fn heard(bytes: &str) -> Result<String, RequestFault> {
+        let headers = headers();
+        let rule = HeadRule {
+            host: HOST,
+            headers: &headers,
+        };
+        let (out, fault) = rewritten(bytes.as_bytes(), &[], rule);
+        let one_by_one = rewritten(bytes.as_bytes(), &[0], rule);
+        assert_eq!(one_by_one.1, fault, "one by one");
+        assert!(fault.is_some() || one_by_one.0 == out, "one by one");
+        match fault {
+            None => Ok(String::from_utf8(out).unwrap()),
+            Some(fault) => Err(fault),
+        }
+    }
+
+    const ADDED: &str = "authorization: Bearer s\r\nx-empty: \r\n\r\n";
+
+    #[test]
+    fn each_request_of_a_connection_gets_its_headers() {
+        let host = format!("Host: {HOST}\r\n");
+        let chunks = "5;a=b\r\nhello\r\n00a\r\n0123456789\r\n0\r\nTrailer: x\r\n\r\n";
+        let requests = [
+            (format!("GET /a HTTP/1.1\r\n{host}"), ""),
+            (
+                format!("POST /b HTTP/1.1\r\n{host}Content-Length: 5\r\n"),
+                "GET /",
+            ),
+            (
+                format!("POST /c HTTP/1.1\r\n{host}Transfer-Encoding: Chunked\r\n"),
+                chunks,
+            ),
+            (format!("OPTIONS * HTTP/1.0\r\n{host}"), ""),
+            (
+                format!("PUT /d?x HTTP/1.1\r\n{host}Expect: 100-continue\r\ncontent-length: 0\r\n"),
+                "",
+            ),
+        ];
+        let said: String = requests
+            .iter()
+            .map(|(head, body)| format!("{head}AUTHORIZATION: mine\r\n\r\n{body}"))
+            .collect();
+        let expected: String = requests
+            .iter()
+            .map(|(head, body)| format!("{head}{ADDED}{body}"))
+            .collect();
+        assert_eq!(heard(&said), Ok(expected));
+    }
+
+    #[test]
+    fn a_request_for_another_host_gets_nothing() {
+        for line in [
+            "Host: evil.net\r\n",
+            "Host: api.example.com.evil.net\r\n",
+            "Host: x@api.example.com\r\n",
+            "Host: \r\n",
+            "X-Host: api.example.com\r\n",
+            "",
+        ] {
+            let said = format!("GET / HTTP/1.1\r\n{line}\r\n");
+            assert_eq!(heard(&said), Err(RequestFault::OtherHost), "{line:?}");
+        }
+        for line in [
+            "host: API.example.com:443\r\n",
+            "Host: api.example.com.\r\n",
+        ] {
+            let said = format!("GET / HTTP/1.1\r\n{line}\r\n");
+            heard(&said).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_can_be_read_in_two_ways_is_not_passed_on() {
+        let host = format!("Host: {HOST}\r\n");
+        for head in [
+            format!("GET / HTTP/1.1\r\n{host}Host: {HOST}\r\n"),
+            format!("GET https://evil.net/ HTTP/1.1\r\n{host}"),
+            format!("GET evil.net HTTP/1.1\r\n{host}"),
+            format!("CONNECT {HOST}:443 HTTP/1.1\r\n{host}"),
+            format!("TRACE / HTTP/1.1\r\n{host}"),
+            format!("GET / HTTP/2.0\r\n{host}"),
+            format!("GET  / HTTP/1.1\r\n{host}"),
+            format!("GET / HTTP/1.1\r\n {host}"),
+            format!("GET / HTTP/1.1\r\n{host} folded\r\n"),
+            format!("GET / HTTP/1.1\r\n{host}A : b\r\n"),
+            format!("GET / HTTP/1.1\r\n{host}A: b\nC: d\r\n"),
+            format!("GET / HTTP/1.1\r\n{host}A: b\0c\r\n"),
+            format!("GET / HTTP/1.1\n{host}"),
+            format!("POST / HTTP/1.1\r\n{host}Content-Length: 1\r\nContent-Length: 1\r\n"),
+            format!("POST / HTTP/1.1\r\n{host}Content-Length: 1, 1\r\n"),
+            format!("POST / HTTP/1.1\r\n{host}Content-Length: +1\r\n"),
+            format!("POST / HTTP/1.1\r\n{host}Content-Length: 18446744073709551616\r\n"),
+            format!("POST / HTTP/1.1\r\n{host}Content-Length: 1\r\nTransfer-Encoding: chunked\r\n"),
+            format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: gzip, chunked\r\n"),
+            format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: x\r\n"),
+            format!("POST / HTTP/1.0\r\n{host}Transfer-Encoding: chunked\r\n"),
+            format!(
+                "GET / HTTP/1.1\r\n{host}Upgrade: a\r\nConnection: upgrade\r\nContent-Length: 1\r\n"
+            ),
+        ] {
+            let said = format!("{head}\r\n");
+            assert_eq!(heard(&said), Err(RequestFault::Form), "{said:?}");
+        }
+        let chunked = format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\n\r\n");
+        for body in [
+            "\r\n",
+            ";a\r\n",
+            "g\r\n",
+            "-1\r\n",
+            "5\nhello\r\n",
+            "1\r\nabc",
+            "1\r\na\n0\r\n\r\n",
+            "0000000000000001\r\n",
+            "0\r\na\n\r\n",
+            "0\r\n\n",
+        ] {
+            let said = format!("{chunked}{body}");
+            assert_eq!(heard(&said), Err(RequestFault::Form), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn a_head_a_line_of_a_chunk_and_trailers_are_bounded() {
+        let start = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n");
+        let fits = format!(
+            "{start}A: {}\r\n\r\n",
+            "a".repeat(MAX_HEAD - start.len() - 7)
+        );
+        assert_eq!(fits.len(), MAX_HEAD);
+        heard(&fits).unwrap();
+        let over = format!(
+            "{start}A: {}\r\n\r\n",
+            "a".repeat(MAX_HEAD - start.len() - 6)
+        );
+        assert_eq!(heard(&over), Err(RequestFault::Form));
+        let lines = format!("{start}{}\r\n", "A: b\r\n".repeat(MAX_LINES));
+        assert_eq!(heard(&lines), Err(RequestFault::Form));
+        let chunked = format!("{start}Transfer-Encoding: chunked\r\n\r\n");
+        for body in ["1;", "0\r\nA: "] {
+            let endless = format!("{chunked}{body}{}", "a".repeat(9000));
+            assert_eq!(heard(&endless), Err(RequestFault::Form));
+        }
+    }
+
+    #[test]
+    fn after_an_upgrade_the_host_decides_what_bytes_are() {
+        let headers = headers();
+        let rule = HeadRule {
+            host: HOST,
+            headers: &headers,
+        };
+        let lines = "Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n";
+        let upgrade = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n{lines}\r\n");
+        let refusal = "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n";
+        let hint = "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n";
+        let switch = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\nframe";
+        for (answer, raw) in [
+            (refusal.to_owned(), false),
+            (format!("{hint}{refusal}"), false),
+            (switch.to_owned(), true),
+            (format!("{hint}{hint}{switch}"), true),
+        ] {
+            let (mut stream, mut out) = (RequestStream::new(), Vec::new());
+            assert_eq!(
+                stream.push(upgrade.as_bytes(), rule, &mut out),
+                Ok(upgrade.len())
+            );
+            assert_eq!(stream.push(b"more", rule, &mut out), Ok(0));
+            let (start, end) = answer.as_bytes().split_at(10);
+            assert_eq!(stream.answered(start), Ok(false));
+            assert_eq!(stream.answered(end), Ok(true), "{answer}");
+            out.clear();
+            assert_eq!(stream.push(b"more", rule, &mut out), Ok(4));
+            assert_eq!(out == b"more", raw, "{answer}");
+        }
+        let (mut stream, mut out) = (RequestStream::new(), Vec::new());
+        stream.push(upgrade.as_bytes(), rule, &mut out).unwrap();
+        assert_eq!(stream.answered(&[b'x'; 100]), Err(RequestFault::Form));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(
+            lines in proptest::collection::vec(
+                prop_oneof![
+                    Just("GET / HTTP/1.1\r\n".to_owned()),
+                    Just("POST /x HTTP/1.1\r\n".to_owned()),
+                    Just("Host: a.net\r\n".to_owned()),
+                    Just("x-fuzz: mine\r\n".to_owned()),
+                    Just("Content-Length: 4\r\n".to_owned()),
+                    Just("Transfer-Encoding: chunked\r\n".to_owned()),
+                    Just("Upgrade: a\r\nConnection: upgrade\r\n".to_owned()),
+                    Just("\r\n".to_owned()),
+                    Just("4\r\nabcd\r\n0\r\n\r\n".to_owned()),
+                    "\\PC{0,8}",
+                ],
+                0..12,
+            ),
+        ) {
+            fuzz_requests(lines.concat().as_bytes());
+        }
+
+        #[test]
+        fn any_bytes_but_text_are_survived(
+            bytes in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
+            fuzz_requests(&bytes);
+            let start = b"POST / HTTP/1.1\r\nHost: a.net\r\nTransfer-Encoding: chunked\r\n\r\n";
+            fuzz_requests(&[&start[..], &bytes].concat());
         }
     }
 }

@@ -88,15 +88,22 @@ impl Trust {
 
     /// The guest's side of a connection for this name, which trusts only its sandbox's authority.
     pub(crate) fn client(&self, name: &str) -> ClientConnection {
+        Self::client_of(&self.sandbox, name)
+    }
+
+    /// The same with another authority.
+    pub(crate) fn client_of(authority: &CertifiedKey, name: &str) -> ClientConnection {
         let mut roots = RootCertStore::empty();
-        let own = CertificateDer::from(self.sandbox.certificate.clone());
+        let own = CertificateDer::from(authority.certificate.clone());
         roots.add(own).unwrap();
         let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()));
         let builder = builder.with_safe_default_protocol_versions().unwrap();
         let mut config = builder.with_root_certificates(roots).with_no_client_auth();
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let server = ServerName::try_from(name.to_owned()).unwrap();
-        ClientConnection::new(Arc::new(config), server).unwrap()
+        let mut client = ClientConnection::new(Arc::new(config), server).unwrap();
+        client.set_buffer_limit(Some(16 * 1024));
+        client
     }
 }
 
@@ -164,7 +171,8 @@ impl TlsFlow {
         guest.until("sending over TLS", |guest| {
             sent += self.tls.writer().write(&bytes[sent..]).unwrap();
             self.turn(guest);
-            (sent == bytes.len() && !self.tls.wants_write()).then_some(())
+            let waits = self.tls.is_handshaking() || self.tls.wants_write();
+            (sent == bytes.len() && !waits).then_some(())
         });
     }
 
@@ -190,13 +198,16 @@ impl TlsFlow {
     }
 }
 
-/// Reads a request's head.
-pub(crate) fn head(stream: &mut impl Read) -> String {
+/// Reads a request's head; `None` at the end of them.
+pub(crate) fn head(stream: &mut impl Read) -> Option<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
-        stream.read_exact(&mut byte).unwrap();
-        head.push(byte[0]);
+        match stream.read(&mut byte) {
+            Ok(1) => head.push(byte[0]),
+            Ok(_) | Err(_) if head.is_empty() => return None,
+            other => panic!("{other:?} in the middle of a head"),
+        }
     }
-    String::from_utf8(head).unwrap()
+    Some(String::from_utf8(head).unwrap())
 }
