@@ -171,8 +171,8 @@ fn rewritten(bytes: &[u8], pieces: &[u8], rule: HeadRule<'_>) -> (Vec<u8>, Optio
     (out, None)
 }
 
-/// Fuzz entry point: a guest sends any bytes as requests. What passes has the header once a request,
-/// and passes again as it is: nobody finds a request in it that has not got it.
+/// Fuzz entry point: a guest sends any bytes as requests. What passes has the header once a
+/// request, and passes again as it is: nobody finds a request in it that has not got it.
 pub fn fuzz_requests(bytes: &[u8]) {
     let [pieces @ .., _] = &bytes[..bytes.len().min(4)] else {
         return;

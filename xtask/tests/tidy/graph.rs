@@ -46,6 +46,7 @@ const OURS: &[(&str, &str, &[&str])] = &[
         "engine",
         "api/engine",
         &[
+            "authority",
             "control",
             "link",
             "snapshot-format",

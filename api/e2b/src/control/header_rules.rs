@@ -28,7 +28,8 @@ fn invalid(why: impl std::fmt::Display) -> ApiError {
     ApiError::Invalid(format!("network.rules: {why}"))
 }
 
-/// The headers of each host that has any; of two of one name, the later rule's. No error has a value.
+/// The headers of each host that has any; of two of one name, the later rule's. No error has a
+/// value.
 ///
 /// # Errors
 /// [`ApiError::Invalid`].
