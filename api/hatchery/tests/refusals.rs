@@ -101,6 +101,20 @@ async fn bad_creations_are_told_what_is_wrong() {
             json!({ "network": { "egressProxy": { "address": "x:1" } } }),
             501,
         ),
+        (
+            json!({ "network": { "rules": { "*": [{ "transform": { "headers": { "x": "v" } } }] } } }),
+            400,
+        ),
+        (
+            json!({
+                "network": { "rules": { "a.net": [{ "transform": { "headers": { "Host": "v" } } }] } }
+            }),
+            400,
+        ),
+        (
+            json!({ "network": { "rules": { "a.net": [{ "block": true }] } } }),
+            400,
+        ),
     ];
     for (mut body, status) in cases {
         if body["templateID"].is_null() && status != 404 {

@@ -210,7 +210,13 @@ impl TcpFlow {
         let needed = NAMED_PORTS.contains(&self.to.port());
         let socket = self.endpoint.socket();
         let more = matches!(socket.state(), State::Established | State::SynReceived);
-        let said = sniff(socket.peek(MAX_SNIFF).unwrap_or_default());
+        let bytes = socket.peek(MAX_SNIFF).unwrap_or_default();
+        // Only TLS gets headers: nothing else waits for them.
+        if !self.by_name && !bytes.is_empty() && !is_tls(bytes) {
+            self.name = FlowName::Unsaid;
+            return None;
+        }
+        let said = sniff(bytes);
         match said {
             Sniffed::More if more => None,
             Sniffed::Name(name) if !self.by_name || rules.name_allowed(&name) => {

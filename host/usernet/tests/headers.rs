@@ -6,8 +6,9 @@ mod common;
 use common::tls::{TlsFlow, TlsServer, Trust, head};
 use common::{NetGuest, only, private_kib};
 use control::{DenyReason, NetEvent, NetRequest};
+use smoltcp::socket::tcp::State;
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr};
+use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::time::Duration;
 
 const NAME: &str = "api.example.com";
@@ -86,6 +87,28 @@ fn a_name_without_a_rule_is_between_the_guest_and_its_host() {
     flow.send(&mut guest, get("/", other).as_bytes());
     flow.receive(&mut guest, |heard| heard.ends_with(b"hello"));
     assert_eq!(server.join().unwrap(), get("/", other));
+}
+
+#[test]
+fn what_is_not_tls_does_not_wait_for_a_name() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut guest = guest(&Trust::new(), address);
+    let flow = guest.connect(address);
+    guest.until_state(flow, State::Established);
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(common::LIMIT)).unwrap();
+    // The host speaks first, and what the guest says might become a request.
+    stream.write_all(b"220 ").unwrap();
+    assert_eq!(guest.receive(flow, 4), b"220 ");
+    guest.send_all(flow, b"G");
+    let heard = std::thread::spawn(move || {
+        let mut heard = [0];
+        stream.read_exact(&mut heard).unwrap();
+        heard
+    });
+    guest.until("its byte", |_| heard.is_finished().then_some(()));
+    assert_eq!(&heard.join().unwrap(), b"G");
 }
 
 #[test]
