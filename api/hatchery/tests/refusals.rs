@@ -102,12 +102,18 @@ async fn bad_creations_are_told_what_is_wrong() {
             501,
         ),
         (
-            json!({ "network": { "rules": { "*": [{ "transform": { "headers": { "x": "v" } } }] } } }),
+            json!({
+                "network": {
+                    "rules": { "*": [{ "transform": { "headers": { "x": "v" } } }] }
+                }
+            }),
             400,
         ),
         (
             json!({
-                "network": { "rules": { "a.net": [{ "transform": { "headers": { "Host": "v" } } }] } }
+                "network": {
+                    "rules": { "a.net": [{ "transform": { "headers": { "Host": "v" } } }] }
+                }
             }),
             400,
         ),

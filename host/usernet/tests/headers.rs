@@ -1,5 +1,6 @@
 //! Requests that get headers on their way out, through a real `hatchery-net` process: a guest that
 //! trusts its sandbox's authority, and TLS servers on this host.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 mod common;
 
