@@ -50,7 +50,7 @@ impl fmt::Debug for CertifiedKey {
 }
 
 /// The name that OpenSSL looks an authority's certificate up by, in a folder of certificates: what
-/// `openssl x509 -hash` says of [`COMMON_NAME`], and a number.
+/// `openssl x509 -hash` says of the name that all have, and a number.
 pub const HASHED_NAME: &str = "ce5226c3.0";
 /// Characters of a line of PEM.
 const PEM_LINE: usize = 64;
