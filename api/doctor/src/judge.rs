@@ -3,7 +3,7 @@
 mod groups;
 mod kvm_module;
 
-use crate::host::HostFacts;
+use crate::host::{HostFacts, TlsFacts};
 use crate::probe::{KvmFacts, ProbeOutcome, ProbeReport, UserfaultfdFacts, WallFacts};
 use crate::{Finding, Level};
 use control::{JailMode, Wall, list_missing};
@@ -25,6 +25,7 @@ const SLOW_SLOT_US: f64 = 1000.0;
 #[must_use]
 pub fn judge(facts: &HostFacts) -> Vec<Finding> {
     let mut findings = vec![config(facts)];
+    findings.extend(facts.tls.as_ref().map(tls));
     findings.extend(files(facts));
     match &facts.probe {
         Ok(probe) => findings.extend(virtualization(facts, probe)),
@@ -64,6 +65,32 @@ fn config(facts: &HostFacts) -> Finding {
             problem.clone(),
             "`hatchery serve` does not start.",
             "Correct the configuration; api/hatchery.toml has every key.",
+        ),
+    }
+}
+
+fn tls(tls: &Result<TlsFacts, String>) -> Finding {
+    match tls {
+        Ok(facts) => {
+            let ends = facts.ends.as_deref().unwrap_or("an unknown time");
+            let found = format!("{} until {ends}, on {}", facts.names, facts.listen);
+            match facts.warnings.as_slice() {
+                [] => Finding::fine("tls", found),
+                warnings => Finding::bad(
+                    Level::Degraded,
+                    "tls",
+                    found,
+                    warnings.join(". "),
+                    "A new certificate is read while the server runs.",
+                ),
+            }
+        }
+        Err(error) => Finding::bad(
+            Level::Unusable,
+            "tls",
+            error.clone(),
+            "`hatchery serve` does not start.",
+            "Correct the files, or leave out the [tls] table.",
         ),
     }
 }
