@@ -2,6 +2,7 @@
 //! process take it from there, for as long as the machine lives.
 
 use crate::error::chain;
+use crate::machine::group_tree::GroupTree;
 use crate::network::frames::FrameSocket;
 use crate::network::host;
 use crate::network::network_process::{NetworkError, NetworkProcess};
@@ -37,13 +38,14 @@ pub struct NetworkSettings {
 #[derive(Debug)]
 pub struct NetworkService {
     settings: NetworkSettings,
+    groups: Arc<GroupTree>,
 }
 
 impl NetworkService {
-    /// As the settings say.
+    /// As the settings say; each network process has a control group if machines have them.
     #[must_use]
-    pub fn new(settings: NetworkSettings) -> Arc<Self> {
-        Arc::new(Self { settings })
+    pub fn new(settings: NetworkSettings, groups: Arc<GroupTree>) -> Arc<Self> {
+        Arc::new(Self { settings, groups })
     }
 
     /// Has a sandbox's frames served until its machine is gone. Must be called on the runtime.
@@ -126,8 +128,9 @@ impl ServedSandbox {
     /// Has a network process serve the frames; returns when the machine is gone.
     async fn serve(&mut self, frames: &FrameSocket) -> Result<(), NetworkError> {
         let settings = &self.service.settings;
+        let group = self.service.groups.for_network(settings.limits.flows)?;
         let program = (&*settings.program, settings.jail);
-        let process = NetworkProcess::start(program, frames, &self.id)?;
+        let process = NetworkProcess::start(program, group, frames, &self.id)?;
         let policy = self.policy.borrow_and_update().clone();
         process.configure(self.service.spec(&self.id, policy)?)?;
         let mut open = true;

@@ -111,6 +111,7 @@ impl SandboxRegistry {
         let paused = paused_ones(&vault, &accounts);
         let snapshots = SnapshotIndex::new(&vault, |owner| accounts.now(owner));
         count_stored(&vault, &accounts, (&paused, &snapshots));
+        let network = NetworkService::new(options.network, Arc::clone(&launcher.groups));
         let registry = Arc::new(Self {
             table: Mutex::new(paused),
             slots,
@@ -120,7 +121,7 @@ impl SandboxRegistry {
             accounts,
             max_checkpoints: options.max_checkpoints,
             launcher,
-            network: NetworkService::new(options.network),
+            network,
             pools,
             templates: TemplateCatalog::default(),
             variables: options.variables,
