@@ -263,6 +263,8 @@ fn question(settings: &Settings, problem: Option<&ConfigError>) -> HostQuestion 
         has_key: !matches!(problem, Some(ConfigError::NoKeys)),
         vmm: settings.vmm.clone(),
         agent: settings.agent.clone(),
+        network: settings.network.program.clone(),
+        name_servers: engine::network::host_name_servers().map(|servers| servers.len()),
         pager: lazy.then(|| PagerClient::program(&settings.vmm)),
         jail: settings.jail,
         cgroup: settings.resources.cgroup,

@@ -251,7 +251,11 @@ async fn no_request_is_smuggled_in_another_one() {
         // A connection without a byte is that of a request which broke off.
         let mut heard = heard.lock().unwrap().clone();
         heard.retain(|bytes| !bytes.is_empty());
-        assert!(heard.len() <= 1, "{lines:?} became {} requests", heard.len());
+        assert!(
+            heard.len() <= 1,
+            "{lines:?} became {} requests",
+            heard.len()
+        );
         for bytes in heard {
             is_one_request(&bytes, &lines);
             served += 1;
