@@ -52,6 +52,8 @@ pub struct HostFacts {
     pub lazy: Option<Result<(), String>>,
     /// The largest template's memory, MiB.
     pub largest_mb: u32,
+    /// How many name servers sandboxes have by default, or why none is known.
+    pub name_servers: Result<usize, String>,
     /// What the VM program says, or why it says nothing.
     pub probe: Result<ProbeReport, String>,
 }
@@ -95,6 +97,10 @@ pub struct HostQuestion {
     pub vmm: PathBuf,
     /// The guest agent.
     pub agent: PathBuf,
+    /// The network program.
+    pub network: PathBuf,
+    /// How many name servers sandboxes have by default, or why none is known.
+    pub name_servers: Result<usize, String>,
     /// The pager's program, if memory is to be demand-paged.
     pub pager: Option<PathBuf>,
     /// What is done where walls are missing.
@@ -151,6 +157,7 @@ pub fn look(question: &HostQuestion) -> HostFacts {
         max_sandboxes: question.max_sandboxes,
         lazy: question.pager.as_deref().map(readable),
         largest_mb: sizes.max().unwrap_or(0),
+        name_servers: question.name_servers.clone(),
         probe: probe::ask(&question.vmm),
     }
 }
@@ -216,6 +223,7 @@ fn files(question: &HostQuestion) -> Vec<(String, PathBuf, Option<String>)> {
     let mut files = vec![
         ("VM program".to_owned(), question.vmm.clone()),
         ("guest agent".to_owned(), question.agent.clone()),
+        ("network program".to_owned(), question.network.clone()),
     ];
     for template in &question.templates {
         let named = |what: &str| format!("{what} of template {}", template.name);

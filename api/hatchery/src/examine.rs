@@ -55,6 +55,8 @@ fn question(settings: &Settings, problem: Option<&ConfigError>) -> HostQuestion 
         tls: settings.tls.as_ref().map(tls_facts),
         vmm: settings.vmm.clone(),
         agent: settings.agent.clone(),
+        network: settings.network.program.clone(),
+        name_servers: engine::network::host_name_servers().map(|servers| servers.len()),
         pager: lazy.then(|| PagerClient::program(&settings.vmm)),
         jail: settings.jail,
         cgroup: settings.resources.cgroup,
@@ -69,6 +71,7 @@ fn fallback(mut over: Overrides, dir: &Path) -> anyhow::Result<Settings> {
     over.api_keys = Some("no-key-is-ever-this".into());
     // With both, or a bad one, there would be none.
     (over.husks, over.pool_size) = (None, None);
+    (over.tls_listen, over.tls_certificate, over.tls_key) = (None, None, None);
     Ok(Settings::new(ConfigFile::default(), over, dir)?)
 }
 

@@ -145,7 +145,13 @@ impl TaskTable {
                 sync();
                 session.reply(slot, &Reply::Done(0));
             }
-            Request::Freeze => finish(session, slot, self.cgroups.freeze(), "stop processes"),
+            Request::Freeze => {
+                let done = self.cgroups.freeze();
+                if done.is_ok() {
+                    self.identity.look_at_connections();
+                }
+                finish(session, slot, done, "stop processes");
+            }
             Request::Thaw => finish(session, slot, self.cgroups.thaw(), "thaw processes"),
             Request::Shutdown => {
                 self.shutdown = true;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::host::{DiskFacts, TlsFacts};
+use crate::host::DiskFacts;
 use crate::kvm_module::KvmModules;
 use crate::probe::{GuestSpeed, ProbeOutcome, ProbeTimes, UserfaultfdFacts, WallFacts};
 use crate::verdict;
@@ -62,6 +62,7 @@ fn good() -> HostFacts {
         max_sandboxes: 64,
         lazy: None,
         largest_mb: 512,
+        name_servers: Ok(2),
         probe: Ok(ProbeReport {
             kvm,
             userfaultfd: UserfaultfdFacts {
@@ -106,6 +107,15 @@ fn one(change: impl FnOnce(&mut HostFacts, &mut ProbeReport)) -> (Level, Finding
 fn a_good_host_is_fine() {
     let findings = judge(&good());
     assert_eq!(verdict(&findings), Level::Fine, "{findings:#?}");
+}
+
+#[test]
+fn a_host_without_name_servers_has_sandboxes_without_names() {
+    let unreadable = || Err("/etc/resolv.conf: no such file".to_owned());
+    for servers in [Ok(0), unreadable()] {
+        let (level, finding) = one(|facts, _| facts.name_servers = servers);
+        assert_eq!((finding.name, level), ("names", Level::Degraded));
+    }
 }
 
 #[test]
@@ -249,35 +259,4 @@ fn the_remedy_for_a_missing_kvm_depends_on_the_processor() {
         one(missing).1.remedy
     };
     assert!(remedy(true).contains("kvm_amd") && remedy(false).contains("firmware"));
-}
-
-#[test]
-fn tls_is_as_good_as_its_certificate() {
-    let judged = |tls| {
-        let facts = HostFacts { tls, ..good() };
-        let all = judge(&facts).into_iter();
-        let found: Vec<_> = all.filter(|finding| finding.name == "tls").collect();
-        found
-    };
-    assert_eq!(judged(None), [], "nobody asked for it");
-    let certificate = TlsFacts {
-        listen: ([0, 0, 0, 0], 443).into(),
-        names: "*.example.com".into(),
-        ends: word("2030-01-01T00:00:00Z"),
-        warnings: Vec::new(),
-    };
-    let fine = &judged(Some(Ok(certificate.clone())))[0];
-    assert_eq!(fine.level, Level::Fine);
-    assert!(fine.found.contains("*.example.com until 2030"), "{fine:?}");
-    let warned = TlsFacts {
-        warnings: vec!["it has ended".into()],
-        ..certificate
-    };
-    let warned = &judged(Some(Ok(warned)))[0];
-    assert_eq!(
-        (warned.level, &*warned.consequence),
-        (Level::Degraded, "it has ended")
-    );
-    let broken = &judged(Some(Err("no key".into())))[0];
-    assert_eq!((broken.level, &*broken.found), (Level::Unusable, "no key"));
 }

@@ -15,4 +15,5 @@ mod service;
 
 pub use control::{AllowTarget, IpRange, NetPolicy, NetPolicyError};
 pub use frames::FrameSocket;
+pub use host::host_name_servers;
 pub use service::{NetworkService, NetworkSettings};
