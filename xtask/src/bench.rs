@@ -36,8 +36,8 @@ enum BenchCommand {
     },
     /// The whole system and QEMU's microvm beside it, in the lab: counted, and ratios of real time
     Lab {
-        /// Only these parts: clone, versus, boot, net, or groups of scenarios (create, burst, branch,
-        /// idle, density, cycles)
+        /// Only these parts: clone, versus, boot, net, or groups of scenarios (create, burst,
+        /// branch, idle, density, cycles)
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
         /// Only where the clock counts instructions
@@ -91,8 +91,8 @@ enum BenchCommand {
         #[arg(long)]
         report_only: bool,
     },
-    /// Bytes and round trips over a guest's network, beside QEMU's user network and Firecracker with
-    /// a TAP; in the lab under instruction counting
+    /// Bytes and round trips over a guest's network, beside QEMU's user network and Firecracker
+    /// with a TAP; in the lab under instruction counting
     Net {
         #[command(flatten)]
         peers: PeerPrograms,

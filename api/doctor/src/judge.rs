@@ -106,7 +106,8 @@ fn names(servers: &Result<usize, String>) -> Finding {
         "names",
         found,
         "Sandboxes find no names, unless they are created with name servers of their own.",
-        "Put `nameserver` lines into /etc/resolv.conf, or create sandboxes with network.dnsServers.",
+        "Put `nameserver` lines into /etc/resolv.conf, or create sandboxes with \
+         network.dnsServers.",
     )
 }
 

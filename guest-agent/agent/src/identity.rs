@@ -8,7 +8,8 @@ use crate::sys::file::{O_APPEND, O_CREAT, O_RDONLY, O_RDWR, O_WRONLY, PathBase, 
 use crate::sys::system::log;
 use crate::sys::{Errno, Fd, read, system, write, write_all};
 use agent_core::FixedText;
-use core::{ffi::CStr, mem};
+use core::ffi::CStr;
+use core::mem;
 use wire::{MAX_DEFAULT_ENV, MAX_NAME, SetIdentity, StringList};
 
 /// The number of the identity, for programs: it is written anew with each.
@@ -69,10 +70,15 @@ impl GuestIdentity {
         }
     }
 
-    /// The machine is about to be saved, its processes are stopped: what a copy has to end is known
+    /// Stops processes, because the machine is about to be saved. What a copy has to end is known
     /// before there is one, so that a copy without connections pays nothing.
-    pub(crate) fn look_at_connections(&mut self) {
+    ///
+    /// # Errors
+    /// Why they are not stopped; they all go on.
+    pub(crate) fn freeze(&mut self, cgroups: &mut CgroupTable) -> Result<(), Errno> {
+        cgroups.freeze()?;
         self.connected = !self.borrowed && connections::any().unwrap_or(false);
+        Ok(())
     }
 
     /// For tests: from now on only the generation and the environment are taken.

@@ -13,6 +13,8 @@ const ID: core::ops::Range<usize> = 8..56;
 const ANSWER_ID: core::ops::Range<usize> = 4..52;
 /// `struct nlmsghdr` and `struct inet_diag_req_v2`.
 const REQUEST: usize = HEADER + ID.end;
+const REQUEST_LEN: u32 = 72;
+const _: () = assert!(REQUEST_LEN as usize == REQUEST);
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -65,7 +67,7 @@ impl TcpConnection {
 fn request(family: u8, kind: u16, flags: u16, id: &[u8]) -> [u8; REQUEST] {
     let mut request = [0; REQUEST];
     let (header, body) = request.split_at_mut(HEADER);
-    header[..4].copy_from_slice(&(REQUEST as u32).to_ne_bytes());
+    header[..4].copy_from_slice(&REQUEST_LEN.to_ne_bytes());
     header[4..6].copy_from_slice(&kind.to_ne_bytes());
     header[6..8].copy_from_slice(&(NLM_F_REQUEST | flags).to_ne_bytes());
     body[..2].copy_from_slice(&[family, TCP]);
@@ -103,10 +105,7 @@ fn outcome(body: &[u8]) -> Result<()> {
 }
 
 /// Calls `each` with every connection of a family, until it says that it has seen enough.
-pub(crate) fn connections(
-    family: u8,
-    mut each: impl FnMut(&TcpConnection) -> bool,
-) -> Result<()> {
+pub(crate) fn connections(family: u8, mut each: impl FnMut(&TcpConnection) -> bool) -> Result<()> {
     let socket = socket()?;
     let all = [0; ID.end - ID.start];
     write_all(
