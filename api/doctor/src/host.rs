@@ -5,6 +5,7 @@ use crate::probe::{self, ProbeReport};
 use control::{CgroupMode, CgroupSite, JailMode, NoCgroups};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, getrlimit};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// Everything that is judged.
@@ -34,6 +35,8 @@ pub struct HostFacts {
     pub config: Result<(), String>,
     /// Some API key is configured.
     pub has_key: bool,
+    /// What TLS would be served with, or why it could not be; `None`: it is not set up.
+    pub tls: Option<Result<TlsFacts, String>>,
     /// Each program and image: what it is, where it should be, and why it cannot be read.
     pub files: Vec<(String, PathBuf, Option<String>)>,
     /// What is done where walls are missing.
@@ -53,6 +56,19 @@ pub struct HostFacts {
     pub name_servers: Result<usize, String>,
     /// What the VM program says, or why it says nothing.
     pub probe: Result<ProbeReport, String>,
+}
+
+/// A certificate that can be served with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFacts {
+    /// Where.
+    pub listen: SocketAddr,
+    /// The names it is for.
+    pub names: String,
+    /// Until when it holds, if that is known.
+    pub ends: Option<String>,
+    /// What is not well about it, each with what to do.
+    pub warnings: Vec<String>,
 }
 
 /// A data folder that can be written.
@@ -75,6 +91,8 @@ pub struct HostQuestion {
     pub config: Result<(), String>,
     /// Some API key is configured.
     pub has_key: bool,
+    /// What TLS would be served with, or why it could not be; `None`: it is not set up.
+    pub tls: Option<Result<TlsFacts, String>>,
     /// The VM program.
     pub vmm: PathBuf,
     /// The guest agent.
@@ -131,6 +149,7 @@ pub fn look(question: &HostQuestion) -> HostFacts {
         disk: disk(&question.data_dir),
         config: question.config.clone(),
         has_key: question.has_key,
+        tls: question.tls.clone(),
         files: files(question),
         jail: question.jail,
         cgroup: question.cgroup,

@@ -2,6 +2,7 @@
 
 mod groups;
 mod kvm_module;
+mod tls;
 
 use crate::host::HostFacts;
 use crate::probe::{KvmFacts, ProbeOutcome, ProbeReport, UserfaultfdFacts, WallFacts};
@@ -25,6 +26,7 @@ const SLOW_SLOT_US: f64 = 1000.0;
 #[must_use]
 pub fn judge(facts: &HostFacts) -> Vec<Finding> {
     let mut findings = vec![config(facts)];
+    findings.extend(facts.tls.as_ref().map(tls::judge));
     findings.extend(files(facts));
     match &facts.probe {
         Ok(probe) => findings.extend(virtualization(facts, probe)),

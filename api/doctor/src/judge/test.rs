@@ -50,6 +50,7 @@ fn good() -> HostFacts {
         }),
         config: Ok(()),
         has_key: true,
+        tls: None,
         files: vec![("VM program".into(), "/x/vmm".into(), None)],
         jail: JailMode::Required,
         cgroup: CgroupMode::Auto,
