@@ -67,6 +67,7 @@ pub(crate) fn run(args: &BootArgs) -> Result<ExitCode> {
         dist: args.dist.clone(),
         vcpus: 1,
         memory_mib: args.memory_mib,
+        network: false,
     };
     let ours = measure_hatchery(args, &guest)?;
     let api = api::exec(args.dist.as_path()).context("Measuring an exec through the API")?;

@@ -72,6 +72,7 @@ pub(crate) fn run(args: &CloneArgs) -> Result<ExitCode> {
         dist: args.dist.clone(),
         vcpus: 1,
         memory_mib: args.memory_mib,
+        network: false,
     };
     let saved = template(&guest)?;
     let mut figures = lives(args, &guest, &saved)?;

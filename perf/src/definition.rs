@@ -291,11 +291,13 @@ mod test {
     #[test]
     fn every_target_of_the_service_is_about_a_scenario_there_is() {
         // What single VMs are measured by is not in a file.
-        const OF_PROGRAM: [&str; 6] = [
+        const OF_PROGRAM: [&str; 8] = [
             "clone",
             "density",
             "clone-counts",
             "boot",
+            "net",
+            "net-process",
             "versus",
             "versus-counts",
         ];

@@ -17,6 +17,7 @@ mod definition;
 mod engine;
 mod host;
 mod http;
+mod net;
 mod output;
 mod processes;
 mod record;
@@ -46,6 +47,8 @@ enum SuiteCommand {
     Clone(clone::CloneArgs),
     /// A first command after a restore point, by several engines in turn
     Versus(versus::VersusArgs),
+    /// Bytes and round trips over a guest's network, by several engines in turn
+    Net(net::NetArgs),
     /// Bare guests on this machine's own KVM
     #[command(alias = "floor")]
     Baseline(baseline::BaselineArgs),
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         SuiteCommand::Boot(args) => boot::run(&args),
         SuiteCommand::Clone(args) => clone::run(&args),
         SuiteCommand::Versus(args) => versus::run(&args),
+        SuiteCommand::Net(args) => net::run(&args),
         SuiteCommand::Baseline(args) => baseline::run(&args),
         SuiteCommand::Service(args) => service::run(&args),
         SuiteCommand::Targets(args) => targets::run(&args),

@@ -7,11 +7,9 @@
 use crate::agent::{AgentClient, RunOutcome};
 use crate::clone::{POOLED, claim, entropy, template};
 use crate::counters::EventCounters;
-use crate::engine::cloud_hypervisor::CloudHypervisorEngine;
-use crate::engine::firecracker::FirecrackerEngine;
 use crate::engine::hatchery::{self, SavedVm, WarmVm};
 use crate::engine::peer::{PeerEngine, PeerVm};
-use crate::engine::qemu::QemuEngine;
+use crate::engine::peers::PeerArgs;
 use crate::engine::{GuestSpec, now_ns, timed};
 use crate::output::say;
 use crate::record::{RecordPrinter, Sample};
@@ -39,18 +37,8 @@ pub(crate) struct VersusArgs {
     /// The clock counts instructions (the host runs under QEMU's -icount)
     #[arg(long)]
     icount: bool,
-    /// A QEMU with a `microvm` machine
-    #[arg(long)]
-    qemu: Option<PathBuf>,
-    /// A Firecracker
-    #[arg(long)]
-    firecracker: Option<PathBuf>,
-    /// A Cloud Hypervisor; needs a kernel with PCI
-    #[arg(long, requires = "cloud_hypervisor_kernel")]
-    cloud_hypervisor: Option<PathBuf>,
-    /// The kernel for Cloud Hypervisor
-    #[arg(long)]
-    cloud_hypervisor_kernel: Option<PathBuf>,
+    #[command(flatten)]
+    peers: PeerArgs,
     /// Guest memory, MiB
     #[arg(long, default_value_t = 512)]
     memory_mib: u32,
@@ -73,6 +61,7 @@ pub(crate) fn run(args: &VersusArgs) -> Result<ExitCode> {
         dist: args.dist.clone(),
         vcpus: 1,
         memory_mib: args.memory_mib,
+        network: false,
     };
     let mut printer = RecordPrinter::new(args.icount);
     let mut engines = Vec::new();
@@ -80,7 +69,7 @@ pub(crate) fn run(args: &VersusArgs) -> Result<ExitCode> {
         let saved = template(&guest)?;
         engines.push(MeasuredEngine::Ours { saved, pool });
     }
-    for peer in peers(args) {
+    for peer in args.peers.engines() {
         let name = peer.name();
         match prepare(&guest, peer, &mut printer) {
             Ok(engine) => engines.push(engine),
@@ -115,22 +104,6 @@ pub(crate) fn run(args: &VersusArgs) -> Result<ExitCode> {
     }
     say("versus: done");
     Ok(ExitCode::SUCCESS)
-}
-
-/// The peers that were given.
-fn peers(args: &VersusArgs) -> Vec<Box<dyn PeerEngine>> {
-    let mut peers: Vec<Box<dyn PeerEngine>> = Vec::new();
-    if let Some(program) = args.qemu.clone() {
-        peers.push(Box::new(QemuEngine { program }));
-    }
-    if let Some(program) = args.firecracker.clone() {
-        peers.push(Box::new(FirecrackerEngine { program }));
-    }
-    let kernel = args.cloud_hypervisor_kernel.clone();
-    if let Some((program, kernel)) = args.cloud_hypervisor.clone().zip(kernel) {
-        peers.push(Box::new(CloudHypervisorEngine { program, kernel }));
-    }
-    peers
 }
 
 /// Boots, warms and saves a peer's machine as ours was.

@@ -36,8 +36,8 @@ enum BenchCommand {
     },
     /// The whole system and QEMU's microvm beside it, in the lab: counted, and ratios of real time
     Lab {
-        /// Only these parts: clone, versus, boot, or groups of scenarios (create, burst, branch,
-        /// idle, density, cycles)
+        /// Only these parts: clone, versus, boot, net, or groups of scenarios (create, burst,
+        /// branch, idle, density, cycles)
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
         /// Only where the clock counts instructions
@@ -90,6 +90,12 @@ enum BenchCommand {
         /// Exit with success although a target is missed
         #[arg(long)]
         report_only: bool,
+    },
+    /// Bytes and round trips over a guest's network, beside QEMU's user network and Firecracker
+    /// with a TAP; in the lab under instruction counting
+    Net {
+        #[command(flatten)]
+        peers: PeerPrograms,
     },
     /// Clones of a saved VM: claim, first exec, memory; in the lab under instruction counting
     Clone {
@@ -152,18 +158,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
             counted,
             wall,
             peers,
-        } => {
-            let programs = SuitePrograms::ensure()?;
-            let results = ResultsFolder::create()?;
-            let failed = in_labs(&results, only, (!wall, !counted), peers)?;
-            programs.reader.report(&results.dir)?;
-            programs.reader.targets(&results.dir)?;
-            Ok(if failed.is_empty() {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            })
-        }
+        } => lab(only, (!wall, !counted), peers),
+        BenchCommand::Net { peers } => lab(&["net".into()], (true, false), peers),
         BenchCommand::All { peers } => all(peers),
         BenchCommand::Targets { results: None } => all(&PeerPrograms::default()),
         BenchCommand::Report { results } => RecordReader::ensure()?.report(results),
@@ -190,6 +186,20 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
             LabBench::new(LabOptions::counting())?.part(&BenchPart::new("clone", &argv), None)
         }
     }
+}
+
+/// These parts in the labs, the report and the targets.
+fn lab(only: &[String], passes: (bool, bool), peers: &PeerPrograms) -> Result<ExitCode> {
+    let programs = SuitePrograms::ensure()?;
+    let results = ResultsFolder::create()?;
+    let failed = in_labs(&results, only, passes, peers)?;
+    programs.reader.report(&results.dir)?;
+    programs.reader.targets(&results.dir)?;
+    Ok(if failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Everything, the report and the targets.
@@ -227,16 +237,18 @@ fn in_labs(
     let wanted = |name: &str| only.is_empty() || only.iter().any(|o| o == name);
     let mut passes = Vec::new();
     if counted {
+        let beside_all = |part: BenchPart| BenchPart {
+            files: if wanted(&part.name) {
+                peers.files()
+            } else {
+                Vec::new()
+            },
+            ..part.beside_peer()
+        };
         let mut parts = vec![
             BenchPart::new("clone", &["clone", "--samples", "10", "--density", "50"]),
-            BenchPart {
-                files: if wanted("versus") {
-                    peers.files()
-                } else {
-                    Vec::new()
-                },
-                ..BenchPart::new("versus", &["versus", "--samples", "5"]).beside_peer()
-            },
+            beside_all(BenchPart::new("versus", &["versus", "--samples", "5"])),
+            beside_all(BenchPart::new("net", &["net", "--samples", "3"])),
             BenchPart::new("boot", &["boot", "--samples", "3", "--report-only"]).beside_peer(),
         ];
         parts.extend(COUNTED.map(|group| BenchPart::new(group, &["service", "--only", group])));

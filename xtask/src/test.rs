@@ -13,6 +13,7 @@ mod server;
 pub(crate) mod sources;
 pub(crate) mod stage;
 pub(crate) mod tally;
+mod tls;
 
 use crate::deps;
 use anyhow::{Result, bail};

@@ -5,6 +5,7 @@ use crate::probe::{self, ProbeReport};
 use control::{CgroupMode, CgroupSite, JailMode, NoCgroups};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, getrlimit};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// Everything that is judged.
@@ -34,6 +35,8 @@ pub struct HostFacts {
     pub config: Result<(), String>,
     /// Some API key is configured.
     pub has_key: bool,
+    /// What TLS would be served with, or why it could not be; `None`: it is not set up.
+    pub tls: Option<Result<TlsFacts, String>>,
     /// Each program and image: what it is, where it should be, and why it cannot be read.
     pub files: Vec<(String, PathBuf, Option<String>)>,
     /// What is done where walls are missing.
@@ -49,8 +52,23 @@ pub struct HostFacts {
     pub lazy: Option<Result<(), String>>,
     /// The largest template's memory, MiB.
     pub largest_mb: u32,
+    /// How many name servers sandboxes have by default, or why none is known.
+    pub name_servers: Result<usize, String>,
     /// What the VM program says, or why it says nothing.
     pub probe: Result<ProbeReport, String>,
+}
+
+/// A certificate that can be served with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFacts {
+    /// Where.
+    pub listen: SocketAddr,
+    /// The names it is for.
+    pub names: String,
+    /// Until when it holds, if that is known.
+    pub ends: Option<String>,
+    /// What is not well about it, each with what to do.
+    pub warnings: Vec<String>,
 }
 
 /// A data folder that can be written.
@@ -73,10 +91,16 @@ pub struct HostQuestion {
     pub config: Result<(), String>,
     /// Some API key is configured.
     pub has_key: bool,
+    /// What TLS would be served with, or why it could not be; `None`: it is not set up.
+    pub tls: Option<Result<TlsFacts, String>>,
     /// The VM program.
     pub vmm: PathBuf,
     /// The guest agent.
     pub agent: PathBuf,
+    /// The network program.
+    pub network: PathBuf,
+    /// How many name servers sandboxes have by default, or why none is known.
+    pub name_servers: Result<usize, String>,
     /// The pager's program, if memory is to be demand-paged.
     pub pager: Option<PathBuf>,
     /// What is done where walls are missing.
@@ -125,6 +149,7 @@ pub fn look(question: &HostQuestion) -> HostFacts {
         disk: disk(&question.data_dir),
         config: question.config.clone(),
         has_key: question.has_key,
+        tls: question.tls.clone(),
         files: files(question),
         jail: question.jail,
         cgroup: question.cgroup,
@@ -132,6 +157,7 @@ pub fn look(question: &HostQuestion) -> HostFacts {
         max_sandboxes: question.max_sandboxes,
         lazy: question.pager.as_deref().map(readable),
         largest_mb: sizes.max().unwrap_or(0),
+        name_servers: question.name_servers.clone(),
         probe: probe::ask(&question.vmm),
     }
 }
@@ -197,6 +223,7 @@ fn files(question: &HostQuestion) -> Vec<(String, PathBuf, Option<String>)> {
     let mut files = vec![
         ("VM program".to_owned(), question.vmm.clone()),
         ("guest agent".to_owned(), question.agent.clone()),
+        ("network program".to_owned(), question.network.clone()),
     ];
     for template in &question.templates {
         let named = |what: &str| format!("{what} of template {}", template.name);

@@ -2,6 +2,7 @@
 
 mod groups;
 mod kvm_module;
+mod tls;
 
 use crate::host::HostFacts;
 use crate::probe::{KvmFacts, ProbeOutcome, ProbeReport, UserfaultfdFacts, WallFacts};
@@ -25,6 +26,7 @@ const SLOW_SLOT_US: f64 = 1000.0;
 #[must_use]
 pub fn judge(facts: &HostFacts) -> Vec<Finding> {
     let mut findings = vec![config(facts)];
+    findings.extend(facts.tls.as_ref().map(tls::judge));
     findings.extend(files(facts));
     match &facts.probe {
         Ok(probe) => findings.extend(virtualization(facts, probe)),
@@ -38,6 +40,7 @@ pub fn judge(facts: &HostFacts) -> Vec<Finding> {
     }
     findings.extend(kvm_module::judge(&facts.modules));
     findings.push(groups::judge(facts.cgroup, &facts.groups));
+    findings.push(names(&facts.name_servers));
     findings.push(debugfs(facts));
     findings.push(open_files(facts));
     findings.push(tasks(facts));
@@ -88,6 +91,24 @@ fn files(facts: &HostFacts) -> Vec<Finding> {
         )];
     }
     missing
+}
+
+/// Who answers sandboxes' questions for names.
+fn names(servers: &Result<usize, String>) -> Finding {
+    let found = match servers {
+        Ok(0) => "this host has no name server".to_owned(),
+        Ok(1) => return Finding::fine("names", "1 name server"),
+        Ok(count) => return Finding::fine("names", format!("{count} name servers")),
+        Err(error) => error.clone(),
+    };
+    Finding::bad(
+        Level::Degraded,
+        "names",
+        found,
+        "Sandboxes find no names, unless they are created with name servers of their own.",
+        "Put `nameserver` lines into /etc/resolv.conf, or create sandboxes with \
+         network.dnsServers.",
+    )
 }
 
 fn virtualization(facts: &HostFacts, probe: &ProbeReport) -> Vec<Finding> {

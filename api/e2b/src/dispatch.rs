@@ -144,11 +144,13 @@ impl AppState {
             }
             PortServer::Guest => (&facts.ingress.traffic_token, ProxyError::ForeignPortHost),
         };
-        // Under a name that is not ours a web page can make a browser ask.
+        // Under a name that is not ours a web page can make a browser ask; over TLS it has no
+        // certificate for that name.
         let domain = self.options.domain.as_deref();
         let rebound = token.is_none()
             && self.options.on_loopback
-            && host::is_foreign(request.uri(), request.headers(), domain);
+            && host::is_foreign(request.uri(), request.headers(), domain)
+            && !slots::client(request).is_some_and(|client| client.tls);
         if rebound { Err(foreign) } else { Ok(()) }
     }
 

@@ -36,5 +36,6 @@ mod signed;
 pub mod signers;
 mod slots;
 pub mod state;
+pub mod tls;
 
 pub use body::{Body, BodyError};

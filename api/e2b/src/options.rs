@@ -17,8 +17,8 @@ pub const VARIABLES: IdentityVariables = IdentityVariables {
 pub struct ServerOptions {
     /// The sandboxes' domain.
     pub domain: Option<String>,
-    /// Whether only this machine reaches the server: then sandboxes without a token are not for
-    /// requests under other names.
+    /// Whether only this machine reaches the plain listener: then sandboxes without a token are not
+    /// for requests under other names that come there.
     pub on_loopback: bool,
     /// Whether every creation gets a token, also one that asks for none.
     pub require_token: bool,

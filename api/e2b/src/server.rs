@@ -1,4 +1,10 @@
 //! Connections: accepting, bounding, and ending them.
+//!
+//! ```text
+//! plain listener ──────────────────┐
+//!                 place in the     ├──> requests
+//! TLS listener ── one table ── handshake
+//! ```
 
 use crate::accept::accept;
 use crate::linger::LingeringBody;
@@ -7,18 +13,23 @@ use crate::slots::{
     ConnectionPlace, ConnectionSlot, ConnectionTable, RequestConnection, SlotLimits, SlotRefusal,
 };
 use crate::state::AppState;
+use crate::tls::TlsServer;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
 use rustix::net::sockopt;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use std::{future, io};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 /// How long requests may take to finish once the server shuts down.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -31,59 +42,135 @@ const MAX_STREAMS: u32 = 256;
 const STREAM_WINDOW: u32 = 128 << 10;
 const CONNECTION_WINDOW: u32 = 256 << 10;
 
+/// Why a connection broke off, as hyper says it.
+type ConnectionError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Where clients come in.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Those that speak HTTP as it is.
+    pub plain: TcpListener,
+    /// Those that speak it over TLS.
+    pub tls: Option<(TcpListener, Arc<TlsServer>)>,
+}
+
+/// What connections share.
+struct Service {
+    app: Arc<AppState>,
+    builder: Builder<TokioExecutor>,
+    graceful: GracefulShutdown,
+    table: Arc<ConnectionTable>,
+    /// Closed when no handshake is wanted any more.
+    open: watch::Sender<()>,
+}
+
 /// Serves until `stop` completes, then ends every sandbox and every connection. True if nothing was
 /// left over.
 pub async fn serve(
     app: Arc<AppState>,
-    listener: TcpListener,
+    listeners: Listeners,
     stop: impl Future<Output = ()>,
 ) -> bool {
-    let graceful = GracefulShutdown::new();
-    let builder = builder(&app);
-    let table = ConnectionTable::new(SlotLimits {
-        all: app.options.max_connections,
-        peer: app.options.max_peer_connections,
-    });
-    let accept = async {
-        loop {
-            let (stream, peer) = accept(&listener, "requests").await;
-            if let Some(slot) = place(&table, peer).await {
-                connection(
-                    &app,
-                    &builder,
-                    &graceful,
-                    stream,
-                    ConnectionPlace {
-                        table: Arc::clone(&table),
-                        slot,
-                        tls: false,
-                    },
-                );
-            } else {
-                refuse(&stream, &app, peer);
-            }
-        }
+    let service = Service {
+        builder: builder(&app),
+        graceful: GracefulShutdown::new(),
+        table: ConnectionTable::new(SlotLimits {
+            all: app.options.max_connections,
+            peer: app.options.max_peer_connections,
+        }),
+        open: watch::Sender::new(()),
+        app,
     };
+    let Listeners { plain, tls } = listeners;
+    let mut background = JoinSet::new();
+    if let Some((_, tls)) = &tls {
+        background.spawn(Arc::clone(tls).keep_current());
+    }
     tokio::select! {
-        () = accept => {}
+        () = service.accept_plain(&plain) => {}
+        () = service.accept_tls(tls.as_ref()) => {}
         () = stop => {}
     }
-    drop(listener);
-    tracing::info!(sandboxes = app.registry.in_use(), "shutting down");
-    let clean = app.registry.close(CLOSE).await;
-    if tokio::time::timeout(DRAIN, graceful.shutdown())
-        .await
-        .is_err()
-    {
-        tracing::info!("connections cut");
+    drop((plain, tls, background));
+    service.end().await
+}
+
+impl Service {
+    async fn accept_plain(&self, listener: &TcpListener) {
+        loop {
+            let (stream, peer) = accept(listener, "requests").await;
+            match place(&self.table, peer).await {
+                Some(slot) => self.serve_plain(stream, slot),
+                None => refuse(&stream, &self.app, peer),
+            }
+        }
     }
-    if !clean {
-        tracing::error!(
-            left = app.registry.in_use(),
-            "sandboxes did not end in time"
-        );
+
+    async fn accept_tls(&self, tls: Option<&(TcpListener, Arc<TlsServer>)>) {
+        let Some((listener, tls)) = tls else {
+            return future::pending().await;
+        };
+        loop {
+            let (stream, peer) = accept(listener, "requests over TLS").await;
+            match place(&self.table, peer).await {
+                Some(slot) => self.serve_tls(stream, slot, tls),
+                // In words it would cost a handshake.
+                None => log_refusal(&self.app, peer),
+            }
+        }
     }
-    clean
+
+    fn serve_plain(&self, stream: TcpStream, slot: Arc<ConnectionSlot>) {
+        tune(&stream);
+        let place = self.taken(slot, false);
+        let serving = connection(&self.app, &self.builder, stream, &place);
+        tokio::spawn(until_ended(self.graceful.watch(serving), place));
+    }
+
+    /// The same after a handshake, which has no more time than a request's head has, and gives way
+    /// as a stranger does.
+    fn serve_tls(&self, stream: TcpStream, slot: Arc<ConnectionSlot>, tls: &Arc<TlsServer>) {
+        tune(&stream);
+        let place = self.taken(slot, true);
+        let (app, builder, tls) = (self.app.clone(), self.builder.clone(), tls.clone());
+        let (watcher, mut open) = (self.graceful.watcher(), self.open.subscribe());
+        tokio::spawn(async move {
+            let shaken = tokio::select! {
+                shaken = tls.accept(stream, app.options.header_timeout) => shaken,
+                () = place.slot.given_up() => Err(io::ErrorKind::ConnectionAborted.into()),
+                _ = open.changed() => Err(io::ErrorKind::Interrupted.into()),
+            };
+            match shaken {
+                Ok(stream) => {
+                    let serving = connection(&app, &builder, stream, &place);
+                    until_ended(watcher.watch(serving), place).await;
+                }
+                Err(error) => tracing::debug!(%error, "a TLS handshake failed"),
+            }
+        });
+    }
+
+    fn taken(&self, slot: Arc<ConnectionSlot>, tls: bool) -> Arc<ConnectionPlace> {
+        let table = Arc::clone(&self.table);
+        Arc::new(ConnectionPlace { table, slot, tls })
+    }
+
+    /// Ends every sandbox and every connection; true if nothing is left over.
+    async fn end(self) -> bool {
+        drop(self.open);
+        let registry = &self.app.registry;
+        tracing::info!(sandboxes = registry.in_use(), "shutting down");
+        let clean = registry.close(CLOSE).await;
+        let drained = tokio::time::timeout(DRAIN, self.graceful.shutdown()).await;
+        if drained.is_err() {
+            tracing::info!("connections cut");
+        }
+        if !clean {
+            let left = registry.in_use();
+            tracing::error!(left, "sandboxes did not end in time");
+        }
+        clean
+    }
 }
 
 fn builder(app: &Arc<AppState>) -> Builder<TokioExecutor> {
@@ -125,8 +212,8 @@ async fn place(table: &Arc<ConnectionTable>, peer: SocketAddr) -> Option<Arc<Con
 
 /// Says why, as far as that can be said without waiting.
 fn refuse(stream: &TcpStream, app: &AppState, peer: SocketAddr) {
+    log_refusal(app, peer);
     let most = app.options.max_peer_connections;
-    tracing::debug!(%peer, most, "a connection over limits.max_peer_connections");
     let text = format!(
         "{{\"code\":503,\"message\":\"Your address has {most} connections already: close some, \
          or raise limits.max_peer_connections\"}}"
@@ -139,23 +226,29 @@ fn refuse(stream: &TcpStream, app: &AppState, peer: SocketAddr) {
     let _ = stream.try_write(head.as_bytes());
 }
 
-fn connection(
-    app: &Arc<AppState>,
-    builder: &Builder<TokioExecutor>,
-    graceful: &GracefulShutdown,
-    stream: TcpStream,
-    place: ConnectionPlace,
-) {
+fn log_refusal(app: &AppState, peer: SocketAddr) {
+    let most = app.options.max_peer_connections;
+    tracing::debug!(%peer, most, "a connection over limits.max_peer_connections");
+}
+
+fn tune(stream: &TcpStream) {
     // Small frames of process output must not wait for each other.
     let _ = stream.set_nodelay(true);
     // A client whose machine is gone must not keep its connection for ever.
-    let _ = sockopt::set_socket_keepalive(&stream, true);
-    let _ = sockopt::set_tcp_keepidle(&stream, Duration::from_secs(60));
+    let _ = sockopt::set_socket_keepalive(stream, true);
+    let _ = sockopt::set_tcp_keepidle(stream, Duration::from_secs(60));
+}
+
+/// The requests that come over a stream.
+fn connection<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    app: &Arc<AppState>,
+    builder: &Builder<TokioExecutor>,
+    stream: T,
+    place: &Arc<ConnectionPlace>,
+) -> impl GracefulConnection<Error = ConnectionError> + Send + use<T> {
     let app = Arc::clone(app);
-    let slot = Arc::clone(&place.slot);
-    let pace = Arc::clone(&slot.pace);
-    let place = Arc::new(place);
-    let own = RequestConnection::new(&place);
+    let pace = Arc::clone(&place.slot.pace);
+    let own = RequestConnection::new(place);
     let limits = PaceLimits {
         head: app.options.header_timeout,
         rest: app.options.idle_timeout,
@@ -168,17 +261,21 @@ fn connection(
         let busy = BusyConnection::begin(&pace, request.version());
         async move { Ok::<_, Infallible>(busy.until_written(app.serve(request).await)) }
     });
-    let serving = builder
+    builder
         .serve_connection_with_upgrades(TokioIo::new(stream), service)
-        .into_owned();
-    let serving = graceful.watch(serving);
-    tokio::spawn(async move {
-        tokio::select! {
-            served = serving => if let Err(error) = served {
-                tracing::debug!(%error, "connection ended");
-            },
-            () = slot.given_up() => tracing::debug!("a connection gave way to another"),
-        }
-        drop(place);
-    });
+        .into_owned()
+}
+
+/// Drives a connection to its end, or until it has to give way.
+async fn until_ended(
+    serving: impl Future<Output = Result<(), ConnectionError>>,
+    place: Arc<ConnectionPlace>,
+) {
+    tokio::select! {
+        served = serving => if let Err(error) = served {
+            tracing::debug!(%error, "connection ended");
+        },
+        () = place.slot.given_up() => tracing::debug!("a connection gave way to another"),
+    }
+    drop(place);
 }

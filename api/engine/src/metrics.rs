@@ -1,6 +1,7 @@
 //! What the engine counts, told as OpenMetrics text that Prometheus reads.
 
 use crate::error::EngineError;
+use control::NetCounters;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -21,6 +22,12 @@ struct WayLabel {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OutcomeLabels {
     way: &'static str,
+    outcome: &'static str,
+}
+
+/// What came of something.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OutcomeLabel {
     outcome: &'static str,
 }
 
@@ -58,6 +65,7 @@ pub struct EngineMetrics {
     seconds: Family<WayLabel, Histogram>,
     /// What was done, by the verb and its outcome.
     actions: Family<OutcomeLabels, Counter>,
+    network: NetworkMetrics,
     sandboxes: Family<StateLabel, Gauge>,
     warm_vms: Gauge,
     in_use: Gauge,
@@ -127,6 +135,7 @@ impl Default for EngineMetrics {
             claims,
             fork_children,
             stored_bytes,
+            network: NetworkMetrics::new(&mut registry),
             reaps,
             seconds,
             actions,
@@ -139,6 +148,36 @@ impl Default for EngineMetrics {
             in_use,
             max_sandboxes,
             registry,
+        }
+    }
+}
+
+/// What is counted of sandboxes' networks.
+#[derive(Debug)]
+struct NetworkMetrics {
+    bytes: Family<WayLabel, Counter>,
+    flows: Family<OutcomeLabel, Counter>,
+    processes: Family<OutcomeLabel, Counter>,
+}
+
+impl NetworkMetrics {
+    fn new(registry: &mut Registry) -> Self {
+        let bytes = Family::default();
+        let help = "Frames from guests (out) and to them (in)";
+        registry.register_with_unit("network", help, Unit::Bytes, bytes.clone());
+        Self {
+            bytes,
+            flows: register(
+                registry,
+                "network_flows",
+                "Flows of sandboxes: opened, denied by policy, refused for want of room, cut by \
+                 another policy",
+            ),
+            processes: register(
+                registry,
+                "network_processes",
+                "Network processes that were started, and that were lost",
+            ),
         }
     }
 }
@@ -241,6 +280,30 @@ impl EngineMetrics {
         self.reaps.inc();
     }
 
+    /// A network process was started, or ended before its machine.
+    pub(crate) fn network_process(&self, outcome: &'static str) {
+        let labels = OutcomeLabel { outcome };
+        self.network.processes.get_or_create(&labels).inc();
+    }
+
+    /// What a network process has counted between two of its reports.
+    pub(crate) fn network_counted(&self, before: &NetCounters, now: &NetCounters) {
+        let count = |counter: &Counter, of: fn(&NetCounters) -> u64| {
+            counter.inc_by(of(now).saturating_sub(of(before)));
+        };
+        let bytes = |way| self.network.bytes.get_or_create_owned(&WayLabel { way });
+        count(&bytes("out"), |c| c.tx_bytes);
+        count(&bytes("in"), |c| c.rx_bytes);
+        let flows = |outcome| {
+            let labels = OutcomeLabel { outcome };
+            self.network.flows.get_or_create_owned(&labels)
+        };
+        count(&flows("opened"), |c| c.flows_opened);
+        count(&flows("denied"), |c| c.denied);
+        count(&flows("refused"), |c| c.flows_refused);
+        count(&flows("cut"), |c| c.flows_cut);
+    }
+
     fn took(&self, verb: &'static str, time: Duration) {
         let labels = WayLabel { way: verb };
         self.seconds
@@ -264,6 +327,14 @@ mod test {
         metrics.reset(Some("in_place"), Duration::from_millis(1));
         metrics.done("pause", false, Duration::from_millis(1));
         metrics.reaped();
+        metrics.network_process("started");
+        let counters = |tx_bytes, denied| NetCounters {
+            tx_bytes,
+            denied,
+            ..NetCounters::default()
+        };
+        metrics.network_counted(&counters(0, 0), &counters(700, 1));
+        metrics.network_counted(&counters(700, 1), &counters(1000, 3));
         let now = EngineGauges {
             running: 2,
             warm_vms: 5,
@@ -279,6 +350,9 @@ mod test {
             "hatchery_actions_total{way=\"pause\",outcome=\"failed\"} 1",
             "hatchery_action_seconds_count{way=\"create\"} 2",
             "hatchery_reaps_total 1",
+            "hatchery_network_bytes_total{way=\"out\"} 1000",
+            "hatchery_network_flows_total{outcome=\"denied\"} 3",
+            "hatchery_network_processes_total{outcome=\"started\"} 1",
             "hatchery_sandboxes{state=\"running\"} 2",
             "hatchery_warm_vms 5",
         ] {

@@ -1,24 +1,25 @@
 //! `hatchery serve | doctor | version`.
 
+mod args;
+mod examine;
+
+use crate::args::{Cli, Command, ServeArgs};
+use crate::examine::examine;
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
-use control::JailMode;
-use doctor::host::{HostQuestion, TemplateQuestion};
-use doctor::{host, judge, report};
+use clap::Parser as _;
+use e2b::server::{Listeners, serve as serve_clients};
 use e2b::state::AppState;
+use e2b::tls::TlsServer;
 use engine::data_folder::DataFolder;
-use engine::error::chain;
 use engine::image::pager::PagerClient;
 use engine::launch::launcher::MachineLauncher;
 use engine::machine::group_tree::GroupTree;
 use engine::machine::spawner::VmSpawner;
 use engine::registry::SandboxRegistry;
 use engine::store::vault::ImageVault;
-use engine::template::Template;
-use hatchery::config::{ConfigError, ConfigFile, Overrides, Settings};
+use hatchery::config::Settings;
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,93 +28,6 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// See [`tick`]: shorter than what requests wait for.
 const TICK: Duration = Duration::from_secs(1);
-
-#[derive(Parser)]
-#[command(
-    name = "hatchery",
-    version,
-    about = "MicroVM sandboxes behind the E2B API"
-)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Run the server until SIGTERM or SIGINT
-    Serve(Box<ServeArgs>),
-    /// Say what this host can and cannot do; exit status 0 fine, 1 degraded, 2 unusable
-    Doctor(Box<DoctorArgs>),
-    /// Print the version
-    Version,
-}
-
-#[derive(clap::Args)]
-struct ServeArgs {
-    #[command(flatten)]
-    typed: TypedSettings,
-    /// Log filter, as `RUST_LOG` has it
-    #[arg(long, env = "HATCHERY_LOG", default_value = "info")]
-    log: String,
-    /// Log as JSON lines
-    #[arg(long, env = "HATCHERY_LOG_JSON")]
-    log_json: bool,
-}
-
-#[derive(clap::Args)]
-struct DoctorArgs {
-    #[command(flatten)]
-    typed: TypedSettings,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
-/// What is over the configuration file.
-#[derive(clap::Args)]
-struct TypedSettings {
-    /// Configuration file
-    #[arg(long, env = "HATCHERY_CONFIG")]
-    config: Option<PathBuf>,
-    /// Address and port to listen on [default: 127.0.0.1:3000]
-    #[arg(long, env = "HATCHERY_LISTEN")]
-    listen: Option<SocketAddr>,
-    /// Folder for all that the server keeps [default: hatchery-data]
-    #[arg(long, env = "HATCHERY_DATA_DIR")]
-    data_dir: Option<PathBuf>,
-    /// Domain of the sandboxes' host names
-    #[arg(long, env = "HATCHERY_DOMAIN")]
-    domain: Option<String>,
-    /// Folder of the programs and images [default: this program's]
-    #[arg(long, env = "HATCHERY_IMAGE_DIR")]
-    image_dir: Option<PathBuf>,
-    /// The program that runs one virtual machine
-    #[arg(long, env = "HATCHERY_VMM")]
-    vmm: Option<PathBuf>,
-    /// Where a wall around VM processes cannot be had: "required" starts no sandbox, "degraded"
-    /// starts them without it [default: required]
-    #[arg(long, env = "HATCHERY_JAIL", value_name = "MODE")]
-    jail: Option<JailMode>,
-    /// The guest agent
-    #[arg(long, env = "HATCHERY_AGENT")]
-    agent: Option<PathBuf>,
-    /// The guest kernel
-    #[arg(long, env = "HATCHERY_KERNEL")]
-    kernel: Option<PathBuf>,
-    /// Most sandboxes at one time [default: 64]
-    #[arg(long, env = "HATCHERY_MAX_SANDBOXES")]
-    max_sandboxes: Option<usize>,
-    /// Warm VMs of each template, kept ready for the next sandboxes [default: 2]
-    #[arg(long = "pool-size", env = "HATCHERY_POOL_SIZE", value_name = "SIZE")]
-    size: Option<usize>,
-    /// The same under its old name
-    #[arg(long, env = "HATCHERY_HUSKS", hide = true)]
-    husks: Option<usize>,
-    /// Address and port at which `GET /metrics` is answered, without a key
-    #[arg(long, env = "HATCHERY_METRICS_LISTEN", value_name = "ADDRESS")]
-    metrics_listen: Option<SocketAddr>,
-}
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
@@ -135,11 +49,12 @@ fn version() -> anyhow::Result<ExitCode> {
 
 fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     start_log(args);
-    let settings = settings(&args.typed)?;
+    let settings = args.typed.settings()?;
     for note in &settings.notes {
         tracing::warn!("{note}");
     }
     settings.network.check().map_err(anyhow::Error::msg)?;
+    let tls = tls(&settings)?;
     let state = DataFolder::open(&settings.data_dir)?;
     raise_file_limit();
     let lazy = settings.clones.lazy;
@@ -163,7 +78,7 @@ fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()?;
     let clean = runtime.block_on(async {
-        let listener = listen("listen", settings.listen).await?;
+        let listeners = listen_to_clients(&settings, tls).await?;
         let metrics = match settings.metrics_listen {
             Some(address) => Some(listen("metrics.listen", address).await?),
             None => None,
@@ -173,7 +88,7 @@ fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         if let Some(metrics) = &metrics {
             tracing::info!(listen = %metrics.local_addr()?, "metrics are ready");
         }
-        tracing::info!(listen = %listener.local_addr()?, "hatchery is ready");
+        tracing::info!(listen = %listeners.plain.local_addr()?, "hatchery is ready");
         let (spawner, vmm) = (launcher.spawner.clone(), launcher.vmm.clone());
         tokio::task::spawn_blocking(move || spawner.begin(&vmm)).await?;
         let registry = SandboxRegistry::new(launcher, vault, settings.engine_options())?;
@@ -190,7 +105,7 @@ fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         tokio::spawn(tick());
         // In a worker, where a new connection is handled: this thread would have to be woken for
         // each.
-        let served = tokio::spawn(e2b::server::serve(app, listener, stop));
+        let served = tokio::spawn(serve_clients(app, listeners, stop));
         served.await.context("Serving")
     })?;
     // With it the last ends, and all that it still does: the groups are empty then.
@@ -201,6 +116,31 @@ fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// One end of TLS, and where, if that is set up.
+fn tls(settings: &Settings) -> anyhow::Result<Option<(SocketAddr, Arc<TlsServer>)>> {
+    let Some(tls) = &settings.tls else {
+        return Ok(None);
+    };
+    let server = TlsServer::open(tls.files.clone(), &tls.domain)?;
+    Ok(Some((tls.listen, Arc::new(server))))
+}
+
+/// Where clients come in.
+async fn listen_to_clients(
+    settings: &Settings,
+    tls: Option<(SocketAddr, Arc<TlsServer>)>,
+) -> anyhow::Result<Listeners> {
+    let plain = listen("listen", settings.listen).await?;
+    let Some((address, server)) = tls else {
+        return Ok(Listeners { plain, tls: None });
+    };
+    let listener = listen("tls.listen", address).await?;
+    let domain = settings.domain.as_deref().unwrap_or_default();
+    tracing::info!(listen = %listener.local_addr()?, domain, "TLS is ready");
+    let tls = Some((listener, server));
+    Ok(Listeners { plain, tls })
 }
 
 /// A listener at the address of a setting.
@@ -218,105 +158,6 @@ async fn tick() {
     let mut ticks = tokio::time::interval(TICK);
     loop {
         ticks.tick().await;
-    }
-}
-
-#[expect(clippy::print_stdout, reason = "this is what was asked for")]
-fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
-    let dir = program_dir()?;
-    let file = args
-        .typed
-        .config
-        .as_deref()
-        .map(ConfigFile::read)
-        .transpose();
-    let (settings, problem) = match file {
-        Err(problem) => (fallback(args.typed.overrides(), &dir)?, Some(problem)),
-        Ok(file) => match Settings::new(file.unwrap_or_default(), args.typed.overrides(), &dir) {
-            Ok(settings) => (settings, None),
-            Err(problem) => (fallback(args.typed.overrides(), &dir)?, Some(problem)),
-        },
-    };
-    let findings = judge::judge(&host::look(&question(&settings, problem.as_ref())));
-    if args.json {
-        println!("{}", report::json(&findings));
-    } else {
-        print!("{}", report::text(&findings));
-    }
-    Ok(doctor::exit_code(doctor::verdict(&findings)))
-}
-
-/// What is asked of the host; `problem` is what stood in the way of the settings.
-fn question(settings: &Settings, problem: Option<&ConfigError>) -> HostQuestion {
-    let template = |template: &Template| TemplateQuestion {
-        name: template.name.clone(),
-        kernel: template.kernel.clone(),
-        image: template.image.clone(),
-        memory_mb: template.memory_mb,
-    };
-    let lazy = settings.clones.lazy;
-    HostQuestion {
-        data_dir: settings.data_dir.clone(),
-        config: match problem {
-            None | Some(ConfigError::NoKeys) => Ok(()),
-            Some(problem) => Err(chain(problem)),
-        },
-        has_key: !matches!(problem, Some(ConfigError::NoKeys)),
-        vmm: settings.vmm.clone(),
-        agent: settings.agent.clone(),
-        pager: lazy.then(|| PagerClient::program(&settings.vmm)),
-        jail: settings.jail,
-        cgroup: settings.resources.cgroup,
-        cgroup_parent: settings.resources.cgroup_parent.clone(),
-        max_sandboxes: settings.limits.max_sandboxes,
-        templates: settings.templates.values().map(template).collect(),
-    }
-}
-
-/// Settings to look at the host with, when there are none to serve with.
-fn fallback(mut over: Overrides, dir: &Path) -> anyhow::Result<Settings> {
-    over.api_keys = Some("no-key-is-ever-this".into());
-    // With both, or a bad one, there would be none.
-    (over.husks, over.pool_size) = (None, None);
-    Ok(Settings::new(ConfigFile::default(), over, dir)?)
-}
-
-fn settings(args: &TypedSettings) -> anyhow::Result<Settings> {
-    let file = args
-        .config
-        .as_deref()
-        .map(ConfigFile::read)
-        .transpose()?
-        .unwrap_or_default();
-    Ok(Settings::new(file, args.overrides(), &program_dir()?)?)
-}
-
-fn program_dir() -> anyhow::Result<PathBuf> {
-    let program = std::env::current_exe().context("Cannot find this program's own folder")?;
-    Ok(program
-        .parent()
-        .context("This program has no folder")?
-        .to_owned())
-}
-
-impl TypedSettings {
-    fn overrides(&self) -> Overrides {
-        Overrides {
-            listen: self.listen,
-            data_dir: self.data_dir.clone(),
-            domain: self.domain.clone(),
-            image_dir: self.image_dir.clone(),
-            vmm: self.vmm.clone(),
-            jail: self.jail,
-            agent: self.agent.clone(),
-            kernel: self.kernel.clone(),
-            // Only from the environment: everybody can read a program's flags.
-            api_keys: std::env::var("HATCHERY_API_KEYS").ok(),
-            max_sandboxes: self.max_sandboxes,
-            pool_size: self.size,
-            husks: self.husks,
-            metrics_listen: self.metrics_listen,
-        }
     }
 }
 

@@ -10,12 +10,13 @@ use toml::Table;
 
 const EXAMPLE: &str = include_str!("../../hatchery.toml");
 const CONFIG: &str = include_str!("../src/config/typed.rs");
-const MAIN: &str = include_str!("../src/main.rs");
+const ARGS: &str = include_str!("../src/args.rs");
 
 /// The structs of `config.rs` that are typed, and the tables that they are.
-const TABLES: [(&str, &str); 9] = [
+const TABLES: [(&str, &str); 10] = [
     ("ConfigFile", ""),
     ("KeyFile", "keys"),
+    ("TlsFile", "tls"),
     ("LimitsFile", "limits"),
     ("ClonesFile", "clones"),
     ("PoolFile", "pool"),
@@ -29,13 +30,16 @@ const TABLES: [(&str, &str); 9] = [
 const OLD: [&str; 1] = ["clones.husks"];
 
 /// Keys that `hatchery.toml` shows by an example, because they have no constant default.
-const EXAMPLES: [&str; 15] = [
+const EXAMPLES: [&str; 18] = [
     "domain",
     "api_keys",
     "api_keys_file",
     "api_keys_name",
     "keys",
     "image_dir",
+    "tls.listen",
+    "tls.certificate",
+    "tls.key",
     "metrics.listen",
     "network.openings",
     "network.extra_roots",
@@ -69,6 +73,7 @@ fn shown(settings: Settings) -> String {
         listen,
         data_dir,
         domain,
+        tls,
         require_token,
         keys: _,
         owners,
@@ -88,6 +93,7 @@ fn shown(settings: Settings) -> String {
     format!(
         "{places:?}
 {owners:?}
+{tls:?}
 {require_token}
 {jail}
 {limits:?}
@@ -194,6 +200,8 @@ fn every_example_changes_something() {
     for example in EXAMPLES
         .iter()
         .filter(|key| !key.starts_with("api_keys") && **key != "keys")
+        // These need each other.
+        .filter(|key| !key.starts_with("tls."))
     {
         let mut table = live();
         for key in EXAMPLES.iter().filter(|key| *key != example) {
@@ -232,15 +240,16 @@ fn the_help_names_the_same_defaults() {
     let mut shown = Vec::new();
     leaves(&live(), "", &mut shown);
     let (mut said, mut compared) = (None, 0);
-    for line in MAIN.lines().map(str::trim) {
+    for line in ARGS.lines().map(str::trim) {
         if let Some((_, default)) = line.split_once("[default: ") {
             said = default.strip_suffix(']');
         } else if let Some((field, _)) = line.split_once(':')
             && !line.starts_with('#')
             && let Some(said) = said.take()
         {
-            let ends = |key: &str| key.rsplit('.').next() == Some(field);
-            let (key, value) = shown.iter().find(|(key, _)| ends(key)).unwrap();
+            let is =
+                |key: &str| key.rsplit('.').next() == Some(field) || key.replace('.', "_") == field;
+            let (key, value) = shown.iter().find(|(key, _)| is(key)).unwrap();
             if EXAMPLES.contains(&key.as_str()) {
                 continue;
             }

@@ -7,18 +7,19 @@
 //! kernel's panic and the line.
 
 use crate::agent::Agent;
+use crate::card;
 use crate::cgroups::{CgroupTable, put_number};
 use crate::identity::{GENERATION, MACHINE_ID};
 use crate::link::HostLink;
 use crate::sys::file::{
     O_CREAT, O_DIRECTORY, O_PATH, O_RDWR, O_WRONLY, PathBase, chmod, mkdir, open, replace, symlink,
-    sync, unlink, write_setting,
+    sync, write_setting,
 };
-use crate::sys::network::{Card, card_up, loopback_up};
+use crate::sys::network::loopback_up;
 use crate::sys::system::{
     MS_BIND, MS_MOVE, MS_NOATIME, MS_NODEV, MS_NOEXEC, MS_NOSUID, chdir, chroot, log, mount,
 };
-use crate::sys::{Errno, spawn, system, write_all};
+use crate::sys::{Errno, spawn, system};
 use core::ffi::CStr;
 use wire::boot_flags;
 
@@ -98,21 +99,6 @@ const OPEN_NODES: [&CStr; 2] = [c"/dev/fuse", c"/dev/net/tun"];
 /// compaction: its thread wakes twice a second in every guest, for ever, to find that there is
 /// nothing to do.
 const SETTINGS: [(&CStr, &str); 1] = [(c"/proc/sys/vm/compaction_proactiveness", "0")];
-
-/// The guest's network card, as whoever serves it has it (`control::NetSpec`): every guest has the
-/// same, so that a clone need not be told.
-const CARD: Card = Card {
-    name: c"eth0",
-    guest: [169, 254, 0, 21],
-    mask: [255, 255, 255, 252],
-    gateway: [169, 254, 0, 22],
-    gateway_mac: [0x02, 0xfc, 0, 0, 0, 0x06],
-};
-/// No IPv6 on it: the kernel would look for routers and for others with its address.
-const NO_IPV6: &CStr = c"/proc/sys/net/ipv6/conf/eth0/disable_ipv6";
-const RESOLV_CONF: &CStr = c"/etc/resolv.conf";
-/// The gateway answers names.
-const NAME_SERVER: &[u8] = b"nameserver 169.254.0.22\n";
 
 /// Sets the guest up, serves until the host shuts it down, and ends it.
 pub(crate) fn run(agent: &mut Agent, start_ns: u64) -> ! {
@@ -206,7 +192,7 @@ fn set_up() {
             e.0
         ));
     }
-    if let Err((what, e)) = network() {
+    if let Err((what, e)) = card::set_up() {
         log(format_args!("no network: cannot {what}: errno {}", e.0));
     }
     if let Err(e) = identity_files() {
@@ -230,16 +216,6 @@ fn set_up() {
             e.0
         ));
     }
-}
-
-/// The network card, and who answers names, in place of what the image says.
-fn network() -> Result<(), (&'static str, Errno)> {
-    write_setting(PathBase::Cwd, NO_IPV6, "1").map_err(|e| ("find eth0", e))?;
-    card_up(&CARD).map_err(|e| ("bring eth0 up", e))?;
-    let _ = unlink(PathBase::Cwd, RESOLV_CONF);
-    open(PathBase::Cwd, RESOLV_CONF, O_WRONLY | O_CREAT, 0o644)
-        .and_then(|file| write_all(&file, NAME_SERVER))
-        .map_err(|e| ("write /etc/resolv.conf", e))
 }
 
 /// Makes the files that each new identity writes to, so that a clone's first does not.

@@ -2,6 +2,7 @@
 //!
 //! The agent acts as root on the whole tree and gives what it creates to the user it was asked for.
 
+use crate::failure::fail;
 use crate::follow::following;
 use crate::path::PathBuffer;
 use crate::sys::file::{
@@ -10,7 +11,7 @@ use crate::sys::file::{
 };
 use crate::sys::{Errno, Fd, read};
 use agent_core::{Session, UserAccount};
-use wire::{DataChannel, ReadFile, WriteFile};
+use wire::{DataChannel, ReadFile, Reply, WriteFile};
 
 /// Opens a file for reading, at its offset.
 pub(crate) fn open_read(request: &ReadFile<'_>, path: &PathBuffer) -> Result<Fd, Errno> {
@@ -78,6 +79,27 @@ pub(crate) fn send_piece(
         }
         Err(Errno::INTR) => ReadStep::More,
         Err(e) => ReadStep::Failed(e),
+    }
+}
+
+/// Whether the reader has more to do, and whether at once.
+pub(crate) fn read_on(
+    step: ReadStep,
+    sent: u64,
+    slot: usize,
+    session: &mut Session,
+) -> (bool, bool) {
+    match step {
+        ReadStep::More => (true, true),
+        ReadStep::Wait => (true, false),
+        ReadStep::End => {
+            session.reply(slot, &Reply::Done(sent));
+            (false, true)
+        }
+        ReadStep::Failed(e) => {
+            fail(session, slot, "read a file", e);
+            (false, true)
+        }
     }
 }
 

@@ -2,11 +2,14 @@
 
 use crate::cgroups::CgroupTable;
 use crate::clone_hook::{self, IdentityError};
+use crate::connections;
 use crate::sys::event::{set_wall_ns, wall_ns};
 use crate::sys::file::{O_APPEND, O_CREAT, O_RDONLY, O_RDWR, O_WRONLY, PathBase, open, truncate};
+use crate::sys::system::log;
 use crate::sys::{Errno, Fd, read, system, write, write_all};
 use agent_core::FixedText;
 use core::ffi::CStr;
+use core::mem;
 use wire::{MAX_DEFAULT_ENV, MAX_NAME, SetIdentity, StringList};
 
 /// The number of the identity, for programs: it is written anew with each.
@@ -27,6 +30,8 @@ pub(crate) struct GuestIdentity {
     borrowed: bool,
     /// Programs find the guest's own name without the hosts file.
     named_by_kernel: bool,
+    /// Connections led out of the guest when its processes were stopped.
+    connected: bool,
     env: [u8; MAX_DEFAULT_ENV],
     env_len: usize,
 }
@@ -39,6 +44,7 @@ impl GuestIdentity {
             name_len: 0,
             borrowed: false,
             named_by_kernel: false,
+            connected: false,
             env: [0; MAX_DEFAULT_ENV],
             env_len: 0,
         }
@@ -62,6 +68,17 @@ impl GuestIdentity {
         {
             let _ = read(&hosts, &mut text);
         }
+    }
+
+    /// Stops processes, because the machine is about to be saved. What a copy has to end is known
+    /// before there is one, so that a copy without connections pays nothing.
+    ///
+    /// # Errors
+    /// Why they are not stopped; they all go on.
+    pub(crate) fn freeze(&mut self, cgroups: &mut CgroupTable) -> Result<(), Errno> {
+        cgroups.freeze()?;
+        self.connected = !self.borrowed && connections::any().unwrap_or(false);
+        Ok(())
     }
 
     /// For tests: from now on only the generation and the environment are taken.
@@ -102,6 +119,14 @@ impl GuestIdentity {
         room.ok_or(IdentityError::Change(Errno::TOOBIG))?
             .copy_from_slice(env);
         self.env_len = env.len();
+        if mem::take(&mut self.connected)
+            && let Err(e) = connections::end_all()
+        {
+            log(format_args!(
+                "connections of before are reset only when used: errno {}",
+                e.0
+            ));
+        }
         cgroups.thaw().map_err(IdentityError::Change)?;
         if !self.borrowed {
             clone_hook::run(cgroups, new.generation)?;

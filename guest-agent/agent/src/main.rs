@@ -10,8 +10,10 @@
 
 mod agent;
 mod boot;
+mod card;
 mod cgroups;
 mod clone_hook;
+mod connections;
 mod drains;
 mod entry;
 mod failure;

@@ -3,7 +3,7 @@
 use crate::cgroups::CgroupTable;
 use crate::entry::describe_path;
 use crate::failure::fail;
-use crate::files::{ReadStep, make_dir, move_to, open_read, open_write, send_piece};
+use crate::files::{make_dir, move_to, open_read, open_write, read_on, send_piece};
 use crate::identity::GuestIdentity;
 use crate::launch::ProcessLauncher;
 use crate::path::PathBuffer;
@@ -145,7 +145,10 @@ impl TaskTable {
                 sync();
                 session.reply(slot, &Reply::Done(0));
             }
-            Request::Freeze => finish(session, slot, self.cgroups.freeze(), "stop processes"),
+            Request::Freeze => {
+                let frozen = self.identity.freeze(&mut self.cgroups);
+                finish(session, slot, frozen, "stop processes");
+            }
             Request::Thaw => finish(session, slot, self.cgroups.thaw(), "thaw processes"),
             Request::Shutdown => {
                 self.shutdown = true;
@@ -417,22 +420,6 @@ impl TaskTable {
             }
         }
         more
-    }
-}
-
-/// Whether the reader has more to do, and whether at once.
-fn read_on(step: ReadStep, sent: u64, slot: usize, session: &mut Session) -> (bool, bool) {
-    match step {
-        ReadStep::More => (true, true),
-        ReadStep::Wait => (true, false),
-        ReadStep::End => {
-            session.reply(slot, &Reply::Done(sent));
-            (false, true)
-        }
-        ReadStep::Failed(e) => {
-            fail(session, slot, "read a file", e);
-            (false, true)
-        }
     }
 }
 

@@ -7,7 +7,7 @@ use super::GuestSpec;
 use super::peer::{CMDLINE, PeerEngine, PeerVm, disk, vsock_path};
 use super::started::{StartedEngine, api};
 use crate::http::HttpClient;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -47,6 +47,7 @@ impl PeerEngine for CloudHypervisorEngine {
     }
 
     fn boot(&self, guest: &GuestSpec, place: &Path) -> Result<PeerVm> {
+        ensure!(!guest.network, "its network is not measured");
         let disk = disk(guest, place)?;
         let mut started = StartedEngine::new(&self.program, "--api-socket", place)?;
         let machine = json!({

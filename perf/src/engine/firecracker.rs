@@ -1,20 +1,23 @@
 //! Any Firecracker, by the path of its program, through its public HTTP API.
 //!
 //! The same kernel, agent and disk; its memory comes back from a file, mapped privately, which is
-//! the fastest way that it has without another process. No jailer and no network, both of which
-//! would cost it more.
+//! the fastest way that it has without another process. No jailer, and no network but where that is
+//! measured: both would cost it more.
 
-use super::peer::{CMDLINE, PeerEngine, PeerVm, disk, vsock_path};
+use super::peer::{CMDLINE, PeerEngine, PeerVm, disk, mac, vsock_path};
 use super::started::{StartedEngine, api};
 use super::{GuestSpec, no_xsave};
 use crate::http::HttpClient;
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// As a CPU template of it says that `KVM_CAP_XCRS` (`linux/kvm.h`) need not be there.
 const NO_XCRS: &str = "!56";
+/// The TAP of a guest with a network; one such machine runs at a time.
+const TAP: &str = "hatchery-bench";
 
 /// A Firecracker program.
 #[derive(Clone, Debug)]
@@ -37,6 +40,29 @@ fn ask(api: &mut HttpClient<UnixStream>, method: &str, path: &str, body: &Value)
     answer
         .expect(204, &format!("Firecracker's {method} {path}"))
         .map(drop)
+}
+
+/// Gives the guest a card on a TAP, which goes with the process, and makes this machine the gateway
+/// that the agent knows. (`ip` is busybox's, which takes one setting a call.)
+fn tap(api: &mut HttpClient<UnixStream>) -> Result<()> {
+    let card = json!({
+        "iface_id": "eth0",
+        "host_dev_name": TAP,
+        "guest_mac": mac(control::GUEST_MAC),
+    });
+    put(api, "/network-interfaces/eth0", &card)?;
+    let address = format!("{}/{}", control::GATEWAY_IPV4, control::IPV4_PREFIX);
+    let hardware = mac(control::GATEWAY_MAC);
+    for arguments in [
+        ["link", "set", TAP, "address", &hardware].as_slice(),
+        ["addr", "add", &address, "dev", TAP].as_slice(),
+        ["link", "set", TAP, "up"].as_slice(),
+    ] {
+        let status = Command::new("ip").args(arguments).status();
+        let status = status.with_context(|| format!("Running ip {arguments:?}"))?;
+        ensure!(status.success(), "ip {arguments:?}: {status}");
+    }
+    Ok(())
 }
 
 impl PeerEngine for FirecrackerEngine {
@@ -73,6 +99,9 @@ impl PeerEngine for FirecrackerEngine {
         let vsock = json!({ "guest_cid": 3, "uds_path": vsock_path(place) });
         put(api, "/vsock", &vsock)?;
         put(api, "/entropy", &json!({}))?;
+        if guest.network {
+            tap(api)?;
+        }
         put(api, "/actions", &json!({ "action_type": "InstanceStart" }))?;
         started.machine()
     }

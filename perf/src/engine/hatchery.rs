@@ -19,8 +19,8 @@ use std::os::unix::net::UnixStream;
 pub(crate) struct RunningVm {
     child: VmChild,
     control: OwnedFd,
-    /// The far end of its network card, which nobody reads.
-    _wire: OwnedFd,
+    /// The far end of its network card.
+    wire: OwnedFd,
     /// The agent.
     pub(crate) agent: AgentClient<UnixStream>,
     /// Where its start went.
@@ -44,7 +44,7 @@ impl RunningVm {
         Ok(Self {
             child,
             control,
-            _wire: wire,
+            wire,
             agent,
             boot,
         })
@@ -53,6 +53,11 @@ impl RunningVm {
     /// The VM process's counters.
     pub(crate) fn stats(&self) -> Result<VmStats> {
         stats(&self.control)
+    }
+
+    /// The far end of its network card, which nobody reads unless somebody is given it.
+    pub(crate) fn wire(&self) -> &OwnedFd {
+        &self.wire
     }
 
     /// The process to count.
@@ -86,7 +91,7 @@ pub(crate) struct WarmVm {
     child: VmChild,
     control: OwnedFd,
     link: UnixStream,
-    _wire: OwnedFd,
+    wire: OwnedFd,
     next_stream: u32,
     /// Program start to standing ready, nanoseconds.
     pub(crate) build_ns: u64,
@@ -208,7 +213,7 @@ impl WarmVm {
             child,
             control,
             link,
-            _wire: wire,
+            wire,
             next_stream: saved.next_stream,
             build_ns: now_ns() - spawned_ns,
         })
@@ -227,7 +232,7 @@ impl WarmVm {
         Ok(RunningVm {
             child: self.child,
             control: self.control,
-            _wire: self._wire,
+            wire: self.wire,
             agent,
             boot: BootTimes::default(),
         })

@@ -5,8 +5,10 @@ pub(crate) mod child;
 pub(crate) mod cloud_hypervisor;
 pub(crate) mod firecracker;
 pub(crate) mod hatchery;
+pub(crate) mod net_process;
 mod no_xsave;
 pub(crate) mod peer;
+pub(crate) mod peers;
 pub(crate) mod qemu;
 mod qmp;
 #[cfg(test)]
@@ -26,6 +28,8 @@ pub(crate) struct GuestSpec {
     pub(crate) vcpus: u8,
     /// Guest memory, MiB.
     pub(crate) memory_mib: u32,
+    /// Whether a peer's guest has a network card, at whose other end this machine is.
+    pub(crate) network: bool,
 }
 
 /// Where the time of one cold boot went, nanoseconds of the host's monotonic clock. Under

@@ -161,6 +161,11 @@ pub(super) fn listen(place: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
+/// A hardware address as engines are told it.
+pub(super) fn mac(address: [u8; 6]) -> String {
+    address.map(|byte| format!("{byte:02x}")).join(":")
+}
+
 /// Removes a file that an earlier process may have left.
 pub(super) fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {

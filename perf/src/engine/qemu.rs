@@ -4,7 +4,7 @@
 //! It begins at a restore point by an incoming migration whose memory is a file that is mapped
 //! privately: the way that templates of other projects take with it, and its fastest.
 
-use super::peer::{CMDLINE, PATIENCE, PeerEngine, PeerProcess, PeerVm};
+use super::peer::{CMDLINE, PATIENCE, PeerEngine, PeerProcess, PeerVm, mac};
 use super::qmp::QmpClient;
 use super::{GuestSpec, now_ns};
 use crate::agent::AgentClient;
@@ -68,6 +68,15 @@ impl QemuEngine {
             .arg(format!("vhost-vsock-device,guest-cid={GUEST_CID}"))
             .stdin(Stdio::null())
             .stdout(Stdio::null());
+        if guest.network {
+            // The gateway that the agent knows stands for the host; the name server is not asked.
+            let gateway = control::GATEWAY_IPV4;
+            let user = format!("user,id=net,net=169.254.0.0/24,host={gateway},dns=169.254.0.3");
+            qemu.args(["-netdev", &user]).arg("-device").arg(format!(
+                "virtio-net-device,netdev=net,mac={}",
+                mac(control::GUEST_MAC)
+            ));
+        }
         qemu
     }
 

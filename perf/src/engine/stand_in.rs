@@ -55,6 +55,7 @@ impl StandIn {
             dist: self.folder.path().into(),
             vcpus: 1,
             memory_mib: 128,
+            network: false,
         }
     }
 

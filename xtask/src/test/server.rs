@@ -1,6 +1,7 @@
 //! A server that tests may kill and start again: by a shell script on its host.
 
 use super::runner::{cargo, program, tee};
+use super::tls::TestDomain;
 use crate::dist::{Dist, target_dir};
 use crate::lab::free_port;
 use crate::sdk::SdkTarget;
@@ -32,6 +33,8 @@ pub(super) struct MortalServer {
     start: String,
     /// A folder on that host with the process id, the log and the server's state.
     dir: String,
+    /// What it serves TLS for.
+    tls: Option<TestDomain>,
 }
 
 impl MortalServer {
@@ -42,13 +45,13 @@ impl MortalServer {
         match place {
             ServerPlace::Host => {
                 let dir = fs::canonicalize(target_dir())?.join("test-fault");
-                let start = start_script(&programs, &format!("127.0.0.1:{port}"), &dir, "");
+                let start = start_script(&programs, &format!("127.0.0.1:{port}"), &dir, "", "");
                 Self::launch(&["sh", "-c"], start, &dir, port)
             }
             ServerPlace::Lab(lab) => {
                 lab.forward(port, LAB_PORT)?;
                 let dir = Path::new(LAB_DIST).join("test-fault");
-                let start = start_script(&programs, &format!("0.0.0.0:{LAB_PORT}"), &dir, "");
+                let start = start_script(&programs, &format!("0.0.0.0:{LAB_PORT}"), &dir, "", "");
                 let program = program()?;
                 let exec = [
                     &program,
@@ -80,8 +83,12 @@ impl MortalServer {
             dir.display()
         );
         let port = free_port()?;
-        let start = start_script(&programs, &format!("127.0.0.1:{port}"), &dir, &wrap);
-        Self::launch(&["sh", "-c"], start, &dir, port)
+        let tls = TestDomain::make(&dir)?;
+        let listen = format!("127.0.0.1:{port}");
+        let start = start_script(&programs, &listen, &dir, &wrap, &tls.flags);
+        let mut server = Self::launch(&["sh", "-c"], start, &dir, port)?;
+        server.tls = Some(tls);
+        Ok(server)
     }
 
     fn launch(host_command: &[&str], start: String, dir: &Path, port: u16) -> Result<Self> {
@@ -95,6 +102,7 @@ impl MortalServer {
             host_command,
             start,
             dir,
+            tls: None,
         };
         // An earlier run in the same lab may have left what was paused in it.
         server.on_host(&format!("rm -rf '{0}/data' && mkdir -p '{0}'", server.dir))?;
@@ -111,6 +119,11 @@ impl MortalServer {
             .set("HATCHERY_SERVER_LOG", format!("{}/log", self.dir))
             .set("HATCHERY_SERVER_PID", self.pid_file())
             .set("HATCHERY_SERVER_START", self.start.as_str());
+        if let Some(tls) = &self.tls {
+            target
+                .set("HATCHERY_TLS_DOMAIN", tls.domain.as_str())
+                .set("HATCHERY_TLS_ROOT", tls.root.display().to_string());
+        }
     }
 
     fn pid_file(&self) -> String {
@@ -160,14 +173,15 @@ impl Drop for MortalServer {
 }
 
 /// A shell script that starts a server in the background, away from the terminal; `wrap` is put
-/// before its command line. Without warm VMs, so that each sandbox is one VM process more.
-fn start_script(programs: &Path, listen: &str, dir: &Path, wrap: &str) -> String {
+/// before its command line, `flags` after it. Without warm VMs, so that each sandbox is one VM
+/// process more.
+fn start_script(programs: &Path, listen: &str, dir: &Path, wrap: &str, flags: &str) -> String {
     let (programs, dir) = (programs.display(), dir.display());
     format!(
         "HATCHERY_API_KEYS={API_KEY},{OTHER_KEY} HATCHERY_POOL_SIZE=0 setsid {wrap}sh -c \
          'echo $$ > \"{dir}/pid\"; \
          exec \"{programs}/hatchery\" serve --listen {listen} --image-dir \"{programs}\" \
-         --data-dir \"{dir}/data\"' >> '{dir}/log' 2>&1 < /dev/null &"
+         --data-dir \"{dir}/data\" {flags}' >> '{dir}/log' 2>&1 < /dev/null &"
     )
 }
 

@@ -50,6 +50,7 @@ fn good() -> HostFacts {
         }),
         config: Ok(()),
         has_key: true,
+        tls: None,
         files: vec![("VM program".into(), "/x/vmm".into(), None)],
         jail: JailMode::Required,
         cgroup: CgroupMode::Auto,
@@ -61,6 +62,7 @@ fn good() -> HostFacts {
         max_sandboxes: 64,
         lazy: None,
         largest_mb: 512,
+        name_servers: Ok(2),
         probe: Ok(ProbeReport {
             kvm,
             userfaultfd: UserfaultfdFacts {
@@ -105,6 +107,15 @@ fn one(change: impl FnOnce(&mut HostFacts, &mut ProbeReport)) -> (Level, Finding
 fn a_good_host_is_fine() {
     let findings = judge(&good());
     assert_eq!(verdict(&findings), Level::Fine, "{findings:#?}");
+}
+
+#[test]
+fn a_host_without_name_servers_has_sandboxes_without_names() {
+    let unreadable = || Err("/etc/resolv.conf: no such file".to_owned());
+    for servers in [Ok(0), unreadable()] {
+        let (level, finding) = one(|facts, _| facts.name_servers = servers);
+        assert_eq!((finding.name, level), ("names", Level::Degraded));
+    }
 }
 
 #[test]

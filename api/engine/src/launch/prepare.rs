@@ -38,7 +38,7 @@ impl MachineLauncher {
         spec.check(fds.count())?;
         let disk_size = spec.disks().next().map_or(0, |disk| disk.size);
 
-        let group = self.groups.make(MachineSize {
+        let group = self.groups.for_machine(MachineSize {
             vcpus: spec.vcpus,
             memory_mib: spec.memory_mib,
             disk: disk_size,

@@ -1,24 +1,13 @@
 //! The control group of one VM process: what it may take of its host, and whether it asked for
 //! more memory than that.
 
-use rustix::fs::{Mode, OFlags};
-use rustix::process::Pid;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
-use std::{fmt, fs, io};
+use crate::machine::control_group::{ControlGroup, GroupError, GroupLimits, PERIOD_US, WEIGHT};
+use std::path::PathBuf;
+use std::{fmt, fs, ops};
 
 /// Most processes and threads of a VM process: a vCPU each, the event loop, and the kernel's
 /// workers for its ring.
 const MAX_TASKS: u32 = 512;
-/// The time in which processor time is handed out, microseconds.
-const PERIOD_US: u64 = 100_000;
-/// The weight of one vCPU; the kernel's default for a group.
-pub(super) const WEIGHT: u64 = 100;
-/// The most that a group may weigh.
-pub(super) const MOST_WEIGHT: u64 = 10_000;
-/// How long the kernel may take to let go of a process that has been reaped.
-const REMOVALS: u32 = 50;
 
 /// What a machine is to its host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,24 +49,16 @@ impl GroupRules {
     }
 }
 
-/// The files of a group, and what is written to them. All processors of the guest and a half for
-/// what the guest has done for it: what it asks of its devices is paid out of its own time.
-fn limits(size: MachineSize, rules: GroupRules) -> [(&'static str, String); 6] {
+/// All processors of the guest and a half for what the guest has done for it: what it asks of its
+/// devices is paid out of its own time.
+fn limits(size: MachineSize, rules: GroupRules) -> GroupLimits {
     let vcpus = u64::from(size.vcpus);
-    let quota = vcpus * PERIOD_US + PERIOD_US / 2;
-    [
-        ("memory.max", rules.memory_max(size).to_string()),
-        // What a guest has in its memory is written to no disk of the host.
-        ("memory.swap.max", "0".into()),
-        // A machine is whole or gone.
-        ("memory.oom.group", "1".into()),
-        (
-            "cpu.weight",
-            (vcpus * WEIGHT).clamp(1, MOST_WEIGHT).to_string(),
-        ),
-        ("cpu.max", format!("{quota} {PERIOD_US}")),
-        ("pids.max", MAX_TASKS.to_string()),
-    ]
+    GroupLimits {
+        memory: rules.memory_max(size),
+        quota_us: vcpus * PERIOD_US + PERIOD_US / 2,
+        weight: vcpus * WEIGHT,
+        tasks: MAX_TASKS,
+    }
 }
 
 /// Memory that was not there, in the end of a VM process.
@@ -106,15 +87,21 @@ impl fmt::Display for MemoryShortage {
     }
 }
 
-/// A group; removed when dropped, which has to come after its process is reaped and may take
-/// milliseconds.
+/// Its group.
 #[derive(Debug)]
 pub struct VmGroup {
-    path: PathBuf,
-    folder: OwnedFd,
+    group: ControlGroup,
     size: MachineSize,
     rules: GroupRules,
     memory_max: u64,
+}
+
+impl ops::Deref for VmGroup {
+    type Target = ControlGroup;
+
+    fn deref(&self) -> &ControlGroup {
+        &self.group
+    }
 }
 
 impl VmGroup {
@@ -123,49 +110,12 @@ impl VmGroup {
     /// # Errors
     /// The kernel's, with the file; nothing is left.
     pub fn new(path: PathBuf, size: MachineSize, rules: GroupRules) -> Result<Self, GroupError> {
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |source: io::Error| GroupError { path, source }
-        };
-        fs::create_dir(&path).map_err(failed(&path))?;
-        let access = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
-        let folder = match rustix::fs::open(&path, access, Mode::empty()) {
-            Ok(folder) => folder,
-            Err(error) => {
-                remove(&path);
-                return Err(failed(&path)(error.into()));
-            }
-        };
-        let memory_max = rules.memory_max(size);
-        let group = Self {
-            path,
-            folder,
+        Ok(Self {
+            group: ControlGroup::new(path, limits(size, rules))?,
             size,
             rules,
-            memory_max,
-        };
-        for (file, value) in limits(size, rules) {
-            match group.write(file, &value) {
-                // A kernel without swap has no limit of it.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && file.contains("swap") => {}
-                written => written.map_err(failed(&group.path.join(file)))?,
-            }
-        }
-        Ok(group)
-    }
-
-    /// Its folder, for a process to be born in.
-    #[must_use]
-    pub fn folder(&self) -> BorrowedFd<'_> {
-        self.folder.as_fd()
-    }
-
-    /// Moves a process into it, which cannot be born there.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn take(&self, pid: Pid) -> io::Result<()> {
-        self.write("cgroup.procs", &pid.as_raw_nonzero().to_string())
+            memory_max: rules.memory_max(size),
+        })
     }
 
     /// The machine is about to be saved. Where files are memory, what is written then is the
@@ -178,7 +128,7 @@ impl VmGroup {
         self.memory_max = self.memory_max.saturating_add(saved);
         let max = self.memory_max;
         if let Err(error) = self.write("memory.max", &max.to_string()) {
-            let path = self.path.display();
+            let path = self.path().display();
             tracing::warn!(%path, %error, max, "the memory limit was not raised for a save");
         }
     }
@@ -186,19 +136,8 @@ impl VmGroup {
     /// Whether its process was ended for want of memory, and of whose.
     #[must_use]
     pub fn shortage(&self) -> Option<MemoryShortage> {
-        let text = fs::read_to_string(self.path.join("memory.events")).ok()?;
+        let text = fs::read_to_string(self.path().join("memory.events")).ok()?;
         shortage(&text, self.memory_max >> 20)
-    }
-
-    fn write(&self, file: &str, value: &str) -> io::Result<()> {
-        let file = rustix::fs::openat(
-            &self.folder,
-            file,
-            OFlags::WRONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        rustix::io::write(&file, value.as_bytes())?;
-        Ok(())
     }
 }
 
@@ -211,38 +150,6 @@ fn shortage(events: &str, max: u64) -> Option<MemoryShortage> {
         (_, 0) => Some(MemoryShortage::Host),
         _ => Some(MemoryShortage::OwnLimit(max)),
     }
-}
-
-impl Drop for VmGroup {
-    fn drop(&mut self) {
-        remove(&self.path);
-    }
-}
-
-/// Removes an empty group; what cannot be removed is said, and gone at the next start.
-pub(super) fn remove(path: &Path) {
-    for tried in 0..=REMOVALS {
-        match fs::remove_dir(path) {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && tried < REMOVALS => {
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                let path = path.display();
-                return tracing::warn!(%path, %error, "a control group is left behind");
-            }
-            _ => return,
-        }
-    }
-}
-
-/// A group that could not be made.
-#[derive(Debug, thiserror::Error)]
-#[error("Cannot make or limit the control group {path}: {source}")]
-pub struct GroupError {
-    /// The folder or file.
-    path: PathBuf,
-    /// Why.
-    source: io::Error,
 }
 
 #[cfg(test)]
@@ -261,18 +168,14 @@ mod test {
             overhead: 128 << 20,
             files_are_memory: false,
         };
-        let find = |rules, file| {
-            let mut all = limits(SIZE, rules).into_iter();
-            all.find(|(name, _)| *name == file).unwrap().1
-        };
-        assert_eq!(find(on_disk, "memory.max"), (640_u64 << 20).to_string());
-        assert_eq!(find(on_disk, "cpu.max"), "250000 100000");
-        assert_eq!(find(on_disk, "cpu.weight"), "200");
+        let of_disk = limits(SIZE, on_disk);
+        assert_eq!(of_disk.memory, 640 << 20);
+        assert_eq!((of_disk.quota_us, of_disk.weight), (250_000, 200));
         let in_memory = GroupRules {
             files_are_memory: true,
             ..on_disk
         };
-        assert_eq!(find(in_memory, "memory.max"), (1664_u64 << 20).to_string());
+        assert_eq!(limits(SIZE, in_memory).memory, 1664 << 20);
     }
 
     #[test]

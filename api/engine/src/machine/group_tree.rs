@@ -1,20 +1,22 @@
-//! Where the control groups of a server's VM processes are.
+//! Where the control groups of a server's VM processes and network processes are.
 //!
 //! ```text
 //! the group that the service was started in, or resources.cgroup_parent
 //!  └─ hatchery-<device>-<inode of the data folder>   one a server: nobody else's groups in it
 //!      ├─ service     the service, its zygote and its pager: only where they must leave the above
 //!      ├─ vm-1        one a VM process, which is born in it
-//!      └─ vm-2
+//!      ├─ vm-2
+//!      └─ net-3       one a network process, made when it is started
 //! ```
 //!
 //! A group counts the memory that its processes touch first. Pages of base memory are made, and so
 //! paid for, by the service; a clone pays for those that it writes. A cached page of a template's
 //! image is the first reader's, which gives it up when it needs the room.
 
-use crate::machine::group::{
-    GroupError, GroupRules, MOST_WEIGHT, MachineSize, VmGroup, WEIGHT, remove,
+use crate::machine::control_group::{
+    ControlGroup, GroupError, GroupLimits, MOST_WEIGHT, PERIOD_US, WEIGHT, remove,
 };
+use crate::machine::group::{GroupRules, MachineSize, VmGroup};
 use control::{CgroupMode, CgroupSite, NoCgroups};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -22,7 +24,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::{fs, io};
 
 /// What the groups of VM processes are called.
-const PREFIX: &str = "vm-";
+const VM: &str = "vm-";
+/// And those of network processes.
+const NET: &str = "net-";
+/// Memory of a network process without flows, and for each flow its buffers and those that the
+/// kernel keeps for its socket, bytes.
+const NET_MEMORY: u64 = 64 << 20;
+const FLOW_MEMORY: u64 = 64 << 10;
+/// Tasks of a network process, which is one.
+const NET_TASKS: u32 = 8;
 /// The service's own group.
 const SERVICE: &str = "service";
 
@@ -144,7 +154,30 @@ impl GroupTree {
     ///
     /// # Errors
     /// [`NoGroup`], if groups are required.
-    pub fn make(&self, size: MachineSize) -> Result<Option<VmGroup>, NoGroup> {
+    pub fn for_machine(&self, size: MachineSize) -> Result<Option<VmGroup>, NoGroup> {
+        self.make(VM, |path, place| VmGroup::new(path, size, place.rules))
+    }
+
+    /// A group for a network process of so many flows: the time of one processor at most. `None`:
+    /// it goes without.
+    ///
+    /// # Errors
+    /// [`NoGroup`], if groups are required.
+    pub fn for_network(&self, flows: u32) -> Result<Option<ControlGroup>, NoGroup> {
+        let limits = GroupLimits {
+            memory: NET_MEMORY + u64::from(flows) * FLOW_MEMORY,
+            quota_us: PERIOD_US,
+            weight: WEIGHT,
+            tasks: NET_TASKS,
+        };
+        self.make(NET, |path, _| ControlGroup::new(path, limits))
+    }
+
+    fn make<G>(
+        &self,
+        prefix: &str,
+        new: impl FnOnce(PathBuf, &GroupPlace) -> Result<G, GroupError>,
+    ) -> Result<Option<G>, NoGroup> {
         let required = self.mode == CgroupMode::Required;
         let place = match &self.place {
             Ok(place) => place,
@@ -152,13 +185,12 @@ impl GroupTree {
             Err(_) => return Ok(None),
         };
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let path = place.base.join(format!("{PREFIX}{number}"));
-        match VmGroup::new(path, size, place.rules) {
+        match new(place.base.join(format!("{prefix}{number}")), place) {
             Ok(group) => Ok(Some(group)),
             Err(error) if required => Err(error.into()),
             Err(error) => {
                 let error = crate::error::chain(&error);
-                tracing::warn!(error, "a VM process goes without a control group");
+                tracing::warn!(error, "a process goes without a control group");
                 Ok(None)
             }
         }
@@ -230,10 +262,14 @@ fn is_in(dir: &Path) -> bool {
     text.lines().any(|line| line.parse() == Ok(me))
 }
 
-/// Ends and removes the groups of VM processes that an earlier server left.
+/// Ends and removes the groups that an earlier server left.
 fn clear(base: &Path) {
     let groups = fs::read_dir(base).into_iter().flatten().flatten();
-    let groups = groups.filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX));
+    let groups = groups.filter(|entry| {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        name.starts_with(VM) || name.starts_with(NET)
+    });
     let mut removed = 0;
     for group in groups {
         // Its processes have ended, or been ended by their notes; this is for one without a note.
@@ -280,16 +316,16 @@ mod test {
     fn where_there_are_none_machines_go_without_unless_they_are_required() {
         let dir = tempfile::tempdir().unwrap();
         let tree = GroupTree::open(&options(CgroupMode::Auto, dir.path()), dir.path());
-        assert!(tree.make(SIZE).unwrap().is_none());
+        assert!(tree.for_machine(SIZE).unwrap().is_none());
         assert_eq!(tree.view().missing, control::CONTROLLERS);
         let tree = GroupTree::open(&options(CgroupMode::Required, dir.path()), dir.path());
-        let why = tree.make(SIZE).unwrap_err().to_string();
+        let why = tree.for_machine(SIZE).unwrap_err().to_string();
         assert!(why.contains("is no control group"), "{why}");
         assert_eq!(
             (tree.view().mode, tree.view().standing.len()),
             ("required", 0)
         );
-        assert!(GroupTree::none().make(SIZE).unwrap().is_none());
+        assert!(GroupTree::none().for_machine(SIZE).unwrap().is_none());
     }
 
     /// A tree on this host, and the folder that it is for; `None` where there are no groups.
@@ -304,7 +340,7 @@ mod test {
         Some((tree, dir))
     }
 
-    fn run(group: &VmGroup, script: &str) -> Child {
+    fn run(group: &ControlGroup, script: &str) -> Child {
         let wait = format!("read go; {script}");
         let mut child = Command::new("/bin/sh");
         let child = child
@@ -321,7 +357,7 @@ mod test {
     #[test]
     fn a_process_that_takes_more_memory_than_its_group_has_is_ended_and_it_is_told() {
         let Some((tree, _dir)) = tree() else { return };
-        let group = tree.make(SIZE).unwrap().unwrap();
+        let group = tree.for_machine(SIZE).unwrap().unwrap();
         let status = run(&group, "x=0123456789abcdef; while :; do x=$x$x; done")
             .wait()
             .unwrap();
@@ -336,18 +372,23 @@ mod test {
     fn groups_go_with_their_machines_and_what_a_crash_left_goes_at_the_next_start() {
         let Some((tree, dir)) = tree() else { return };
         let base = tree.place.as_ref().unwrap().base.clone();
-        let group = tree.make(SIZE).unwrap().unwrap();
+        let group = tree.for_machine(SIZE).unwrap().unwrap();
         assert!(base.join("vm-1").exists());
         assert_eq!(group.shortage(), None);
         drop(group);
         assert!(!base.join("vm-1").exists());
-        let left = tree.make(SIZE).unwrap().unwrap();
-        let mut child = run(&left, "sleep 600");
-        std::mem::forget((left, tree));
+        let left = tree.for_machine(SIZE).unwrap().unwrap();
+        let network = tree.for_network(1024).unwrap().unwrap();
+        let memory = fs::read_to_string(base.join("net-3/memory.max")).unwrap();
+        assert_eq!(memory.trim(), (128_u64 << 20).to_string());
+        let mut children = [run(&left, "sleep 600"), run(&network, "sleep 600")];
+        std::mem::forget((left, network, tree));
         let site = base.parent().unwrap().to_owned();
         let next = GroupTree::open(&options(CgroupMode::Required, &site), dir.path());
-        assert!(!child.wait().unwrap().success(), "it was ended");
-        assert!(!base.join("vm-2").exists());
+        for child in &mut children {
+            assert!(!child.wait().unwrap().success(), "it was ended");
+        }
+        assert!(!base.join("vm-2").exists() && !base.join("net-3").exists());
         drop(next);
         assert!(!base.exists());
     }

@@ -8,6 +8,7 @@
 
 mod allowance;
 mod command;
+pub mod control_group;
 pub mod end;
 pub mod group;
 pub mod group_tree;

@@ -113,7 +113,7 @@ impl VmSpawner {
             let Some(zygote) = self.zygote(program)? else {
                 return Ok(alone(program, group)?);
             };
-            match zygote.spawn(group.map(VmGroup::folder)) {
+            match zygote.spawn(group.map(|group| group.folder())) {
                 Err(error) if error.is_lost() => self.lose(&zygote, &error),
                 Err(ZygoteError::Descriptors(error)) => return Err(error.into()),
                 spawned => return Ok(spawned?),

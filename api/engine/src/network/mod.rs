@@ -26,4 +26,5 @@ pub use control::{
 pub use egress::EgressPolicy;
 pub use frames::FrameSocket;
 pub(crate) use guest_trust::{add_variables, trust};
+pub use host::host_name_servers;
 pub use service::{NetworkService, NetworkSettings};

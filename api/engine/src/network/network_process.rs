@@ -1,9 +1,12 @@
 //! One network process: its start, its messages, its end.
 
+use crate::machine::control_group::ControlGroup;
+use crate::machine::group_tree::NoGroup;
 use crate::machine::name::MachineName;
 use crate::machine::{ready, stderr};
 use crate::network::frames::FrameSocket;
 use control::{ChannelError, HeaderRules, JailMode, NetEvent, NetPolicy, NetRequest, NetSpec};
+use rustix::process::Pid;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -35,6 +38,9 @@ pub(super) enum NetworkError {
         #[source]
         source: io::Error,
     },
+    /// It would be in no control group.
+    #[error(transparent)]
+    Group(#[from] NoGroup),
     /// The host's addresses, which are to be denied, are not known.
     #[error("Listing the host's addresses failed")]
     Host(#[source] io::Error),
@@ -59,6 +65,19 @@ pub(super) enum NetworkError {
 pub(super) struct NetworkProcess {
     child: Child,
     control: AsyncFd<OwnedFd>,
+    /// Goes last.
+    group: DroppedLater,
+}
+
+/// A group that is removed by a thread which may wait for the kernel.
+struct DroppedLater(Option<ControlGroup>);
+
+impl Drop for DroppedLater {
+    fn drop(&mut self) {
+        if let Some(group) = self.0.take() {
+            tokio::task::spawn_blocking(move || drop(group));
+        }
+    }
 }
 
 /// Arguments that name a user of its own, which only root can give it.
@@ -78,9 +97,11 @@ impl NetworkProcess {
     /// are its standard output. It confines itself before it looks at either.
     pub(super) fn start(
         (program, jail): (&Path, JailMode),
+        group: Option<ControlGroup>,
         frames: &FrameSocket,
         name: &str,
     ) -> Result<Self, NetworkError> {
+        let group = DroppedLater(group);
         let start = || {
             let (ours, theirs) = control::pair()?;
             rustix::io::ioctl_fionbio(&ours, true)?;
@@ -95,15 +116,24 @@ impl NetworkProcess {
                 .process_group(0)
                 .kill_on_drop(true)
                 .spawn()?;
+            if let Some((group, id)) = group.0.as_ref().zip(child.id()) {
+                let pid = i32::try_from(id).ok().and_then(Pid::from_raw);
+                group.take(pid.ok_or(io::ErrorKind::NotFound)?)?;
+            }
             if let Some(log) = child.stderr.take() {
                 stderr::copy_to_log(MachineName::new(name), log.into_owned_fd()?);
             }
             let control = ready::for_input(ours)?;
-            Ok(Self { child, control })
+            Ok((child, control))
         };
-        start().map_err(|source| NetworkError::Start {
+        let started = start().map_err(|source| NetworkError::Start {
             program: program.display().to_string(),
             source,
+        });
+        started.map(|(child, control)| Self {
+            child,
+            control,
+            group,
         })
     }
 
@@ -144,7 +174,11 @@ impl NetworkProcess {
     /// # Errors
     /// [`NetworkError::Ended`] when it was not the end that it has when its machine is gone.
     pub(super) async fn finish(self) -> Result<(), NetworkError> {
-        let Self { mut child, control } = self;
+        let Self {
+            mut child,
+            control,
+            group,
+        } = self;
         drop(control);
         let ended = match timeout(GRACE, child.wait()).await {
             Ok(ended) => ended,
@@ -153,6 +187,7 @@ impl NetworkProcess {
                 Err(error) => Err(error),
             },
         };
+        drop(group);
         match ended {
             Ok(status) if status.success() => Ok(()),
             Ok(status) => Err(NetworkError::Ended(status.to_string())),

@@ -2,12 +2,14 @@
 //! process take it from there, for as long as the machine lives.
 
 use crate::error::chain;
+use crate::machine::group_tree::GroupTree;
+use crate::metrics::EngineMetrics;
 use crate::network::egress::EgressPolicy;
 use crate::network::frames::FrameSocket;
 use crate::network::network_process::{NetworkError, NetworkProcess};
 use crate::network::{host, roots};
 use crate::sandbox_log::{LogLevel, SandboxLog};
-use control::{DeniedFlow, JailMode, NetEvent, NetLimits, NetPolicy, NetSpec};
+use control::{DeniedFlow, JailMode, NetCounters, NetEvent, NetLimits, NetPolicy, NetSpec};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -50,13 +52,23 @@ impl NetworkSettings {
 #[derive(Debug)]
 pub struct NetworkService {
     settings: NetworkSettings,
+    groups: Arc<GroupTree>,
+    metrics: Arc<EngineMetrics>,
 }
 
 impl NetworkService {
-    /// As the settings say.
+    /// As the settings say; each network process has a control group if machines have them.
     #[must_use]
-    pub fn new(settings: NetworkSettings) -> Arc<Self> {
-        Arc::new(Self { settings })
+    pub fn new(
+        settings: NetworkSettings,
+        groups: Arc<GroupTree>,
+        metrics: Arc<EngineMetrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            settings,
+            groups,
+            metrics,
+        })
     }
 
     /// Has a sandbox's frames served until its machine is gone. Must be called on the runtime.
@@ -142,6 +154,7 @@ impl ServedSandbox {
             if begun.elapsed() > LIVED {
                 setbacks = 0;
             }
+            self.service.metrics.network_process("lost");
             let (sandbox_id, error) = (&self.id, chain(&error));
             tracing::warn!(
                 sandbox_id,
@@ -156,16 +169,18 @@ impl ServedSandbox {
     /// Has a network process serve the frames; returns when the machine is gone.
     async fn serve(&mut self, frames: &FrameSocket) -> Result<(), NetworkError> {
         let settings = &self.service.settings;
+        let group = self.service.groups.for_network(settings.limits.flows)?;
         let program = (&*settings.program, settings.jail);
-        let process = NetworkProcess::start(program, frames, &self.id)?;
+        let process = NetworkProcess::start(program, group, frames, &self.id)?;
         let policy = self.policy.borrow_and_update().clone();
         self.service.set_rules(&process, &policy)?;
         process.configure(self.service.spec(&self.id, policy.reach)?)?;
-        let mut open = true;
+        self.service.metrics.network_process("started");
+        let (mut open, mut counted) = (true, NetCounters::default());
         loop {
             tokio::select! {
                 event = process.event() => match event {
-                    Ok(event) => self.take(event),
+                    Ok(event) => self.take(event, &mut counted),
                     Err(NetworkError::Ended(_)) => return process.finish().await,
                     Err(error) => return Err(error),
                 },
@@ -197,7 +212,7 @@ impl ServedSandbox {
             .push(LogLevel::Warn, "denied by the network policy", fields);
     }
 
-    fn take(&self, event: NetEvent) {
+    fn take(&self, event: NetEvent, counted: &mut NetCounters) {
         let sandbox_id = &self.id;
         match event {
             NetEvent::Ready => tracing::debug!(sandbox_id, "network ready"),
@@ -215,6 +230,8 @@ impl ServedSandbox {
             }
             NetEvent::Counters(counters) => {
                 tracing::debug!(sandbox_id, ?counters, "network counters");
+                self.service.metrics.network_counted(counted, &counters);
+                *counted = counters;
             }
         }
     }

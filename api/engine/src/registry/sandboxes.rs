@@ -111,6 +111,12 @@ impl SandboxRegistry {
         let paused = paused_ones(&vault, &accounts);
         let snapshots = SnapshotIndex::new(&vault, |owner| accounts.now(owner));
         count_stored(&vault, &accounts, (&paused, &snapshots));
+        let metrics = Arc::<EngineMetrics>::default();
+        let network = NetworkService::new(
+            options.network,
+            Arc::clone(&launcher.groups),
+            Arc::clone(&metrics),
+        );
         let registry = Arc::new(Self {
             table: Mutex::new(paused),
             slots,
@@ -120,7 +126,7 @@ impl SandboxRegistry {
             accounts,
             max_checkpoints: options.max_checkpoints,
             launcher,
-            network: NetworkService::new(options.network),
+            network,
             pools,
             templates: TemplateCatalog::default(),
             variables: options.variables,
@@ -132,7 +138,7 @@ impl SandboxRegistry {
             // Seconds above a count: no number comes again after a restart.
             generation: AtomicU64::new(since_1970().as_secs() << 24),
             closing,
-            metrics: Arc::default(),
+            metrics,
         });
         for template in options.templates {
             registry.add_template(template)?;

@@ -75,6 +75,19 @@ pub enum ConfigError {
     /// What is opened of the network cannot be.
     #[error("network.openings cannot be so: {0}")]
     Openings(NetPolicyError),
+    /// A part of what TLS needs is given, and another is not.
+    #[error(
+        "{0} is not given: TLS needs tls.certificate and tls.key, both PEM files; without TLS \
+         leave out the whole [tls] table"
+    )]
+    TlsFile(&'static str),
+    /// TLS without a name to serve it for.
+    #[error(
+        "TLS is set up, but no domain: set `domain` to what the certificate's wildcard is below \
+         (\"sandbox.example.com\" for *.sandbox.example.com), with the port if clients come on \
+         another than 443"
+    )]
+    TlsDomain,
     /// A setting under its old name beside the new one.
     #[error("{old} and {new} are the same setting, and both are given: take {old} out")]
     OldName {

@@ -11,15 +11,17 @@ mod network;
 mod resources;
 mod settings;
 mod templates;
+mod tls;
 mod typed;
 
 pub use error::ConfigError;
 pub use limits::LimitSettings;
 pub use resources::ResourceSettings;
 pub use settings::{CloneSettings, Settings};
+pub use tls::TlsSettings;
 pub use typed::{
     ClonesFile, ConfigFile, KeyFile, LimitsFile, MetricsFile, NetworkFile, Overrides, PoolFile,
-    ResourcesFile, TemplateFile,
+    ResourcesFile, TemplateFile, TlsFile,
 };
 
 #[cfg(test)]
@@ -88,6 +90,34 @@ mod test {
             settings("api_keys=['short']", Overrides::default()),
             Err(ConfigError::BadKey(1))
         ));
+    }
+
+    #[test]
+    fn tls_has_two_files_and_a_domain_or_is_not_there() {
+        let refused = |toml: &str| settings(toml, with_key()).unwrap_err().to_string();
+        let (domain, both) = ("domain = 'a.b:8443'", "certificate = 'c'\nkey = 'k'");
+        assert!(refused(&format!("[tls]\n{both}")).contains("`domain`"));
+        for (some, missing) in [
+            ("certificate = 'c'", "tls.key"),
+            ("key = 'k'", "tls.certificate"),
+            ("listen = '127.0.0.1:1'", "tls.certificate"),
+        ] {
+            let said = refused(&format!("{domain}\n[tls]\n{some}"));
+            assert!(said.starts_with(missing), "{said}");
+        }
+        assert_eq!(settings("[tls]", with_key()).unwrap().tls, None);
+        let over = Overrides {
+            tls_key: Some("other".into()),
+            ..with_key()
+        };
+        let s = settings(&format!("{domain}\n[tls]\n{both}"), over).unwrap();
+        let tls = s.tls.unwrap();
+        assert_eq!(tls.listen.to_string(), "0.0.0.0:443");
+        assert_eq!(
+            (tls.files.key.as_path(), &*tls.domain),
+            (Path::new("other"), "a.b:8443")
+        );
+        assert_eq!(s.listen.to_string(), "127.0.0.1:3000", "as it was");
     }
 
     #[test]

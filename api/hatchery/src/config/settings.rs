@@ -7,6 +7,7 @@ use crate::config::limits::{LimitSettings, in_range};
 use crate::config::network::network;
 use crate::config::resources::ResourceSettings;
 use crate::config::templates::templates;
+use crate::config::tls::{TlsSettings, tls};
 use crate::config::typed::{ConfigFile, Overrides};
 use control::JailMode;
 use e2b::auth::ApiKeys;
@@ -39,6 +40,8 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// The sandboxes' domain; on a loopback address `localhost` with the port unless typed.
     pub domain: Option<String>,
+    /// TLS beside it; `None`: none.
+    pub tls: Option<TlsSettings>,
     /// Whether every creation gets a token.
     pub require_token: bool,
     /// Who may use the control plane.
@@ -77,6 +80,8 @@ impl Settings {
         let mut notes = Vec::new();
         let clones = CloneSettings::new(&file, &over, &mut notes)?;
         let KeySettings { keys, owners } = KeySettings::new(&file, over.api_keys.as_deref())?;
+        let domain = over.domain.clone().or(file.domain);
+        let tls = tls(file.tls, &over, domain.as_deref())?;
         let dir = over
             .image_dir
             .or(file.image_dir)
@@ -102,7 +107,8 @@ impl Settings {
                 .data_dir
                 .or(file.data_dir)
                 .unwrap_or_else(|| "hatchery-data".into()),
-            domain: over.domain.or(file.domain).or(local),
+            domain: domain.or(local),
+            tls,
             require_token: file.require_token.unwrap_or(false),
             keys,
             owners,

@@ -46,6 +46,9 @@ pub struct ConfigFile {
     pub agent: Option<PathBuf>,
     /// The guest kernel, an ELF `vmlinux`. Default `vmlinux`.
     pub kernel: Option<PathBuf>,
+    /// TLS for the domain.
+    #[serde(default)]
+    pub tls: TlsFile,
     /// Bounds.
     #[serde(default)]
     pub limits: LimitsFile,
@@ -94,6 +97,19 @@ pub struct KeyFile {
     pub max_stored_bytes: Option<u64>,
     /// Most sandboxes that are asked for in a second. No default.
     pub max_creates_per_second: Option<u32>,
+}
+
+/// The `[tls]` table as typed.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsFile {
+    /// Address and port at which TLS is spoken, beside `listen`. Default `0.0.0.0:443`.
+    pub listen: Option<SocketAddr>,
+    /// A PEM file with the certificate of `*.{domain}`, then those of who signed it. No default: no
+    /// TLS.
+    pub certificate: Option<PathBuf>,
+    /// A PEM file with its private key. No default.
+    pub key: Option<PathBuf>,
 }
 
 /// The `[limits]` table as typed.
@@ -258,6 +274,12 @@ pub struct Overrides {
     pub husks: Option<usize>,
     /// `metrics.listen`.
     pub metrics_listen: Option<SocketAddr>,
+    /// `tls.listen`.
+    pub tls_listen: Option<SocketAddr>,
+    /// `tls.certificate`.
+    pub tls_certificate: Option<PathBuf>,
+    /// `tls.key`.
+    pub tls_key: Option<PathBuf>,
 }
 
 impl ConfigFile {

@@ -11,7 +11,9 @@ pub(crate) mod told;
 
 use bytes::Bytes;
 use control::JailMode;
+use e2b::server::Listeners;
 use e2b::state::AppState;
+use e2b::tls::TlsServer;
 use engine::data_folder::DataFolder;
 use engine::launch::launcher::MachineLauncher;
 use engine::machine::group_tree::GroupTree;
@@ -40,6 +42,8 @@ pub(crate) const KEY: &str = "e2b_0123456789abcdef0123456789abcdef01234567";
 pub(crate) struct Server {
     /// Where it listens.
     pub(crate) address: SocketAddr,
+    /// The same for TLS.
+    pub(crate) tls_address: Option<SocketAddr>,
     /// Its sandboxes.
     pub(crate) registry: Arc<SandboxRegistry>,
     /// Its folder.
@@ -167,18 +171,22 @@ impl Server {
         let vault = open_vault(&state).await;
         let registry = SandboxRegistry::new(launcher, vault, settings.engine_options()).unwrap();
         let app = AppState::new(settings.server_options(), Arc::clone(&registry));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let plain = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = plain.local_addr().unwrap();
+        let tls = tls(&settings).await;
+        let tls_address = tls.as_ref().map(|(at, _)| at.local_addr().unwrap());
+        let listeners = Listeners { plain, tls };
         let (stop, stopped) = oneshot::channel::<()>();
         let done = tokio::spawn(async move {
             let _state = state;
-            e2b::server::serve(app, listener, async {
+            e2b::server::serve(app, listeners, async {
                 let _ = stopped.await;
             })
             .await
         });
         Self {
             address,
+            tls_address,
             registry,
             dir,
             stop: Some(stop),
@@ -291,6 +299,14 @@ impl Server {
         .await;
         assert_eq!(left, None, "sandboxes that are still there, {count} wanted");
     }
+}
+
+/// TLS on a free port, if it is set up.
+async fn tls(settings: &Settings) -> Option<(TcpListener, Arc<TlsServer>)> {
+    let tls = settings.tls.as_ref()?;
+    let server = TlsServer::open(tls.files.clone(), &tls.domain).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    Some((listener, Arc::new(server)))
 }
 
 /// A server before this one in the same process may be about to let go of it.

@@ -7,7 +7,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use std::convert::Infallible;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 /// What has to happen happens sooner.
@@ -29,7 +29,7 @@ where
 }
 
 /// A head, up to its blank line.
-pub(crate) async fn head(stream: &mut TcpStream) -> String {
+pub(crate) async fn head(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut text = Vec::new();
     while !text.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {

@@ -7,6 +7,7 @@ HATCHERY_BIG_MIB      size of the large upload, 100 unless told
 HATCHERY_OTHER_KEY    another API key of the server: its owner sees nothing of E2B_API_KEY's
 HATCHERY_NATIVE=1     the agent runs as an ordinary process: tests marked `vm` are skipped
 HATCHERY_HOST_CMD     a command line that runs its last argument by a shell on the server's host
+HATCHERY_TLS_DOMAIN   a domain that the server serves TLS for, HATCHERY_TLS_ROOT what to trust for it
 HATCHERY_STATE_DIR    the server's state folder on that host
 HATCHERY_SERVER_START a shell command, run on that host, that starts the server again
 HATCHERY_SERVER_LOG   the server's log on that host

@@ -189,29 +189,54 @@ def test_forks_share_an_address_and_no_connection(world, net):
         run(net, "pkill curl || true")
 
 
-def test_a_connection_of_before_is_reset_when_the_child_uses_it(net):
-    script = f"""
-import os, socket, time
+TALK = f"""
+import os, socket, sys, time
 talk = socket.create_connection(("{ADDRESS}", {HTTP_PORT}))
+listener = socket.create_server(("127.0.0.1", 0))
+here = socket.create_connection(listener.getsockname())
 open("/tmp/talking", "w").close()
-while not os.path.exists("/tmp/forked"):
-    time.sleep(0.1)
 try:
-    talk.sendall(b"GET /hello HTTP/1.1\\r\\n\\r\\n")
+    if sys.argv[1] == "sends":
+        while not os.path.exists("/tmp/forked"):
+            time.sleep(0.1)
+        talk.sendall(b"GET /hello HTTP/1.1\\r\\n\\r\\n")
     print("answered", bool(talk.recv(100)), flush=True)
 except OSError as error:
-    print(type(error).__name__, flush=True)
+    print(type(error).__name__, here.getpeername()[0], flush=True)
 """
-    net.files.write("/tmp/talk.py", script)
-    net.commands.run("python3 /tmp/talk.py > /tmp/talked", background=True, timeout=0)
-    run(net, "until [ -e /tmp/talking ]; do sleep 0.1; done")
+SAID = "touch /tmp/forked; until [ -s /tmp/talked ]; do sleep 0.1; done; cat /tmp/talked"
+
+
+def talking(box, way):
+    """Has a program keep a connection, which sends when it is told to or only reads."""
+    box.files.write("/tmp/talk.py", TALK)
+    run(box, "rm -f /tmp/talking /tmp/talked /tmp/forked")
+    box.commands.run(f"python3 /tmp/talk.py {way} > /tmp/talked", background=True, timeout=0)
+    run(box, "until [ -e /tmp/talking ]; do sleep 0.1; done", timeout=patient(20))
+
+
+@pytest.mark.parametrize("way", ["sends", "reads"])
+def test_a_childs_connections_of_before_have_ended(net, way):
+    talking(net, way)
     child = net.fork(count=1, timeout=int(patient(300)))[0]
-    said = "touch /tmp/forked; until [ -s /tmp/talked ]; do sleep 0.1; done; cat /tmp/talked"
     try:
-        assert run(child, said).stdout == "ConnectionResetError\n"
-        assert run(net, said).stdout == "answered True\n"
+        # Those within the guest have not.
+        assert run(child, SAID).stdout == "ConnectionAbortedError 127.0.0.1\n"
+        if way == "sends":
+            assert run(net, SAID).stdout == "answered True\n"
     finally:
         child.kill()
+        run(net, "pkill python3 || true")
+
+
+def test_a_connection_of_before_a_pause_has_ended(world):
+    sandbox = create(network=NETWORK)
+    try:
+        talking(sandbox, "reads")
+        sandbox.pause()
+        assert run(sandbox.connect(), SAID).stdout == "ConnectionAbortedError 127.0.0.1\n"
+    finally:
+        sandbox.kill()
 
 
 def test_a_paused_sandbox_has_the_network_when_it_goes_on(world):

@@ -12,6 +12,7 @@ pub(crate) mod file;
 pub(crate) mod memory;
 pub(crate) mod network;
 pub(crate) mod runtime;
+pub(crate) mod sock_diag;
 pub(crate) mod spawn;
 mod start;
 pub(crate) mod system;
@@ -55,6 +56,7 @@ impl Errno {
     pub(crate) const ADDRINUSE: Self = Self(98);
     pub(crate) const TIMEDOUT: Self = Self(110);
     pub(crate) const INPROGRESS: Self = Self(115);
+    pub(crate) const STALE: Self = Self(116);
     pub(crate) const DQUOT: Self = Self(122);
 }
 
