@@ -137,6 +137,18 @@ pub(crate) fn data_dir() -> PathBuf {
     crate::dist::target_dir().join("hatchery-data")
 }
 
+/// The authority of the tests' own servers.
+const ROOTS: &str = include_str!("../../api/tests/sdk/authority.pem");
+/// Its name in a configuration, before it is known where it is put.
+const ROOTS_NAME: &str = "\"authority.pem\"";
+/// Where it is in the lab.
+const LAB_ROOTS: &str = "/run/hatchery-authority.pem";
+
+/// A configuration that names the authority's place.
+fn with_roots(config: &str, place: &Path) -> String {
+    config.replace(ROOTS_NAME, &format!("{:?}", place.display().to_string()))
+}
+
 /// A running server. Ends when dropped.
 pub(crate) struct RunningService {
     /// `http://127.0.0.1:PORT`, from this machine.
@@ -170,13 +182,18 @@ impl RunningService {
         let process = match place {
             ServerPlace::Host => {
                 let file = data.with_extension("toml");
-                std::fs::write(&file, config)
-                    .with_context(|| format!("Writing {}", file.display()))?;
+                let roots = data.with_extension("pem");
+                let config = with_roots(config, &roots);
+                for (file, text) in [(&file, &*config), (&roots, ROOTS)] {
+                    std::fs::write(file, text)
+                        .with_context(|| format!("Writing {}", file.display()))?;
+                }
                 Self::on_host(&programs, [&data, &file], port, log_file, key)?
             }
             ServerPlace::Lab(lab) => {
                 lab.forward(port, LAB_PORT)?;
-                Self::in_lab(lab, &programs, [config, key], port, log_file)?
+                let config = with_roots(config, Path::new(LAB_ROOTS));
+                Self::in_lab(lab, &programs, [&config, key], port, log_file)?
             }
         };
         let mut service = Self {
@@ -219,11 +236,12 @@ impl RunningService {
     ) -> Result<ServerProcess> {
         let script = format!(
             "printf %s \"$1\" > /run/hatchery.toml || exit 1
+             printf %s \"$2\" > {LAB_ROOTS} || exit 1
              HATCHERY_API_KEYS={key} exec {0}/hatchery serve --listen 0.0.0.0:{LAB_PORT} \
              --domain localhost:{port} --config /run/hatchery.toml --data-dir /var/lib/hatchery",
             programs.display()
         );
-        let running: LabCommand = lab.spawn(&["sh", "-c", &script, "serve", config])?;
+        let running: LabCommand = lab.spawn(&["sh", "-c", &script, "serve", config, ROOTS])?;
         let control = running.control();
         let output = std::thread::spawn(move || {
             let sink = |_: OutputStream, bytes: &[u8]| Ok(log.write_all(bytes)?);

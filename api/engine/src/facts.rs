@@ -1,6 +1,6 @@
 //! What a sandbox is to its clients, whatever machine it has or has not.
 
-use crate::network::NetPolicy;
+use crate::network::EgressPolicy;
 use crate::owner::OwnerId;
 use crate::template::Template;
 use jiff::Timestamp;
@@ -74,7 +74,7 @@ pub struct SandboxFacts {
     /// What happens at its deadline, and after.
     pub lifecycle: LifecyclePolicy,
     /// What it may reach over the network, when it begins; a running sandbox has the present one.
-    pub egress: NetPolicy,
+    pub egress: EgressPolicy,
 }
 
 /// Who reaches the ports of a sandbox's programs, and as what.

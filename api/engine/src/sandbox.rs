@@ -1,14 +1,15 @@
 //! One running sandbox, as everything outside the registry sees it.
 
+use crate::error::EngineError;
 use crate::facts::SandboxFacts;
 use crate::image::base_memory::BaseMemory;
 use crate::image::machine_image::MachineShape;
 use crate::machine::handle::MachineHandle;
 use crate::machine::handover::MachineHandover;
-use crate::network::NetPolicy;
+use crate::network::{EgressPolicy, trust};
 use crate::process::ProcessTable;
 use crate::restore_point::RestorePoint;
-use crate::sandbox_log::SandboxLog;
+use crate::sandbox_log::{LogLevel, SandboxLog};
 use crate::store::checkpoint_tree::CheckpointTree;
 use jiff::{SignedDuration, Timestamp};
 use link::Link;
@@ -30,7 +31,9 @@ pub struct Sandbox {
     /// What happened to it that its user should know.
     pub log: SandboxLog,
     /// What it may reach; a network process that serves it follows.
-    pub(crate) egress: watch::Sender<NetPolicy>,
+    pub(crate) egress: watch::Sender<EgressPolicy>,
+    /// Whoever replaces it holds this: one at a time.
+    pub(crate) egress_turn: tokio::sync::Mutex<()>,
     pub(crate) deadline: watch::Sender<SandboxDeadline>,
     pub(crate) gone: watch::Sender<bool>,
     pub(crate) ended: OnceLock<String>,
@@ -89,9 +92,42 @@ impl Sandbox {
         self.deadline.borrow().at
     }
 
-    /// What it may reach from now on: flows that are no longer allowed are cut.
-    pub fn set_egress(&self, policy: NetPolicy) {
+    /// What it may reach from now on, and what its requests get: flows that are no longer allowed
+    /// are cut. Its guest trusts what its headers need when this is answered.
+    ///
+    /// # Errors
+    /// [`EngineError::Conflict`] when the guest has not taken it: all is as it was.
+    pub async fn set_egress(&self, asked: EgressPolicy) -> Result<(), EngineError> {
+        let _turn = self.egress_turn.lock().await;
+        let known = self.egress.borrow().authority.clone();
+        let policy = asked.authorized(known.as_ref());
+        let policy = policy.map_err(|error| EngineError::Conflict(error.to_string()))?;
+        self.entrust(&policy).await.map_err(EngineError::Conflict)?;
         self.egress.send_replace(policy);
+        Ok(())
+    }
+
+    /// Has the guest trust what the headers of a policy need; nothing if it has none.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub(crate) async fn entrust(&self, policy: &EgressPolicy) -> Result<(), String> {
+        match policy.trusted() {
+            Some(authority) => trust(&self.link, &authority.certificate).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The same for a machine that goes on where it may not have trusted it yet. What fails is told
+    /// to the sandbox's user.
+    pub(crate) async fn entrust_again(&self) {
+        let policy = self.egress.borrow().clone();
+        if let Err(error) = self.entrust(&policy).await {
+            tracing::warn!(sandbox_id = self.id, error, "no certificate authority");
+            let message = "the guest may not trust its certificate authority";
+            let fields = vec![("error", error)];
+            self.log.push(LogLevel::Warn, message, fields);
+        }
     }
 
     /// Its facts, with what it may reach at this moment.

@@ -53,6 +53,7 @@ fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     for note in &settings.notes {
         tracing::warn!("{note}");
     }
+    settings.network.check().map_err(anyhow::Error::msg)?;
     let tls = tls(&settings)?;
     let state = DataFolder::open(&settings.data_dir)?;
     raise_file_limit();

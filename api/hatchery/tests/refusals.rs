@@ -71,6 +71,24 @@ async fn a_host_without_memory_to_spare_begins_nothing() {
 }
 
 #[tokio::test]
+async fn rules_that_cannot_be_are_refused_without_their_values() {
+    let server = Server::start().await;
+    let headers = |headers: Value| json!([{ "transform": { "headers": headers } }]);
+    for rules in [
+        json!({ "*": headers(json!({ "x": "zqzq" })) }),
+        json!({ "a.net": headers(json!({ "Host": "zqzq" })) }),
+        json!({ "a.net": headers(json!({ "x": "zqzq\n" })) }),
+        json!({ "a.net": [{ "block": "zqzq" }] }),
+    ] {
+        let body = json!({ "templateID": "base", "network": { "rules": rules } });
+        let answer = server.api("POST", "/v2/sandboxes", body.clone()).await;
+        let said = answer.json();
+        assert_eq!((answer.status, &said["code"]), (400, &json!(400)), "{body}");
+        assert!(!said.to_string().contains("zqzq"), "{said}");
+    }
+}
+
+#[tokio::test]
 async fn bad_creations_are_told_what_is_wrong() {
     let server = Server::start_with("refuse", short()).await;
     let cases = [

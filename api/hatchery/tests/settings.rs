@@ -30,7 +30,7 @@ const TABLES: [(&str, &str); 10] = [
 const OLD: [&str; 1] = ["clones.husks"];
 
 /// Keys that `hatchery.toml` shows by an example, because they have no constant default.
-const EXAMPLES: [&str; 17] = [
+const EXAMPLES: [&str; 18] = [
     "domain",
     "api_keys",
     "api_keys_file",
@@ -42,6 +42,7 @@ const EXAMPLES: [&str; 17] = [
     "tls.key",
     "metrics.listen",
     "network.openings",
+    "network.extra_roots",
     "resources.cgroup_parent",
     "templates.base.disk_size_mb",
     "templates.base.aliases",

@@ -160,6 +160,7 @@ pub fn fuzz_messages(bytes: &[u8]) {
         let _ = match request {
             crate::NetRequest::Configure(spec) => spec.check().is_ok(),
             crate::NetRequest::SetPolicy(policy) => policy.check().is_ok(),
+            crate::NetRequest::HeaderRules(rules) => rules.check().is_ok(),
         };
     }
     if let Ok(Some(request)) = decode::<crate::Request>(bytes) {

@@ -41,6 +41,7 @@ mod descriptors;
 mod device;
 mod error_chain;
 mod frame;
+mod header_rules;
 mod message;
 mod net;
 mod net_policy;
@@ -54,6 +55,10 @@ pub use descriptors::{Descriptors, FdName, MissingFd, ReceivedFds};
 pub use device::{DeviceReset, DeviceSpec, DiskSpec, NetDeviceSpec, SavedLink, VsockSpec};
 pub use error_chain::chain;
 pub use frame::{ChannelError, MAX_FDS, MAX_MESSAGE, fuzz_messages, pair, recv, send};
+pub use header_rules::{
+    HeaderRules, HeaderRulesError, HostHeaders, MAX_RULE_BYTES, MAX_RULE_HEADERS, MAX_RULE_HOSTS,
+    SecretBytes, SecretHeader, check_hosts,
+};
 pub use message::{
     Configured, Event, ExitCause, ExitReport, MAX_CONSOLE_TAIL, Request, Reset, Saved, VmStats,
 };

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! service                               network process
+//!   | [-- HeaderRules + roots -------->]  |   before the message that they hold with
 //!   | -- Configure(NetSpec) ----------->  |   confines itself before this; reads frames after it
 //!   | <----------------------- Ready ---  |
+//!   | [-- HeaderRules + roots -------->]  |
 //!   | -- SetPolicy(NetPolicy) --------->  |   flows that are no longer allowed are cut
 //!   | <-------------------- Counters ---  |   now and then, and after each SetPolicy
 //!   | <---------------------- Denied ---  |   rate-limited
@@ -12,6 +14,7 @@
 //! It is started with the machine's frames as descriptor [`NET_FRAMES_FD`] and these messages as
 //! [`NET_CONTROL_FD`]. The end of either ends it.
 
+use crate::header_rules::HeaderRules;
 use crate::net_policy::{
     IpRange, MAX_NAME_SERVERS, NetPolicy, NetPolicyError, check_count, check_ports,
 };
@@ -65,6 +68,10 @@ pub enum NetRequest {
     /// Another policy in place of the one before. Answered by [`NetEvent::Counters`] whose
     /// [`policies`](NetCounters::policies) has counted it.
     SetPolicy(Box<NetPolicy>),
+    /// The headers that requests get while the next policy holds, that of [`NetSpec`] or of
+    /// `SetPolicy`, which is the next message; without this one before it there are none. With it
+    /// comes a descriptor: a file of certificates, PEM, which hosts' are verified with.
+    HeaderRules(Box<HeaderRules>),
 }
 
 /// Everything a network process needs to know. [`NetSpec::check`] is its gate.
@@ -275,6 +282,17 @@ pub enum DenyReason {
     Rebinding,
     /// The table of flows is full.
     Flows,
+    /// A host that requests get headers for has no certificate for its name that is trusted.
+    Untrusted,
+    /// TLS with such a host failed otherwise.
+    HostTls,
+    /// TLS with the guest failed: it does not trust its own sandbox's authority, or speaks no
+    /// HTTP/1.1.
+    GuestTls,
+    /// A request that would get headers names another host than its connection does.
+    OtherHost,
+    /// A request that would get headers is malformed, too long or can be read in two ways.
+    Request,
 }
 
 /// Counters of one network process since its start.
@@ -317,6 +335,9 @@ pub struct NetCounters {
 #[cfg(test)]
 mod test {
     use super::*;
+    use crate::header_rules::{
+        HostHeaders, MAX_RULE_BYTES, MAX_RULE_HEADERS, MAX_RULE_HOSTS, SecretBytes, SecretHeader,
+    };
     use crate::net_policy::{
         AllowTarget, MAX_ALLOW_OUT, MAX_DENY_OUT, MAX_DOMAIN_BYTES, MAX_OPENINGS,
     };
@@ -384,6 +405,29 @@ mod test {
         spec.check().unwrap();
         let (service, process) = crate::pair().unwrap();
         let request = NetRequest::Configure(Box::new(spec));
+        crate::send(&service, &request, &[]).unwrap();
+        let (got, _) = crate::recv::<NetRequest>(&process).unwrap().unwrap();
+        assert_eq!(got, request);
+    }
+
+    #[test]
+    fn the_largest_header_rules_fit_a_message() {
+        let per_host = MAX_RULE_BYTES / MAX_RULE_HOSTS;
+        let header = |n: usize| SecretHeader {
+            name: format!("x{n:02}"),
+            value: SecretBytes::new(vec![b'v'; (per_host - 10) / MAX_RULE_HEADERS - 3]),
+        };
+        let host = |n: usize| HostHeaders {
+            host: format!("h{n:02}.example").parse().unwrap(),
+            headers: (0..MAX_RULE_HEADERS).map(header).collect(),
+        };
+        let rules = HeaderRules {
+            authority_key: SecretBytes::new(vec![255; 512]),
+            hosts: (0..MAX_RULE_HOSTS).map(host).collect(),
+        };
+        rules.check().unwrap();
+        let (service, process) = crate::pair().unwrap();
+        let request = NetRequest::HeaderRules(Box::new(rules));
         crate::send(&service, &request, &[]).unwrap();
         let (got, _) = crate::recv::<NetRequest>(&process).unwrap().unwrap();
         assert_eq!(got, request);

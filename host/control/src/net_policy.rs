@@ -162,7 +162,8 @@ impl DomainPattern {
         &self.0
     }
 
-    fn check(&self) -> Result<(), NetPolicyError> {
+    /// The gate: whether it is as it is when it has been parsed.
+    pub(crate) fn check(&self) -> Result<(), NetPolicyError> {
         match self.0.parse::<Self>() {
             Ok(same) if same == *self => Ok(()),
             _ => Err(NetPolicyError::Domain(

@@ -21,7 +21,9 @@ const SOL_SOCKET: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
 const SO_ERROR: u32 = 4;
 
-/// What it needs, and why.
+/// What it needs, and why. TLS asks for two of these: random numbers, and the file of certificates
+/// that comes as a descriptor. What a key is made of, and what ring measures of the processor, need
+/// no call.
 const ALLOWED: &[Allowed] = &[
     (libc::SYS_epoll_create1, Always),                  // the loop
     (libc::SYS_epoll_ctl, Always),                      // the loop
@@ -38,11 +40,12 @@ const ALLOWED: &[Allowed] = &[
     (libc::SYS_sendto, Always),                         // frames, flows
     (libc::SYS_sendmmsg, Always),                       // frames
     (libc::SYS_recvmsg, Always),                        // the service's requests
-    (libc::SYS_sendmsg, Always),                        // what the service hears
+    (libc::SYS_sendmsg, Always),                        // what the service hears; TLS to hosts
+    (libc::SYS_pread64, Always),                        // certificates in the service's file
     (libc::SYS_ioctl, OneOf(1, &[FIONBIO])),            // the service's socket does not block
     (libc::SYS_close, Always),                          // ended flows
     (libc::SYS_fcntl, OneOf(1, &[F_GETFD])),            // debug builds check what they close
-    (libc::SYS_getrandom, Always),                      // sequence numbers, questions, hash tables
+    (libc::SYS_getrandom, Always),                      // sequence numbers, questions, keys
     (libc::SYS_write, OneOf(0, &[STDERR])),             // last words
     (libc::SYS_writev, OneOf(0, &[STDERR])),            // last words
     (libc::SYS_mmap, Without(2, PROT_EXEC)),            // the allocator

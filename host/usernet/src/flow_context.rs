@@ -2,6 +2,7 @@
 
 use crate::host_socket;
 use crate::inbound::WireAddresses;
+use crate::interception::Interception;
 use crate::outbox::Outbox;
 use crate::poller::Poller;
 use crate::report::EventReport;
@@ -16,6 +17,7 @@ pub(crate) struct FlowContext {
     pub(crate) wire: WireAddresses,
     pub(crate) outbox: Outbox,
     pub(crate) rules: PolicyRules,
+    pub(crate) interception: Interception,
     pub(crate) report: EventReport,
     pub(crate) poller: Poller,
     /// The time of this turn of the loop.

@@ -1,5 +1,6 @@
 //! Any frames in the place of a guest's.
 
+use crate::interception::Interception;
 use crate::net_stack::NetStack;
 use control::{NetPolicy, NetSpec};
 use rustix::net::{RecvFlags, recv};
@@ -49,7 +50,8 @@ pub fn fuzz_frames(mut bytes: &[u8]) {
     };
     let set = rustix::io::ioctl_fionbio(&control, true);
     assert!(set.is_ok(), "a pair of sockets is as it was made");
-    let Ok(mut stack) = NetStack::new(spec.clone(), frames, control, 7) else {
+    let Ok(mut stack) = NetStack::new(spec.clone(), Interception::new(None), frames, control, 7)
+    else {
         return;
     };
     let mut answer = [0; 2048];

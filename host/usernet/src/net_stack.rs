@@ -3,6 +3,7 @@
 use crate::dns_relay::{DnsAnswer, DnsAsker, DnsRelay};
 use crate::flow_context::FlowContext;
 use crate::inbound::{self, EchoRequest, Inbound, UdpDatagram, Unfit, WireAddresses};
+use crate::interception::Interception;
 use crate::outbox::{Outbox, OutboxCounts};
 use crate::pace::FramePace;
 use crate::poller::{PollEvent, PollToken, Poller};
@@ -12,7 +13,7 @@ use crate::rules::PolicyRules;
 use crate::tcp_stack::TcpStack;
 use crate::tcp_table::{DNS_PORT, TcpTable};
 use crate::udp_table::UdpTable;
-use control::{NetPolicy, NetSpec};
+use control::{HeaderRules, NetPolicy, NetSpec};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -32,6 +33,7 @@ impl NetStack {
     /// A network without flows, of a specification that has passed its gate. `seed` is random.
     pub(crate) fn new(
         spec: NetSpec,
+        interception: Interception,
         frames: OwnedFd,
         control: OwnedFd,
         seed: u64,
@@ -46,6 +48,7 @@ impl NetStack {
                 wire,
                 outbox,
                 rules: PolicyRules::new(spec.policy, spec.host_addresses),
+                interception,
                 report: EventReport::new(control, now),
                 poller: Poller::new()?,
                 now,
@@ -212,8 +215,13 @@ impl NetStack {
     }
 
     /// Puts another policy in place, and cuts what it does not allow.
-    pub(crate) fn set_policy(&mut self, policy: NetPolicy) {
+    pub(crate) fn set_policy(
+        &mut self,
+        policy: NetPolicy,
+        headers: Option<(HeaderRules, OwnedFd)>,
+    ) {
         self.ctx.rules.replace(policy);
+        self.ctx.interception.replace(headers);
         let cut = self.tcp.cut(&mut self.ctx) + self.udp.cut(&self.ctx);
         self.ctx.outbox.flush();
         self.account();
@@ -271,7 +279,7 @@ mod test {
             let (control, service) = control::pair().unwrap();
             rustix::io::ioctl_fionbio(&control, true).unwrap();
             Self {
-                stack: NetStack::new(spec, frames, control, 7).unwrap(),
+                stack: NetStack::new(spec, Interception::new(None), frames, control, 7).unwrap(),
                 guest,
                 _service: service,
             }
@@ -345,7 +353,7 @@ mod test {
                 net.tcp(to, FIN | ACK, 101, next);
             }
             // No policy cuts it.
-            net.stack.set_policy(NetPolicy::default());
+            net.stack.set_policy(NetPolicy::default(), None);
             assert_eq!(net.stack.open_flows(), 1);
             net.later(Duration::from_secs(29));
             assert_eq!(net.stack.open_flows(), 1);
@@ -406,7 +414,7 @@ mod test {
         let mut net = TestNet::new(spec.clone());
         assert_eq!(net.stack.ctx.name_servers(), None);
         spec.policy.dns_servers = servers.iter().map(|s| s.parse().unwrap()).collect();
-        net.stack.set_policy(spec.policy);
+        net.stack.set_policy(spec.policy, None);
         let allowed = net.stack.ctx.name_servers().unwrap();
         let allowed: Vec<_> = allowed.iter().map(ToString::to_string).collect();
         assert_eq!(allowed, ["10.0.0.2:53", "8.8.8.8:53"]);
@@ -440,7 +448,7 @@ mod test {
         assert_eq!(net.stack.ctx.name_servers(), Some(vec![to.into()]));
         // The policy that stays allows all of the Internet.
         spec.policy.openings.clear();
-        net.stack.set_policy(spec.policy);
+        net.stack.set_policy(spec.policy, None);
         assert_eq!(net.stack.ctx.name_servers(), Some(Vec::new()));
         assert_eq!(net.stack.ctx.report.counters.flows_cut, 2);
         net.udp(to);

@@ -1,9 +1,10 @@
 //! The process: its two descriptors, and the loop that joins them to the network.
 
+use crate::interception::Interception;
 use crate::net_stack::NetStack;
 use crate::outbox::Outbox;
 use crate::poller::{PollToken, Watch};
-use control::{ChannelError, MAX_FRAME, NetRequest, NetSpecError};
+use control::{ChannelError, HeaderRules, HeaderRulesError, MAX_FRAME, NetRequest, NetSpecError};
 use rustix::io::{Errno, ioctl_fionbio};
 use rustix::net::{RecvFlags, recv};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -26,6 +27,12 @@ pub enum ServeError {
     /// What it should be is not possible.
     #[error("The network is not possible")]
     Spec(#[from] NetSpecError),
+    /// Rules for headers came without the file of certificates.
+    #[error("Headers came without a descriptor of certificates: the service is of another build")]
+    NoRoots,
+    /// Rules for headers are not possible.
+    #[error("The rules for headers are not possible")]
+    HeaderRules(#[from] HeaderRulesError),
     /// The service does not speak as it should.
     #[error("The service's message could not be read")]
     Channel(#[from] ChannelError),
@@ -51,17 +58,29 @@ fn system(what: &'static str) -> impl FnOnce(Errno) -> ServeError {
 /// # Errors
 /// [`ServeError`].
 pub fn serve(frames: OwnedFd, control: OwnedFd) -> Result<(), ServeError> {
-    let Some((request, _)) = control::recv::<NetRequest>(&control)? else {
-        return Ok(());
-    };
-    let NetRequest::Configure(spec) = request else {
-        return Err(ServeError::NotConfigured);
+    let mut headers = None;
+    let spec = loop {
+        match control::recv::<NetRequest>(&control)? {
+            Some((NetRequest::HeaderRules(rules), roots)) => {
+                headers = Some(header_rules(*rules, roots)?);
+            }
+            Some((NetRequest::Configure(spec), _)) => break spec,
+            Some(_) => return Err(ServeError::NotConfigured),
+            None => return Ok(()),
+        }
     };
     spec.check()?;
+    let interception = Interception::new(headers);
     ioctl_fionbio(&control, true).map_err(system("make the control socket non-blocking"))?;
     let mut seed = [0; 8];
     getrandom(&mut seed, GetRandomFlags::empty()).map_err(system("draw random numbers"))?;
-    let stack = NetStack::new(*spec, frames, control, u64::from_ne_bytes(seed));
+    let stack = NetStack::new(
+        *spec,
+        interception,
+        frames,
+        control,
+        u64::from_ne_bytes(seed),
+    );
     let mut stack = stack.map_err(system("make an epoll instance"))?;
     let ctx = &stack.ctx;
     let watch = |fd, token| ctx.poller.add(fd, token, Watch::Read);
@@ -79,6 +98,8 @@ struct FrameLoop {
     readable: bool,
     /// The frames' socket is watched for room.
     watched_for_room: bool,
+    /// Headers whose policy has not come yet.
+    headers: Option<(HeaderRules, OwnedFd)>,
 }
 
 /// Whether the process goes on.
@@ -94,6 +115,7 @@ impl FrameLoop {
             buffer: vec![0; MAX_FRAME].into_boxed_slice(),
             readable: true,
             watched_for_room: false,
+            headers: None,
         }
     }
 
@@ -121,7 +143,7 @@ impl FrameLoop {
                     _ => stack.event(event),
                 }
             }
-            if asked && requests(stack)? == LoopState::Ended {
+            if asked && requests(stack, &mut self.headers)? == LoopState::Ended {
                 return Ok(());
             }
             if self.frames(stack)? == LoopState::Ended {
@@ -179,13 +201,29 @@ impl FrameLoop {
     }
 }
 
+/// Rules that have passed their gate, with the file that came with them.
+fn header_rules(
+    rules: HeaderRules,
+    roots: Vec<OwnedFd>,
+) -> Result<(HeaderRules, OwnedFd), ServeError> {
+    rules.check()?;
+    let roots = roots.into_iter().next().ok_or(ServeError::NoRoots)?;
+    Ok((rules, roots))
+}
+
 /// Does what the service asks.
-fn requests(stack: &mut NetStack) -> Result<LoopState, ServeError> {
+fn requests(
+    stack: &mut NetStack,
+    headers: &mut Option<(HeaderRules, OwnedFd)>,
+) -> Result<LoopState, ServeError> {
     loop {
         match control::recv::<NetRequest>(stack.ctx.report.socket()) {
             Ok(Some((NetRequest::SetPolicy(policy), _))) => {
                 policy.check().map_err(NetSpecError::from)?;
-                stack.set_policy(*policy);
+                stack.set_policy(*policy, headers.take());
+            }
+            Ok(Some((NetRequest::HeaderRules(rules), roots))) => {
+                *headers = Some(header_rules(*rules, roots)?);
             }
             Ok(Some((NetRequest::Configure(_), _))) => return Err(ServeError::ConfiguredTwice),
             Ok(None) => return Ok(LoopState::Ended),

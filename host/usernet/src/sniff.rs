@@ -31,6 +31,11 @@ pub(crate) enum Sniffed {
     Other,
 }
 
+/// Whether a flow that has said its name speaks TLS.
+pub(crate) fn is_tls(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&RECORD_HANDSHAKE)
+}
+
 /// Looks at the first bytes of a flow.
 pub(crate) fn sniff(bytes: &[u8]) -> Sniffed {
     let full = bytes.len() >= MAX_SNIFF;

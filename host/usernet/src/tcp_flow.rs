@@ -11,16 +11,22 @@
 //! buffer closes, or the host's socket is not read.
 
 use crate::host_socket;
+use crate::intercept_fault::InterceptFault;
+use crate::intercepted_flow::InterceptedFlow;
+use crate::interception::Interception;
 use crate::outbox::Outbox;
 use crate::rules::PolicyRules;
-use crate::sniff::{MAX_SNIFF, Sniffed, sniff};
+use crate::sniff::{MAX_SNIFF, Sniffed, is_tls, sniff};
 use crate::tcp_stack::{TcpEndpoint, TcpStack};
+use crate::tls_io::HostSide;
+use control::DenyReason;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use smoltcp::socket::tcp::{Socket, State};
 use smoltcp::time::Duration as StackDuration;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// A guest that acknowledges nothing for so long, once the host has ended, is reset.
@@ -31,14 +37,25 @@ const NAMED_PORTS: [u16; 2] = [80, 443];
 /// Why a name is asked of a flow, and what it said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum FlowName {
-    /// None: its address is allowed.
+    /// None.
     NotAsked,
     /// It has not said one yet.
     Awaited,
-    /// An allowed one.
+    /// An allowed one, where that is asked.
     Said(String),
-    /// None, on a port where none is needed.
+    /// None, where none is needed.
     Unsaid,
+}
+
+/// What a flow's name is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NameAsked {
+    /// Nothing: its address is allowed.
+    No,
+    /// It goes on without one; its requests may get headers by it.
+    ForHeaders,
+    /// It goes on by an allowed one only.
+    ToPass,
 }
 
 /// What a flow is after its turn.
@@ -48,8 +65,8 @@ pub(crate) enum FlowOutcome {
     Open,
     /// Both sides have ended, or one has reset.
     Ended,
-    /// What it says it wants is not allowed.
-    Denied(Option<String>),
+    /// What it says it wants is not allowed, or it cannot be given its headers.
+    Denied(DenyReason, Option<String>),
 }
 
 /// An open flow. One that connects is its socket and its SYN only.
@@ -58,7 +75,13 @@ pub(crate) struct TcpFlow {
     pub(crate) endpoint: TcpEndpoint,
     host: OwnedFd,
     to: SocketAddr,
-    pub(crate) name: FlowName,
+    name: FlowName,
+    /// It may go on only by its name.
+    by_name: bool,
+    /// Its name has been looked up in the rules for headers.
+    looked: bool,
+    /// Its TLS is ended here.
+    intercepted: Option<Box<InterceptedFlow>>,
     readable: bool,
     writable: bool,
     /// The host's end of data is near: a short read is not the last one.
@@ -74,18 +97,20 @@ impl TcpFlow {
         endpoint: TcpEndpoint,
         host: OwnedFd,
         to: SocketAddr,
-        by_name: bool,
+        asked: NameAsked,
         ending: bool,
     ) -> Self {
         Self {
             endpoint,
             host,
             to,
-            name: if by_name {
-                FlowName::Awaited
-            } else {
-                FlowName::NotAsked
+            name: match asked {
+                NameAsked::No => FlowName::NotAsked,
+                NameAsked::ForHeaders | NameAsked::ToPass => FlowName::Awaited,
             },
+            by_name: asked == NameAsked::ToPass,
+            looked: false,
+            intercepted: None,
             readable: true,
             writable: true,
             ending,
@@ -107,7 +132,7 @@ impl TcpFlow {
         &mut self,
         stack: &mut TcpStack,
         outbox: &mut Outbox,
-        rules: &PolicyRules,
+        (rules, interception): (&PolicyRules, &mut Interception),
         now: Instant,
     ) -> FlowOutcome {
         self.look_for_end();
@@ -122,9 +147,14 @@ impl TcpFlow {
         }
         if let Some(denied) = self.ask_name(rules) {
             self.reset(stack, outbox, now);
-            return FlowOutcome::Denied(denied);
+            return FlowOutcome::Denied(DenyReason::Name, denied);
         }
-        let moved = self.feed_host().and_then(|()| self.feed_guest());
+        let moved = match self.intercept(interception) {
+            Ok(true) => Ok(()),
+            Ok(false) => self.feed_host().and_then(|()| self.feed_guest()),
+            Err(InterceptFault::Lost) => Err(Errno::CONNRESET),
+            Err(fault) => return self.refuse(fault, stack, outbox, now),
+        };
         if moved.is_err() {
             self.reset(stack, outbox, now);
             return FlowOutcome::Ended;
@@ -155,10 +185,17 @@ impl TcpFlow {
         host_socket::reset_at_close(&self.host);
     }
 
-    /// Whether another policy lets it go on.
+    /// Whether it goes on under other rules for headers: those that it was begun by.
+    pub(crate) fn follows(&self, interception: &Interception) -> bool {
+        let intercepted = self.intercepted.as_ref();
+        intercepted.is_none_or(|intercepted| intercepted.follows(interception))
+    }
+
+    /// Whether another policy, by which it has to say a name, lets it go on.
     pub(crate) fn may_stay(&self, rules: &PolicyRules) -> bool {
         match &self.name {
             FlowName::NotAsked => false,
+            FlowName::Awaited | FlowName::Unsaid if !self.by_name => false,
             FlowName::Awaited | FlowName::Unsaid => true,
             FlowName::Said(name) => rules.name_allowed(name),
         }
@@ -173,15 +210,25 @@ impl TcpFlow {
         let needed = NAMED_PORTS.contains(&self.to.port());
         let socket = self.endpoint.socket();
         let more = matches!(socket.state(), State::Established | State::SynReceived);
-        let said = sniff(socket.peek(MAX_SNIFF).unwrap_or_default());
+        let bytes = socket.peek(MAX_SNIFF).unwrap_or_default();
+        // Only TLS gets headers: nothing else waits for them.
+        if !self.by_name && !bytes.is_empty() && !is_tls(bytes) {
+            self.name = FlowName::Unsaid;
+            return None;
+        }
+        let said = sniff(bytes);
         match said {
             Sniffed::More if more => None,
-            Sniffed::Name(name) if rules.name_allowed(&name) => {
+            Sniffed::Name(name) if !self.by_name || rules.name_allowed(&name) => {
                 self.name = FlowName::Said(name);
                 None
             }
             Sniffed::Name(name) => Some(Some(name)),
             Sniffed::Other if !needed => {
+                self.name = FlowName::Unsaid;
+                None
+            }
+            Sniffed::Other | Sniffed::Nameless | Sniffed::More if !self.by_name => {
                 self.name = FlowName::Unsaid;
                 None
             }
@@ -191,6 +238,70 @@ impl TcpFlow {
                 None
             }
             Sniffed::More | Sniffed::Nameless | Sniffed::Other => Some(None),
+        }
+    }
+
+    /// Ends its TLS here if its name has headers; whether that is so.
+    fn intercept(&mut self, interception: &mut Interception) -> Result<bool, InterceptFault> {
+        let socket = self.endpoint.socket();
+        if let FlowName::Said(name) = &self.name
+            && self.intercepted.is_none()
+            && !self.looked
+        {
+            self.looked = true;
+            let first = socket.peek(1).unwrap_or_default();
+            if let Some(rule) = interception.rule(name)
+                && is_tls(first)
+            {
+                let rule = Arc::new(rule.clone());
+                let opening = interception.begin(name)?;
+                let begun = InterceptedFlow::new(name, rule, opening);
+                self.intercepted = Some(Box::new(begun));
+            }
+        }
+        let Some(intercepted) = &mut self.intercepted else {
+            return Ok(false);
+        };
+        let mut host = HostSide {
+            socket: self.host.as_fd(),
+            readable: &mut self.readable,
+            writable: &mut self.writable,
+        };
+        intercepted.turn(socket, &mut host, interception)?;
+        if intercepted.host_is_told() && !self.host_shut {
+            self.host_shut = true;
+            let _ = shutdown(&self.host, Shutdown::Write);
+        }
+        if intercepted.guest_is_told() && !self.host_ended {
+            self.host_ended = true;
+            close(socket);
+        }
+        Ok(true)
+    }
+
+    /// Ends it, and lets the guest hear why as far as it can.
+    fn refuse(
+        &mut self,
+        fault: InterceptFault,
+        stack: &mut TcpStack,
+        outbox: &mut Outbox,
+        now: Instant,
+    ) -> FlowOutcome {
+        let socket = self.endpoint.socket();
+        match &mut self.intercepted {
+            Some(intercepted) => intercepted.refuse(fault, socket),
+            None => socket.abort(),
+        }
+        socket.close();
+        stack.output(&mut self.endpoint, outbox, now);
+        host_socket::reset_at_close(&self.host);
+        let name = match &self.name {
+            FlowName::Said(name) => Some(name.clone()),
+            _ => None,
+        };
+        match fault.reason() {
+            Some(reason) => FlowOutcome::Denied(reason, name),
+            None => FlowOutcome::Ended,
         }
     }
 
@@ -235,10 +346,7 @@ impl TcpFlow {
             match received {
                 Ok(Ok((0, _))) => {
                     self.host_ended = true;
-                    socket.close();
-                    // The guest's last segments are acknowledged at once: nobody is there later.
-                    socket.set_ack_delay(None);
-                    socket.set_timeout(Some(LAST_WORDS));
+                    close(socket);
                 }
                 // What comes after a short read is told as another event.
                 Ok(Ok((_, filled))) => self.readable = filled || self.ending,
@@ -250,6 +358,14 @@ impl TcpFlow {
         }
         Ok(())
     }
+}
+
+/// Tells the guest that the host has ended.
+fn close(socket: &mut Socket<'_>) {
+    socket.close();
+    // The guest's last segments are acknowledged at once: nobody is there later.
+    socket.set_ack_delay(None);
+    socket.set_timeout(Some(LAST_WORDS));
 }
 
 /// Whether the guest has acknowledged the connection.
@@ -331,7 +447,7 @@ mod test {
                 outbox,
                 guest,
                 rules: PolicyRules::new(policy, Vec::new()),
-                flow: TcpFlow::new(endpoint, connected.into(), to, true, false),
+                flow: TcpFlow::new(endpoint, connected.into(), to, NameAsked::ToPass, false),
                 host,
                 to,
                 acknowledged: None,
@@ -344,7 +460,12 @@ mod test {
         fn turn(&mut self) -> FlowOutcome {
             let now = Instant::now();
             let (stack, outbox) = (&mut self.stack, &mut self.outbox);
-            let outcome = self.flow.turn(stack, outbox, &self.rules, now);
+            let outcome = self.flow.turn(
+                stack,
+                outbox,
+                (&self.rules, &mut Interception::new(None)),
+                now,
+            );
             self.outbox.flush();
             let mut frame = [0; 2000];
             while let Ok((length, _)) = recv(&self.guest, &mut frame, RecvFlags::DONTWAIT) {
@@ -395,7 +516,8 @@ mod test {
     #[test]
     fn a_flow_that_is_allowed_by_name_has_to_say_one() {
         let host = |name: &str| format!("GET / HTTP/1.1\r\nHost: {name}\r\n\r\n").into_bytes();
-        let denied = |name: Option<&str>| FlowOutcome::Denied(name.map(str::to_owned));
+        let denied =
+            |name: Option<&str>| FlowOutcome::Denied(DenyReason::Name, name.map(str::to_owned));
         for (port, bytes, outcome) in [
             (443, hello(Some("a.example.com")), FlowOutcome::Open),
             (8443, hello(Some("a.example.com")), FlowOutcome::Open),

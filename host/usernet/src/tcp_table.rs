@@ -8,7 +8,7 @@ use crate::inbound::TcpSegment;
 use crate::poller::{FlowId, PollEvent, PollToken, Watch};
 use crate::reply::{self, SHOWN, Unreachable};
 use crate::rules::Verdict;
-use crate::tcp_flow::{FlowOutcome, TcpFlow};
+use crate::tcp_flow::{FlowOutcome, NameAsked, TcpFlow};
 use crate::tcp_stack::TcpStack;
 use control::{DenyReason, NetProtocol};
 use rustix::io::Errno;
@@ -259,8 +259,12 @@ impl TcpTable {
         };
         let (syn, outbox) = (&connecting.syn, &mut ctx.outbox);
         self.stack.input(syn, Some(&mut endpoint), outbox, ctx.now);
-        let by_name = connecting.by_name;
-        entry.state = TcpState::Open(TcpFlow::new(endpoint, host, to, by_name, ending));
+        let asked = match connecting.by_name {
+            true => NameAsked::ToPass,
+            false if ctx.interception.is_on() => NameAsked::ForHeaders,
+            false => NameAsked::No,
+        };
+        entry.state = TcpState::Open(TcpFlow::new(endpoint, host, to, asked, ending));
         self.touch(id);
     }
 
@@ -326,11 +330,14 @@ impl TcpTable {
             let (stack, outbox, now) = (&mut self.stack, &mut ctx.outbox, ctx.now);
             let (ended, denied) = match &mut entry.state {
                 TcpState::Connecting(_) => continue,
-                TcpState::Open(flow) => match flow.turn(stack, outbox, &ctx.rules, now) {
-                    FlowOutcome::Open => (false, None),
-                    FlowOutcome::Ended => (true, None),
-                    FlowOutcome::Denied(name) => (true, Some(name)),
-                },
+                TcpState::Open(flow) => {
+                    let by = (&ctx.rules, &mut ctx.interception);
+                    match flow.turn(stack, outbox, by, now) {
+                        FlowOutcome::Open => (false, None),
+                        FlowOutcome::Ended => (true, None),
+                        FlowOutcome::Denied(reason, name) => (true, Some((reason, name))),
+                    }
+                }
                 TcpState::Resolver(stream) => match stream.turn(stack, outbox, now) {
                     StreamOutcome::Open(asked) => {
                         let of_flow = |message| StreamQuestion { asker: id, message };
@@ -340,9 +347,8 @@ impl TcpTable {
                     StreamOutcome::Ended => (true, None),
                 },
             };
-            if let Some(name) = denied {
+            if let Some((reason, name)) = denied {
                 let (protocol, to) = (NetProtocol::Tcp, entry.key.to);
-                let reason = DenyReason::Name;
                 ctx.report.deny(protocol, to, name.as_deref(), reason, now);
             }
             if ended {
@@ -399,7 +405,9 @@ impl TcpTable {
             };
             let stays = match (verdict, &entry.state) {
                 // The gateway's own: what it may ask for is asked of each question.
-                (_, TcpState::Resolver(_)) | (Verdict::Allow, _) => true,
+                (_, TcpState::Resolver(_)) => true,
+                (_, TcpState::Open(flow)) if !flow.follows(&ctx.interception) => false,
+                (Verdict::Allow, _) => true,
                 (Verdict::ByName, TcpState::Open(flow)) => flow.may_stay(&ctx.rules),
                 (Verdict::ByName, TcpState::Connecting(connecting)) => connecting.by_name,
                 _ => false,

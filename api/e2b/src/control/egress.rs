@@ -2,10 +2,11 @@
 //! `PUT /sandboxes/{id}/network` (api/PROTOCOL.md §4.13).
 
 use crate::Body;
+use crate::control::header_rules;
 use crate::error::ApiError;
 use crate::linger::LingeringBody;
 use crate::state::{AppState, no_content};
-use engine::network::{AllowTarget, IpRange, NetPolicy};
+use engine::network::{AllowTarget, EgressPolicy, IpRange, NetPolicy};
 use engine::owner::Caller;
 use hyper::{Request, Response};
 use serde::Deserialize;
@@ -36,13 +37,13 @@ struct EgressRequest {
 pub(super) fn asked(
     network: Option<&Value>,
     internet: Option<bool>,
-) -> Result<NetPolicy, ApiError> {
+) -> Result<EgressPolicy, ApiError> {
     let request = match network {
         None | Some(Value::Null) => EgressRequest::default(),
         Some(network) => EgressRequest::deserialize(network)
             .map_err(|error| ApiError::Invalid(format!("network: {error}")))?,
     };
-    request.policy(internet)
+    request.egress(internet)
 }
 
 /// Replaces what a running sandbox may reach, as a whole; flows that are no longer allowed are cut.
@@ -57,28 +58,29 @@ pub async fn set(
     request: Request<LingeringBody>,
 ) -> Result<Response<Body>, ApiError> {
     let wanted: EgressRequest = app.json(request.into_body()).await?;
-    let policy = wanted.policy(None)?;
+    let egress = wanted.egress(None)?;
     if app.look(who, id)?.paused.is_some() {
         return Err(ApiError::Conflict(format!(
             "Sandbox {id:?} is paused: what it reaches is changed while it runs"
         )));
     }
-    app.sandbox(who, id)?.set_egress(policy);
+    app.sandbox(who, id)?.set_egress(egress).await?;
     tracing::info!(sandbox_id = id, "network policy replaced");
     Ok(no_content())
 }
 
 impl EgressRequest {
-    fn policy(self, internet: Option<bool>) -> Result<NetPolicy, ApiError> {
+    /// What is asked for, checked.
+    fn egress(mut self, internet: Option<bool>) -> Result<EgressPolicy, ApiError> {
+        let headers = header_rules::asked(self.rules.take())?;
+        Ok(EgressPolicy::new(self.reach(internet)?, headers))
+    }
+
+    fn reach(self, internet: Option<bool>) -> Result<NetPolicy, ApiError> {
         let needs = |value: Option<Value>| value.is_some_and(|value| !is_empty(&value));
         if needs(self.egress_proxy) {
             return Err(ApiError::NotYet(
                 "A proxy for a sandbox's network (egressProxy)",
-            ));
-        }
-        if needs(self.rules) {
-            return Err(ApiError::NotYet(
-                "Changing what a sandbox sends (network.rules)",
             ));
         }
         let invalid =
@@ -165,13 +167,18 @@ mod test {
             })),
             None,
         );
-        let policy = policy.unwrap();
+        let policy = policy.unwrap().reach;
         assert!(policy.internet);
         assert_eq!((policy.allow_out.len(), policy.deny_out.len()), (3, 1));
         assert_eq!(policy.dns_servers, ["9.9.9.9:53".parse().unwrap()]);
-        assert!(asked(None, None).unwrap().internet);
-        assert!(!asked(None, Some(false)).unwrap().internet);
-        assert!(asked(Some(&Value::Null), Some(true)).unwrap().internet);
+        assert!(asked(None, None).unwrap().reach.internet);
+        assert!(!asked(None, Some(false)).unwrap().reach.internet);
+        assert!(
+            asked(Some(&Value::Null), Some(true))
+                .unwrap()
+                .reach
+                .internet
+        );
     }
 
     #[test]
@@ -200,13 +207,9 @@ mod test {
             let refused = refused(&network);
             assert!(refused.contains(value), "{refused}");
         }
-        for network in [
-            json!({"egressProxy": {"address": "a:1"}}),
-            json!({"rules": {"a": [1]}}),
-        ] {
-            let refused = asked(Some(&network), None);
-            assert!(matches!(refused, Err(ApiError::NotYet(_))), "{network}");
-        }
+        let proxy = json!({"egressProxy": {"address": "a:1"}});
+        let refused = asked(Some(&proxy), None);
+        assert!(matches!(refused, Err(ApiError::NotYet(_))), "{proxy}");
         asked(Some(&json!({"egressProxy": null, "rules": {}})), None).unwrap();
     }
 }

@@ -7,6 +7,7 @@ pub mod create;
 pub mod egress;
 pub mod fork;
 pub mod get;
+mod header_rules;
 pub mod health;
 pub mod idempotency;
 pub mod kill;

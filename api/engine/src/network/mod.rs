@@ -8,12 +8,23 @@
 //!
 //! A machine that sends nothing has no network process.
 
+mod egress;
+#[cfg(test)]
+pub(crate) use egress::test as egress_test;
 mod frames;
+mod guest_trust;
 mod host;
 mod network_process;
+mod roots;
 mod service;
 
-pub use control::{AllowTarget, IpRange, NetPolicy, NetPolicyError};
+pub use authority::CertifiedKey;
+pub use control::{
+    AllowTarget, HostHeaders, IpRange, NetPolicy, NetPolicyError, SecretBytes, SecretHeader,
+    check_hosts,
+};
+pub use egress::EgressPolicy;
 pub use frames::FrameSocket;
+pub(crate) use guest_trust::{add_variables, trust};
 pub use host::host_name_servers;
 pub use service::{NetworkService, NetworkSettings};

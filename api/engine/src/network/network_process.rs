@@ -5,11 +5,11 @@ use crate::machine::group_tree::NoGroup;
 use crate::machine::name::MachineName;
 use crate::machine::{ready, stderr};
 use crate::network::frames::FrameSocket;
-use control::{ChannelError, JailMode, NetEvent, NetPolicy, NetRequest, NetSpec};
+use control::{ChannelError, HeaderRules, JailMode, NetEvent, NetPolicy, NetRequest, NetSpec};
 use rustix::process::Pid;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -44,6 +44,15 @@ pub(super) enum NetworkError {
     /// The host's addresses, which are to be denied, are not known.
     #[error("Listing the host's addresses failed")]
     Host(#[source] io::Error),
+    /// What hosts are verified with cannot be read.
+    #[error("Reading the certificate authorities failed (network.extra_roots is {extra:?})")]
+    Roots {
+        /// The operator's own.
+        extra: Option<PathBuf>,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// It is not heard.
     #[error(transparent)]
     Channel(#[from] ChannelError),
@@ -131,6 +140,16 @@ impl NetworkProcess {
     /// Says what the network is.
     pub(super) fn configure(&self, spec: NetSpec) -> Result<(), ChannelError> {
         self.send(&NetRequest::Configure(Box::new(spec)))
+    }
+
+    /// Says which headers requests get while the policy holds that is said next.
+    pub(super) fn set_rules(
+        &self,
+        rules: HeaderRules,
+        roots: &OwnedFd,
+    ) -> Result<(), ChannelError> {
+        let request = NetRequest::HeaderRules(Box::new(rules));
+        control::send(&self.control, &request, &[roots.as_fd()])
     }
 
     /// Says what may be reached from now on.

@@ -4,9 +4,10 @@
 use crate::error::chain;
 use crate::machine::group_tree::GroupTree;
 use crate::metrics::EngineMetrics;
+use crate::network::egress::EgressPolicy;
 use crate::network::frames::FrameSocket;
-use crate::network::host;
 use crate::network::network_process::{NetworkError, NetworkProcess};
+use crate::network::{host, roots};
 use crate::sandbox_log::{LogLevel, SandboxLog};
 use control::{DeniedFlow, JailMode, NetCounters, NetEvent, NetLimits, NetPolicy, NetSpec};
 use std::net::SocketAddr;
@@ -31,8 +32,20 @@ pub struct NetworkSettings {
     pub jail: JailMode,
     /// Addresses and ports that every sandbox may reach though they are private, or the host's.
     pub openings: Vec<SocketAddr>,
+    /// A file of certificates, PEM, that hosts are verified with beside the host's own.
+    pub extra_roots: Option<PathBuf>,
     /// How much of the network one sandbox may have.
     pub limits: NetLimits,
+}
+
+impl NetworkSettings {
+    /// Refuses what would keep every network process from being started.
+    ///
+    /// # Errors
+    /// Which setting, and why.
+    pub fn check(&self) -> Result<(), String> {
+        self.extra_roots.as_deref().map_or(Ok(()), roots::check)
+    }
 }
 
 /// What gives sandboxes their network.
@@ -63,7 +76,7 @@ impl NetworkService {
         self: &Arc<Self>,
         id: &str,
         frames: FrameSocket,
-        policy: watch::Receiver<NetPolicy>,
+        policy: watch::Receiver<EgressPolicy>,
         log: SandboxLog,
     ) {
         let served = ServedSandbox {
@@ -86,6 +99,23 @@ impl NetworkService {
         })
     }
 
+    /// Says which headers hold with the policy that is said next, if it has any.
+    fn set_rules(
+        &self,
+        process: &NetworkProcess,
+        policy: &EgressPolicy,
+    ) -> Result<(), NetworkError> {
+        let Some(rules) = policy.rules() else {
+            return Ok(());
+        };
+        let extra = self.settings.extra_roots.as_deref();
+        let roots = roots::certificates(extra).map_err(|source| NetworkError::Roots {
+            extra: self.settings.extra_roots.clone(),
+            source,
+        })?;
+        Ok(process.set_rules(rules, &roots)?)
+    }
+
     /// With what the operator has opened for all.
     fn opened(&self, policy: NetPolicy) -> NetPolicy {
         NetPolicy {
@@ -99,7 +129,7 @@ impl NetworkService {
 struct ServedSandbox {
     service: Arc<NetworkService>,
     id: String,
-    policy: watch::Receiver<NetPolicy>,
+    policy: watch::Receiver<EgressPolicy>,
     log: SandboxLog,
 }
 
@@ -143,7 +173,8 @@ impl ServedSandbox {
         let program = (&*settings.program, settings.jail);
         let process = NetworkProcess::start(program, group, frames, &self.id)?;
         let policy = self.policy.borrow_and_update().clone();
-        process.configure(self.service.spec(&self.id, policy)?)?;
+        self.service.set_rules(&process, &policy)?;
+        process.configure(self.service.spec(&self.id, policy.reach)?)?;
         self.service.metrics.network_process("started");
         let (mut open, mut counted) = (true, NetCounters::default());
         loop {
@@ -156,7 +187,8 @@ impl ServedSandbox {
                 changed = self.policy.changed(), if open => match changed {
                     Ok(()) => {
                         let policy = self.policy.borrow_and_update().clone();
-                        process.set_policy(self.service.opened(policy))?;
+                        self.service.set_rules(&process, &policy)?;
+                        process.set_policy(self.service.opened(policy.reach))?;
                     }
                     // The sandbox is gone, and soon its machine: its frame socket tells.
                     Err(_) => open = false,

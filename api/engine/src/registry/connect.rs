@@ -179,6 +179,7 @@ impl SandboxRegistry {
         );
         sandbox.processes.attach_all(&point.processes).await;
         timings.step("processes");
+        sandbox.entrust_again().await;
         Ok((sandbox, machine))
     }
 }

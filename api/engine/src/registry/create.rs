@@ -3,8 +3,9 @@
 use crate::error::EngineError;
 use crate::facts::{IngressPolicy, SandboxFacts, SandboxOrigin};
 use crate::ids;
+use crate::network::add_variables;
 use crate::registry::bring_up::{IdentifiedMachine, LaunchSource};
-use crate::registry::new_sandbox::{AskedIngress, CreationSource, NewSandbox};
+use crate::registry::new_sandbox::{AskedIngress, AskedSandbox, CreationSource, NewSandbox};
 use crate::registry::reserve::{Preallocated, SandboxReservation};
 use crate::registry::running::{SandboxHistory, running_sandbox};
 use crate::registry::sandboxes::SandboxRegistry;
@@ -136,8 +137,9 @@ impl SandboxRegistry {
         let NewSandbox {
             owner,
             source,
-            asked,
+            mut asked,
         } = new;
+        authorize(&mut asked)?;
         let (access_token, ingress) = (token_if(asked.secure)?, policy(asked.ingress)?);
         let template = source.template();
         let restore_point = self
@@ -181,6 +183,7 @@ impl SandboxRegistry {
             sandbox.processes.attach_all(&point.processes).await;
             timings.step("processes");
         }
+        entrust(&sandbox, timings).await?;
         let name = machine.name().clone();
         self.publish(&sandbox, machine)?;
         tracing::info!(
@@ -193,6 +196,29 @@ impl SandboxRegistry {
         );
         Ok((sandbox, way))
     }
+}
+
+/// Gives a sandbox whose requests get headers what that needs, and others nothing.
+fn authorize(asked: &mut AskedSandbox) -> Result<(), EngineError> {
+    if asked.egress.headers.is_empty() {
+        return Ok(());
+    }
+    let egress = std::mem::take(&mut asked.egress);
+    let authorized = egress.authorized(None);
+    asked.egress = authorized.map_err(|error| EngineError::StartFailed(error.to_string()))?;
+    add_variables(&mut asked.env);
+    Ok(())
+}
+
+/// Has the guest trust what its headers need.
+async fn entrust(sandbox: &Sandbox, timings: &mut StepTimings) -> Result<(), EngineError> {
+    let egress = &sandbox.facts.egress;
+    if egress.trusted().is_some() {
+        let entrusted = sandbox.entrust(egress).await;
+        entrusted.map_err(EngineError::StartFailed)?;
+        timings.step("trust");
+    }
+    Ok(())
 }
 
 /// A secret, if one is wanted.

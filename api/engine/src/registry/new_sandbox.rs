@@ -3,7 +3,7 @@
 
 use crate::error::EngineError;
 use crate::facts::{IngressPolicy, LifecyclePolicy, SandboxFacts};
-use crate::network::NetPolicy;
+use crate::network::EgressPolicy;
 use crate::owner::OwnerId;
 use crate::restore_point::RestorePoint;
 use crate::store::snapshots::SandboxSnapshot;
@@ -30,7 +30,7 @@ pub struct AskedSandbox {
     /// Whether the data plane asks for a token.
     pub secure: bool,
     /// What it may reach over the network.
-    pub egress: NetPolicy,
+    pub egress: EgressPolicy,
     /// Who reaches its ports, and as what.
     pub ingress: AskedIngress,
 }

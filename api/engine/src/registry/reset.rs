@@ -161,6 +161,7 @@ impl SandboxRegistry {
         if let Some(point) = point {
             sandbox.processes.attach_all(&point.processes).await;
         }
+        sandbox.entrust_again().await;
         Ok((sandbox, machine, way))
     }
 }

@@ -7,7 +7,7 @@ use crate::facts::{
 };
 use crate::ids::is_sandbox_id;
 use crate::image::machine_image::MachineShape;
-use crate::network::NetPolicy;
+use crate::network::EgressPolicy;
 use crate::owner::OwnerId;
 use crate::process::{ProcessRecord, ProcessRecordV1};
 use crate::restore_point::RestorePoint;
@@ -25,7 +25,9 @@ use std::time::Duration;
 /// Names of paused sandboxes in the store begin with it.
 pub const PREFIX: &str = "paused-";
 /// The last [`SandboxRecordV1::version`].
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
+/// The one of a sandbox whose requests get no headers, which an older program reads.
+const VERSION_WITHOUT_HEADERS: u32 = 3;
 /// The one of a sandbox whose ports and network are as they were before, which an older program
 /// reads.
 const VERSION_WITHOUT_NETWORK: u32 = 2;
@@ -161,11 +163,12 @@ impl PausedSandbox {
             egress,
         } = &*self.facts;
         let ingress = IngressV1::of(ingress);
-        let egress = (*egress != NetPolicy::default()).then(|| egress.into());
+        let egress: Option<EgressV1> = (*egress != EgressPolicy::default()).then(|| egress.into());
         let record = SandboxRecordV1 {
             version: match (&ingress, &egress) {
                 (None, None) => VERSION_WITHOUT_NETWORK,
-                _ => VERSION,
+                (_, Some(egress)) if egress.has_authority() => VERSION,
+                _ => VERSION_WITHOUT_HEADERS,
             },
             id: id.clone(),
             template_id: origin.template_id.clone(),
@@ -308,12 +311,12 @@ impl SandboxRecordV1 {
     }
 
     /// What it may reach.
-    fn egress(&self) -> Result<NetPolicy, RecordError> {
+    fn egress(&self) -> Result<EgressPolicy, RecordError> {
         match &self.egress {
             Some(egress) => egress
                 .policy()
                 .map_err(|why| invalid("network policy", why)),
-            None => Ok(NetPolicy::default()),
+            None => Ok(EgressPolicy::default()),
         }
     }
 
@@ -334,6 +337,10 @@ impl SandboxRecordV1 {
         let network = ingress.is_some() || self.egress.is_some();
         if network && self.version <= VERSION_WITHOUT_NETWORK {
             return Err(invalid("version with a network's settings", self.version));
+        }
+        let headers = self.egress.as_ref().is_some_and(EgressV1::has_authority);
+        if headers && self.version <= VERSION_WITHOUT_HEADERS {
+            return Err(invalid("version with headers", self.version));
         }
         if let Some(ports) = ingress.map(|ingress| &ingress.tls_ports)
             && (ports.len() > MAX_TLS_PORTS || ports.contains(&0))
@@ -388,6 +395,7 @@ pub fn readable(header: &StoredHeader) -> Result<(), String> {
 #[cfg(test)]
 mod test {
     use super::*;
+    use crate::network::egress_test::with_header;
 
     const SHAPE: MachineShape = MachineShape {
         vcpus: 1,
@@ -429,9 +437,29 @@ mod test {
     }
 
     #[test]
+    fn headers_are_kept_and_make_a_record_version_4() {
+        let mut paused = read(2, "").unwrap();
+        let policy = with_header("a.net", "x-key", "v1")
+            .authorized(None)
+            .unwrap();
+        let facts = SandboxFacts {
+            egress: policy.clone(),
+            ..(*paused.facts).clone()
+        };
+        paused.facts = Arc::new(facts);
+        let text = written(&paused);
+        let name = stored_name("i1").unwrap();
+        let decode = |text: &str| PausedSandbox::decode(text.as_bytes(), &name, SHAPE);
+        assert_eq!(decode(&text).unwrap().0.facts.egress, policy);
+        let older = text.replace("\"version\":4", "\"version\":3");
+        assert_ne!(older, text);
+        decode(&older).unwrap_err();
+    }
+
+    #[test]
     fn settings_of_ports_that_cannot_be_are_refused() {
         read(2, INGRESS).unwrap_err();
-        read(4, "").unwrap_err();
+        read(5, "").unwrap_err();
         for wrong in [
             r#""traffic_token":"","mask_host":null,"tls_ports":[]"#,
             r#""traffic_token":null,"mask_host":"a\u0000","tls_ports":[]"#,

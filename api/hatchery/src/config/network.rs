@@ -29,6 +29,7 @@ pub(super) fn network(
         program: vmm.with_file_name(PROGRAM),
         jail,
         openings: file.openings,
+        extra_roots: file.extra_roots,
         limits: NetLimits {
             flows: in_range("network.max_flows", flows, 1..=MAX_NET_FLOWS)?,
             bytes_per_s: bytes_per_s.unwrap_or(default.bytes_per_s),

@@ -181,6 +181,9 @@ pub struct NetworkFile {
     /// Addresses with a port that every sandbox may reach though they are private, or the host's.
     #[serde(default)]
     pub openings: Vec<SocketAddr>,
+    /// A file of certificate authorities, PEM, that hosts of `network.rules` are verified with
+    /// beside those of the host. Default: none.
+    pub extra_roots: Option<PathBuf>,
     /// Most flows (connections, and peers of datagrams) of one sandbox at a time. Default 1024.
     pub max_flows: Option<u32>,
     /// Most bytes a second of one sandbox, both ways together. 0: as many as there are. Default 0.

@@ -6,7 +6,7 @@ import time
 import e2b
 import pytest
 from support import create, http_call, patient, run
-from world import ADDRESS, HTTP_PORT, NAME, SILENT, URL, World
+from world import ADDRESS, HTTP_PORT, NAME, SILENT, TLS_NAME, TLS_URL, URL, World
 
 pytestmark = [
     pytest.mark.vm,
@@ -114,6 +114,44 @@ def test_what_was_refused_stands_in_the_sandboxs_log(net):
     entry = answer.json()["logs"][0]
     assert (answer.status, entry["level"], entry["fields"]["to"]) == (200, "warn", "192.168.7.7:81")
     assert entry["fields"]["reason"] == "reserved"
+
+
+def test_requests_get_a_header_that_the_sandbox_never_has(world):
+    secret = "Bearer 6e3f0c5a9d"
+    rules = {TLS_NAME: [{"transform": {"headers": {"Authorization": secret}}}]}
+    box = create(network={**NETWORK, "rules": rules})
+    python = f"import urllib.request as r; print(r.urlopen('{TLS_URL}/hello?python').read().decode(), end='')"
+    node = f"fetch('{TLS_URL}/hello?node').then(r => r.text()).then(t => process.stdout.write(t))"
+    try:
+        for command in (
+            f"curl -fsS -H 'Authorization: mine' {TLS_URL}/hello?curl {TLS_URL}/hello?again",
+            f'python3 -c "{python}"',
+            f'node -e "{node}"',
+            f"git ls-remote {TLS_URL}/git/project.git && echo hello from outside",
+        ):
+            assert run(box, command).stdout.endswith("hello from outside\n"), command
+        seen = dict(world.authorized)
+        for word in ("curl", "again", "python", "node"):
+            assert seen[f"/hello?{word}"] == secret, word
+        # A host that is not the connection's gets nothing, and neither does another path to it.
+        assert "403" in run(box, f"curl -sS -o /dev/null -w '%{{http_code}}' -H 'Host: other.test' {TLS_URL}/hello").stdout
+        word = secret.split()[1]
+        places = "/etc /home /root /run /tmp /usr/local /var /proc/[0-9]*/environ"
+        found = run(box, f"env | grep {word}; grep -rsla {word[:5]}''{word[5:]} {places}; true", user="root").stdout
+        assert found == "", found
+        about = http_call("GET", f"/sandboxes/{box.sandbox_id}")
+        assert about.status == 200 and word not in str(about.json())
+        child = box.fork(count=1, timeout=int(patient(300)))[0]
+        try:
+            assert run(child, f"curl -fsS {TLS_URL}/hello?child").stdout == "hello from outside\n"
+            assert dict(world.authorized)["/hello?child"] == secret
+        finally:
+            child.kill()
+        # Without rules nobody ends its TLS, and the host's certificate is nobody's that it trusts.
+        http_call("PUT", f"/sandboxes/{box.sandbox_id}/network", {"dnsServers": [ADDRESS]})
+        quickly(box, f"curl -sS {TLS_URL}/hello?without", 5)
+    finally:
+        box.kill()
 
 
 def test_a_closed_port_is_refused_at_once(net):

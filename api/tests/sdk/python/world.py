@@ -1,6 +1,7 @@
 """What stands for the Internet: servers on this machine's loopback, which the lab's host reaches as
 HATCHERY_WORLD. One HTTP server with a package index for each of pip, npm and apt, a git repository that takes
-pushes, a slow stream and an echo; and a name server.
+pushes, a slow stream and an echo; the same over TLS, which remembers whose requests had which authorization
+(`authority.pem` is trusted by the server under test, and signed `api.test.pem`); and a name server.
 """
 
 import base64
@@ -10,7 +11,9 @@ import http.server
 import io
 import json
 import os
+import pathlib
 import socket
+import ssl
 import struct
 import subprocess
 import tarfile
@@ -20,12 +23,16 @@ import zipfile
 
 ADDRESS = os.environ.get("HATCHERY_WORLD", "")
 HTTP_PORT = 18080
+TLS_PORT = 18443
 DNS_PORT = 53
 NAME = "packages.test"
 URL = f"http://{NAME}:{HTTP_PORT}"
+TLS_NAME = "api.test"
+TLS_URL = f"https://{TLS_NAME}:{TLS_PORT}"
+CERTIFICATE = pathlib.Path(__file__).with_name("api.test.pem")
 
 # What the name server answers; another name does not exist.
-NAMES = {NAME: ADDRESS, "gateway.test": ADDRESS, "rebind.test": "10.9.9.9"}
+NAMES = {NAME: ADDRESS, TLS_NAME: ADDRESS, "gateway.test": ADDRESS, "rebind.test": "10.9.9.9"}
 SILENT = "silent.test"
 
 
@@ -127,6 +134,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     files = {}
     git_root = None
+    authorized = []
+
+    def parse_request(self):
+        parsed = super().parse_request()
+        if parsed:
+            self.authorized.append((self.path, self.headers.get("Authorization")))
+        return parsed
 
     def answer(self, status, body, kind="application/octet-stream"):
         self.send_response(status)
@@ -232,12 +246,20 @@ class World:
     def __init__(self, folder):
         repository = folder / "project.git"
         subprocess.run(["git", "init", "-q", "--bare", "-b", "main", repository], check=True)
-        handler = type("Served", (Handler,), {"files": files(), "git_root": folder})
+        self.authorized = []
+        served = {"files": files(), "git_root": folder, "authorized": self.authorized}
+        handler = type("Served", (Handler,), served)
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", HTTP_PORT), handler)
+        self.https = http.server.ThreadingHTTPServer(("127.0.0.1", TLS_PORT), handler)
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(CERTIFICATE)
+        # The handshake is each connection's own thread's.
+        self.https.socket = tls.wrap_socket(self.https.socket, server_side=True, do_handshake_on_connect=False)
         self.dns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.dns.bind(("127.0.0.1", DNS_PORT))
         self.asked = []
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        for server in (self.http, self.https):
+            threading.Thread(target=server.serve_forever, daemon=True).start()
         threading.Thread(target=self.answer_names, daemon=True).start()
 
     def answer_names(self):
@@ -251,6 +273,7 @@ class World:
                 self.dns.sendto(answer, sender)
 
     def close(self):
-        self.http.shutdown()
-        self.http.server_close()
+        for server in (self.http, self.https):
+            server.shutdown()
+            server.server_close()
         self.dns.close()

@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 #![allow(dead_code, reason = "not every test file needs all of it")]
 
-use control::{MAX_FRAME, NetEvent, NetRequest, NetSpec};
+pub(crate) mod tls;
+
+use control::{HeaderRules, MAX_FRAME, NetEvent, NetRequest, NetSpec};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{
@@ -13,7 +15,7 @@ use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::Instant as StackInstant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr};
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -111,6 +113,22 @@ impl NetGuest {
         control::send(&guest.control, &request, &[]).unwrap();
         assert_eq!(guest.event(), Some(NetEvent::Ready));
         guest
+    }
+
+    /// One whose requests get headers, with hosts verified by the certificates in a file.
+    pub(crate) fn start_with(spec: NetSpec, rules: HeaderRules, roots: &OwnedFd) -> Self {
+        let mut guest = Self::start_unconfigured(&spec);
+        guest.say_rules(rules, roots);
+        let request = NetRequest::Configure(Box::new(spec));
+        control::send(&guest.control, &request, &[]).unwrap();
+        assert_eq!(guest.event(), Some(NetEvent::Ready));
+        guest
+    }
+
+    /// Says which headers hold with the next policy.
+    pub(crate) fn say_rules(&self, rules: HeaderRules, roots: &OwnedFd) {
+        let request = NetRequest::HeaderRules(Box::new(rules));
+        control::send(&self.control, &request, &[roots.as_fd()]).unwrap();
     }
 
     pub(crate) fn start_unconfigured(spec: &NetSpec) -> Self {
