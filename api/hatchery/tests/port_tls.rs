@@ -92,7 +92,10 @@ async fn programs_that_speak_tls_are_reached_as_others_are() {
 #[tokio::test]
 async fn a_program_that_does_not_speak_tls_there_is_told_of() {
     let server = Server::start().await;
-    let plain = mirror().await;
+    let plain = program(async |mut stream| {
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+    })
+    .await;
     let only_http2 = secure(&[b"h2"]).await;
     let network = json!({ "network": { "httpsPorts": [plain, only_http2] } });
     let id = server.create(network).await.id();
