@@ -43,7 +43,7 @@ impl SandboxOrigin {
 }
 
 /// Most ports of a sandbox on which programs speak TLS.
-pub const MAX_TLS_PORTS: usize = 64;
+pub const MAX_TLS_PORTS: usize = 128;
 
 /// What a sandbox is to its clients, from its creation to its end: it stays the same when the
 /// sandbox is paused and resumed.

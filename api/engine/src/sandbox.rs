@@ -32,8 +32,8 @@ pub struct Sandbox {
     pub log: SandboxLog,
     /// What it may reach; a network process that serves it follows.
     pub(crate) egress: watch::Sender<EgressPolicy>,
-    /// Whoever replaces it holds this: one at a time.
-    pub(crate) egress_turn: tokio::sync::Mutex<()>,
+    /// Whoever has the guest trust something holds this: one at a time.
+    pub(crate) trust_turn: tokio::sync::Mutex<()>,
     pub(crate) deadline: watch::Sender<SandboxDeadline>,
     pub(crate) gone: watch::Sender<bool>,
     pub(crate) ended: OnceLock<String>,
@@ -93,18 +93,28 @@ impl Sandbox {
     }
 
     /// What it may reach from now on, and what its requests get: flows that are no longer allowed
-    /// are cut. Its guest trusts what its headers need when this is answered.
+    /// are cut. Its guest trusts what its headers need when this is answered. The policy is in force
+    /// before the guest is asked for anything: it has no say in it.
     ///
     /// # Errors
-    /// [`EngineError::Conflict`] when the guest has not taken it: all is as it was.
+    /// [`EngineError::Conflict`] when the guest has not taken the authority that headers need: the
+    /// policy is in force, and requests to hosts with headers fail.
     pub async fn set_egress(&self, asked: EgressPolicy) -> Result<(), EngineError> {
-        let _turn = self.egress_turn.lock().await;
-        let known = self.egress.borrow().authority.clone();
-        let policy = asked.authorized(known.as_ref());
-        let policy = policy.map_err(|error| EngineError::Conflict(error.to_string()))?;
-        self.entrust(&policy).await.map_err(EngineError::Conflict)?;
-        self.egress.send_replace(policy);
-        Ok(())
+        let mut made = Ok(());
+        self.egress.send_modify(
+            |present| match asked.authorized(present.authority.as_ref()) {
+                Ok(policy) => *present = policy,
+                Err(error) => made = Err(EngineError::Conflict(error.to_string())),
+            },
+        );
+        made?;
+        let _turn = self.trust_turn.lock().await;
+        let policy = self.egress.borrow().clone();
+        self.entrust(&policy).await.map_err(|error| {
+            EngineError::Conflict(format!(
+                "{error}. The policy is in force, and requests to hosts with headers fail: repeat it"
+            ))
+        })
     }
 
     /// Has the guest trust what the headers of a policy need; nothing if it has none.

@@ -157,7 +157,8 @@ async fn what_is_not_built_yet_says_so_and_a_killed_sandbox_is_gone() {
         (json!({ "allow_internet_access": false }), 204),
         (json!({}), 204),
         (json!({ "denyOut": ["example.com"] }), 400),
-        (json!({ "rules": { "example.com": [1] } }), 501),
+        (json!({ "rules": { "example.com": [1] } }), 400),
+        (json!({ "egressProxy": { "address": "x:1" } }), 501),
     ] {
         let answer = server.api("PUT", &network, rules).await;
         assert_eq!(answer.status, status, "{answer:?}");

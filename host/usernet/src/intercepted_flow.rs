@@ -93,12 +93,13 @@ impl InterceptedFlow {
         interception.rule(&self.name) == Some(&*self.rule)
     }
 
-    /// Moves what can be moved, both ways.
+    /// Moves what can be moved, both ways. `guest_ended`: the guest's connection says nothing more.
     pub(crate) fn turn(
         &mut self,
         socket: &mut Socket<'_>,
         host: &mut HostSide<'_>,
         interception: &mut Interception,
+        guest_ended: bool,
     ) -> Result<(), InterceptFault> {
         loop {
             self.tell_host(host)?;
@@ -113,8 +114,24 @@ impl InterceptedFlow {
             self.tell_host(host)?;
             moved |= self.tell_guest(socket)?;
             if !moved {
-                return Ok(());
+                break;
             }
+        }
+        let silent = guest_ended && !socket.can_recv();
+        if self.is_in_vain(guest_ended, silent) {
+            Err(InterceptFault::Lost)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whether nobody waits for it any more: the guest has gone before its handshake was over, or
+    /// the host before it has answered an upgrade.
+    fn is_in_vain(&self, guest_ended: bool, guest_silent: bool) -> bool {
+        match &self.guest {
+            None => guest_ended,
+            Some(guest) if guest.is_handshaking() => guest_silent || self.guest_end != TlsEnd::Open,
+            Some(_) => self.host_end != TlsEnd::Open && self.requests.is_upgrading(),
         }
     }
 

@@ -89,7 +89,9 @@ pub(crate) fn rewrite(
     });
     for header in request.headers.iter() {
         framing.look(header)?;
-        if !replaced(header.name) {
+        // A body follows in any case: a host that refuses it would take it for the next request.
+        let expects = header.name.eq_ignore_ascii_case("expect");
+        if !replaced(header.name) && !expects {
             line(header.name, header.value, out);
         }
     }
@@ -168,7 +170,8 @@ impl<'a> Framing<'a> {
         let upgrades = self.upgrade && self.to_upgrade && version == 1;
         match (self.length, self.chunked) {
             (None | Some(0), false) if upgrades => Ok(RequestBody::Upgrade),
-            (_, _) if upgrades => Err(RequestFault::Form),
+            // Also where some hosts would change the protocol and others would not.
+            (_, _) if self.upgrade => Err(RequestFault::Form),
             (length, false) => Ok(RequestBody::Length(length.unwrap_or(0))),
             (None, true) if version == 1 => Ok(RequestBody::Chunked),
             (_, true) => Err(RequestFault::Form),

@@ -17,6 +17,8 @@ use crate::chunked_body::ChunkedBody;
 use crate::request_head::{self, HeadRule, MAX_HEAD, RequestBody, RequestFault};
 use control::{SecretBytes, SecretHeader};
 
+/// Methods whose bodies mean nothing (RFC 9110 §9.3), with what follows them.
+const BODILESS: [&[u8]; 3] = [b"GET ", b"HEAD ", b"OPTIONS "];
 /// Most lines of an answer's head.
 const MAX_LINES: usize = 128;
 
@@ -43,6 +45,8 @@ pub(crate) struct RequestStream {
     head: Vec<u8>,
     /// Whether one has been passed on.
     passed: bool,
+    /// The last one had a body that hosts may leave unread, and take for the next request.
+    last: bool,
 }
 
 impl RequestStream {
@@ -52,6 +56,7 @@ impl RequestStream {
             state: StreamState::Head,
             head: Vec::new(),
             passed: false,
+            last: false,
         }
     }
 
@@ -111,7 +116,16 @@ impl RequestStream {
                 _ => Ok(taken),
             };
         };
+        if self.last {
+            return Err(RequestFault::Form);
+        }
         let body = request_head::rewrite(&self.head[..end], rule, out)?;
+        // Which answer is an upgrade's is known of the first request only.
+        if body == RequestBody::Upgrade && self.passed {
+            return Err(RequestFault::Form);
+        }
+        self.last = !matches!(body, RequestBody::Length(0) | RequestBody::Upgrade)
+            && BODILESS.iter().any(|method| self.head.starts_with(method));
         self.head = Vec::new();
         self.passed = true;
         self.state = match body {
@@ -122,6 +136,11 @@ impl RequestStream {
         };
         // What is behind the head comes again.
         Ok(end - before)
+    }
+
+    /// Whether nothing passes before the host has answered.
+    pub(crate) const fn is_upgrading(&self) -> bool {
+        matches!(self.state, StreamState::Upgrading(_))
     }
 
     /// Looks at bytes of the host's for the answer to an upgrade; whether it has come.
@@ -253,10 +272,12 @@ mod test {
             .iter()
             .map(|(head, body)| format!("{head}AUTHORIZATION: mine\r\n\r\n{body}"))
             .collect();
+        // A body comes in any case, so nobody is asked whether it may.
         let expected: String = requests
             .iter()
             .map(|(head, body)| format!("{head}{ADDED}{body}"))
             .collect();
+        let expected = expected.replace("Expect: 100-continue\r\n", "");
         assert_eq!(heard(&said), Ok(expected));
     }
 
@@ -297,6 +318,8 @@ mod test {
             format!("GET / HTTP/1.1\r\n{host} folded\r\n"),
             format!("GET / HTTP/1.1\r\n{host}A : b\r\n"),
             format!("GET / HTTP/1.1\r\n{host}A: b\nC: d\r\n"),
+            format!("GET / HTTP/1.1\r\n{host}Upgrade: tcp\r\n"),
+            format!("GET / HTTP/1.0\r\n{host}Upgrade: tcp\r\nConnection: upgrade\r\n"),
             format!("GET / HTTP/1.1\r\n{host}A: b\0c\r\n"),
             format!("GET / HTTP/1.1\n{host}"),
             format!("POST / HTTP/1.1\r\n{host}Content-Length: 1\r\nContent-Length: 1\r\n"),
@@ -329,6 +352,22 @@ mod test {
         ] {
             let said = format!("{chunked}{body}");
             assert_eq!(heard(&said), Err(RequestFault::Form), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_may_be_mistaken_is_a_connections_last_or_only_one() {
+        let host = format!("Host: {HOST}\r\n");
+        let get = format!("GET / HTTP/1.1\r\n{host}\r\n");
+        let lines = "Connection: upgrade\r\nUpgrade: tcp\r\n";
+        let upgrade = format!("POST /start HTTP/1.1\r\n{host}{lines}\r\n");
+        heard(&upgrade).unwrap();
+        // The answer to the first would be taken for the second's.
+        assert_eq!(heard(&format!("{get}{upgrade}")), Err(RequestFault::Form));
+        for method in ["GET", "HEAD", "OPTIONS"] {
+            let with_body = format!("{method} / HTTP/1.1\r\n{host}Content-Length: 1\r\n\r\na");
+            heard(&with_body).unwrap();
+            assert_eq!(heard(&format!("{with_body}{get}")), Err(RequestFault::Form));
         }
     }
 

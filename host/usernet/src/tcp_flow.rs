@@ -80,6 +80,8 @@ pub(crate) struct TcpFlow {
     by_name: bool,
     /// Its name has been looked up in the rules for headers.
     looked: bool,
+    /// What was looked at was TLS.
+    tls: bool,
     /// Its TLS is ended here.
     intercepted: Option<Box<InterceptedFlow>>,
     readable: bool,
@@ -110,6 +112,7 @@ impl TcpFlow {
             },
             by_name: asked == NameAsked::ToPass,
             looked: false,
+            tls: false,
             intercepted: None,
             readable: true,
             writable: true,
@@ -187,8 +190,11 @@ impl TcpFlow {
 
     /// Whether it goes on under other rules for headers: those that it was begun by.
     pub(crate) fn follows(&self, interception: &Interception) -> bool {
-        let intercepted = self.intercepted.as_ref();
-        intercepted.is_none_or(|intercepted| intercepted.follows(interception))
+        match (&self.intercepted, &self.name) {
+            (Some(intercepted), _) => intercepted.follows(interception),
+            (None, FlowName::Said(name)) if self.tls => interception.rule(name).is_none(),
+            _ => true,
+        }
     }
 
     /// Whether another policy, by which it has to say a name, lets it go on.
@@ -249,9 +255,9 @@ impl TcpFlow {
             && !self.looked
         {
             self.looked = true;
-            let first = socket.peek(1).unwrap_or_default();
+            self.tls = is_tls(socket.peek(1).unwrap_or_default());
             if let Some(rule) = interception.rule(name)
-                && is_tls(first)
+                && self.tls
             {
                 let rule = Arc::new(rule.clone());
                 let opening = interception.begin(name)?;
@@ -267,7 +273,7 @@ impl TcpFlow {
             readable: &mut self.readable,
             writable: &mut self.writable,
         };
-        intercepted.turn(socket, &mut host, interception)?;
+        intercepted.turn(socket, &mut host, interception, self.guest_ended)?;
         if intercepted.host_is_told() && !self.host_shut {
             self.host_shut = true;
             let _ = shutdown(&self.host, Shutdown::Write);

@@ -9,7 +9,7 @@ use common::{NetGuest, only, private_kib};
 use control::{DenyReason, NetEvent, NetRequest};
 use smoltcp::socket::tcp::State;
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 const NAME: &str = "api.example.com";
@@ -318,4 +318,56 @@ fn one_that_has_rules_and_no_such_flow_costs_what_others_cost() {
     guest.poll();
     // The server hears a reset, or an end.
     drop(server);
+}
+
+/// Waits until the host's side of a connection is over, while the guest goes on.
+fn host_hears_the_end(guest: &mut NetGuest, mut stream: TcpStream) {
+    stream.set_read_timeout(Some(common::LIMIT)).unwrap();
+    let ended = std::thread::spawn(move || {
+        let mut heard = [0; 4096];
+        while !matches!(stream.read(&mut heard), Ok(0) | Err(_)) {}
+    });
+    guest.until("its end", |_| ended.is_finished().then_some(()));
+    ended.join().unwrap();
+}
+
+#[test]
+fn a_guest_that_gives_a_silent_host_up_leaves_nothing() {
+    let trust = Trust::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut guest = guest(&trust, address);
+    let mut flow = TlsFlow::connect(&mut guest, address, trust.client(NAME));
+    flow.turn(&mut guest);
+    let (stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(common::LIMIT)).unwrap();
+    // The hello has come, and is never answered.
+    let peeked = std::thread::spawn(move || {
+        stream.peek(&mut [0]).unwrap();
+        stream
+    });
+    guest.until("a hello", |_| peeked.is_finished().then_some(()));
+    guest.tcp(flow.flow).close();
+    host_hears_the_end(&mut guest, peeked.join().unwrap());
+}
+
+#[test]
+fn a_host_that_goes_before_it_answers_an_upgrade_ends_the_flow() {
+    let trust = Trust::new();
+    let (address, server) = trust.server(NAME, |mut stream| {
+        head(&mut stream).unwrap();
+        stream.conn.send_close_notify();
+        stream.flush().unwrap();
+    });
+    let mut guest = guest(&trust, address);
+    let mut flow = TlsFlow::connect(&mut guest, address, trust.client(NAME));
+    let lines = "Connection: upgrade\r\nUpgrade: tcp\r\n";
+    let upgrade = format!("POST /start HTTP/1.1\r\nHost: {NAME}\r\n{lines}\r\nmore");
+    flow.send(&mut guest, upgrade.as_bytes());
+    guest.until("its end", |guest| {
+        flow.turn(guest);
+        let state = guest.tcp(flow.flow).state();
+        matches!(state, State::Closed | State::CloseWait).then_some(())
+    });
+    server.join().unwrap();
 }

@@ -156,9 +156,6 @@ impl CreateRequest {
         let secure =
             version == ApiVersion::V2 || options.require_token || self.secure.unwrap_or(false);
         let ingress = network::ingress(self.network.as_ref(), secure)?;
-        if !ingress.policy.tls_ports.is_empty() {
-            return Err(ApiError::NotYet("TLS to a sandbox's ports (httpsPorts)"));
-        }
         let metadata = self.metadata.unwrap_or_default();
         if metadata.len() > MAX_METADATA {
             return Err(ApiError::Invalid(format!(

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! client ──request──> headers ──> upstream ──hyper's client──> PortStream ═link═> program
-//!        <─response── headers <── upstream <─
+//!        <─response── headers <── upstream <─     (over TLS: program_tls)
 //!        <═════════════════════ tunnel ═════════════════════> after an upgrade
 //! ```
 //!
@@ -15,6 +15,7 @@
 mod access;
 mod headers;
 mod idle;
+mod program_tls;
 mod tunnel;
 mod upstream;
 
@@ -28,8 +29,11 @@ use engine::sandbox::Sandbox;
 use hyper::{Method, Request, Response, StatusCode};
 use idle::IdleStream;
 use link::{LinkError, PortStream};
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 
 /// Longest wait for a program to take a connection.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -55,6 +59,11 @@ pub(crate) async fn serve(
     // Who knows the id of a sandbox and a port that is open is no stranger.
     slots::accepted(&request);
     let stream = IdleStream::new(stream, options.idle_timeout);
+    let stream = if sandbox.facts.ingress.tls_ports.contains(&port) {
+        Either::Right(tls(sandbox, port, stream, head.grpc).await?)
+    } else {
+        Either::Left(stream)
+    };
     let failed = |error: upstream::UpstreamError| error.told(&sandbox.id, port, options);
     if head.grpc {
         return upstream::http2(stream, request).await.map_err(failed);
@@ -102,6 +111,22 @@ async fn connect(
             Err(ProxyError::broken(&sandbox.id, port, &why))
         }
     }
+}
+
+/// The same stream over TLS.
+async fn tls(
+    sandbox: &Sandbox,
+    port: u16,
+    stream: IdleStream<PortStream>,
+    grpc: bool,
+) -> Result<TlsStream<IdleStream<PortStream>>, ProxyError> {
+    let protocol: &[u8] = if grpc { b"h2" } else { b"http/1.1" };
+    let shaken = tokio::time::timeout(CONNECT, program_tls::begin(stream, protocol)).await;
+    let shaken = shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    shaken.map_err(|error| {
+        let why = format!("it is one of network.httpsPorts, and its TLS failed: {error}");
+        ProxyError::broken(&sandbox.id, port, &why)
+    })
 }
 
 /// What the agent said, as far as it did.

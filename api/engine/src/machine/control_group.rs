@@ -14,7 +14,7 @@ pub(super) const MOST_WEIGHT: u64 = 10_000;
 /// The time in which processor time is handed out, microseconds.
 pub(super) const PERIOD_US: u64 = 100_000;
 /// How long the kernel may take to let go of a process that has been reaped.
-const REMOVALS: u32 = 50;
+const REMOVALS: u32 = 200;
 
 /// What the processes of a group may take. They are whole or gone: a want of memory ends all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +98,14 @@ impl ControlGroup {
     /// The kernel's.
     pub fn take(&self, pid: Pid) -> io::Result<()> {
         self.write("cgroup.procs", &pid.as_raw_nonzero().to_string())
+    }
+
+    /// Ends all that is in it; an empty one has nothing to end.
+    pub(crate) fn kill(&self) {
+        if let Err(error) = self.write("cgroup.kill", "1") {
+            let path = self.path.display();
+            tracing::warn!(%path, %error, "a control group's processes are not ended");
+        }
     }
 
     pub(super) fn write(&self, file: &str, value: &str) -> io::Result<()> {

@@ -7,9 +7,11 @@
 //! /etc/ssl/certs/{hash}.0                         for programs that look it up by OpenSSL's hash
 //! ```
 
+use crate::network::roots;
 use authority::{HASHED_NAME, pem};
 use bytes::Bytes;
 use link::{Link, LinkError};
+use memchr::memmem;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -27,6 +29,8 @@ const CERTIFICATES: &str = "/etc/ssl/certs";
 const ROOT: &str = "root";
 /// Most bytes of them.
 const MAX_BUNDLE: usize = 4 << 20;
+/// Most bytes of the certificate by itself: what is longer, or none, is no predecessor.
+const MAX_CERTIFICATE: usize = 4 << 10;
 /// A guest that takes longer for all of it is stuck.
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -52,11 +56,14 @@ pub(crate) fn add_variables(env: &mut BTreeMap<String, String>) {
 pub(crate) async fn trust(link: &Link, certificate: &[u8]) -> Result<(), String> {
     let text = pem(certificate);
     let put = async {
-        let before = read(link, CERTIFICATE).await?;
+        let before = match read(link, CERTIFICATE, MAX_CERTIFICATE).await {
+            Err(LinkError::TooLarge(_)) => Vec::new(),
+            other => other?,
+        };
         if before == text.as_bytes() {
             return Ok::<_, LinkError>(());
         }
-        let bundle = bundle_with(&read(link, BUNDLE).await?, &before, text.as_bytes());
+        let bundle = bundle_with(&trusted(link).await?, &before, text.as_bytes());
         write(link, NEW_BUNDLE, bundle.into()).await?;
         let (from, to) = (NEW_BUNDLE.as_bytes(), BUNDLE.as_bytes());
         link.rename(from, to, ROOT).await?;
@@ -79,16 +86,28 @@ pub(crate) async fn trust(link: &Link, certificate: &[u8]) -> Result<(), String>
     }
 }
 
-/// A bundle with one certificate at its end in place of another.
+/// What the guest trusts so far: programs that are told of [`BUNDLE`] by a variable are to trust it
+/// still. Of an image that has it elsewhere, that; of one without any, what this host trusts.
+async fn trusted(link: &Link) -> Result<Vec<u8>, LinkError> {
+    for path in roots::BUNDLES {
+        let bundle = read(link, path, MAX_BUNDLE).await?;
+        if !bundle.is_empty() {
+            return Ok(bundle);
+        }
+    }
+    Ok(roots::host_bundle().unwrap_or_default())
+}
+
+/// A bundle with one certificate at its end in place of another. The guest may have written both:
+/// the search takes time as they are long, not as they are like each other.
 fn bundle_with(bundle: &[u8], before: &[u8], text: &[u8]) -> Vec<u8> {
     let mut made = Vec::with_capacity(bundle.len() + text.len() + 1);
-    let length = before.len();
     let mut rest = bundle;
-    if length > 0
-        && let Some(at) = bundle.windows(length).position(|part| part == before)
+    if before.starts_with(roots::BEGIN)
+        && let Some(at) = memmem::find(bundle, before)
     {
         made.extend_from_slice(&bundle[..at]);
-        rest = &bundle[at + length..];
+        rest = &bundle[at + before.len()..];
     }
     made.extend_from_slice(rest);
     if made.last().is_some_and(|last| *last != b'\n') {
@@ -99,14 +118,12 @@ fn bundle_with(bundle: &[u8], before: &[u8], text: &[u8]) -> Vec<u8> {
 }
 
 /// A file of the guest's; empty where there is none.
-async fn read(link: &Link, path: &str) -> Result<Vec<u8>, LinkError> {
+async fn read(link: &Link, path: &str, most: usize) -> Result<Vec<u8>, LinkError> {
     let missing = |error: &LinkError| {
         let refusal = error.refusal();
         refusal.is_some_and(|refusal| refusal.code == ErrorCode::NotFound)
     };
-    let opened = link
-        .read_file(path.as_bytes(), 0, MAX_BUNDLE as u64 + 1)
-        .await;
+    let opened = link.read_file(path.as_bytes(), 0, most as u64 + 1).await;
     let mut reader = match opened {
         Ok((_, reader)) => reader,
         Err(error) if missing(&error) => return Ok(Vec::new()),
@@ -117,8 +134,8 @@ async fn read(link: &Link, path: &str) -> Result<Vec<u8>, LinkError> {
         bytes.extend_from_slice(&part?);
     }
     // Of one that is longer only a part would be written again.
-    if bytes.len() > MAX_BUNDLE {
-        return Err(LinkError::TooLarge(MAX_BUNDLE));
+    if bytes.len() > most {
+        return Err(LinkError::TooLarge(most));
     }
     Ok(bytes)
 }
@@ -135,13 +152,17 @@ mod test {
 
     #[test]
     fn a_certificate_takes_its_predecessors_place_in_a_bundle() {
+        let old = "-----BEGIN CERTIFICATE-----\nOLD\n";
         for (bundle, before, expected) in [
             ("", "", "NEW\n"),
             ("a\nb", "", "a\nb\nNEW\n"),
-            ("a\nOLD\n", "OLD\n", "a\nNEW\n"),
-            ("a\nOLD\nb\n", "OLD\n", "a\nb\nNEW\n"),
-            ("a\n", "OLD\n", "a\nNEW\n"),
+            ("a\nOLD", old, "a\nNEW\n"),
+            ("a\nOLDb\n", old, "a\nb\nNEW\n"),
+            ("a\n", old, "a\nNEW\n"),
+            // What is no certificate takes nothing out.
+            ("a\nb\n", "a\n", "a\nb\nNEW\n"),
         ] {
+            let bundle = bundle.replace("OLD", old);
             let made = bundle_with(bundle.as_bytes(), before.as_bytes(), b"NEW\n");
             assert_eq!(made, expected.as_bytes(), "{bundle:?}");
         }

@@ -75,7 +75,11 @@ struct DroppedLater(Option<ControlGroup>);
 impl Drop for DroppedLater {
     fn drop(&mut self) {
         if let Some(group) = self.0.take() {
-            tokio::task::spawn_blocking(move || drop(group));
+            tokio::task::spawn_blocking(move || {
+                // Its process may not have been told to end yet.
+                group.kill();
+                drop(group);
+            });
         }
     }
 }

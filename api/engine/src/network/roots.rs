@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 /// Where distributions have them; the first that is there is read.
-const BUNDLES: [&str; 4] = [
+pub(super) const BUNDLES: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/ca-bundle.pem",
@@ -16,7 +16,7 @@ const BUNDLES: [&str; 4] = [
 ];
 
 /// How a certificate begins.
-const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
+pub(super) const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
 
 /// Refuses a file of the operator's that has no certificates. It is read for each network process
 /// that needs them.
@@ -36,12 +36,17 @@ pub(super) fn check(path: &Path) -> Result<(), String> {
     }
 }
 
+/// This host's own.
+pub(super) fn host_bundle() -> Option<Vec<u8>> {
+    BUNDLES.iter().find_map(|path| std::fs::read(path).ok())
+}
+
 /// All of them in a file without a name, which nobody can change.
 ///
 /// # Errors
 /// The operator's cannot be read, or there is no memory. A host without any is told in the log.
 pub(super) fn certificates(extra: Option<&Path>) -> io::Result<OwnedFd> {
-    let bundle = BUNDLES.iter().find_map(|path| std::fs::read(path).ok());
+    let bundle = host_bundle();
     if bundle.is_none() && extra.is_none() {
         tracing::warn!(
             looked_for = ?BUNDLES,

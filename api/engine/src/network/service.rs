@@ -15,11 +15,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 /// The wait after a network process that ended by itself; it doubles up to 25 s.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const MAX_DOUBLINGS: u32 = 8;
+/// How long a process may outlive its sandbox, whose machine ends meanwhile.
+const LAST: Duration = Duration::from_secs(30);
 /// One that has served for longer did not end by what it was given first.
 const LIVED: Duration = Duration::from_secs(60);
 
@@ -154,7 +156,6 @@ impl ServedSandbox {
             if begun.elapsed() > LIVED {
                 setbacks = 0;
             }
-            self.service.metrics.network_process("lost");
             let (sandbox_id, error) = (&self.id, chain(&error));
             tracing::warn!(
                 sandbox_id,
@@ -176,7 +177,18 @@ impl ServedSandbox {
         self.service.set_rules(&process, &policy)?;
         process.configure(self.service.spec(&self.id, policy.reach)?)?;
         self.service.metrics.network_process("started");
-        let (mut open, mut counted) = (true, NetCounters::default());
+        let ended = self.follow(process).await;
+        if ended.is_err() {
+            self.service.metrics.network_process("lost");
+        }
+        ended
+    }
+
+    /// Hears and tells a process until its end. Once the sandbox is gone, that comes soon, by itself
+    /// or not.
+    async fn follow(&mut self, process: NetworkProcess) -> Result<(), NetworkError> {
+        let mut counted = NetCounters::default();
+        let mut gone = None;
         loop {
             tokio::select! {
                 event = process.event() => match event {
@@ -184,14 +196,17 @@ impl ServedSandbox {
                     Err(NetworkError::Ended(_)) => return process.finish().await,
                     Err(error) => return Err(error),
                 },
-                changed = self.policy.changed(), if open => match changed {
+                () = sleep_until(gone.unwrap_or_else(Instant::now)), if gone.is_some() => {
+                    return process.finish().await;
+                }
+                changed = self.policy.changed(), if gone.is_none() => match changed {
                     Ok(()) => {
                         let policy = self.policy.borrow_and_update().clone();
                         self.service.set_rules(&process, &policy)?;
                         process.set_policy(self.service.opened(policy.reach))?;
                     }
                     // The sandbox is gone, and soon its machine: its frame socket tells.
-                    Err(_) => open = false,
+                    Err(_) => gone = Some(Instant::now() + LAST),
                 },
             }
         }

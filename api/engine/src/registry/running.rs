@@ -71,7 +71,7 @@ pub(super) fn running_sandbox(
         facts,
         log,
         egress,
-        egress_turn: tokio::sync::Mutex::default(),
+        trust_turn: tokio::sync::Mutex::default(),
         link,
         processes,
         deadline: watch::Sender::new(deadline),
