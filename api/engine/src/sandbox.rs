@@ -93,8 +93,8 @@ impl Sandbox {
     }
 
     /// What it may reach from now on, and what its requests get: flows that are no longer allowed
-    /// are cut. Its guest trusts what its headers need when this is answered. The policy is in force
-    /// before the guest is asked for anything: it has no say in it.
+    /// are cut. Its guest trusts what its headers need when this is answered. The policy is in
+    /// force before the guest is asked for anything: it has no say in it.
     ///
     /// # Errors
     /// [`EngineError::Conflict`] when the guest has not taken the authority that headers need: the

@@ -184,8 +184,8 @@ impl ServedSandbox {
         ended
     }
 
-    /// Hears and tells a process until its end. Once the sandbox is gone, that comes soon, by itself
-    /// or not.
+    /// Hears and tells a process until its end. Once the sandbox is gone, that comes soon, by
+    /// itself or not.
     async fn follow(&mut self, process: NetworkProcess) -> Result<(), NetworkError> {
         let mut counted = NetCounters::default();
         let mut gone = None;
