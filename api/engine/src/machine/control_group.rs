@@ -1,10 +1,14 @@
 //! A control group of the kernel's: made with limits, and removed when it is dropped.
 
+use crate::admission;
+use rustix::event::{self, PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fs, io};
 
 /// The weight of one processor's worth of work; the kernel's default for a group.
@@ -13,8 +17,9 @@ pub(super) const WEIGHT: u64 = 100;
 pub(super) const MOST_WEIGHT: u64 = 10_000;
 /// The time in which processor time is handed out, microseconds.
 pub(super) const PERIOD_US: u64 = 100_000;
-/// How long the kernel may take to let go of a process that has been reaped.
-const REMOVALS: u32 = 200;
+/// How long processes that have been ended may take to leave: one whose group has used its
+/// processor time up ends when it has some again.
+const LEAVING: Duration = Duration::from_millis(400);
 
 /// What the processes of a group may take. They are whole or gone: a want of memory ends all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,12 +105,9 @@ impl ControlGroup {
         self.write("cgroup.procs", &pid.as_raw_nonzero().to_string())
     }
 
-    /// Ends all that is in it; an empty one has nothing to end.
+    /// Ends all that is in it.
     pub(crate) fn kill(&self) {
-        if let Err(error) = self.write("cgroup.kill", "1") {
-            let path = self.path.display();
-            tracing::warn!(%path, %error, "a control group's processes are not ended");
-        }
+        kill(&self.path);
     }
 
     pub(super) fn write(&self, file: &str, value: &str) -> io::Result<()> {
@@ -126,18 +128,52 @@ impl Drop for ControlGroup {
     }
 }
 
-/// Removes an empty group; what cannot be removed is said, and gone at the next start.
+/// Ends all that is in a group; an empty one has nothing to end.
+pub(super) fn kill(path: &Path) {
+    if let Err(error) = fs::write(path.join("cgroup.kill"), "1") {
+        let path = path.display();
+        tracing::warn!(%path, %error, "a control group's processes are not ended");
+    }
+}
+
+/// Removes a group whose processes have ended; what cannot be removed is said, and gone at the next
+/// start.
 pub(super) fn remove(path: &Path) {
-    for tried in 0..=REMOVALS {
-        match fs::remove_dir(path) {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && tried < REMOVALS => {
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                let path = path.display();
-                return tracing::warn!(%path, %error, "a control group is left behind");
-            }
-            _ => return,
+    let mut removed = fs::remove_dir(path);
+    let busy = |error: &io::Error| error.kind() == io::ErrorKind::ResourceBusy;
+    if removed.as_ref().is_err_and(busy) && is_left(path) {
+        removed = fs::remove_dir(path);
+    }
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            let path = path.display();
+            tracing::warn!(%path, %error, "a control group is left behind");
+        }
+        _ => {}
+    }
+}
+
+/// Waits until the last process has left a group; false: not in time.
+fn is_left(path: &Path) -> bool {
+    let until = Instant::now() + LEAVING;
+    let Ok(events) = File::open(path.join("cgroup.events")) else {
+        return false;
+    };
+    loop {
+        // What is read says from when on a change is an event.
+        let mut text = [0; 64];
+        let length = events.read_at(&mut text, 0).unwrap_or(0);
+        let text = str::from_utf8(&text[..length]).unwrap_or_default();
+        if admission::number(text, "populated") == Some(0) {
+            return true;
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        let Ok(timeout) = Timespec::try_from(left) else {
+            return false;
+        };
+        let mut changed = [PollFd::new(&events, PollFlags::PRI)];
+        if left.is_zero() || event::poll(&mut changed, Some(&timeout)).is_err() {
+            return false;
         }
     }
 }

@@ -14,7 +14,7 @@
 //! image is the first reader's, which gives it up when it needs the room.
 
 use crate::machine::control_group::{
-    ControlGroup, GroupError, GroupLimits, MOST_WEIGHT, PERIOD_US, WEIGHT, remove,
+    ControlGroup, GroupError, GroupLimits, MOST_WEIGHT, PERIOD_US, WEIGHT, kill, remove,
 };
 use crate::machine::group::{GroupRules, MachineSize, VmGroup};
 use control::{CgroupMode, CgroupSite, NoCgroups};
@@ -273,7 +273,7 @@ fn clear(base: &Path) {
     let mut removed = 0;
     for group in groups {
         // Its processes have ended, or been ended by their notes; this is for one without a note.
-        let _ = fs::write(group.path().join("cgroup.kill"), "1");
+        kill(&group.path());
         remove(&group.path());
         removed += 1;
     }
