@@ -121,16 +121,21 @@ impl FarEnd {
 }
 
 fn exchange(reader: &mut impl Read, writer: &mut impl Write, work: NetWork) -> Result<()> {
-    let mut piece = vec![0; PIECE];
+    let mut piece = vec![b'x'; PIECE];
     let mut acknowledgement = [0];
+    let most = |left: u64| usize::try_from(left).unwrap_or(PIECE).min(PIECE);
     match work {
-        NetWork::Download(bytes) => {
-            std::io::copy(&mut std::io::repeat(b'x').take(bytes), writer)?;
+        NetWork::Download(mut left) => {
+            while left > 0 {
+                let most = most(left);
+                writer.write_all(&piece[..most])?;
+                left -= most as u64;
+            }
             reader.read_exact(&mut acknowledgement)?;
         }
         NetWork::Upload(mut left) => {
             while left > 0 {
-                let most = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+                let most = most(left);
                 match reader.read(&mut piece[..most])? {
                     0 => bail!("The guest ended {left} bytes early"),
                     got => left -= u64::try_from(got)?,

@@ -227,11 +227,11 @@ impl<S: Read + Write> MeasuredGuest<'_, S> {
 
 /// Has the guest do it; how long the far end says that it took.
 fn done<S: Read + Write>(work: NetWork, agent: &mut AgentClient<S>, far: &FarEnd) -> Result<u64> {
-    let address = far.address();
-    let words = format!("python3\n-c\n{}\n{}\n{work}", address.ip(), address.port());
-    let words = words.replace(' ', "\n");
-    let mut argv: Vec<&[u8]> = words.split('\n').map(str::as_bytes).collect();
-    argv.insert(2, PROGRAM.as_bytes());
+    let (address, asked) = (far.address(), work.to_string());
+    let (ip, port) = (address.ip().to_string(), address.port().to_string());
+    let mut argv = vec!["python3", "-c", PROGRAM, &ip, &port];
+    argv.extend(asked.split(' '));
+    let argv: Vec<&[u8]> = argv.into_iter().map(str::as_bytes).collect();
     std::thread::scope(|scope| {
         let served = scope.spawn(|| far.serve(work));
         let ran = agent.run(&argv)?;
