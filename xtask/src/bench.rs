@@ -158,8 +158,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
             counted,
             wall,
             peers,
-        } => lab(only, (!wall, !counted), peers),
-        BenchCommand::Net { peers } => lab(&["net".into()], (true, false), peers),
+        } => some(only, (!wall, !counted), peers),
+        BenchCommand::Net { peers } => some(&["net".into()], (true, false), peers),
         BenchCommand::All { peers } => all(peers),
         BenchCommand::Targets { results: None } => all(&PeerPrograms::default()),
         BenchCommand::Report { results } => RecordReader::ensure()?.report(results),
@@ -189,7 +189,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
 }
 
 /// These parts in the labs, the report and the targets.
-fn lab(only: &[String], passes: (bool, bool), peers: &PeerPrograms) -> Result<ExitCode> {
+fn some(only: &[String], passes: (bool, bool), peers: &PeerPrograms) -> Result<ExitCode> {
     let programs = SuitePrograms::ensure()?;
     let results = ResultsFolder::create()?;
     let failed = in_labs(&results, only, passes, peers)?;

@@ -108,21 +108,21 @@ impl Sandbox {
             },
         );
         made?;
-        let _turn = self.trust_turn.lock().await;
-        let policy = self.egress.borrow().clone();
-        self.entrust(&policy).await.map_err(|error| {
+        self.entrust().await.map_err(|error| {
             EngineError::Conflict(format!(
                 "{error}. The policy is in force, and requests to hosts with headers fail: repeat it"
             ))
         })
     }
 
-    /// Has the guest trust what the headers of a policy need; nothing if it has none.
+    /// Has the guest trust what the headers of its present policy need; nothing if it has none.
     ///
     /// # Errors
     /// Why it does not.
-    pub(crate) async fn entrust(&self, policy: &EgressPolicy) -> Result<(), String> {
-        match policy.trusted() {
+    pub(crate) async fn entrust(&self) -> Result<(), String> {
+        let _turn = self.trust_turn.lock().await;
+        let authority = self.egress.borrow().trusted().cloned();
+        match authority {
             Some(authority) => trust(&self.link, &authority.certificate).await,
             None => Ok(()),
         }
@@ -131,8 +131,7 @@ impl Sandbox {
     /// The same for a machine that goes on where it may not have trusted it yet. What fails is told
     /// to the sandbox's user.
     pub(crate) async fn entrust_again(&self) {
-        let policy = self.egress.borrow().clone();
-        if let Err(error) = self.entrust(&policy).await {
+        if let Err(error) = self.entrust().await {
             tracing::warn!(sandbox_id = self.id, error, "no certificate authority");
             let message = "the guest may not trust its certificate authority";
             let fields = vec![("error", error)];

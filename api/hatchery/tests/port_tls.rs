@@ -42,11 +42,7 @@ async fn secure(protocols: &[&[u8]]) -> u16 {
             let Ok(mut stream) = acceptor.accept(stream).await else {
                 return;
             };
-            let mut asked = Vec::new();
-            while !asked.ends_with(b"\r\n\r\n") {
-                asked.push(stream.read_u8().await.unwrap());
-            }
-            let asked = String::from_utf8(asked).unwrap();
+            let asked = head(&mut stream).await;
             if asked.to_ascii_lowercase().contains("upgrade: websocket") {
                 let changed = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
                                Connection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n";

@@ -114,25 +114,19 @@ async fn ask(
         request = request.header(*name, *value);
     }
     let response = if http2 {
-        let request = request.uri(format!("https://{host}{path}"));
+        let request = request.uri(format!("https://{host}{path}")).body(body);
         let made = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await;
         let (mut sender, connection) = made.unwrap();
         tokio::spawn(connection);
-        sender
-            .send_request(request.body(body).unwrap())
-            .await
-            .unwrap()
+        sender.send_request(request.unwrap()).await
     } else {
-        let request = request.uri(path).header("host", host);
+        let request = request.uri(path).header("host", host).body(body);
         let made = hyper::client::conn::http1::handshake(stream).await;
         let (mut sender, connection) = made.unwrap();
         tokio::spawn(connection);
-        sender
-            .send_request(request.body(body).unwrap())
-            .await
-            .unwrap()
+        sender.send_request(request.unwrap()).await
     };
-    let (head, body) = response.into_parts();
+    let (head, body) = response.unwrap().into_parts();
     let answer = Answer {
         status: head.status.as_u16(),
         headers: head.headers,

@@ -342,6 +342,14 @@ mod test {
         AllowTarget, MAX_ALLOW_OUT, MAX_DENY_OUT, MAX_DOMAIN_BYTES, MAX_OPENINGS,
     };
 
+    /// A message of this size goes through the socket, and is what it was.
+    fn arrives(request: &NetRequest) {
+        let (service, process) = crate::pair().unwrap();
+        crate::send(&service, request, &[]).unwrap();
+        let (got, _) = crate::recv::<NetRequest>(&process).unwrap().unwrap();
+        assert_eq!(got, *request);
+    }
+
     #[test]
     fn the_standard_wire_is_valid() {
         NetSpec::standard("abc").check().unwrap();
@@ -403,11 +411,7 @@ mod test {
             ..NetSpec::standard(&"a".repeat(MAX_ID))
         };
         spec.check().unwrap();
-        let (service, process) = crate::pair().unwrap();
-        let request = NetRequest::Configure(Box::new(spec));
-        crate::send(&service, &request, &[]).unwrap();
-        let (got, _) = crate::recv::<NetRequest>(&process).unwrap().unwrap();
-        assert_eq!(got, request);
+        arrives(&NetRequest::Configure(Box::new(spec)));
     }
 
     #[test]
@@ -426,10 +430,6 @@ mod test {
             hosts: (0..MAX_RULE_HOSTS).map(host).collect(),
         };
         rules.check().unwrap();
-        let (service, process) = crate::pair().unwrap();
-        let request = NetRequest::HeaderRules(Box::new(rules));
-        crate::send(&service, &request, &[]).unwrap();
-        let (got, _) = crate::recv::<NetRequest>(&process).unwrap().unwrap();
-        assert_eq!(got, request);
+        arrives(&NetRequest::HeaderRules(Box::new(rules)));
     }
 }

@@ -2,10 +2,11 @@
 
 use crate::interception::Interception;
 use crate::net_stack::NetStack;
+use crate::reply::ipv4_header;
 use control::{NetPolicy, NetSpec};
 use rustix::net::{RecvFlags, recv};
 use smoltcp::phy::ChecksumCapabilities;
-use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv4Repr, Ipv6Packet, Ipv6Repr};
+use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv6Packet, Ipv6Repr};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -101,13 +102,7 @@ fn frame(kind: u8, body: &[u8], spec: &NetSpec, servers: [SocketAddr; 2]) -> Vec
     }
     match (kind & 7, spec.ipv6) {
         (3.., _) => {
-            let head = Ipv4Repr {
-                src_addr: spec.guest,
-                dst_addr: to,
-                next_header: protocol,
-                payload_len: body.len(),
-                hop_limit: 64,
-            };
+            let head = ipv4_header(spec.guest, to, protocol, body.len());
             let mut bytes = [0; 20];
             let mut packet = Ipv4Packet::new_unchecked(&mut bytes[..]);
             head.emit(&mut packet, &ChecksumCapabilities::default());

@@ -254,11 +254,12 @@ impl NetStack {
 #[cfg(test)]
 mod test {
     use super::*;
+    use crate::reply::ipv4_header;
     use crate::reserved::is_reserved;
     use control::{GATEWAY_IPV4, GUEST_IPV4};
     use rustix::net::{RecvFlags, recv};
     use smoltcp::phy::ChecksumCapabilities;
-    use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv4Repr, TcpPacket};
+    use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpPacket};
     use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
 
     const FIN: u8 = 1;
@@ -293,13 +294,7 @@ mod test {
 
         fn send(&mut self, to: Ipv4Addr, protocol: IpProtocol, body: &[u8]) {
             let wire = self.stack.ctx.wire;
-            let head = Ipv4Repr {
-                src_addr: GUEST_IPV4,
-                dst_addr: to,
-                next_header: protocol,
-                payload_len: body.len(),
-                hop_limit: 64,
-            };
+            let head = ipv4_header(GUEST_IPV4, to, protocol, body.len());
             let mut bytes = [0; 20];
             let mut packet = Ipv4Packet::new_unchecked(&mut bytes[..]);
             head.emit(&mut packet, &ChecksumCapabilities::default());

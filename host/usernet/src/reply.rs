@@ -214,7 +214,13 @@ pub(crate) fn udp(
     });
 }
 
-fn ipv4_header(from: Ipv4Addr, to: Ipv4Addr, protocol: IpProtocol, payload: usize) -> Ipv4Repr {
+/// The header of a packet with so many bytes behind it.
+pub(crate) fn ipv4_header(
+    from: Ipv4Addr,
+    to: Ipv4Addr,
+    protocol: IpProtocol,
+    payload: usize,
+) -> Ipv4Repr {
     Ipv4Repr {
         src_addr: from,
         dst_addr: to,

@@ -383,11 +383,12 @@ fn has_opened(socket: &Socket<'_>) -> bool {
 mod test {
     use super::*;
     use crate::inbound::WireAddresses;
+    use crate::reply::ipv4_header;
     use crate::sniff::test::hello;
     use control::{NetPolicy, NetSpec};
     use smoltcp::phy::ChecksumCapabilities;
     use smoltcp::wire::{
-        IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber,
+        IpAddress, IpProtocol, Ipv4Packet, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber,
         TcpTimestampRepr,
     };
     use std::io::Read;
@@ -412,13 +413,7 @@ mod test {
         let SocketAddr::V4(v4) = to else {
             unreachable!()
         };
-        let head = Ipv4Repr {
-            src_addr: spec.guest,
-            dst_addr: *v4.ip(),
-            next_header: IpProtocol::Tcp,
-            payload_len: repr.buffer_len(),
-            hop_limit: 64,
-        };
+        let head = ipv4_header(spec.guest, *v4.ip(), IpProtocol::Tcp, repr.buffer_len());
         let mut bytes = vec![0; 20 + repr.buffer_len()];
         let checksums = ChecksumCapabilities::default();
         head.emit(&mut Ipv4Packet::new_unchecked(&mut bytes[..]), &checksums);

@@ -35,7 +35,8 @@ use watch::{FileWatch, PairStamp};
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
 /// What is spoken inside, the better one first (RFC 7301).
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
-/// Between two looks at the files.
+/// Between two looks at the files. No event tells of a link whose target is another one now, or of
+/// a volume that another machine writes; and a certificate ends without any.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// For a client that begins with a method of HTTP, and not with a record of TLS.

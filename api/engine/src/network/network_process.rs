@@ -120,8 +120,8 @@ impl NetworkProcess {
                 .process_group(0)
                 .kill_on_drop(true)
                 .spawn()?;
-            if let Some((group, id)) = group.0.as_ref().zip(child.id()) {
-                let pid = i32::try_from(id).ok().and_then(Pid::from_raw);
+            if let Some(group) = &group.0 {
+                let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
                 group.take(pid.ok_or(io::ErrorKind::NotFound)?)?;
             }
             if let Some(log) = child.stderr.take() {
@@ -130,11 +130,11 @@ impl NetworkProcess {
             let control = ready::for_input(ours)?;
             Ok((child, control))
         };
-        let started = start().map_err(|source| NetworkError::Start {
+        let (child, control) = start().map_err(|source| NetworkError::Start {
             program: program.display().to_string(),
             source,
-        });
-        started.map(|(child, control)| Self {
+        })?;
+        Ok(Self {
             child,
             control,
             group,

@@ -212,9 +212,8 @@ fn authorize(asked: &mut AskedSandbox) -> Result<(), EngineError> {
 
 /// Has the guest trust what its headers need.
 async fn entrust(sandbox: &Sandbox, timings: &mut StepTimings) -> Result<(), EngineError> {
-    let egress = &sandbox.facts.egress;
-    if egress.trusted().is_some() {
-        let entrusted = sandbox.entrust(egress).await;
+    if sandbox.facts.egress.trusted().is_some() {
+        let entrusted = sandbox.entrust().await;
         entrusted.map_err(EngineError::StartFailed)?;
         timings.step("trust");
     }
