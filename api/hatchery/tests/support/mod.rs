@@ -6,6 +6,7 @@
     reason = "clippy only knows test functions, not their helpers"
 )]
 
+pub(crate) mod envd;
 pub(crate) mod programs;
 pub(crate) mod told;
 
